@@ -1,0 +1,70 @@
+"""Time as a seam: the wall clock of this machine, and a manual twin for tests and simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from typing import Protocol
+
+__all__ = ["Clock", "ManualClock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """What the protocol code may know of time."""
+
+    def unixtime_ms(self) -> int:
+        """Milliseconds since 1970, as this machine believes; may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start; never goes back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` of this clock."""
+
+
+class SystemClock:
+    """The clock of the operating system."""
+
+    def unixtime_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class ManualClock:
+    """A clock that moves only when told to; sleepers wake in the order of their deadlines."""
+
+    def __init__(self, unixtime_ms: int = 1_700_000_000_000) -> None:
+        self._start_ms = unixtime_ms
+        self._now = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._ticket = 0
+
+    def unixtime_ms(self) -> int:
+        return self._start_ms + int(self._now * 1000)
+
+    def monotonic(self) -> float:
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        self._ticket += 1
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now + seconds, self._ticket, future))
+        await future
+
+    def advance(self, seconds: float) -> None:
+        """Move the time forward and wake every sleeper whose deadline has passed."""
+        self._now += seconds
+        while self._sleepers and self._sleepers[0][0] <= self._now:
+            future = heapq.heappop(self._sleepers)[2]
+            if not future.done():
+                future.set_result(None)
+
+    def set_unixtime_ms(self, unixtime_ms: int) -> None:
+        """Let the wall clock jump; the monotonic clock does not."""
+        self._start_ms = unixtime_ms - int(self._now * 1000)

@@ -1,0 +1,55 @@
+"""Names of tenants, buckets and objects, and the partition that an object's name falls into."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from coffre.cluster.errors import InvalidArgument
+
+__all__ = ["KEY_BYTES_MAX", "ObjectName", "check_bucket", "check_tenant", "partition_of"]
+
+KEY_BYTES_MAX = 1024
+_LABEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,61}[a-z0-9]|[a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """Where an object is: (tenant, bucket, key). The key is any 1 to 1,024 bytes of UTF-8."""
+
+    tenant: str
+    bucket: str
+    key: str
+
+    def __post_init__(self) -> None:
+        check_tenant(self.tenant)
+        check_bucket(self.bucket)
+        try:
+            size_bytes = len(self.key.encode())
+        except UnicodeEncodeError:
+            raise InvalidArgument("a key must be valid Unicode; this one has a lone surrogate") from None
+        if not 1 <= size_bytes <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes of UTF-8; this one has {size_bytes}")
+
+    def context(self) -> bytes:
+        """Unambiguous bytes for key derivation and authentication: no two names share them."""
+        bucket, key = self.bucket.encode(), self.key.encode()
+        return b"%s\0%s\0%s" % (self.tenant.encode(), bucket, key)
+
+
+def check_tenant(tenant: str) -> None:
+    """Raise `InvalidArgument` unless `tenant` is a DNS-like label of at most 63 characters."""
+    if not _LABEL.fullmatch(tenant):
+        raise InvalidArgument(f"{tenant!r} is not a tenant name: a-z, 0-9, '-' and '.', at most 63 characters")
+
+
+def check_bucket(bucket: str) -> None:
+    """Raise `InvalidArgument` unless `bucket` is a DNS-like label of at most 63 characters."""
+    if not _LABEL.fullmatch(bucket):
+        raise InvalidArgument(f"{bucket!r} is not a bucket name: a-z, 0-9, '-' and '.', at most 63 characters")
+
+
+def partition_of(name: ObjectName, partitions: int) -> int:
+    """The hash slot (0..partitions-1) of an object: BLAKE2b-64 of its name, modulo the number of slots."""
+    return int.from_bytes(blake2b(name.context(), digest_size=8).digest(), "big") % partitions

@@ -1,0 +1,108 @@
+"""How a client or a repairer talks to a node: the seam, and what both of its twins share.
+
+`GrpcTransport` (coffre.cluster.grpc_transport) is the real one; `LoopbackTransport` hands messages to node
+handlers in the same process, for tests and simulation. Both pass tests/contract/test_transport.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from coffre.cluster.errors import Unavailable
+from coffre.cluster.identity import Identity
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["LoopbackTransport", "NodeHandler", "Transport"]
+
+
+class Transport(Protocol):
+    """Calls to nodes by their number in the cluster map.
+
+    Every method raises `CoffreError`: retryable ones when the node cannot be reached or does not answer within
+    `timeout` seconds, permanent ones when it refuses.
+    """
+
+    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply: ...
+
+    async def write_shard(
+        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+    ) -> pb.WriteShardReply: ...
+
+    def read_shard(
+        self, node: int, request: pb.ReadShardRequest, timeout: float
+    ) -> AsyncIterator[pb.ReadShardReply]: ...
+
+    async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None: ...
+
+    async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply: ...
+
+    async def status(self, node: int, timeout: float) -> pb.StatusReply: ...
+
+    async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply: ...
+
+    async def close(self) -> None: ...
+
+
+class NodeHandler(Protocol):
+    """What a node does with a request once its sender is known. The gRPC servicer is a thin coat over it."""
+
+    async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply: ...
+
+    async def write_shard(
+        self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
+    ) -> pb.WriteShardReply: ...
+
+    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[pb.ReadShardReply]: ...
+
+    async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
+
+    async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply: ...
+
+    async def status(self, peer: Identity) -> pb.StatusReply: ...
+
+    async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply: ...
+
+
+class LoopbackTransport:
+    """Hands requests to handlers in this process, under one identity. Nodes in `down` do not answer."""
+
+    def __init__(self, identity: Identity, handlers: Mapping[int, NodeHandler]) -> None:
+        self._identity = identity
+        self._handlers = handlers
+        self.down: set[int] = set()
+
+    def _handler(self, node: int) -> NodeHandler:
+        handler = self._handlers.get(node)
+        if handler is None or node in self.down:
+            raise Unavailable(f"node {node} does not answer")
+        return handler
+
+    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+        return await self._handler(node).batch(self._identity, request)
+
+    async def write_shard(
+        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+    ) -> pb.WriteShardReply:
+        return await self._handler(node).write_shard(self._identity, requests)
+
+    async def read_shard(
+        self, node: int, request: pb.ReadShardRequest, timeout: float
+    ) -> AsyncIterator[pb.ReadShardReply]:
+        async for reply in self._handler(node).read_shard(self._identity, request):
+            yield reply
+
+    async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
+        await self._handler(node).drop_shard(self._identity, request)
+
+    async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
+        return await self._handler(node).list(self._identity, request)
+
+    async def status(self, node: int, timeout: float) -> pb.StatusReply:
+        return await self._handler(node).status(self._identity)
+
+    async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
+        return await self._handler(node).get_map(self._identity, request)
+
+    async def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Regenerates the committed stubs from coffre.proto. Run through `make proto`.
+set -eu
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+"$python" -m grpc_tools.protoc -I. \
+    --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. \
+    coffre/proto/coffre.proto
