@@ -1,0 +1,214 @@
+"""The one exception tree of Coffre.
+
+::
+
+    CoffreError
+     ├── PermanentError                 trying again unchanged gives the same answer
+     │    ├── InvalidArgument           a name, size or option that cannot be
+     │    ├── NotFound                  no such object, version or bucket
+     │    ├── AlreadyExists             create-only, and it exists
+     │    ├── Conflict                  the condition of a conditional write does not hold
+     │    ├── PermissionDenied          this certificate may not do that
+     │    ├── Unauthenticated           no certificate that the cluster knows
+     │    ├── KeyUnavailable            the key that wraps this object's data key is not at hand
+     │    ├── IntegrityError            the bytes were found, and none of them verify
+     │    ├── ConfigurationError        a file or setting of this member is wrong
+     │    ├── PolicyViolation           no placement satisfies the storage policy
+     │    ├── Unsupported               the other side does not know this operation or format
+     │    └── InternalError             a bug; please report it
+     └── RetryableError                 the same call may succeed later
+          ├── Unavailable               too few nodes answer; nothing was written
+          │    └── OutcomeUnknown       too few nodes answer to say whether the write stands
+          ├── DeadlineExceeded          not within the time given
+          ├── ResourceExhausted         a disk or a queue is full
+          ├── StaleMap                  this member and a node hold different cluster maps
+          ├── ClockSkew                 this member's clock runs ahead of the node's
+          └── Cancelled                 the call was cancelled
+"""
+
+from __future__ import annotations
+
+import grpc
+
+__all__ = [
+    "AlreadyExists",
+    "Cancelled",
+    "ClockSkew",
+    "CoffreError",
+    "ConfigurationError",
+    "Conflict",
+    "DeadlineExceeded",
+    "IntegrityError",
+    "InternalError",
+    "InvalidArgument",
+    "KeyUnavailable",
+    "NotFound",
+    "OutcomeUnknown",
+    "PermanentError",
+    "PermissionDenied",
+    "PolicyViolation",
+    "ResourceExhausted",
+    "RetryableError",
+    "StaleMap",
+    "Unauthenticated",
+    "Unavailable",
+    "Unsupported",
+    "error_of_status",
+]
+
+
+class CoffreError(Exception):
+    """Any error that Coffre raises on purpose. `code` is its gRPC status on the wire (0: never travels)."""
+
+    code: int = 0
+
+
+class PermanentError(CoffreError):
+    """Trying again unchanged gives the same answer."""
+
+
+class RetryableError(CoffreError):
+    """The same call may succeed later."""
+
+
+def _code(status: grpc.StatusCode) -> int:
+    number: int = status.value[0]
+    return number
+
+
+class InvalidArgument(PermanentError):
+    """A name, size or option that cannot be."""
+
+    code = _code(grpc.StatusCode.INVALID_ARGUMENT)
+
+
+class NotFound(PermanentError):
+    """No such object, version or bucket."""
+
+    code = _code(grpc.StatusCode.NOT_FOUND)
+
+
+class AlreadyExists(PermanentError):
+    """Create-only, and it exists."""
+
+    code = _code(grpc.StatusCode.ALREADY_EXISTS)
+
+
+class Conflict(PermanentError):
+    """The condition of a write does not hold: a newer version stands in the way, or this one was given up."""
+
+    code = _code(grpc.StatusCode.ABORTED)
+
+
+class PermissionDenied(PermanentError):
+    """This certificate may not do that."""
+
+    code = _code(grpc.StatusCode.PERMISSION_DENIED)
+
+
+class Unauthenticated(PermanentError):
+    """No certificate that the cluster knows."""
+
+    code = _code(grpc.StatusCode.UNAUTHENTICATED)
+
+
+class KeyUnavailable(PermanentError):
+    """The key that wraps this object's data key is not at hand. Raised by the client alone."""
+
+
+class IntegrityError(PermanentError):
+    """The bytes were found, and none of them verify."""
+
+    code = _code(grpc.StatusCode.DATA_LOSS)
+
+
+class ConfigurationError(PermanentError):
+    """A file or setting of this member is wrong. Raised locally alone."""
+
+
+class PolicyViolation(PermanentError):
+    """No placement satisfies the storage policy, or the one given breaks it."""
+
+    code = _code(grpc.StatusCode.FAILED_PRECONDITION)
+
+
+class Unsupported(PermanentError):
+    """The other side does not know this operation or format."""
+
+    code = _code(grpc.StatusCode.UNIMPLEMENTED)
+
+
+class InternalError(PermanentError):
+    """A bug; please report it."""
+
+    code = _code(grpc.StatusCode.INTERNAL)
+
+
+class Unavailable(RetryableError):
+    """Too few nodes answer; nothing was written, and nothing will appear later."""
+
+    code = _code(grpc.StatusCode.UNAVAILABLE)
+
+
+class OutcomeUnknown(Unavailable):
+    """Too few nodes answer to say whether the write stands; read the object to find out."""
+
+    code = 0
+
+
+class DeadlineExceeded(RetryableError):
+    """Not within the time given."""
+
+    code = _code(grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class ResourceExhausted(RetryableError):
+    """A disk or a queue is full."""
+
+    code = _code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+class StaleMap(RetryableError):
+    """This member and a node hold different cluster maps."""
+
+    code = _code(grpc.StatusCode.OUT_OF_RANGE)
+
+
+class ClockSkew(RetryableError):
+    """This member's clock runs ahead of the node's. Nothing else of Coffre's travels as UNKNOWN."""
+
+    code = _code(grpc.StatusCode.UNKNOWN)
+
+
+class Cancelled(RetryableError):
+    """The call was cancelled."""
+
+    code = _code(grpc.StatusCode.CANCELLED)
+
+
+_BY_CODE: dict[int, type[CoffreError]] = {
+    cls.code: cls
+    for cls in (
+        AlreadyExists,
+        Cancelled,
+        ClockSkew,
+        Conflict,
+        DeadlineExceeded,
+        IntegrityError,
+        InternalError,
+        InvalidArgument,
+        NotFound,
+        PermissionDenied,
+        PolicyViolation,
+        ResourceExhausted,
+        StaleMap,
+        Unauthenticated,
+        Unavailable,
+        Unsupported,
+    )
+}
+
+
+def error_of_status(code: int, detail: str) -> CoffreError:
+    """Return the error that gRPC status `code` (1..16) stands for, with `detail` as its text."""
+    return _BY_CODE[code](detail)
