@@ -5,6 +5,7 @@
     CoffreError
      ├── PermanentError                 trying again unchanged gives the same answer
      │    ├── InvalidArgument           a name, size or option that cannot be
+     │    │    └── PolicyViolation      no placement satisfies the storage policy, or the one given breaks it
      │    ├── NotFound                  no such object, version or bucket
      │    ├── AlreadyExists             create-only, and it exists
      │    ├── Conflict                  the condition of a conditional write does not hold
@@ -13,7 +14,6 @@
      │    ├── KeyUnavailable            the key that wraps this object's data key is not at hand
      │    ├── IntegrityError            the bytes were found, and none of them verify
      │    ├── ConfigurationError        a file or setting of this member is wrong
-     │    ├── PolicyViolation           no placement satisfies the storage policy
      │    ├── Unsupported               the other side does not know this operation or format
      │    └── InternalError             a bug; please report it
      └── RetryableError                 the same call may succeed later
@@ -82,6 +82,10 @@ class InvalidArgument(PermanentError):
     code = _code(grpc.StatusCode.INVALID_ARGUMENT)
 
 
+class PolicyViolation(InvalidArgument):
+    """No placement satisfies the storage policy, or the one given breaks it. Travels as INVALID_ARGUMENT."""
+
+
 class NotFound(PermanentError):
     """No such object, version or bucket."""
 
@@ -126,12 +130,6 @@ class ConfigurationError(PermanentError):
     """A file or setting of this member is wrong. Raised locally alone."""
 
 
-class PolicyViolation(PermanentError):
-    """No placement satisfies the storage policy, or the one given breaks it."""
-
-    code = _code(grpc.StatusCode.FAILED_PRECONDITION)
-
-
 class Unsupported(PermanentError):
     """The other side does not know this operation or format."""
 
@@ -171,13 +169,13 @@ class ResourceExhausted(RetryableError):
 class StaleMap(RetryableError):
     """This member and a node hold different cluster maps."""
 
-    code = _code(grpc.StatusCode.OUT_OF_RANGE)
+    code = _code(grpc.StatusCode.FAILED_PRECONDITION)
 
 
 class ClockSkew(RetryableError):
-    """This member's clock runs ahead of the node's. Nothing else of Coffre's travels as UNKNOWN."""
+    """This member's clock runs ahead of the node's."""
 
-    code = _code(grpc.StatusCode.UNKNOWN)
+    code = _code(grpc.StatusCode.OUT_OF_RANGE)
 
 
 class Cancelled(RetryableError):
@@ -199,14 +197,13 @@ _BY_CODE: dict[int, type[CoffreError]] = {
         InvalidArgument,
         NotFound,
         PermissionDenied,
-        PolicyViolation,
         ResourceExhausted,
         StaleMap,
         Unauthenticated,
         Unavailable,
         Unsupported,
     )
-}
+} | {_code(grpc.StatusCode.UNKNOWN): InternalError}
 
 
 def error_of_status(code: int, detail: str) -> CoffreError:
