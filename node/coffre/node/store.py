@@ -1,0 +1,282 @@
+"""The store of one node as a seam: an index of versions, and the bytes of their shards.
+
+`LmdbStore` (coffre.node.lmdb_store) keeps them on a disk; `MemoryStore` (coffre.node.memory_store) keeps them in
+memory, for tests and simulation, and can forget what was not synced. Both pass tests/contract/test_shard_store.py.
+
+What a node may do to a version is decided in coffre.node.votes, which both share; docs/consistency.md says why.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coffre.cluster.errors import CoffreError
+from coffre.cluster.names import ObjectName
+
+__all__ = [
+    "Abort",
+    "Accept",
+    "Listing",
+    "ListingEntry",
+    "Mutation",
+    "Outcome",
+    "PartitionDigest",
+    "PartitionRow",
+    "QueueRepair",
+    "Settle",
+    "ShardStore",
+    "StagedShard",
+    "StagedWriter",
+    "State",
+    "StoreOptions",
+    "StoreStatus",
+    "StoredCell",
+    "StoredVersion",
+]
+
+
+class State(enum.IntEnum):
+    """How far a version has come on this node; the numbers are those of the wire (coffre.v1.State)."""
+
+    ACCEPTED = 1
+    LOCKED = 2
+    SETTLED = 3
+    ABORTED = 4
+
+
+# ------------------------------------------------------------------ mutations
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Store a version. `manifest` and `mac` are kept as they are; stamp, kind and data id were read from them."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+    tombstone: bool
+    data_id: bytes
+    manifest: bytes
+    mac: bytes
+    placement: tuple[int, ...]
+    shard_index: int | None  # None: the manifest alone
+    cell: bytes = b""  # the shard, when it is one cell and not staged
+    cell_crc: int = 0
+    staged: bool = False  # the shard was staged before, under (tenant, data_id, shard_index)
+    lock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Vote that a version is given up."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Note that a version is established. Does not ask for a sync of its own."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+    placement: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRepair:
+    """Remember that a shard of this version, here or elsewhere, is damaged or missing."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+    shard_index: int
+
+
+Mutation = Accept | Abort | Settle | QueueRepair
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one mutation. `error` is None when it was done; `state` is the node's vote now."""
+
+    state: State | None = None
+    error: CoffreError | None = None
+    newest_stamp: bytes = b""  # the newer stamp that stood in the way of an Accept
+
+
+# ------------------------------------------------------------------ reads
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCell:
+    """One cell, verified against `crc` when it was read."""
+
+    segment: int
+    crc: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """One version as this node has it. ABORTED versions have a stamp alone."""
+
+    state: State
+    stamp: bytes
+    tombstone: bool = False
+    manifest: bytes = b""
+    mac: bytes = b""
+    placement: tuple[int, ...] = ()
+    shard_index: int | None = None
+    shard_bytes: int = 0
+    cell: StoredCell | None = None  # when asked for, whole, and undamaged
+    damaged: bool = False  # the shard or the manifest is here and does not verify
+
+
+@dataclass(frozen=True, slots=True)
+class ListingEntry:
+    """A key with its versions down to the newest settled one, or a common prefix with the first live key below."""
+
+    key: str
+    versions: tuple[StoredVersion, ...]
+    common_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page in key order (by UTF-8 bytes). `more`: entries follow the last one."""
+
+    entries: tuple[ListingEntry, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDigest:
+    """Order-free digest (XOR of BLAKE2b-128 over name, stamp and kind) of the non-aborted versions of a partition."""
+
+    digest: bytes = bytes(16)
+    versions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRow:
+    """One key of a partition, with every version held here (cells left out)."""
+
+    name: ObjectName
+    versions: tuple[StoredVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Counters of a store. `writable` is False while free space is below the reserve."""
+
+    objects: int = 0
+    shards: int = 0
+    live_bytes: int = 0
+    disk_bytes: int = 0
+    free_bytes: int = 0
+    writable: bool = True
+    damaged: int = 0
+    repair_queue: int = 0
+    syncs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagedShard:
+    """A shard that was streamed, verified and synced, but belongs to no version yet."""
+
+    cell_count: int
+    size_bytes: int
+    shard_crc: int  # CRC32C over the cells' CRC32Cs (little-endian u32) in order
+
+
+class StagedWriter(Protocol):
+    """Takes the cells of one large shard in order. Bounded memory: `write` returns when the cells are handed on."""
+
+    async def write(self, cells: Sequence[StoredCell]) -> None:
+        """Append cells; their segments go on from the last one by one. Raises `IntegrityError` on a bad CRC,
+        `InvalidArgument` on a gap, `ResourceExhausted` when the disk is full."""
+
+    async def commit(self) -> StagedShard:
+        """Sync, and keep the shard until an `Accept` adopts it, it is dropped, or it expires."""
+
+    async def discard(self) -> None:
+        """Forget the shard and free its space. Harmless after `commit`, which it then does not undo."""
+
+
+# ------------------------------------------------------------------ the store
+
+
+@dataclass(slots=True)
+class StoreOptions:
+    """What a node tells its store. Sizes in bytes, times in seconds."""
+
+    versions_kept: int = 1
+    capacity_bytes: int | None = None  # a quota below the size of the disk
+    reserve_bytes: int = 256 << 20  # free space that only deletes may use
+    volume_bytes: int = 64 << 20
+    staging_expiry: float = 24 * 3600.0
+    map_bytes: int = 16 << 20  # where the LMDB map starts; it grows by itself
+    queue_bytes: int = 64 << 20  # back-pressure: mutations waiting for the disk
+
+
+class ShardStore(Protocol):
+    """Index and volumes of one node. Names come with their tenant, so tenants cannot meet."""
+
+    async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
+        """Decide the mutations in order and return once all of them are durable (group commit across callers;
+        a call of `Settle`s alone may return before its sync). One failing mutation does not touch the others."""
+
+    async def read(
+        self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
+    ) -> tuple[StoredVersion, ...]:
+        """Versions, newest first: down to and with the newest settled one; or `every`; or only `stamp`.
+        ABORTED ones are included. The cell comes along for one-cell shards when asked for."""
+
+    def read_cells(
+        self, name: ObjectName, stamp: bytes, shard_index: int, first_segment: int, segment_count: int
+    ) -> AsyncIterator[Sequence[StoredCell]]:
+        """Cells of a shard in order, verified, in chunks of at most about 1 MiB. `segment_count` 0: to the end.
+        Raises `NotFound` or `IntegrityError` (and queues the shard for repair)."""
+
+    async def list(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        *,
+        after: bytes = b"",
+        after_prefix: bool = False,
+        delimiter: str = "",
+        limit: int = 1000,
+    ) -> Listing:
+        """Keys in order, tombstones and unsettled versions included, keys with ABORTED ones alone left out.
+        With a delimiter, keys are rolled up into common prefixes that have at least one version that is not a
+        tombstone, and a page stays bounded work."""
+
+    async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
+        """Start a large shard."""
+
+    async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
+        """Free a staged shard that no version has adopted; nothing happens when there is none."""
+
+    async def partition_digest(self, partition: int) -> PartitionDigest: ...
+
+    def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+        """Every key of a partition, for repair."""
+
+    def repair_queue(self) -> AsyncIterator[QueueRepair]:
+        """Shards reported as damaged or missing."""
+
+    async def reclaim(self) -> int:
+        """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to do."""
+
+    async def status(self) -> StoreStatus: ...
+
+    async def close(self) -> None:
+        """Finish what was accepted, sync, and let go of the disk. Later calls raise `Unavailable`."""
