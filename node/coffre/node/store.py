@@ -65,7 +65,9 @@ class Accept:
     shard_index: int | None  # None: the manifest alone
     cell: bytes = b""  # the shard, when it is one cell and not staged
     cell_crc: int = 0
-    staged: bool = False  # the shard was staged before, under (tenant, data_id, shard_index)
+    # The shard was staged before, under (tenant, data_id, shard_index). When it is not there: `NotFound`, but with
+    # `lock` the manifest is accepted alone.
+    staged: bool = False
     lock: bool = False
 
 
@@ -108,6 +110,7 @@ class Outcome:
     state: State | None = None
     error: CoffreError | None = None
     newest_stamp: bytes = b""  # the newer stamp that stood in the way of an Accept
+    has_shard: bool = False  # after Accept: this node holds a shard of the version
 
 
 # ------------------------------------------------------------------ reads

@@ -554,12 +554,15 @@ class Outcome(_message.Message):
     NEWEST_STAMP_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    HAS_SHARD_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     detail: _builtins.str
     newest_stamp: _builtins.bytes
     """with ABORTED code: the newer stamp that stood in the way, if that was why"""
     state: Global___State.ValueType
     """after Accept and Abort: what this node's vote is now"""
+    has_shard: _builtins.bool
+    """after Accept: the node holds a shard of the version"""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]: ...
     def __init__(
@@ -570,10 +573,11 @@ class Outcome(_message.Message):
         newest_stamp: _builtins.bytes = ...,
         versions: _abc.Iterable[Global___Version] | None = ...,
         state: Global___State.ValueType = ...,
+        has_shard: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "newest_stamp", b"newest_stamp", "state", b"state", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "has_shard", b"has_shard", "newest_stamp", b"newest_stamp", "state", b"state", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
