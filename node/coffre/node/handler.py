@@ -296,8 +296,8 @@ def _put_outcome(target: pb.Outcome, outcome: Outcome) -> None:
 
 def _put_version(target: pb.Version, version: StoredVersion) -> None:
     target.state = pb.State.ValueType(version.state)
+    target.stamp = version.stamp
     if not version.manifest:
-        target.stamp = version.stamp
         target.damaged = version.damaged
         return
     target.sealed.manifest = version.manifest

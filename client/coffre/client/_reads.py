@@ -1,0 +1,400 @@
+"""The reader's half of the register protocol (docs/consistency.md): find the newest version, and complete it if need be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coffre.client._cells import CellSet, rebuild_cells
+from coffre.client._peers import Peers
+from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._writes import Fate, Quorum, Shards, Writer
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError, Conflict, IntegrityError, Unavailable, error_of_status
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.cluster.versions import Stamp
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Found", "Reader"]
+
+KNOWN_MAX = 65_536
+RESTARTS_MAX = 20
+HELD = (pb.STATE_ACCEPTED, pb.STATE_LOCKED, pb.STATE_SETTLED)
+
+Replies = dict[int, Sequence[pb.Version]]
+
+
+@dataclass(slots=True)
+class Found:
+    """An established version, and what the nodes that were asked said of it."""
+
+    opened: OpenManifest
+    versions: Mapping[int, pb.Version]  # by node number
+    cells: CellSet = field(default_factory=CellSet)
+
+    def placement(self, primaries: Sequence[int]) -> tuple[int, ...]:
+        """The node of each shard: who says to hold it, else the manifest's hint, else the primary."""
+        places = list(primaries)
+        for version in self.versions.values():
+            if len(version.sealed.placement) == len(places) and version.state == pb.STATE_SETTLED:
+                places = list(version.sealed.placement)
+                break
+        for node, version in self.versions.items():
+            if version.HasField("shard_index") and version.shard_index < len(places):
+                places[version.shard_index] = node
+        return tuple(places)
+
+
+class Reader:
+    """Resolves names to established versions."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        quorum: Quorum,
+        partitions: int,
+        sealer: Sealer,
+        writer: Writer,
+        clock: Clock,
+        *,
+        hedge_delay: float,
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._quorum = quorum
+        self._partitions = partitions
+        self._sealer = sealer
+        self._writer = writer
+        self._clock = clock
+        self._hedge_delay = hedge_delay
+        self._known: OrderedDict[ObjectName, bytes] = OrderedDict()
+
+    def note_established(self, name: ObjectName, stamp: Stamp) -> None:
+        """Remember that this client saw `stamp` established; bounded memory."""
+        self._known[name] = max(self._known.pop(name, b""), stamp.to_bytes())
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    async def resolve(self, name: ObjectName, *, want_cell: bool = False) -> Found | None:
+        """Return the newest established version, a tombstone too, or None when there is none.
+
+        Raises `Unavailable` when the nodes that answer cannot show which version is the newest.
+        """
+        replies = await self._collect(name, want_cell=want_cell)
+        if len(replies) >= self._quorum.read:
+            newest = _newest(replies.values())
+            if newest is None:
+                return None
+            if self._is_established(name, newest, replies):
+                found = await self._open(name, newest, replies)
+                if found is not None:
+                    return found
+        for _ in range(RESTARTS_MAX):
+            try:
+                return await self._resolve_slowly(name, want_cell=want_cell)
+            except Conflict:
+                continue  # something newer was settled meanwhile
+        raise Unavailable("the object changes faster than it can be read")
+
+    async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
+        """Return one given version when it is held and established, else None."""
+        primaries = self._writer.primaries(name)
+        replies = await self._ask(primaries, name, want_cell=want_cell, stamp=stamp.to_bytes())
+        self._require_quorum(replies)
+        raw = stamp.to_bytes()
+        holders = _holding(raw, replies)
+        if not holders:
+            return None
+        if self._is_established(name, raw, replies) or len(holders) >= self._quorum.write:
+            return await self._open(name, raw, replies)
+        return None
+
+    async def history(self, name: ObjectName) -> list[Found]:
+        """Every established version that is still held, newest first."""
+        newest = await self.resolve(name)
+        if newest is None:
+            return []
+        primaries = self._writer.primaries(name)
+        replies = await self._ask(primaries, name, every=True)
+        self._require_quorum(replies)
+        top = newest.opened.stamp.to_bytes()
+        stamps = {v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top}
+        history = [newest]
+        for stamp in sorted(stamps, reverse=True):
+            if self._is_established(name, stamp, replies) or len(_holding(stamp, replies)) >= self._quorum.write:
+                found = await self._open(name, stamp, replies)
+                if found is not None:
+                    history.append(found)
+        return history
+
+    # ---------------------------------------------------------------- the fast path
+
+    async def _collect(self, name: ObjectName, *, want_cell: bool) -> Replies:
+        """Ask enough primaries, more when some fail or are slow; return who answered."""
+        primaries = self._writer.primaries(name)
+        order = sorted(primaries, key=lambda node: self._peers[node].suspect)
+        first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
+        gather = _Gather(self._peers, _read_operation(name, want_cell=want_cell))
+        gather.ask(order[:first])
+        spare = order[first:]
+        while True:
+            if gather.answered(self._quorum, want_cell):
+                return gather.replies
+            if not gather.pending and not spare:
+                return gather.replies
+            failures = gather.failures
+            changed = await gather.wait(self._hedge_delay if spare else None)
+            if spare and (not changed or gather.failures > failures or not gather.pending):
+                gather.ask([spare.pop(0)])
+
+    def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
+        if self._known.get(name, b"") == stamp:
+            return True
+        return any(v.stamp == stamp and v.state == pb.STATE_SETTLED for versions in replies.values() for v in versions)
+
+    async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
+        """Open the manifest of `stamp`; replies whose copy does not verify are dropped."""
+        opened: OpenManifest | None = None
+        versions: dict[int, pb.Version] = {}
+        genuine = b""
+        for node, held in _holding(stamp, replies).items():
+            if not held.sealed.manifest:
+                continue  # the node's own copy is damaged
+            if opened is None or held.sealed.manifest != genuine:
+                try:
+                    candidate = await self._sealer.open(name, held.sealed)
+                except IntegrityError:
+                    replies.pop(node)
+                    continue
+                if candidate.stamp.to_bytes() != stamp:
+                    replies.pop(node)
+                    continue
+                opened, genuine = candidate, held.sealed.manifest
+            versions[node] = held
+        if opened is None:
+            return None
+        found = Found(opened, versions)
+        found.cells.add_versions(opened, versions.values())
+        return found
+
+    # ---------------------------------------------------------------- the slow path
+
+    async def _resolve_slowly(self, name: ObjectName, *, want_cell: bool) -> Found | None:
+        primaries = self._writer.primaries(name)
+        order = self._placement.order(partition_of(name, self._partitions))
+        others = [node for node in order if node not in primaries][: self._quorum.n]
+        replies, beyond = await asyncio.gather(
+            self._ask(primaries, name, want_cell=want_cell), self._ask(others, name)
+        )
+        dead: set[bytes] = set()
+        while True:
+            self._require_quorum(replies)
+            stamp = _newest(replies.values(), dead)
+            if stamp is None:
+                return None
+            found = await self._open(name, stamp, replies)
+            if found is None:
+                continue if not _holding(stamp, replies) else _raise_damaged()
+            if self._is_established(name, stamp, replies):
+                return found
+            if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held):
+                fate = await self._writer.give_up(name, found.opened.stamp, primaries)
+                if fate is Fate.UNKNOWN:
+                    raise Unavailable("too few nodes answer to tell whether the newest version stands")
+                if fate is Fate.ESTABLISHED:
+                    return found
+                dead.add(stamp)
+            elif self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
+                dead.add(stamp)
+            else:
+                await self._complete(name, found, replies, beyond)
+                return found
+
+    def _never_acknowledged(
+        self, found: Found, replies: Replies, beyond: Replies, primaries: int, others: int
+    ) -> bool:
+        stamp = found.opened.stamp.to_bytes()
+        silent = primaries - len(replies)
+        if len(_holding(stamp, replies)) + silent < self._quorum.write:
+            return True
+        if found.opened.tombstone:
+            return False
+        shards = _shards_of(stamp, replies) | _shards_of(stamp, beyond)
+        return len(shards) + silent + others - len(beyond) < self._quorum.shards
+
+    async def _complete(self, name: ObjectName, found: Found, replies: Replies, beyond: Replies) -> None:
+        """Lock the version on a majority with enough shards, or raise `Unavailable`; `Conflict` when overtaken."""
+        primaries = self._writer.primaries(name)
+        opened, stamp = found.opened, found.opened.stamp.to_bytes()
+        placement = list(primaries)
+        for node, version in {**_holding(stamp, beyond), **_holding(stamp, replies)}.items():
+            if version.HasField("shard_index"):
+                placement[version.shard_index] = node
+        cells = await self._missing_cells(name, found, primaries) if not opened.tombstone else {}
+        sealed = pb.SealedManifest()
+        sealed.CopyFrom(next(iter(found.versions.values())).sealed)
+        del sealed.placement[:]
+        sealed.placement.extend(() if opened.tombstone else placement)
+        futures = []
+        for node in primaries:
+            accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
+            held = found.versions.get(node)
+            index = placement.index(node) if node in placement else None
+            if index is not None and not opened.tombstone and not (held and held.HasField("shard_index")):
+                if opened.segments > 1:
+                    accept.shard_index, accept.staged = index, True
+                elif index in cells:
+                    accept.shard_index = index
+                    accept.cell, accept.cell_crc = cells[index]
+            futures.append(self._peers[node].writes.submit(pb.Operation(accept=accept)))
+        locked, shards = 0, _shards_of(stamp, beyond)
+        for node, outcome in zip(primaries, await asyncio.gather(*futures, return_exceptions=True), strict=True):
+            if not isinstance(outcome, pb.Outcome):
+                continue
+            if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
+                raise Conflict("a newer version was settled")
+            if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
+                locked += 1
+                if outcome.has_shard and node in placement:
+                    shards.add(placement.index(node))
+        if locked < self._quorum.write or (not opened.tombstone and len(shards) < self._quorum.shards):
+            raise Unavailable("the newest version is not established, and too few nodes answer to complete it")
+        self.note_established(name, opened.stamp)
+        self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
+
+    async def _missing_cells(
+        self, name: ObjectName, found: Found, primaries: Sequence[int]
+    ) -> Mapping[int, tuple[bytes, int]]:
+        """Rebuild the cells that no primary reports, for one-segment objects of which k cells can be had."""
+        opened = found.opened
+        if opened.segments > 1:
+            return {}
+        have = {v.shard_index for v in found.versions.values() if v.HasField("shard_index") and not v.damaged}
+        missing = set(range(self._quorum.n)) - have
+        if not missing:
+            return {}
+        versions = await self._ask(primaries, name, want_cell=True, stamp=opened.stamp.to_bytes())
+        found.cells.add_versions(opened, (v for held in versions.values() for v in held))
+        return rebuild_cells(opened, found.cells, missing)
+
+    # ---------------------------------------------------------------- asking
+
+    async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
+        """Add the cells of a one-segment object that `nodes` hold to `found`."""
+        replies = await self._ask(
+            [node for node in nodes if node in self._peers], name, want_cell=True, stamp=found.opened.stamp.to_bytes()
+        )
+        found.cells.add_versions(found.opened, (v for held in replies.values() for v in held))
+
+    async def _ask(
+        self,
+        nodes: Sequence[int],
+        name: ObjectName,
+        *,
+        want_cell: bool = False,
+        stamp: bytes = b"",
+        every: bool = False,
+    ) -> Replies:
+        """Ask all of `nodes` and return those that answered."""
+        operation = _read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
+        futures = [self._peers[node].reads.submit(operation) for node in nodes]
+        replies: Replies = {}
+        for node, outcome in zip(nodes, await asyncio.gather(*futures, return_exceptions=True), strict=True):
+            if isinstance(outcome, pb.Outcome) and not outcome.code:
+                replies[node] = outcome.versions
+        return replies
+
+    def _require_quorum(self, replies: Replies) -> None:
+        if len(replies) < self._quorum.read:
+            raise Unavailable(
+                f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed"
+            )
+
+
+class _Gather:
+    """Answers to one Read, as they come."""
+
+    def __init__(self, peers: Peers, operation: pb.Operation) -> None:
+        self._peers = peers
+        self._operation = operation
+        self._changed: asyncio.Future[None] | None = None
+        self.replies: Replies = {}
+        self.error: CoffreError | None = None
+        self.failures = 0
+        self.pending = 0
+
+    def ask(self, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            self.pending += 1
+            future = self._peers[node].reads.submit(self._operation)
+            future.add_done_callback(lambda done, node=node: self._take(node, done))  # type: ignore[misc]
+
+    def _take(self, node: int, done: asyncio.Future[pb.Outcome]) -> None:
+        self.pending -= 1
+        error = done.exception()
+        if error is not None:
+            self.failures += 1
+        else:
+            outcome = done.result()
+            if outcome.code:
+                self.failures += 1
+                self.error = error_of_status(outcome.code, outcome.detail)
+            else:
+                self.replies[node] = outcome.versions
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Wait for the next answer; False when `timeout` seconds pass without one."""
+        self._changed = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._changed], timeout=timeout)
+        return bool(done)
+
+    def answered(self, quorum: Quorum, want_cell: bool) -> bool:
+        if len(self.replies) < quorum.read:
+            return False
+        if not want_cell or not self.pending:
+            return True
+        newest = _newest(self.replies.values())
+        if newest is None:
+            return True
+        held = _holding(newest, self.replies).values()
+        with_cells = sum(bool(version.cell) for version in held)
+        return with_cells >= quorum.k or not with_cells
+
+
+def _read_operation(
+    name: ObjectName, *, want_cell: bool = False, stamp: bytes = b"", every: bool = False
+) -> pb.Operation:
+    return pb.Operation(
+        read=pb.Read(bucket=name.bucket, key=name.key, want_cell=want_cell, stamp=stamp, all=every)
+    )
+
+
+def _newest(replies: Iterable[Sequence[pb.Version]], dead: Iterable[bytes] = ()) -> bytes | None:
+    """The newest stamp that some node holds."""
+    dead = set(dead)
+    stamps = (v.stamp for versions in replies for v in versions if v.state in HELD)
+    return max((stamp for stamp in stamps if stamp not in dead), default=None)
+
+
+def _holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
+    return {
+        node: version
+        for node, versions in replies.items()
+        for version in versions
+        if version.stamp == stamp and version.state in HELD
+    }
+
+
+def _shards_of(stamp: bytes, replies: Replies) -> set[int]:
+    held = _holding(stamp, replies).values()
+    return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
+
+
+def _raise_damaged() -> None:
+    raise IntegrityError("every copy of the newest version's manifest is damaged")

@@ -1,0 +1,384 @@
+"""The writer's half of the register protocol (docs/consistency.md): accept on enough nodes, or give up for good."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from coffre.client._peers import Peers
+from coffre.client._sealing import Draft
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import (
+    CoffreError,
+    Conflict,
+    OutcomeUnknown,
+    PermanentError,
+    RetryableError,
+    Unavailable,
+    error_of_status,
+)
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.cluster.versions import HybridClock, Stamp
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Fate", "Quorum", "Shards", "Writer"]
+
+ATTEMPTS_MAX = 100
+ABORTED_CODE = Conflict.code
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """The arithmetic of docs/consistency.md for one policy."""
+
+    k: int
+    m: int
+
+    @property
+    def n(self) -> int:
+        return self.k + self.m
+
+    @property
+    def write(self) -> int:
+        """W: manifests on primaries."""
+        return self.n // 2 + 1
+
+    @property
+    def read(self) -> int:
+        """R: answers that meet every W."""
+        return self.n - self.write + 1
+
+    @property
+    def shards(self) -> int:
+        """D: synced shards."""
+        return self.k + 1
+
+
+class Fate(enum.Enum):
+    """What became of a version that its writer gave up."""
+
+    DEAD = "dead"
+    ESTABLISHED = "established"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Shards:
+    """The data of a version: one cell for each node, or shards that were staged there before."""
+
+    placement: list[int]  # node number by shard index
+    cells: Sequence[bytes] = ()
+    cell_crcs: Sequence[int] = ()
+    staged: frozenset[int] = frozenset()  # indexes that are staged and synced; the others were lost on the way
+
+    @property
+    def is_staged(self) -> bool:
+        return not self.cells
+
+
+class _Round:
+    """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
+
+    def __init__(self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool) -> None:
+        self._quorum = quorum
+        self._primaries = frozenset(primaries)
+        self._needs_shards = needs_shards
+        self._manifests: set[int] = set()
+        self._shards: set[int] = set()
+        self._took: set[int] = set()
+        self._asked: set[int] = set()
+        self._refused: set[int] = set()
+        self.pending = 0
+        self.newest = b""
+        self.aborted = False
+        self.errors: dict[int, CoffreError] = {}
+        self._ambiguous: set[int] = set()
+        self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def enough(self) -> bool:
+        shards = not self._needs_shards or len(self._shards) >= self._quorum.shards
+        return shards and len(self._manifests) >= self._quorum.write
+
+    @property
+    def possible_holders(self) -> set[int]:
+        """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
+        return self._asked - (self._refused - self._ambiguous)
+
+    @property
+    def unanswered(self) -> set[int]:
+        """Nodes that were asked and have said nothing yet."""
+        return self._asked - self._refused - self._ambiguous - self._manifests - self._took
+
+    def summary(self) -> str:
+        failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
+        want = f"{self._quorum.shards} shards and " if self._needs_shards else ""
+        return (
+            f"{want}{self._quorum.write} manifests are needed, "
+            f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
+        )
+
+    def expect(
+        self,
+        node: int,
+        shard_index: int | None,
+        future: asyncio.Future[pb.Outcome],
+        on_failure: Callable[[int, int | None], None],
+    ) -> None:
+        """Count the answer of `node` when it comes."""
+        self.pending += 1
+        self._asked.add(node)
+
+        def answered(done: asyncio.Future[pb.Outcome]) -> None:
+            self.pending -= 1
+            error = done.exception()
+            if error is not None:
+                self._ambiguous.add(node)
+                self._fail(node, shard_index, error, on_failure)
+            else:
+                self._take(node, shard_index, done.result(), on_failure)
+            self._decide()
+
+        future.add_done_callback(answered)
+
+    def _fail(
+        self, node: int, shard_index: int | None, error: BaseException, on_failure: Callable[[int, int | None], None]
+    ) -> None:
+        self.errors[node] = error if isinstance(error, CoffreError) else Unavailable("the call was cancelled")
+        if not self.decided.done():
+            on_failure(node, shard_index)
+
+    def _take(
+        self, node: int, shard_index: int | None, outcome: pb.Outcome, on_failure: Callable[[int, int | None], None]
+    ) -> None:
+        if outcome.code == ABORTED_CODE:
+            self.newest = max(self.newest, outcome.newest_stamp)
+            self.aborted = True
+            self._refused.add(node)
+        elif outcome.code:
+            self._refused.add(node)
+            self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail), on_failure)
+        else:
+            self._took.add(node)
+            if node in self._primaries:
+                self._manifests.add(node)
+            if shard_index is not None and outcome.has_shard:
+                self._shards.add(shard_index)
+
+    def _decide(self) -> None:
+        if (self.enough or self.aborted or not self.pending) and not self.decided.done():
+            self.decided.set_result(None)
+        if not self.pending and not self.finished.done():
+            self.finished.set_result(None)
+
+
+class Writer:
+    """Establishes versions."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        quorum: Quorum,
+        partitions: int,
+        hybrid: HybridClock,
+        clock: Clock,
+        *,
+        straggler_grace: float,
+        patience: float,
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._quorum = quorum
+        self._partitions = partitions
+        self._hybrid = hybrid
+        self._clock = clock
+        self._straggler_grace = straggler_grace
+        self._patience = patience
+
+    def primaries(self, name: ObjectName) -> tuple[int, ...]:
+        return self._placement.primaries(partition_of(name, self._partitions))
+
+    async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
+        """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
+
+        Raises `Unavailable` when too few nodes took it and it is dead, `OutcomeUnknown` when that cannot be shown,
+        or the nodes' own error when they refused.
+        """
+        for attempt in range(ATTEMPTS_MAX):
+            stamp = self._hybrid.issue()
+            round_ = await self._accept(draft, shards, stamp)
+            if round_.enough and not round_.aborted:
+                self.settle(draft.name, stamp, shards)
+                return stamp
+            fate = await self.give_up(draft.name, stamp, round_.possible_holders)
+            if fate is Fate.ESTABLISHED:
+                return stamp
+            if fate is Fate.UNKNOWN:
+                raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
+            if not round_.aborted:
+                raise _refusal(round_)
+            if round_.newest:
+                self._hybrid.observe(Stamp.from_bytes(round_.newest))
+            if attempt > 4:
+                await self._clock.sleep(0.001 * min(attempt, 50))
+        raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
+
+    async def _accept(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> _Round:
+        primaries = self.primaries(draft.name)
+        round_ = _Round(self._quorum, primaries, shards is not None)
+        deadline = self._clock.monotonic() + self._patience
+        sender = _Sender(self._peers, self._placement, round_, draft, shards, stamp, partition_of(draft.name, self._partitions))
+        sender.send_all(primaries)
+        await asyncio.shield(round_.decided)
+        while not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline:
+            if not sender.can_retry():
+                break
+            await self._clock.sleep(0.1)
+            sender.retry()
+            await asyncio.shield(round_.decided)
+        if round_.enough and not round_.finished.done() and not sender.waits_for_suspects():
+            await asyncio.wait([round_.finished], timeout=self._straggler_grace)
+        return round_
+
+    async def give_up(self, name: ObjectName, stamp: Stamp, holders: Iterable[int] = ()) -> Fate:
+        """Collect ABORTED votes until the version is dead, or turns out to be established."""
+        primaries = self.primaries(name)
+        operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
+        votes: dict[int, int] = {}
+        if not set(holders):
+            return Fate.DEAD  # every node said no: nothing was stored anywhere
+        for node in set(holders) - set(primaries):
+            self._peers[node].writes.submit_lazily(operation)
+        deadline = self._clock.monotonic() + self._patience
+        while True:
+            asked = [node for node in primaries if node not in votes]
+            futures = [self._peers[node].writes.submit(operation) for node in asked]
+            for node, outcome in zip(asked, await asyncio.gather(*futures, return_exceptions=True), strict=True):
+                if isinstance(outcome, pb.Outcome) and not outcome.code:
+                    votes[node] = outcome.state
+            aborted = sum(state == pb.STATE_ABORTED for state in votes.values())
+            kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes.values())
+            if aborted >= self._quorum.read:
+                return Fate.DEAD
+            if kept >= self._quorum.write or pb.STATE_SETTLED in votes.values():
+                return Fate.ESTABLISHED
+            if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
+                return Fate.UNKNOWN
+            await self._clock.sleep(0.1)
+
+    def settle(self, name: ObjectName, stamp: Stamp, shards: Shards | None) -> None:
+        """Let the nodes know, lazily, that the version is established."""
+        primaries = self.primaries(name)
+        moved = shards is not None and tuple(shards.placement) != primaries
+        operation = pb.Operation(
+            settle=pb.Settle(
+                bucket=name.bucket,
+                key=name.key,
+                stamp=stamp.to_bytes(),
+                placement=shards.placement if moved and shards is not None else (),
+            )
+        )
+        nodes = {*primaries, *shards.placement} if shards is not None else set(primaries)
+        for node in nodes:
+            self._peers[node].writes.submit_lazily(operation)
+
+
+class _Sender:
+    """Sends the Accepts of one round, to substitutes too."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        round_: _Round,
+        draft: Draft,
+        shards: Shards | None,
+        stamp: Stamp,
+        partition: int,
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._round = round_
+        self._draft = draft
+        self._shards = shards
+        self._stamp = stamp
+        self._partition = partition
+        self._tried: set[int] = set()
+        self._to_retry: list[tuple[int, int | None]] = []
+
+    def send_all(self, primaries: Sequence[int]) -> None:
+        shards = self._shards
+        sealed = self._draft.seal(self._stamp, tuple(shards.placement) if shards else ())
+        self._tried = {*primaries, *(shards.placement if shards else ())}
+        if shards is None:
+            for node in primaries:
+                self._send(node, None, sealed)
+            return
+        for index, node in enumerate(shards.placement):
+            self._send(node, index if not shards.is_staged or index in shards.staged else None, sealed)
+        for node in set(primaries) - set(shards.placement):
+            self._send(node, None, sealed)
+
+    def _send(self, node: int, index: int | None, sealed: pb.SealedManifest) -> None:
+        name, shards = self._draft.name, self._shards
+        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed)
+        if index is not None and shards is not None:
+            accept.shard_index = index
+            if shards.is_staged:
+                accept.staged = True
+            else:
+                accept.cell = shards.cells[index]
+                accept.cell_crc = shards.cell_crcs[index]
+        future = self._peers[node].writes.submit(pb.Operation(accept=accept))
+        self._round.expect(node, index, future, self._on_failure)
+
+    def _on_failure(self, node: int, index: int | None) -> None:
+        """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
+        if isinstance(self._round.errors[node], RetryableError):
+            self._to_retry.append((node, index))
+        shards = self._shards
+        if index is None or shards is None or shards.is_staged:
+            return
+        for substitute in self._placement.substitutes(self._partition, shards.placement, index):
+            if substitute not in self._tried and substitute in self._peers:
+                self._tried.add(substitute)
+                shards.placement[index] = substitute
+                self._send(substitute, index, self._draft.seal(self._stamp, tuple(shards.placement)))
+                return
+
+    def can_retry(self) -> bool:
+        return bool(self._to_retry)
+
+    def retry(self) -> None:
+        """Ask the nodes that failed once more, with a new chance for the round to be decided."""
+        again, self._to_retry = self._to_retry, []
+        self._round.decided = asyncio.get_running_loop().create_future()
+        self._round.finished = asyncio.get_running_loop().create_future()
+        placement = tuple(self._shards.placement) if self._shards else ()
+        sealed = self._draft.seal(self._stamp, placement)
+        for node, index in again:
+            moved = index is not None and placement[index] != node
+            self._send(node, None if moved else index, sealed)
+
+    def waits_for_suspects(self) -> bool:
+        """True when every node still to answer failed recently, so that waiting for it is no use."""
+        return all(self._peers[node].suspect for node in self._round.unanswered)
+
+
+def _refusal(round_: _Round) -> CoffreError:
+    """The error that says best why a round failed."""
+    errors = list(round_.errors.values())
+    for error in errors:
+        if isinstance(error, PermanentError):
+            return error
+    kinds = {type(error) for error in errors}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        if kind is not Unavailable:
+            return kind(round_.summary())
+    return Unavailable(f"nothing was written: {round_.summary()}")
