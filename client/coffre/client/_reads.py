@@ -32,6 +32,7 @@ class Found:
     """An established version, and what the nodes that were asked said of it."""
 
     opened: OpenManifest
+    sealed: pb.SealedManifest  # the copy that was verified
     versions: Mapping[int, pb.Version]  # by node number
     cells: CellSet = field(default_factory=CellSet)
 
@@ -160,11 +161,11 @@ class Reader:
         """Open the manifest of `stamp`; replies whose copy does not verify are dropped."""
         opened: OpenManifest | None = None
         versions: dict[int, pb.Version] = {}
-        genuine = b""
+        genuine: pb.SealedManifest | None = None
         for node, held in _holding(stamp, replies).items():
             if not held.sealed.manifest:
                 continue  # the node's own copy is damaged
-            if opened is None or held.sealed.manifest != genuine:
+            if genuine is None or held.sealed.manifest != genuine.manifest:
                 try:
                     candidate = await self._sealer.open(name, held.sealed)
                 except IntegrityError:
@@ -173,11 +174,11 @@ class Reader:
                 if candidate.stamp.to_bytes() != stamp:
                     replies.pop(node)
                     continue
-                opened, genuine = candidate, held.sealed.manifest
+                opened, genuine = candidate, held.sealed
             versions[node] = held
-        if opened is None:
+        if opened is None or genuine is None:
             return None
-        found = Found(opened, versions)
+        found = Found(opened, genuine, versions)
         found.cells.add_versions(opened, versions.values())
         return found
 
@@ -198,7 +199,10 @@ class Reader:
                 return None
             found = await self._open(name, stamp, replies)
             if found is None:
-                continue if not _holding(stamp, replies) else _raise_damaged()
+                if _holding(stamp, replies):
+                    raise IntegrityError("every copy of the newest version's manifest is damaged")
+                continue
+            found.versions = {**_holding(stamp, beyond), **found.versions}
             if self._is_established(name, stamp, replies):
                 return found
             if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held):
@@ -236,7 +240,7 @@ class Reader:
                 placement[version.shard_index] = node
         cells = await self._missing_cells(name, found, primaries) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
-        sealed.CopyFrom(next(iter(found.versions.values())).sealed)
+        sealed.CopyFrom(found.sealed)
         del sealed.placement[:]
         sealed.placement.extend(() if opened.tombstone else placement)
         futures = []
@@ -282,6 +286,15 @@ class Reader:
         return rebuild_cells(opened, found.cells, missing)
 
     # ---------------------------------------------------------------- asking
+
+    async def holders(
+        self, name: ObjectName, stamp: Stamp, nodes: Iterable[int]
+    ) -> dict[int, pb.Version | None]:
+        """What each answering node of `nodes` says of one version, None when it does not hold it."""
+        raw = stamp.to_bytes()
+        replies = await self._ask([node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw)
+        held = _holding(raw, replies)
+        return {node: held.get(node) for node in replies}
 
     async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
         """Add the cells of a one-segment object that `nodes` hold to `found`."""
@@ -395,6 +408,3 @@ def _shards_of(stamp: bytes, replies: Replies) -> set[int]:
     held = _holding(stamp, replies).values()
     return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
 
-
-def _raise_damaged() -> None:
-    raise IntegrityError("every copy of the newest version's manifest is damaged")

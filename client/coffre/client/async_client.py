@@ -1,0 +1,501 @@
+"""`AsyncClient`: put, get, head, list, delete and versions of health records. The sync `Client` wraps this class."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from coffre.client._download import Downloader
+from coffre.client._listing import Lister
+from coffre.client._peers import Peers
+from coffre.client._reads import Found, Reader
+from coffre.client._sealing import OpenManifest, Sealer, segment_count
+from coffre.client._upload import SegmentCoder, Uploader
+from coffre.client._writes import Quorum, Shards, Writer
+from coffre.client.keys import KeyProvider
+from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
+from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
+from coffre.cluster.placement import Placement
+from coffre.cluster.transport import Transport
+from coffre.cluster.versions import HybridClock, Stamp
+from coffre.codec import crc32c
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["AsyncClient", "ClientOptions", "ListPage", "ObjectInfo", "ShardPlace"]
+
+SEGMENT_BYTES = 1 << 20
+METADATA_BYTES_MAX = 8 << 10
+MANY_IN_FLIGHT = 64
+FILE_CHUNK_BYTES = 1 << 20
+_PENDING = CoffreError("not done")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How a client behaves. Times in seconds."""
+
+    compress_level: int | None = 3  # zstd; None: never compress
+    timeout: float = 5.0  # of one round trip
+    patience: float = 2.0  # how long a write tries again while too few nodes answer
+    hedge_delay: float = 0.05  # after which a read asks one more node
+    straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
+    stall_timeout: float = 10.0  # after which a streamed write leaves a stuck node behind
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What is known of one version without reading its data."""
+
+    bucket: str
+    key: str
+    version: str  # 32 hexadecimal digits
+    size_bytes: int
+    unixtime_ms: int
+    content_type: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    deleted: bool = False  # a tombstone, in a list of versions
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing in key order. `next_token` is None on the last page."""
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """Where one shard of an object lies, and how it is."""
+
+    shard_index: int
+    parity: bool
+    node_id: str
+    site: str
+    operator: str
+    state: str  # "ok", "damaged", "missing" or "unreachable"
+    size_bytes: int
+
+
+class AsyncClient:
+    """Reads and writes objects of one tenant.
+
+    Methods raise `CoffreError`: `RetryableError`s may be tried again, `PermanentError`s not. All methods may be called
+    concurrently from one event loop; `flush` and `aclose` wait for writes that go on after a put returned.
+    """
+
+    def __init__(
+        self,
+        cluster_map: ClusterMap,
+        transport: Transport,
+        keys: KeyProvider,
+        tenant: str,
+        *,
+        options: ClientOptions | None = None,
+        clock: Clock | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        check_tenant(tenant)
+        options = options or ClientOptions()
+        clock = clock or SystemClock()
+        policy = cluster_map.policy()
+        self._map = cluster_map
+        self._transport = transport
+        self._tenant = tenant
+        self._options = options
+        self._quorum = quorum = Quorum(policy.k, policy.m)
+        placement = Placement(cluster_map, policy)
+        numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
+        self._peers = peers = Peers(
+            numbers, transport, clock, epoch=cluster_map.epoch, tenant=tenant, timeout=options.timeout
+        )
+        hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
+        partitions = cluster_map.partitions
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
+        self._sealer = Sealer(keys, entropy)
+        self._writer = Writer(
+            peers,
+            placement,
+            quorum,
+            partitions,
+            hybrid,
+            clock,
+            straggler_grace=options.straggler_grace,
+            patience=options.patience,
+        )
+        self._reader = Reader(
+            peers, placement, quorum, partitions, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay
+        )
+        self._uploader = Uploader(
+            peers,
+            placement,
+            quorum,
+            clock,
+            self._pool,
+            compress_level=options.compress_level,
+            stall_timeout=options.stall_timeout,
+        )
+        self._downloader = Downloader(peers, self._reader, self._pool, hedge_delay=options.hedge_delay)
+        self._lister = Lister(peers, placement, quorum, partitions, self._reader, self._sealer)
+
+    @property
+    def tenant(self) -> str:
+        return self._tenant
+
+    @property
+    def cluster_map(self) -> ClusterMap:
+        return self._map
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def flush(self) -> None:
+        """Wait until every node has answered every write begun so far, those beyond the bar too."""
+        await self._peers.drain()
+
+    async def aclose(self) -> None:
+        """Finish what is under way and close the connections."""
+        await self.flush()
+        await self._transport.close()
+        self._pool.shutdown(wait=False)
+
+    # ---------------------------------------------------------------- writing
+
+    async def put(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes | bytearray | memoryview | AsyncIterable[bytes],
+        *,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Store an object, from bytes or from a stream of any size in constant memory.
+
+        Returns once k+1 shards are synced on distinct nodes and the manifest on a majority. Raises `Unavailable` when
+        that cannot be reached; the object is then what it was.
+        """
+        name = ObjectName(self._tenant, bucket, key)
+        check_metadata(content_type, metadata or {})
+        draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
+        draft.manifest.segment_bytes = SEGMENT_BYTES
+        draft.manifest.k, draft.manifest.m = self._quorum.k, self._quorum.m
+        if isinstance(data, bytes | bytearray | memoryview):
+            view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
+            segments = _cut(view) if len(view) > SEGMENT_BYTES else None
+            first: bytes | memoryview = view
+        else:
+            source = _regroup(data)
+            first = await anext(source, b"")
+            second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
+            segments = None if second is None else _chain((bytes(first), second), source)
+        partition = partition_of(name, self._map.partitions)
+        if segments is None:
+            draft.manifest.size_bytes = len(first)
+            coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level)
+            coded = coder.code(0, first)
+            draft.manifest.shard_crcs = b"".join(
+                crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs
+            )
+            shards = Shards(list(self._writer.primaries(name)), [bytes(cell) for cell in coded.cells], coded.crcs)
+        else:
+            shards = await self._uploader.stage(draft, partition, segments)
+        stamp = await self._writer.establish(draft, shards)
+        self._reader.note_established(name, stamp)
+        return ObjectInfo(
+            bucket, key, str(stamp), draft.manifest.size_bytes, stamp.unixtime_ms, content_type, dict(metadata or {})
+        )
+
+    async def put_file(
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        *,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ObjectInfo:
+        """Store a file. `progress` gets the number of bytes read, again and again."""
+        return await self.put(bucket, key, _file_chunks(path, progress), content_type=content_type, metadata=metadata)
+
+    async def put_many(
+        self, bucket: str, items: Iterable[tuple[str, bytes]]
+    ) -> list[ObjectInfo | CoffreError]:
+        """Store many objects, 64 at a time; each one's outcome is in its place of the result."""
+        return await _each(items, lambda item: self.put(bucket, item[0], item[1]))
+
+    async def delete(self, bucket: str, key: str) -> ObjectInfo:
+        """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
+        name = ObjectName(self._tenant, bucket, key)
+        draft = await self._sealer.draft(name, pb.KIND_TOMBSTONE)
+        stamp = await self._writer.establish(draft, None)
+        self._reader.note_established(name, stamp)
+        return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
+
+    # ---------------------------------------------------------------- reading
+
+    async def get(
+        self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
+    ) -> bytes:
+        """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
+        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
+        pieces = [piece async for piece in self._pieces(found, start, length)]
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    async def get_stream(
+        self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
+    ) -> AsyncIterator[bytes | memoryview]:
+        """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
+        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
+        async with aclosing(self._pieces(found, start, length)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def get_file(
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        *,
+        version: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Write an object to a file, which appears only when it is whole and synced; return its size."""
+        partial = path.with_name(path.name + ".part")
+        size_bytes = 0
+        loop = asyncio.get_running_loop()
+        try:
+            with partial.open("wb") as file:
+                async with aclosing(self.get_stream(bucket, key, version=version)) as pieces:
+                    async for piece in pieces:
+                        await loop.run_in_executor(None, file.write, piece)
+                        size_bytes += len(piece)
+                        if progress is not None:
+                            progress(len(piece))
+                file.flush()
+                await loop.run_in_executor(None, os.fsync, file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise InvalidArgument(f"cannot write {path}: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return size_bytes
+
+    async def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:
+        """Return many objects, 64 at a time; each one's bytes or error is in its place of the result."""
+        return await _each(keys, lambda key: self.get(bucket, key))
+
+    async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        """Return what is known of an object without reading its data. Raises `NotFound`."""
+        found = await self._found(ObjectName(self._tenant, bucket, key), version)
+        return _info(found.opened)
+
+    async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
+        """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
+        found = await self._reader.history(ObjectName(self._tenant, bucket, key))
+        return [_info(version.opened) for version in found]
+
+    async def list_page(
+        self, bucket: str, *, prefix: str = "", delimiter: str = "", token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        """Return one page of live objects in key order. A page may be short and not be the last: follow `next_token`."""
+        check_bucket(bucket)
+        if not 1 <= limit <= 1000:
+            raise InvalidArgument("limit is 1 to 1000")
+        after, after_prefix = _parse_token(token)
+        page = await self._lister.page(
+            self._tenant,
+            bucket,
+            prefix,
+            after=after,
+            after_prefix=after_prefix,
+            delimiter=delimiter,
+            limit=limit,
+        )
+        next_token = None if page.after is None else ("p" if page.after_prefix else "k") + page.after.hex()
+        return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, next_token)
+
+    async def list(
+        self, bucket: str, *, prefix: str = "", delimiter: str = "", page_size: int = 1000
+    ) -> AsyncIterator[ObjectInfo | str]:
+        """Yield live objects, and common prefixes as text, in key order."""
+        token: str | None = None
+        while True:
+            page = await self.list_page(bucket, prefix=prefix, delimiter=delimiter, token=token, limit=page_size)
+            entries: list[ObjectInfo | str] = [*page.objects, *page.prefixes]
+            entries.sort(key=lambda entry: (entry if isinstance(entry, str) else entry.key).encode())
+            for entry in entries:
+                yield entry
+            if page.next_token is None:
+                return
+            token = page.next_token
+
+    async def locate(self, bucket: str, key: str, *, version: str | None = None) -> list[ShardPlace]:
+        """Return where each shard of an object lies, and its state. Raises `NotFound`."""
+        name = ObjectName(self._tenant, bucket, key)
+        found = await self._found(name, version)
+        return await self._places(name, found)
+
+    async def _places(self, name: ObjectName, found: Found) -> list[ShardPlace]:
+        places = found.placement(self._writer.primaries(name))
+        answers = await self._reader.holders(name, found.opened.stamp, places)
+        nodes = {node.number: node for node in self._map.nodes}
+        result = []
+        for index, number in enumerate(places):
+            held = answers.get(number)
+            if number not in answers:
+                state = "unreachable"
+            elif held is None or not held.HasField("shard_index") or held.shard_index != index:
+                state = "missing"
+            else:
+                state = "damaged" if held.damaged else "ok"
+            entry = nodes[number]
+            size_bytes = held.shard_bytes if held is not None else 0
+            parity = index >= found.opened.manifest.k
+            result.append(ShardPlace(index, parity, entry.node_id, entry.site, entry.operator, state, size_bytes))
+        return result
+
+    async def _found(self, name: ObjectName, version: str | None, *, want_cell: bool = False) -> Found:
+        if version is None:
+            found = await self._reader.resolve(name, want_cell=want_cell)
+        else:
+            found = await self._reader.find(name, Stamp.parse(version), want_cell=want_cell)
+        if found is None or found.opened.tombstone:
+            raise NotFound(f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else ""))
+        return found
+
+    async def _pieces(
+        self, found: Found, start: int, length: int | None
+    ) -> AsyncIterator[bytes | memoryview]:
+        manifest = found.opened.manifest
+        if start < 0 or (length is not None and length < 0):
+            raise InvalidArgument("a range starts at 0 or later and has no negative length")
+        end = manifest.size_bytes if length is None else min(start + length, manifest.size_bytes)
+        primaries = self._writer.primaries(found.opened.name)
+        if segment_count(manifest.size_bytes, manifest.segment_bytes) == 1:
+            whole = await self._downloader.one_segment(found, primaries)
+            yield whole if start == 0 and end == len(whole) else whole[start:end]
+            return
+        if start >= end:
+            return
+        first = start // manifest.segment_bytes
+        last = (end - 1) // manifest.segment_bytes
+        position = first * manifest.segment_bytes
+        async with aclosing(self._downloader.segments(found, primaries, first, last - first + 1)) as segments:
+            async for plain in segments:
+                yield plain[max(start - position, 0) : end - position]
+                position += len(plain)
+
+
+# -------------------------------------------------------------------- streams of bytes
+
+
+async def _cut(view: memoryview) -> AsyncIterator[bytes]:
+    for start in range(0, len(view), SEGMENT_BYTES):
+        yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
+
+
+async def _regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Cut a stream of chunks of any sizes into segments; memory stays at about two of them."""
+    buffer = bytearray()
+    async for chunk in chunks:
+        view = memoryview(chunk)
+        while len(buffer) + len(view) >= SEGMENT_BYTES:
+            take = SEGMENT_BYTES - len(buffer)
+            yield bytes(buffer) + bytes(view[:take]) if buffer else bytes(view[:take])
+            buffer.clear()
+            view = view[take:]
+        buffer += view
+    if buffer:
+        yield bytes(buffer)
+
+
+async def _chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece
+
+
+async def _file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        while chunk := await loop.run_in_executor(None, file.read, FILE_CHUNK_BYTES):
+            yield chunk
+            if progress is not None:
+                progress(len(chunk))
+
+
+async def _each(items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]) -> list[_Result | CoffreError]:
+    """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
+    results: list[_Result | CoffreError] = []
+    source = enumerate(items)
+
+    async def work() -> None:
+        for place, item in source:
+            results.append(_PENDING)
+            try:
+                results[place] = await call(item)
+            except CoffreError as error:
+                results[place] = error
+
+    await asyncio.gather(*(work() for _ in range(MANY_IN_FLIGHT)))
+    return results
+
+
+# -------------------------------------------------------------------- small things
+
+
+def _info(opened: OpenManifest) -> ObjectInfo:
+    metadata = opened.metadata()
+    return ObjectInfo(
+        opened.name.bucket,
+        opened.name.key,
+        str(opened.stamp),
+        opened.manifest.size_bytes,
+        opened.stamp.unixtime_ms,
+        metadata.content_type,
+        dict(metadata.user),
+        opened.tombstone,
+    )
+
+
+def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
+    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together."""
+    size_bytes = len(content_type.encode()) + sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
+    if size_bytes > METADATA_BYTES_MAX:
+        raise InvalidArgument(f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit")
+
+
+def _parse_token(token: str | None) -> tuple[bytes, bool]:
+    if token is None:
+        return b"", False
+    try:
+        after = bytes.fromhex(token[1:])
+    except ValueError:
+        after = b""
+    if token[:1] not in {"k", "p"} or not after:
+        raise InvalidArgument("that token is not from a list of this cluster")
+    return after, token[0] == "p"
