@@ -61,7 +61,8 @@ typedef struct {
     uint64_t low, high;
 } fold;
 
-static fold fold_2048, fold_512, fold_384, fold_256, fold_128;
+static fold fold_2048, fold_512;
+static fold fold_to_last_lane[4];   /* one per 128-bit lane of a register; the last stays where it is */
 
 /* x^n mod P, reflected, times two: the carry-less product of reflected operands comes out one bit low. */
 static uint64_t shift_constant(unsigned n)
@@ -89,9 +90,8 @@ static void x86_init(void)
     short_shift = lane_shift_for(LANE_SHORT);
     fold_2048 = fold_for(2048);
     fold_512 = fold_for(512);
-    fold_384 = fold_for(384);
-    fold_256 = fold_for(256);
-    fold_128 = fold_for(128);
+    for (unsigned lane = 0; lane < 3; lane++)
+        fold_to_last_lane[lane] = fold_for(128 * (3 - lane));
 }
 
 ALWAYS_INLINE uint64_t load64(const uint8_t *data)
@@ -148,10 +148,7 @@ TARGET_AVX512 ALWAYS_INLINE __m512i broadcast(const fold *constants)
 /* Four 128-bit lanes to one: each is moved to the place of the last. */
 TARGET_AVX512 ALWAYS_INLINE __m128i lanes_joined(__m512i value)
 {
-    __m512i constants = _mm512_set_epi64(0, 0, (int64_t)fold_128.high, (int64_t)fold_128.low,
-                                         (int64_t)fold_256.high, (int64_t)fold_256.low,
-                                         (int64_t)fold_384.high, (int64_t)fold_384.low);
-    __m512i moved = folded(value, constants, _mm512_maskz_mov_epi64(0xC0, value));
+    __m512i moved = folded(value, _mm512_loadu_si512(fold_to_last_lane), _mm512_maskz_mov_epi64(0xC0, value));
     __m256i half = _mm256_xor_si256(_mm512_castsi512_si256(moved), _mm512_extracti64x4_epi64(moved, 1));
     return _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }

@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of all shards together that one block covers; they are still in the cache when their CRC is computed. */
-#ifndef BLOCK_TOTAL
-#define BLOCK_TOTAL (128 * 1024)
-#endif
+/* Bytes of all shards together that one block covers: half a first-level cache, so that they are still there when
+ * their CRC is computed. Measured, docs/decisions/codec-kernel.md. */
+#define BLOCK_TOTAL (24 * 1024)
 #define BLOCK_MIN 1024
+#define CACHE_LINE 64
 #define BLOCK_STEP 256   /* a whole number of the widest step of both loops */
 
 /* Rows of the group that starts at `row`; groups are as even as possible. */
@@ -84,8 +84,10 @@ void transform_apply(const transform *self, const uint8_t *const *sources, uint8
     if (crcs != NULL)
         for (size_t i = 0; i < shard_count; i++)
             crcs[i] = UINT32_MAX;
-    for (size_t begin = 0; begin < size; begin += block) {
-        size_t part = size - begin < block ? size - begin : block;
+    /* The first block ends where the first target's cache line does, so that later stores straddle no lines. */
+    size_t part, limit = block - (self->target_count > 0 ? (uintptr_t)targets[0] % CACHE_LINE : 0);
+    for (size_t begin = 0; begin < size; begin += part, limit = block) {
+        part = size - begin < limit ? size - begin : limit;
         apply_block(self, sources, targets, begin, part);
         for (size_t i = 0; crcs != NULL && i < shard_count; i++) {
             const uint8_t *shard = i < self->source_count ? sources[i] : targets[i - self->source_count];
