@@ -19,8 +19,8 @@ __all__ = ["LoopbackTransport", "NodeHandler", "Transport"]
 class Transport(Protocol):
     """Calls to nodes by their number in the cluster map.
 
-    Every method raises `CoffreError`: retryable ones when the node cannot be reached or does not answer within
-    `timeout` seconds, permanent ones when it refuses.
+    Every method raises `CoffreError`: retryable ones when the node cannot be reached or does not answer
+    within `timeout` seconds, permanent ones when it refuses.
     """
 
     async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply: ...
@@ -53,7 +53,9 @@ class NodeHandler(Protocol):
         self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
     ) -> pb.WriteShardReply: ...
 
-    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[pb.ReadShardReply]: ...
+    def read_shard(
+        self, peer: Identity, request: pb.ReadShardRequest
+    ) -> AsyncIterator[pb.ReadShardReply]: ...
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
 

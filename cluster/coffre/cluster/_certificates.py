@@ -1,0 +1,100 @@
+"""Reading certificates and keys, and whether the cluster's authority issued them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from coffre.cluster._files import read_file
+from coffre.cluster.errors import ConfigurationError, Unauthenticated
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+__all__ = [
+    "authority_cluster_id",
+    "check_issuer",
+    "check_validity",
+    "datetime_of_ms",
+    "parse_certificate",
+    "parse_key",
+    "read_certificate",
+]
+
+_AUTHORITY_URI = re.compile(r"coffre://([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/authority")
+
+
+def datetime_of_ms(unixtime_ms: int) -> datetime:
+    """The moment that a `Clock` tells, with its time zone (UTC), whole seconds as in certificates."""
+    return datetime.fromtimestamp(unixtime_ms // 1000, UTC)
+
+
+def parse_certificate(pem: bytes, what: str) -> x509.Certificate:
+    """Read one PEM certificate; `what` names it in the `ConfigurationError`."""
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigurationError(f"{what} is not a certificate in PEM form") from None
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Read a certificate file. Raises `ConfigurationError`."""
+    return parse_certificate(read_file(path), str(path))
+
+
+def parse_key(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
+    """Read a PEM private key on P-256; `what` names it in the `ConfigurationError`."""
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ConfigurationError(
+            f"{what} is encrypted; a member's key is kept in the clear, mode 0600"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigurationError(f"{what} is not a private key in PEM form") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigurationError(f"{what} is not an ECDSA P-256 key")
+    return key
+
+
+def authority_cluster_id(authority: x509.Certificate) -> str:
+    """The cluster whose authority this is. Raises `ConfigurationError` when it is no such certificate."""
+    try:
+        extensions = authority.extensions
+        is_authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.UnsupportedGeneralNameType,
+    ):
+        raise ConfigurationError("this is not the certificate of a Coffre authority") from None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    found = _AUTHORITY_URI.fullmatch(uris[0]) if len(uris) == 1 else None
+    if not is_authority or found is None:
+        raise ConfigurationError("this is not the certificate of a Coffre authority")
+    return found[1]
+
+
+def check_issuer(certificate: x509.Certificate, authority: x509.Certificate) -> None:
+    """Raise `Unauthenticated` unless `authority` signed `certificate`."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        raise Unauthenticated("the certificate was not issued by this cluster's authority") from None
+
+
+def check_validity(certificate: x509.Certificate, unixtime_ms: int, what: str) -> None:
+    """Raise `ConfigurationError` unless `certificate` is valid at that time."""
+    now = datetime_of_ms(unixtime_ms)
+    if now > certificate.not_valid_after_utc:
+        until = certificate.not_valid_after_utc
+        raise ConfigurationError(f"{what} has expired: it was valid until {until:%Y-%m-%d %H:%M:%S} UTC")
+    if now < certificate.not_valid_before_utc:
+        start = certificate.not_valid_before_utc
+        raise ConfigurationError(
+            f"{what} is valid from {start:%Y-%m-%d %H:%M:%S} UTC on; is this machine's clock right?"
+        )
