@@ -26,7 +26,10 @@ class CellSet:
     def add_versions(self, opened: OpenManifest, versions: Iterable[pb.Version]) -> None:
         """Take the cells of a one-segment object that answers to a Read brought along."""
         for version in versions:
-            if not version.HasField("shard_index") or version.shard_index >= opened.manifest.k + opened.manifest.m:
+            if (
+                not version.HasField("shard_index")
+                or version.shard_index >= opened.manifest.k + opened.manifest.m
+            ):
                 continue
             if version.damaged:
                 self.bad.add(version.shard_index)
@@ -71,13 +74,17 @@ def open_segment(
     ordered = sorted(cells)
     for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
         try:
-            return cipher.open(segment, join_cells(k, m, {index: cells[index] for index in chosen}), plain_bytes)
+            return cipher.open(
+                segment, join_cells(k, m, {index: cells[index] for index in chosen}), plain_bytes
+            )
         except IntegrityError:
             continue
     raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")
 
 
-def rebuild_cells(opened: OpenManifest, cells: CellSet, wanted: Iterable[int]) -> dict[int, tuple[bytes, int]]:
+def rebuild_cells(
+    opened: OpenManifest, cells: CellSet, wanted: Iterable[int]
+) -> dict[int, tuple[bytes, int]]:
     """Return the wanted cells of a one-segment object, each with its CRC32C; empty when fewer than k are good.
 
     Only segments that decrypt are rebuilt, so nothing wrong is spread.

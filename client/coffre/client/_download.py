@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 
@@ -55,7 +55,7 @@ class Downloader:
 
     async def segments(
         self, found: Found, primaries: tuple[int, ...], first: int, count: int
-    ) -> AsyncIterator[bytes | memoryview]:
+    ) -> AsyncGenerator[bytes | memoryview]:
         """Yield the plaintext of `count` segments from `first` on, in order, in constant memory."""
         assembly = _Assembly(self, found, found.placement(primaries), first, count)
         cipher = SegmentCipher(found.opened.data_key, found.opened.manifest.data_id, found.opened.manifest.k)
@@ -68,13 +68,19 @@ class Downloader:
                 return await future
             except IntegrityError:
                 every = await assembly.every_cell(segment, cells)
-                return await loop.run_in_executor(self._pool, open_segment, found.opened, cipher, segment, every)
+                return await loop.run_in_executor(
+                    self._pool, open_segment, found.opened, cipher, segment, every
+                )
 
         try:
             for segment in range(first, first + count):
                 cells = await assembly.cells(segment)
                 opening.append(
-                    (segment, cells, loop.run_in_executor(self._pool, open_segment, found.opened, cipher, segment, cells))
+                    (
+                        segment,
+                        cells,
+                        loop.run_in_executor(self._pool, open_segment, found.opened, cipher, segment, cells),
+                    )
                 )
                 if len(opening) >= OPENING_SEGMENTS:
                     yield await opened_next()
@@ -84,7 +90,9 @@ class Downloader:
             await assembly.close()
             self._report(found.opened, assembly.damaged, primaries)
 
-    def read_shard(self, opened: OpenManifest, node: int, index: int, first: int, count: int) -> AsyncIterator[pb.ReadShardReply]:
+    def read_shard(
+        self, opened: OpenManifest, node: int, index: int, first: int, count: int
+    ) -> AsyncIterator[pb.ReadShardReply]:
         request = pb.ReadShardRequest(
             epoch=self._peers.epoch,
             tenant=self._peers.tenant,
@@ -113,7 +121,9 @@ class Downloader:
             report = pb.Report(
                 bucket=opened.name.bucket, key=opened.name.key, stamp=opened.manifest.stamp, shard_index=index
             )
-            healthy = [node for place, node in enumerate(primaries) if place != index and not self.is_suspect(node)]
+            healthy = [
+                node for place, node in enumerate(primaries) if place != index and not self.is_suspect(node)
+            ]
             for node in healthy[:2]:
                 self._peers[node].writes.submit_lazily(pb.Operation(report=report))
 
@@ -128,7 +138,9 @@ def _too_few(opened: OpenManifest, good: int, bad: set[int]) -> CoffreError:
 class _Assembly:
     """Streams of shards, merged segment by segment."""
 
-    def __init__(self, downloader: Downloader, found: Found, places: tuple[int, ...], first: int, count: int) -> None:
+    def __init__(
+        self, downloader: Downloader, found: Found, places: tuple[int, ...], first: int, count: int
+    ) -> None:
         self._downloader = downloader
         self._opened = found.opened
         self._k = found.opened.manifest.k
@@ -139,7 +151,9 @@ class _Assembly:
         self._moved = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._spare = sorted(range(len(places)), key=lambda index: (downloader.is_suspect(places[index]), index))
+        self._spare = sorted(
+            range(len(places)), key=lambda index: (downloader.is_suspect(places[index]), index)
+        )
         self._failed: dict[int, CoffreError] = {}
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
@@ -190,7 +204,8 @@ class _Assembly:
             await self._read(index, segment, 1, lambda _, cell: every.__setitem__(index, cell))
 
         await asyncio.gather(
-            *(fetch(index) for index in range(len(self._places)) if index not in every), return_exceptions=True
+            *(fetch(index) for index in range(len(self._places)) if index not in every),
+            return_exceptions=True,
         )
         return every
 

@@ -42,7 +42,13 @@ class Lister:
     """Lists one bucket."""
 
     def __init__(
-        self, peers: Peers, placement: Placement, quorum: Quorum, partitions: int, reader: Reader, sealer: Sealer
+        self,
+        peers: Peers,
+        placement: Placement,
+        quorum: Quorum,
+        partitions: int,
+        reader: Reader,
+        sealer: Sealer,
     ) -> None:
         self._peers = peers
         self._placement = placement
@@ -128,7 +134,11 @@ class Lister:
         held = [v for versions in by_node.values() for v in versions if v.state in HELD]
         newest = max(held, key=lambda version: version.stamp, default=None)
         if newest is not None and answered >= self._quorum.read:
-            settled = [v for v in held if v.stamp == newest.stamp and v.state == pb.STATE_SETTLED and v.sealed.manifest]
+            settled = [
+                v
+                for v in held
+                if v.stamp == newest.stamp and v.state == pb.STATE_SETTLED and v.sealed.manifest
+            ]
             for version in settled:
                 try:
                     opened = await self._sealer.open(name, version.sealed)
@@ -148,7 +158,13 @@ class Lister:
         after: bytes | None = b""
         while after is not None:
             page = await self.page(
-                witness.tenant, witness.bucket, prefix, after=after, after_prefix=False, delimiter="", limit=100
+                witness.tenant,
+                witness.bucket,
+                prefix,
+                after=after,
+                after_prefix=False,
+                delimiter="",
+                limit=100,
             )
             if page.objects:
                 return prefix

@@ -137,7 +137,9 @@ class Peer:
         self.note_success()
         self.latency += 0.2 * (peers.clock.monotonic() - begun - self.latency)
         if len(reply.outcomes) != len(request.operations):
-            raise InternalError(f"node {self.number} answered {len(reply.outcomes)} of {len(request.operations)}")
+            raise InternalError(
+                f"node {self.number} answered {len(reply.outcomes)} of {len(request.operations)}"
+            )
         return list(reply.outcomes)
 
 
@@ -145,7 +147,14 @@ class Peers:
     """All nodes of the map."""
 
     def __init__(
-        self, numbers: Iterable[int], transport: Transport, clock: Clock, *, epoch: int, tenant: str, timeout: float
+        self,
+        numbers: Iterable[int],
+        transport: Transport,
+        clock: Clock,
+        *,
+        epoch: int,
+        tenant: str,
+        timeout: float,
     ) -> None:
         self.transport = transport
         self.clock = clock
@@ -165,4 +174,6 @@ class Peers:
 
     async def drain(self) -> None:
         """Return when no lane has anything waiting or under way."""
-        await asyncio.gather(*(lane.drain() for peer in self._peers.values() for lane in (peer.reads, peer.writes)))
+        await asyncio.gather(
+            *(lane.drain() for peer in self._peers.values() for lane in (peer.reads, peer.writes))
+        )

@@ -1,4 +1,4 @@
-"""The reader's half of the register protocol (docs/consistency.md): find the newest version, and complete it if need be."""
+"""The reader's half of the register protocol (docs/consistency.md): find the newest version, complete it if needed."""
 
 from __future__ import annotations
 
@@ -123,10 +123,15 @@ class Reader:
         replies = await self._ask(primaries, name, every=True)
         self._require_quorum(replies)
         top = newest.opened.stamp.to_bytes()
-        stamps = {v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top}
+        stamps = {
+            v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top
+        }
         history = [newest]
         for stamp in sorted(stamps, reverse=True):
-            if self._is_established(name, stamp, replies) or len(_holding(stamp, replies)) >= self._quorum.write:
+            if (
+                self._is_established(name, stamp, replies)
+                or len(_holding(stamp, replies)) >= self._quorum.write
+            ):
                 found = await self._open(name, stamp, replies)
                 if found is not None:
                     history.append(found)
@@ -155,7 +160,11 @@ class Reader:
     def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
         if self._known.get(name, b"") == stamp:
             return True
-        return any(v.stamp == stamp and v.state == pb.STATE_SETTLED for versions in replies.values() for v in versions)
+        return any(
+            v.stamp == stamp and v.state == pb.STATE_SETTLED
+            for versions in replies.values()
+            for v in versions
+        )
 
     async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
         """Open the manifest of `stamp`; replies whose copy does not verify are dropped."""
@@ -205,7 +214,9 @@ class Reader:
             found.versions = {**_holding(stamp, beyond), **found.versions}
             if self._is_established(name, stamp, replies):
                 return found
-            if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held):
+            if any(
+                v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held
+            ):
                 fate = await self._writer.give_up(name, found.opened.stamp, primaries)
                 if fate is Fate.UNKNOWN:
                     raise Unavailable("too few nodes answer to tell whether the newest version stands")
@@ -256,7 +267,9 @@ class Reader:
                     accept.cell, accept.cell_crc = cells[index]
             futures.append(self._peers[node].writes.submit(pb.Operation(accept=accept)))
         locked, shards = 0, _shards_of(stamp, beyond)
-        for node, outcome in zip(primaries, await asyncio.gather(*futures, return_exceptions=True), strict=True):
+        for node, outcome in zip(
+            primaries, await asyncio.gather(*futures, return_exceptions=True), strict=True
+        ):
             if not isinstance(outcome, pb.Outcome):
                 continue
             if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
@@ -266,7 +279,9 @@ class Reader:
                 if outcome.has_shard and node in placement:
                     shards.add(placement.index(node))
         if locked < self._quorum.write or (not opened.tombstone and len(shards) < self._quorum.shards):
-            raise Unavailable("the newest version is not established, and too few nodes answer to complete it")
+            raise Unavailable(
+                "the newest version is not established, and too few nodes answer to complete it"
+            )
         self.note_established(name, opened.stamp)
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
 
@@ -292,14 +307,19 @@ class Reader:
     ) -> dict[int, pb.Version | None]:
         """What each answering node of `nodes` says of one version, None when it does not hold it."""
         raw = stamp.to_bytes()
-        replies = await self._ask([node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw)
+        replies = await self._ask(
+            [node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw
+        )
         held = _holding(raw, replies)
         return {node: held.get(node) for node in replies}
 
     async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
         """Add the cells of a one-segment object that `nodes` hold to `found`."""
         replies = await self._ask(
-            [node for node in nodes if node in self._peers], name, want_cell=True, stamp=found.opened.stamp.to_bytes()
+            [node for node in nodes if node in self._peers],
+            name,
+            want_cell=True,
+            stamp=found.opened.stamp.to_bytes(),
         )
         found.cells.add_versions(found.opened, (v for held in replies.values() for v in held))
 
@@ -407,4 +427,3 @@ def _holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
 def _shards_of(stamp: bytes, replies: Replies) -> set[int]:
     held = _holding(stamp, replies).values()
     return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
-

@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
-__all__ = ["Draft", "OpenManifest", "SegmentCipher", "Sealer", "segment_count"]
+__all__ = ["Draft", "OpenManifest", "Sealer", "SegmentCipher", "segment_count"]
 
 MANIFEST_FORMAT = 1
 MAC_BYTES = 16
@@ -103,10 +103,16 @@ class Sealer:
         data_key, data_id = self._entropy(32), self._entropy(16)
         wrapped = await self._keys.wrap(data_key, _wrap_context(name, data_id))
         manifest = pb.Manifest(
-            format=MANIFEST_FORMAT, kind=kind, data_id=data_id, key_id=wrapped.key_id, wrapped_key=wrapped.wrapped
+            format=MANIFEST_FORMAT,
+            kind=kind,
+            data_id=data_id,
+            key_id=wrapped.key_id,
+            wrapped_key=wrapped.wrapped,
         )
         if content_type or metadata:
-            plain = pb.Metadata(content_type=content_type, user=metadata or {}).SerializeToString(deterministic=True)
+            plain = pb.Metadata(content_type=content_type, user=metadata or {}).SerializeToString(
+                deterministic=True
+            )
             manifest.sealed_metadata = AESGCM(data_key).encrypt(_METADATA_NONCE, plain, data_id)
         return Draft(name, data_key, manifest)
 
@@ -120,7 +126,9 @@ class Sealer:
         except DecodeError:
             raise IntegrityError("a node returned a manifest that is not one") from None
         if manifest.format != MANIFEST_FORMAT:
-            raise Unsupported(f"this object has manifest format {manifest.format}; this client is too old for it")
+            raise Unsupported(
+                f"this object has manifest format {manifest.format}; this client is too old for it"
+            )
         data_key = await self._keys.unwrap(
             WrappedKey(manifest.key_id, manifest.wrapped_key), _wrap_context(name, manifest.data_id)
         )
@@ -177,7 +185,9 @@ class SegmentCipher:
         self._skip_next = min(2 * self._skip_next, _SKIP_MAX)
         return _RAW, plain
 
-    def open(self, segment: int, sealed: bytes | bytearray | memoryview, plain_bytes: int) -> bytes | memoryview:
+    def open(
+        self, segment: int, sealed: bytes | bytearray | memoryview, plain_bytes: int
+    ) -> bytes | memoryview:
         """Return the `plain_bytes` bytes of one segment. Raises `IntegrityError` when anything is not as written."""
         try:
             frame = self._cipher.decrypt(segment.to_bytes(12, "big"), sealed, self._data_id)

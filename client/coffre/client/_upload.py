@@ -112,7 +112,10 @@ class _ShardStream:
     async def _requests(self) -> AsyncIterator[pb.WriteShardRequest]:
         peers = self._uploader.peers
         header = pb.ShardHeader(
-            epoch=peers.epoch, tenant=peers.tenant, data_id=self._draft.manifest.data_id, shard_index=self.index
+            epoch=peers.epoch,
+            tenant=peers.tenant,
+            data_id=self._draft.manifest.data_id,
+            shard_index=self.index,
         )
         yield pb.WriteShardRequest(header=header)
         for coded in list(self._retained or ()):
@@ -183,7 +186,9 @@ class Uploader:
         finally:
             del self._places[draft.manifest.data_id]
 
-    async def _stream(self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]) -> None:
+    async def _stream(
+        self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
+    ) -> None:
         coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._compress_level)
         shard_crcs = [0] * self._quorum.n
         size_bytes = 0
@@ -204,7 +209,9 @@ class Uploader:
         await asyncio.gather(*(stream.finish() for stream in streams))
         for stream in streams:
             reply = stream.reply
-            if reply is not None and (reply.cell_count != cells or reply.shard_crc != shard_crcs[stream.index]):
+            if reply is not None and (
+                reply.cell_count != cells or reply.shard_crc != shard_crcs[stream.index]
+            ):
                 stream.error = IntegrityError(f"node {stream.node} stored something else than was sent")
         self._require(streams)
         draft.manifest.size_bytes = size_bytes
@@ -215,7 +222,9 @@ class Uploader:
         tasks = {asyncio.ensure_future(stream.put(coded)): stream for stream in streams if not stream.failed}
         _, slow = await asyncio.wait(tasks, timeout=self._stall_timeout)
         for task in slow:
-            tasks[task].fail(DeadlineExceeded(f"node {tasks[task].node} took nothing for {self._stall_timeout:.0f} s"))
+            tasks[task].fail(
+                DeadlineExceeded(f"node {tasks[task].node} took nothing for {self._stall_timeout:.0f} s")
+            )
         if slow:
             await asyncio.wait(slow)
         self._require(streams)

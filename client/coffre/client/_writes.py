@@ -72,7 +72,9 @@ class Shards:
     placement: list[int]  # node number by shard index
     cells: Sequence[bytes] = ()
     cell_crcs: Sequence[int] = ()
-    staged: frozenset[int] = frozenset()  # indexes that are staged and synced; the others were lost on the way
+    staged: frozenset[int] = (
+        frozenset()
+    )  # indexes that are staged and synced; the others were lost on the way
 
     @property
     def is_staged(self) -> bool:
@@ -146,14 +148,22 @@ class _Round:
         future.add_done_callback(answered)
 
     def _fail(
-        self, node: int, shard_index: int | None, error: BaseException, on_failure: Callable[[int, int | None], None]
+        self,
+        node: int,
+        shard_index: int | None,
+        error: BaseException,
+        on_failure: Callable[[int, int | None], None],
     ) -> None:
         self.errors[node] = error if isinstance(error, CoffreError) else Unavailable("the call was cancelled")
         if not self.decided.done():
             on_failure(node, shard_index)
 
     def _take(
-        self, node: int, shard_index: int | None, outcome: pb.Outcome, on_failure: Callable[[int, int | None], None]
+        self,
+        node: int,
+        shard_index: int | None,
+        outcome: pb.Outcome,
+        on_failure: Callable[[int, int | None], None],
     ) -> None:
         if outcome.code == ABORTED_CODE:
             self.newest = max(self.newest, outcome.newest_stamp)
@@ -232,10 +242,20 @@ class Writer:
         primaries = self.primaries(draft.name)
         round_ = _Round(self._quorum, primaries, shards is not None)
         deadline = self._clock.monotonic() + self._patience
-        sender = _Sender(self._peers, self._placement, round_, draft, shards, stamp, partition_of(draft.name, self._partitions))
+        sender = _Sender(
+            self._peers,
+            self._placement,
+            round_,
+            draft,
+            shards,
+            stamp,
+            partition_of(draft.name, self._partitions),
+        )
         sender.send_all(primaries)
         await asyncio.shield(round_.decided)
-        while not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline:
+        while (
+            not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
+        ):
             if not sender.can_retry():
                 break
             await self._clock.sleep(0.1)
@@ -258,7 +278,9 @@ class Writer:
         while True:
             asked = [node for node in primaries if node not in votes]
             futures = [self._peers[node].writes.submit(operation) for node in asked]
-            for node, outcome in zip(asked, await asyncio.gather(*futures, return_exceptions=True), strict=True):
+            for node, outcome in zip(
+                asked, await asyncio.gather(*futures, return_exceptions=True), strict=True
+            ):
                 if isinstance(outcome, pb.Outcome) and not outcome.code:
                     votes[node] = outcome.state
             aborted = sum(state == pb.STATE_ABORTED for state in votes.values())

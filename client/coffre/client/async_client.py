@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -136,7 +145,14 @@ class AsyncClient:
             patience=options.patience,
         )
         self._reader = Reader(
-            peers, placement, quorum, partitions, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay
+            peers,
+            placement,
+            quorum,
+            partitions,
+            self._sealer,
+            self._writer,
+            clock,
+            hedge_delay=options.hedge_delay,
         )
         self._uploader = Uploader(
             peers,
@@ -214,13 +230,21 @@ class AsyncClient:
             draft.manifest.shard_crcs = b"".join(
                 crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs
             )
-            shards = Shards(list(self._writer.primaries(name)), [bytes(cell) for cell in coded.cells], coded.crcs)
+            shards = Shards(
+                list(self._writer.primaries(name)), [bytes(cell) for cell in coded.cells], coded.crcs
+            )
         else:
             shards = await self._uploader.stage(draft, partition, segments)
         stamp = await self._writer.establish(draft, shards)
         self._reader.note_established(name, stamp)
         return ObjectInfo(
-            bucket, key, str(stamp), draft.manifest.size_bytes, stamp.unixtime_ms, content_type, dict(metadata or {})
+            bucket,
+            key,
+            str(stamp),
+            draft.manifest.size_bytes,
+            stamp.unixtime_ms,
+            content_type,
+            dict(metadata or {}),
         )
 
     async def put_file(
@@ -234,7 +258,9 @@ class AsyncClient:
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
         """Store a file. `progress` gets the number of bytes read, again and again."""
-        return await self.put(bucket, key, _file_chunks(path, progress), content_type=content_type, metadata=metadata)
+        return await self.put(
+            bucket, key, _file_chunks(path, progress), content_type=content_type, metadata=metadata
+        )
 
     async def put_many(
         self, bucket: str, items: Iterable[tuple[str, bytes]]
@@ -262,7 +288,7 @@ class AsyncClient:
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
-    ) -> AsyncIterator[bytes | memoryview]:
+    ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
         found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
         async with aclosing(self._pieces(found, start, length)) as pieces:
@@ -314,9 +340,15 @@ class AsyncClient:
         return [_info(version.opened) for version in found]
 
     async def list_page(
-        self, bucket: str, *, prefix: str = "", delimiter: str = "", token: str | None = None, limit: int = 1000
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        token: str | None = None,
+        limit: int = 1000,
     ) -> ListPage:
-        """Return one page of live objects in key order. A page may be short and not be the last: follow `next_token`."""
+        """Return one page of live objects in key order. A short page need not be the last: follow `next_token`."""
         check_bucket(bucket)
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
@@ -339,22 +371,23 @@ class AsyncClient:
         """Yield live objects, and common prefixes as text, in key order."""
         token: str | None = None
         while True:
-            page = await self.list_page(bucket, prefix=prefix, delimiter=delimiter, token=token, limit=page_size)
-            entries: list[ObjectInfo | str] = [*page.objects, *page.prefixes]
-            entries.sort(key=lambda entry: (entry if isinstance(entry, str) else entry.key).encode())
-            for entry in entries:
+            page = await self.list_page(
+                bucket, prefix=prefix, delimiter=delimiter, token=token, limit=page_size
+            )
+            merged: Sequence[ObjectInfo | str] = (*page.objects, *page.prefixes)
+            for entry in sorted(merged, key=_listing_position):
                 yield entry
             if page.next_token is None:
                 return
             token = page.next_token
 
-    async def locate(self, bucket: str, key: str, *, version: str | None = None) -> list[ShardPlace]:
+    async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
         found = await self._found(name, version)
         return await self._places(name, found)
 
-    async def _places(self, name: ObjectName, found: Found) -> list[ShardPlace]:
+    async def _places(self, name: ObjectName, found: Found) -> Sequence[ShardPlace]:
         places = found.placement(self._writer.primaries(name))
         answers = await self._reader.holders(name, found.opened.stamp, places)
         nodes = {node.number: node for node in self._map.nodes}
@@ -370,7 +403,9 @@ class AsyncClient:
             entry = nodes[number]
             size_bytes = held.shard_bytes if held is not None else 0
             parity = index >= found.opened.manifest.k
-            result.append(ShardPlace(index, parity, entry.node_id, entry.site, entry.operator, state, size_bytes))
+            result.append(
+                ShardPlace(index, parity, entry.node_id, entry.site, entry.operator, state, size_bytes)
+            )
         return result
 
     async def _found(self, name: ObjectName, version: str | None, *, want_cell: bool = False) -> Found:
@@ -379,12 +414,14 @@ class AsyncClient:
         else:
             found = await self._reader.find(name, Stamp.parse(version), want_cell=want_cell)
         if found is None or found.opened.tombstone:
-            raise NotFound(f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else ""))
+            raise NotFound(
+                f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
+            )
         return found
 
     async def _pieces(
         self, found: Found, start: int, length: int | None
-    ) -> AsyncIterator[bytes | memoryview]:
+    ) -> AsyncGenerator[bytes | memoryview]:
         manifest = found.opened.manifest
         if start < 0 or (length is not None and length < 0):
             raise InvalidArgument("a range starts at 0 or later and has no negative length")
@@ -448,7 +485,9 @@ async def _file_chunks(path: Path, progress: Callable[[int], None] | None) -> As
                 progress(len(chunk))
 
 
-async def _each(items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]) -> list[_Result | CoffreError]:
+async def _each(
+    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]
+) -> list[_Result | CoffreError]:
     """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
     results: list[_Result | CoffreError] = []
     source = enumerate(items)
@@ -468,6 +507,10 @@ async def _each(items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Resul
 # -------------------------------------------------------------------- small things
 
 
+def _listing_position(entry: ObjectInfo | str) -> bytes:
+    return (entry if isinstance(entry, str) else entry.key).encode()
+
+
 def _info(opened: OpenManifest) -> ObjectInfo:
     metadata = opened.metadata()
     return ObjectInfo(
@@ -484,9 +527,13 @@ def _info(opened: OpenManifest) -> ObjectInfo:
 
 def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
     """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together."""
-    size_bytes = len(content_type.encode()) + sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
+    size_bytes = len(content_type.encode()) + sum(
+        len(k.encode()) + len(v.encode()) for k, v in metadata.items()
+    )
     if size_bytes > METADATA_BYTES_MAX:
-        raise InvalidArgument(f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit")
+        raise InvalidArgument(
+            f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit"
+        )
 
 
 def _parse_token(token: str | None) -> tuple[bytes, bool]:

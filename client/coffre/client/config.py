@@ -19,7 +19,7 @@ from coffre.cluster.tls import TlsFiles, load_identity
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
 
 CONFIG_VARIABLE = "COFFRE_CONFIG"
-PASSPHRASE_VARIABLE = "COFFRE_KEYRING_PASSPHRASE"  # noqa: S105 - the name of a variable, not a secret
+PASSPHRASE_VARIABLE = "COFFRE_KEYRING_PASSPHRASE"
 DEFAULT_PLACES = (Path(".coffre/client.toml"), Path("~/.config/coffre/client.toml"))
 PASSPHRASE_BYTES_MAX = 4096
 
@@ -44,7 +44,7 @@ def find_config(given: Path | None) -> Path:
         if place.expanduser().exists():
             return place.expanduser()
     raise ConfigurationError(
-        "no cluster is configured: pass --config FILE, set COFFRE_CONFIG, or start a development cluster with `make run`"
+        "no cluster is configured: pass --config FILE, set COFFRE_CONFIG, or start a development cluster (`make run`)"
     )
 
 
@@ -60,7 +60,9 @@ def load_client_config(path: Path) -> ClientConfig:
     known = {*required, "passphrase_file"}
     for name, value in raw.items():
         if name not in known or not isinstance(value, str):
-            raise ConfigurationError(f"{path}: {name} is not a setting, or not text; known are {', '.join(sorted(known))}")
+            raise ConfigurationError(
+                f"{path}: {name} is not a setting, or not text; known are {', '.join(sorted(known))}"
+            )
     if missing := [name for name in required if name not in raw]:
         raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
     base = path.parent
@@ -77,7 +79,9 @@ def load_passphrase(config: ClientConfig) -> bytes:
     if given := os.environ.get(PASSPHRASE_VARIABLE):
         return given.encode()
     if config.passphrase_file is None:
-        raise ConfigurationError(f"the key ring needs a passphrase: set {PASSPHRASE_VARIABLE} or passphrase_file")
+        raise ConfigurationError(
+            f"the key ring needs a passphrase: set {PASSPHRASE_VARIABLE} or passphrase_file"
+        )
     try:
         with config.passphrase_file.open("rb") as file:
             return file.read(PASSPHRASE_BYTES_MAX).rstrip(b"\r\n")
@@ -100,11 +104,15 @@ async def connect(
     cluster_map, _ = read_map(config.map, config.tls.authority)
     identity = load_identity(config.tls)
     if identity.role is not Role.TENANT:
-        raise Unauthenticated(f"{config.tls.certificate} is not a tenant's certificate; only tenants store objects")
+        raise Unauthenticated(
+            f"{config.tls.certificate} is not a tenant's certificate; only tenants store objects"
+        )
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     keys = keys or KeyRing.load(config.keyring, load_passphrase(config))
-    return AsyncClient(cluster_map, GrpcTransport(cluster_map, config.tls), keys, identity.name, options=options)
+    return AsyncClient(
+        cluster_map, GrpcTransport(cluster_map, config.tls), keys, identity.name, options=options
+    )
 
 
 def connect_sync(

@@ -73,12 +73,16 @@ class KeyRing:
         return self._current
 
     async def wrap(self, data_key: bytes, context: bytes) -> WrappedKey:
-        return WrappedKey(self._current, self._ciphers[self._current].encrypt(data_key, [_WRAP_LABEL, context]))
+        return WrappedKey(
+            self._current, self._ciphers[self._current].encrypt(data_key, [_WRAP_LABEL, context])
+        )
 
     async def unwrap(self, key: WrappedKey, context: bytes) -> bytes:
         cipher = self._ciphers.get(key.key_id)
         if cipher is None:
-            raise KeyUnavailable(f"this object's data key is wrapped by {key.key_id!r}, which is not in the key ring")
+            raise KeyUnavailable(
+                f"this object's data key is wrapped by {key.key_id!r}, which is not in the key ring"
+            )
         try:
             return cipher.decrypt(key.wrapped, [_WRAP_LABEL, context])
         except (InvalidTag, ValueError):
@@ -103,8 +107,17 @@ class KeyRing:
         secret = json.dumps(
             {"current": self._current, "keys": {i: _text(key) for i, key in self._keys.items()}}
         ).encode()
-        header = {"format": _FORMAT, "kdf": "scrypt", "n": _SCRYPT_N, "r": _SCRYPT_R, "p": _SCRYPT_P, "salt": _text(salt)}
-        sealed = AESGCM(_derive(passphrase, salt, _SCRYPT_N, _SCRYPT_R, _SCRYPT_P)).encrypt(nonce, secret, _aad(header))
+        header = {
+            "format": _FORMAT,
+            "kdf": "scrypt",
+            "n": _SCRYPT_N,
+            "r": _SCRYPT_R,
+            "p": _SCRYPT_P,
+            "salt": _text(salt),
+        }
+        sealed = AESGCM(_derive(passphrase, salt, _SCRYPT_N, _SCRYPT_R, _SCRYPT_P)).encrypt(
+            nonce, secret, _aad(header)
+        )
         body = json.dumps({**header, "nonce": _text(nonce), "sealed": _text(sealed)}, indent=1).encode()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -117,7 +130,7 @@ class KeyRing:
 
     @classmethod
     def load(cls, path: Path, passphrase: bytes) -> KeyRing:
-        """Open a ring that `save` wrote. Raises `ConfigurationError` for a file that is not one, or a wrong passphrase."""
+        """Open a ring that `save` wrote. Raises `ConfigurationError` for another file or passphrase."""
         try:
             with path.open("rb") as file:
                 raw = file.read(_FILE_BYTES_MAX + 1)
@@ -125,13 +138,17 @@ class KeyRing:
             raise ConfigurationError(f"cannot read the key ring {path}: {error.strerror}") from None
         try:
             header = json.loads(raw)
-            nonce, sealed = (base64.b64decode(header.pop(name), validate=True) for name in ("nonce", "sealed"))
+            nonce, sealed = (
+                base64.b64decode(header.pop(name), validate=True) for name in ("nonce", "sealed")
+            )
             salt = base64.b64decode(header["salt"], validate=True)
             n, r, p = (int(header[name]) for name in ("n", "r", "p"))
             sound = header["format"] == _FORMAT and header["kdf"] == "scrypt"
         except (ValueError, KeyError, TypeError, AttributeError):
             sound, n, r, p = False, 0, 0, 0
-        if not sound or not (2 <= n <= _SCRYPT_N_MAX and n & (n - 1) == 0 and r == _SCRYPT_R and p == _SCRYPT_P):
+        if not sound or not (
+            2 <= n <= _SCRYPT_N_MAX and n & (n - 1) == 0 and r == _SCRYPT_R and p == _SCRYPT_P
+        ):
             raise ConfigurationError(f"{path} is not a key ring that this version knows")
         try:
             secret = AESGCM(_derive(passphrase, salt, n, r, p)).decrypt(nonce, sealed, _aad(header))

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -96,7 +105,9 @@ class Client:
     def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> Iterator[bytes | memoryview]:
-        return self._iterate(self._client.get_stream(bucket, key, start=start, length=length, version=version))
+        return self._iterate(
+            self._client.get_stream(bucket, key, start=start, length=length, version=version)
+        )
 
     def get_file(
         self,
@@ -119,7 +130,13 @@ class Client:
         return self._run(self._client.versions(bucket, key))
 
     def list_page(
-        self, bucket: str, *, prefix: str = "", delimiter: str = "", token: str | None = None, limit: int = 1000
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        token: str | None = None,
+        limit: int = 1000,
     ) -> ListPage:
         return self._run(
             self._client.list_page(bucket, prefix=prefix, delimiter=delimiter, token=token, limit=limit)
@@ -128,9 +145,11 @@ class Client:
     def list(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", page_size: int = 1000
     ) -> Iterator[ObjectInfo | str]:
-        return self._iterate(self._client.list(bucket, prefix=prefix, delimiter=delimiter, page_size=page_size))
+        return self._iterate(
+            self._client.list(bucket, prefix=prefix, delimiter=delimiter, page_size=page_size)
+        )
 
-    def locate(self, bucket: str, key: str, *, version: str | None = None) -> list[ShardPlace]:
+    def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         return self._run(self._client.locate(bucket, key, version=version))
 
     def _iterate(self, source: AsyncIterator[_T]) -> Iterator[_T]:

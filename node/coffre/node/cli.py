@@ -23,7 +23,11 @@ def node() -> None:
 
 @node.command()
 @click.option(
-    "--config", "config_path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="node.toml"
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="node.toml",
 )
 @one_line_errors
 def run(config_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -63,10 +64,12 @@ def load_node_config(path: Path) -> NodeConfig:
     )
 
 
-def _check(path: Path, prefix: str, table: dict[str, object], known: dict[str, type]) -> None:
+def _check(path: Path, prefix: str, table: dict[str, object], known: Mapping[str, type]) -> None:
     for name, value in table.items():
         if name not in known:
-            raise ConfigurationError(f"{path}: unknown setting {prefix}{name}; known are {', '.join(sorted(known))}")
+            raise ConfigurationError(
+                f"{path}: unknown setting {prefix}{name}; known are {', '.join(sorted(known))}"
+            )
         kind = known[name]
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or isinstance(value, bool):

@@ -19,8 +19,8 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
-from coffre.cluster.versions import STAMP_BYTES, Stamp
 from coffre.cluster.version import __version__
+from coffre.cluster.versions import STAMP_BYTES, Stamp
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
 from coffre.node.store import (
@@ -45,8 +45,6 @@ CLOCK_SKEW_MS_MAX = 60_000
 MANIFEST_FORMAT = 1
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
-
-
 
 
 class Handler:
@@ -169,7 +167,9 @@ class Handler:
     ) -> None:
         n = manifest.k + manifest.m
         if len(placement) != n or len(manifest.shard_crcs) != 4 * n:
-            raise InvalidArgument(f"a {manifest.k}+{manifest.m} manifest places {n} shards and has {n} checksums")
+            raise InvalidArgument(
+                f"a {manifest.k}+{manifest.m} manifest places {n} shards and has {n} checksums"
+            )
         self._maps.placement_for(manifest.k, manifest.m).check(placement)
         if shard_index is None:
             return
@@ -195,7 +195,9 @@ class Handler:
                     header = request.header
                     self._admit(peer, header.tenant, header.epoch)
                     if len(header.data_id) != DATA_ID_BYTES or header.shard_index >= SHARDS_MAX:
-                        raise InvalidArgument("a staged shard needs a data id of 16 bytes and an index below 255")
+                        raise InvalidArgument(
+                            "a staged shard needs a data id of 16 bytes and an index below 255"
+                        )
                     writer = await self._store.stage(header.tenant, header.data_id, header.shard_index)
                 await writer.write([StoredCell(cell.segment, cell.crc, cell.data) for cell in request.cells])
             if writer is None:
@@ -209,7 +211,9 @@ class Handler:
             cell_count=staged.cell_count, size_bytes=staged.size_bytes, shard_crc=staged.shard_crc
         )
 
-    async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[pb.ReadShardReply]:
+    async def read_shard(
+        self, peer: Identity, request: pb.ReadShardRequest
+    ) -> AsyncIterator[pb.ReadShardReply]:
         self._admit(peer, request.tenant, request.epoch)
         name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
         chunks = self._store.read_cells(
@@ -247,7 +251,9 @@ class Handler:
 
     async def status(self, peer: Identity) -> pb.StatusReply:
         if peer.role is Role.TENANT:
-            raise PermissionDenied("a node's counters are for operators and nodes; this is a tenant's certificate")
+            raise PermissionDenied(
+                "a node's counters are for operators and nodes; this is a tenant's certificate"
+            )
         status = await self._store.status()
         return pb.StatusReply(
             node_number=self._number,
@@ -277,7 +283,9 @@ class Handler:
         if peer.role is not Role.TENANT or peer.name != tenant:
             raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
         if epoch is not None and epoch != self._maps.map.epoch:
-            raise StaleMap(f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}")
+            raise StaleMap(
+                f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
+            )
 
 
 def _put_error(target: pb.Outcome, error: CoffreError) -> None:

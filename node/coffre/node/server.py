@@ -51,7 +51,9 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
         reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
         await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch})
+        _log.info(
+            "serving", extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch}
+        )
         await stop.wait()
         _log.info("stopping", extra={"node": entry.node_id})
         await health_servicer.enter_graceful_shutdown()
@@ -83,7 +85,9 @@ def _own_entry(config: NodeConfig, cluster_map: ClusterMap) -> MapNode:
     raise ConfigurationError(f"{identity.name} is not in the cluster map")
 
 
-def _server(config: NodeConfig, handler: Handler, cluster_id: str) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _server(
+    config: NodeConfig, handler: Handler, cluster_id: str
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # two nodes on one port must not share it in silence
@@ -99,7 +103,9 @@ def _server(config: NodeConfig, handler: Handler, cluster_id: str) -> tuple[grpc
     try:
         server.add_secure_port(config.listen, server_credentials(config.tls))
     except RuntimeError:
-        raise ConfigurationError(f"cannot listen on {config.listen}: the address is in use or not of this host") from None
+        raise ConfigurationError(
+            f"cannot listen on {config.listen}: the address is in use or not of this host"
+        ) from None
     return server, health_servicer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -29,17 +29,19 @@ class Servicer(pb_grpc.NodeServicer):
         self._handler = handler
         self._cluster_id = cluster_id
 
-    async def Batch(self, request: pb.BatchRequest, context: _Context) -> pb.BatchReply:  # type: ignore[override, type-arg]
+    async def Batch(self, request: pb.BatchRequest, context: _Context) -> pb.BatchReply:  # type: ignore[type-arg]
         return await self._run("batch", self._handler.batch(self._peer(context), request), context)
 
-    async def WriteShard(  # type: ignore[override]
+    async def WriteShard(
         self,
         request: AsyncIterator[pb.WriteShardRequest],
         context: _Context,  # type: ignore[type-arg]
     ) -> pb.WriteShardReply:
-        return await self._run("write_shard", self._handler.write_shard(self._peer(context), request), context)
+        return await self._run(
+            "write_shard", self._handler.write_shard(self._peer(context), request), context
+        )
 
-    async def ReadShard(  # type: ignore[override]
+    async def ReadShard(
         self,
         request: pb.ReadShardRequest,
         context: _Context,  # type: ignore[type-arg]
@@ -50,21 +52,21 @@ class Servicer(pb_grpc.NodeServicer):
         except CoffreError as error:
             await _refuse(context, error)
 
-    async def DropShard(self, request: pb.DropShardRequest, context: _Context) -> pb.DropShardReply:  # type: ignore[override, type-arg]
+    async def DropShard(self, request: pb.DropShardRequest, context: _Context) -> pb.DropShardReply:  # type: ignore[type-arg]
         await self._run("drop_shard", self._handler.drop_shard(self._peer(context), request), context)
         return pb.DropShardReply()
 
-    async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListReply:  # type: ignore[override, type-arg]
+    async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListReply:  # type: ignore[type-arg]
         return await self._run("list", self._handler.list(self._peer(context), request), context)
 
-    async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:  # type: ignore[override, type-arg]
+    async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:  # type: ignore[type-arg]
         return await self._run("status", self._handler.status(self._peer(context)), context)
 
-    async def GetMap(self, request: pb.GetMapRequest, context: _Context) -> pb.GetMapReply:  # type: ignore[override, type-arg]
+    async def GetMap(self, request: pb.GetMapRequest, context: _Context) -> pb.GetMapReply:  # type: ignore[type-arg]
         return await self._run("get_map", self._handler.get_map(self._peer(context), request), context)
 
     def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]
-        auth: Mapping[str, Sequence[bytes]] = context.auth_context()
+        auth = {name: list(values) for name, values in context.auth_context().items()}
         return peer_identity(auth, self._cluster_id)
 
     async def _run(self, method: str, call: Awaitable[_Reply], context: _Context) -> _Reply:  # type: ignore[type-arg]
@@ -74,7 +76,9 @@ class Servicer(pb_grpc.NodeServicer):
             await _refuse(context, error)
         except Exception as error:
             # The text may hold a name or bytes of a record: only the class and the place are logged.
-            _log.error("internal error", extra={"method": method, "error": type(error).__name__}, exc_info=True)
+            _log.error(
+                "internal error", extra={"method": method, "error": type(error).__name__}, exc_info=True
+            )
             await _refuse(context, InternalError("the node failed; its log says where"))
             raise
 
