@@ -1,4 +1,4 @@
-"""The demo data set: complete, offline, the same bytes every time, and never at the cost of somebody's files."""
+"""The demo data set: complete, offline, the same bytes every time, never at the cost of other files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import pydicom
 import pytest
 import zstandard
-
 from coffre.bench import _health_records, dataset
 from coffre.bench._synthetic import write_archive, write_radiograph
 from coffre.bench.dataset import DatasetSummary, Record, Scale, generate, records
