@@ -102,38 +102,40 @@ class Reader:
         raise Unavailable("the object changes faster than it can be read")
 
     async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
-        """Return one given version when it is held and established, else None."""
-        primaries = self._writer.primaries(name)
-        replies = await self._ask(primaries, name, want_cell=want_cell, stamp=stamp.to_bytes())
-        self._require_quorum(replies)
-        raw = stamp.to_bytes()
-        holders = _holding(raw, replies)
-        if not holders:
-            return None
-        if self._is_established(name, raw, replies) or len(holders) >= self._quorum.write:
-            return await self._open(name, raw, replies)
+        """Return one given version when it is established, still kept and not deleted since, else None."""
+        for found in await self.history(name, down_to=stamp):
+            if found.opened.stamp == stamp:
+                return found
         return None
 
-    async def history(self, name: ObjectName) -> list[Found]:
-        """Every established version that is still held, newest first."""
+    async def history(self, name: ObjectName, *, down_to: Stamp | None = None) -> list[Found]:
+        """The established versions that are kept, newest first; a tombstone ends them.
+
+        A node that missed a delete still holds what was deleted; that is never shown.
+        """
         newest = await self.resolve(name)
         if newest is None:
             return []
-        primaries = self._writer.primaries(name)
-        replies = await self._ask(primaries, name, every=True)
+        history = [newest]
+        if newest.opened.tombstone or newest.opened.stamp == down_to:
+            return history
+        replies = await self._ask(self._writer.primaries(name), name, every=True)
         self._require_quorum(replies)
         top = newest.opened.stamp.to_bytes()
         stamps = {
             v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top
         }
-        history = [newest]
         for stamp in sorted(stamps, reverse=True):
+            if len(history) == self._placement.policy.versions_kept:
+                break
             if (
                 self._is_established(name, stamp, replies)
                 or len(_holding(stamp, replies)) >= self._quorum.write
             ):
                 found = await self._open(name, stamp, replies)
                 if found is not None:
+                    if found.opened.tombstone:
+                        break
                     history.append(found)
         return history
 

@@ -27,7 +27,11 @@ class _Tree(click.Group):
     """Object commands of this room, and one branch for each entry point."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_OBJECT_COMMANDS, *sorted(point.name for point in entry_points(group="coffre.commands")), "completion"]
+        return [
+            *_OBJECT_COMMANDS,
+            *sorted(point.name for point in entry_points(group="coffre.commands")),
+            "completion",
+        ]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "completion":
@@ -45,7 +49,10 @@ class _Tree(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(
-                [(name, _OBJECT_COMMANDS.get(name) or self._help_of(ctx, name)) for name in self.list_commands(ctx)]
+                [
+                    (name, _OBJECT_COMMANDS.get(name) or self._help_of(ctx, name))
+                    for name in self.list_commands(ctx)
+                ]
             )
 
     def _help_of(self, ctx: click.Context, name: str) -> str:
@@ -53,7 +60,9 @@ class _Tree(click.Group):
         return command.get_short_help_str() if command else ""
 
 
-@click.command(cls=_Tree, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COFFRE"})
+@click.command(
+    cls=_Tree, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COFFRE"}
+)
 @click.version_option(__version__, prog_name="coffre")
 @click.option(
     "--config",

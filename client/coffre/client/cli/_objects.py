@@ -81,7 +81,9 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar
 @click.argument("source", type=click.Path(path_type=Path, allow_dash=True, exists=True))
 @click.argument("target", metavar="BUCKET/KEY")
 @click.option("--content-type", default="", help="Kept, encrypted, with the object.")
-@click.option("--meta", "metadata", multiple=True, metavar="NAME=VALUE", help="Kept, encrypted, with the object.")
+@click.option(
+    "--meta", "metadata", multiple=True, metavar="NAME=VALUE", help="Kept, encrypted, with the object."
+)
 @json_option
 @quiet_option
 @click.pass_context
@@ -269,7 +271,9 @@ def rm(ctx: click.Context, targets: tuple[str, ...], recursive: bool, force: boo
             if not recursive:
                 await delete(client, bucket, key)
                 continue
-            found = [entry.key async for entry in client.list(bucket, prefix=key) if isinstance(entry, ObjectInfo)]
+            found = [
+                entry.key async for entry in client.list(bucket, prefix=key) if isinstance(entry, ObjectInfo)
+            ]
             if not found and not force:
                 raise NotFound(f"nothing lies below {target}")
             for name in found:
