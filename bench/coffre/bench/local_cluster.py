@@ -161,7 +161,13 @@ class LocalCluster:
         await asyncio.gather(*(self.wait_ready(number) for number in chosen))
 
     def _spawn(self, number: int) -> None:
-        command = [str(Path(sys.executable).with_name("coffre")), "node", "run", "--config", str(self.config(number))]
+        command = [
+            str(Path(sys.executable).with_name("coffre")),
+            "node",
+            "run",
+            "--config",
+            str(self.config(number)),
+        ]
         with self.log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -182,7 +188,9 @@ class LocalCluster:
                 if self._processes[number].poll() is not None:
                     raise Unavailable(f"{node.node_id} ended by itself: {self._last_words(number)}")
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0, wait_for_ready=True)
+                    reply = await stub.Check(
+                        health_pb2.HealthCheckRequest(), timeout=2.0, wait_for_ready=True
+                    )
                     if reply.status == health_pb2.HealthCheckResponse.SERVING:
                         return
                 if asyncio.get_running_loop().time() > deadline:
