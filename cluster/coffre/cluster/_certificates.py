@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 __all__ = [
+    "MALFORMED_EXTENSIONS",
+    "UNREADABLE",
     "authority_cluster_id",
     "check_issuer",
     "check_validity",
@@ -23,6 +25,9 @@ __all__ = [
     "read_certificate",
 ]
 
+# What the library raises on bytes that are no certificate, or none that it understands.
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+MALFORMED_EXTENSIONS = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _AUTHORITY_URI = re.compile(r"coffre://([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/authority")
 
 
@@ -35,7 +40,7 @@ def parse_certificate(pem: bytes, what: str) -> x509.Certificate:
     """Read one PEM certificate; `what` names it in the `ConfigurationError`."""
     try:
         return x509.load_pem_x509_certificate(pem)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise ConfigurationError(f"{what} is not a certificate in PEM form") from None
 
 
@@ -65,12 +70,7 @@ def authority_cluster_id(authority: x509.Certificate) -> str:
         extensions = authority.extensions
         is_authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (
-        ValueError,
-        x509.DuplicateExtension,
-        x509.ExtensionNotFound,
-        x509.UnsupportedGeneralNameType,
-    ):
+    except (*MALFORMED_EXTENSIONS, x509.ExtensionNotFound):
         raise ConfigurationError("this is not the certificate of a Coffre authority") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     found = _AUTHORITY_URI.fullmatch(uris[0]) if len(uris) == 1 else None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
+from coffre.cluster._certificates import MALFORMED_EXTENSIONS, UNREADABLE
 from coffre.cluster.errors import InvalidArgument, Unauthenticated
 from coffre.cluster.names import check_tenant
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 __all__ = [
     "Identity",
@@ -162,7 +162,7 @@ def identity_of_uri(uri: str) -> Identity:
 def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
     try:
         extensions = certificate.extensions
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except MALFORMED_EXTENSIONS as error:
         raise Unauthenticated("the certificate's extensions are malformed") from error
     try:
         if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
@@ -198,6 +198,6 @@ def identity_of_pem(pem: bytes) -> Identity:
     """`identity_of_certificate` of a PEM certificate, remembered: a peer shows the same one each time."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise Unauthenticated("the peer's certificate cannot be read") from error
     return identity_of_certificate(certificate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from coffre.cluster._certificates import (
+    UNREADABLE,
     authority_cluster_id,
     check_issuer,
     check_validity,
@@ -55,6 +56,7 @@ __all__ = [
     "encode_map",
     "newer_map",
     "read_map",
+    "read_unverified_map",
     "sign_map",
     "verify_map",
     "write_map",
@@ -99,17 +101,10 @@ def verify_map(raw: bytes, authority: x509.Certificate, unixtime_ms: int | None 
     certificate of this authority), `PermissionDenied` (not an operator's), `InvalidArgument` (it contradicts
     itself).
     """
-    if len(raw) > MAP_BYTES_MAX:
-        raise InvalidArgument(f"the signed map has {len(raw)} bytes; at most {MAP_BYTES_MAX} are allowed")
-    try:
-        signed = pb.SignedMap.FromString(raw)
-    except DecodeError:
-        raise IntegrityError("this is not a signed cluster map, or it is damaged") from None
-    if signed.format != SIGNED_MAP_FORMAT:
-        raise Unsupported(f"signed map format {signed.format} is not known to this release")
+    signed = _parse_signed(raw)
     try:
         signer = x509.load_der_x509_certificate(signed.signer_certificate)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise IntegrityError("the certificate of the map's signer is damaged") from None
     check_issuer(signer, authority)
     _check_signer(signer, authority_cluster_id(authority))
@@ -120,6 +115,18 @@ def verify_map(raw: bytes, authority: x509.Certificate, unixtime_ms: int | None 
     if cluster_map.cluster_id != authority_cluster_id(authority):
         raise PermissionDenied(f"the map is of another cluster ({cluster_map.cluster_id}) than its signer")
     return cluster_map
+
+
+def _parse_signed(raw: bytes) -> pb.SignedMap:
+    if len(raw) > MAP_BYTES_MAX:
+        raise InvalidArgument(f"the signed map has {len(raw)} bytes; at most {MAP_BYTES_MAX} are allowed")
+    try:
+        signed = pb.SignedMap.FromString(raw)
+    except DecodeError:
+        raise IntegrityError("this is not a signed cluster map, or it is damaged") from None
+    if signed.format != SIGNED_MAP_FORMAT:
+        raise Unsupported(f"signed map format {signed.format} is not known to this release")
+    return signed
 
 
 def _check_signer(signer: x509.Certificate, cluster_id: str) -> None:
@@ -161,6 +168,11 @@ def read_map(path: Path, authority_path: Path) -> tuple[ClusterMap, bytes]:
     """The verified map in a file, and the signed bytes. Raises `ConfigurationError`, or as `verify_map`."""
     raw = read_file(path, MAP_BYTES_MAX)
     return verify_map(raw, read_certificate(authority_path)), raw
+
+
+def read_unverified_map(path: Path) -> ClusterMap:
+    """The map in a file, on nobody's word: to be looked at, never to be acted on. Raises as `verify_map`."""
+    return decode_map(_parse_signed(read_file(path, MAP_BYTES_MAX)).payload)
 
 
 def write_map(path: Path, signed: bytes) -> None:

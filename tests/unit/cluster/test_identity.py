@@ -15,13 +15,11 @@ from coffre.cluster.identity import (
     tls_name,
     uri_of_identity,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 NODE = NodeAttributes("n1", "srv-1.paris", "paris", "ovh", "FR")
 CLUSTER = "0123456789abcdef"
-settings.register_profile("coffre", derandomize=True, deadline=None)
-settings.load_profile("coffre")
 
 _names = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
 _labels = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)

@@ -129,8 +129,8 @@ def test_a_placement_is_found_where_greed_runs_into_a_wall() -> None:
     placement = Placement(make_map(nodes, policy, 512), policy)
     for partition in range(512):
         assert set(placement.primaries(partition)) == {2, 3, 4, 5}
-    policy = policy_of(2, 2, Domain.SITE)
-    placement = Placement(make_map([*nodes[:1], *nodes[2:]], policy), policy)
+    nodes[1] = make_node(2, "lille", "d")
+    placement = Placement(make_map(nodes, policy), policy)
     with pytest.raises(PolicyViolation, match="together leave no 4 nodes"):
         placement.primaries(0)
 
