@@ -176,10 +176,12 @@ class LocalCluster:
     async def wait_ready(self, number: int, timeout: float = 30.0) -> None:
         """Return when the node's health service says SERVING."""
         node = self.map.node(number)
-        options = [("grpc.ssl_target_name_override", tls_name(self.map.cluster_id, node.attributes))]
-        options.append(("grpc.initial_reconnect_backoff_ms", 50))
-        options.append(("grpc.min_reconnect_backoff_ms", 50))
-        options.append(("grpc.max_reconnect_backoff_ms", 100))
+        options: list[tuple[str, str | int]] = [
+            ("grpc.ssl_target_name_override", tls_name(self.map.cluster_id, node.attributes)),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 100),
+        ]
         credentials = channel_credentials(self.operator_tls())
         async with grpc.aio.secure_channel(node.address, credentials, options) as channel:
             stub = health_pb2_grpc.HealthStub(channel)

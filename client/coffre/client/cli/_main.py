@@ -1,4 +1,4 @@
-"""The root of the command tree. Branches load only when they are used, so that completion and small commands stay quick."""
+"""The root of the command tree. Branches load only when used, so that completion and small commands stay quick."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _files_to_put(source: Path, key: str) -> list[tuple[Path, str]]:
 
 async def _stdin() -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
-    while chunk := await loop.run_in_executor(None, sys.stdin.buffer.read1, _STDIN_CHUNK_BYTES):
+    while chunk := await loop.run_in_executor(None, os.read, sys.stdin.fileno(), _STDIN_CHUNK_BYTES):
         yield chunk
 
 
@@ -154,9 +154,12 @@ async def _bounded(
         for item in source:
             done.append(await call(item))
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(_FILES_IN_FLIGHT):
-            group.create_task(worker())
+    workers = [asyncio.create_task(worker()) for _ in range(_FILES_IN_FLIGHT)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for each in workers:
+            each.cancel()
     for info in sorted(done, key=lambda info: info.key):
         yield info
 
