@@ -126,7 +126,7 @@ def test_a_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_the_server_ends_when_its_client_is_killed() -> None:
+def test_the_server_ends_and_no_key_stays_when_the_client_is_killed(tmp_path: Path) -> None:
     script = (
         "import asyncio\n"
         "from coffre.bench.references import ReferenceServer\n"
@@ -136,7 +136,8 @@ def test_the_server_ends_when_its_client_is_killed() -> None:
         "        await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
-    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
     assert client.stdout is not None
     pid = int(client.stdout.readline())
     handle = os.pidfd_open(pid)
@@ -153,6 +154,7 @@ def test_the_server_ends_when_its_client_is_killed() -> None:
         asyncio.run(ended())
     finally:
         os.close(handle)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_server_that_cannot_start_is_an_error(
