@@ -62,8 +62,12 @@ class ReferenceServer:
         return self._process.pid
 
     async def __aenter__(self) -> ReferenceServer:
+        # The keys are on the disk only until both sides have read them.
+        with tempfile.TemporaryDirectory(prefix="coffre-reference-") as name:
+            return await self._start(Path(name))
+
+    async def _start(self, directory: Path) -> ReferenceServer:
         async with AsyncExitStack() as exits:
-            directory = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="coffre-reference-")))
             _write_certificates(directory)
             # Ends when its standard input does: no server outlives its client, even one that was killed.
             self._process = await asyncio.create_subprocess_exec(

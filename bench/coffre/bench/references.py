@@ -205,7 +205,7 @@ async def measure_all(directory: Path) -> list[Measurement]:
 async def _call_rate(
     call: Callable[[], Awaitable[bytes]], duration_s: float, warmup_s: float, callers: int
 ) -> float:
-    """Calls that ended in the window / its length; all callers are busy before it opens and until it closes."""
+    """Calls that ended in the window, per second; callers are busy before it opens and until it closes."""
     begin = perf_counter() + warmup_s
     end = begin + duration_s
     done = 0
