@@ -51,9 +51,8 @@ class Ledger:
 
     def check(self, key: str, seen: bytes) -> None:
         assert seen not in self.refused.get(key, set()), f"{key}: a refused write became visible"
-        assert seen in self.allowed.get(key, {b""}), (
-            f"{key}: {seen[:60]!r} of {len(seen)} bytes is not what was written"
-        )
+        mixed = f"{key}: {seen[:60]!r} of {len(seen)} bytes was not written"
+        assert seen in self.allowed.get(key, {b""}), mixed
 
 
 def value_of(worker: int, number: int, chance: random.Random) -> bytes:
@@ -94,9 +93,8 @@ async def one_round(cluster: LocalCluster, client: AsyncClient, chance: random.R
     """Write, kill two nodes in the middle of it, restart them, read everything that was written."""
     ledger, stop = Ledger(), asyncio.Event()
     seed = chance.randrange(1 << 30)
-    bucket_client = client
     writers = [
-        asyncio.create_task(write_until(stop, bucket_client, worker, ledger, seed))
+        asyncio.create_task(write_until(stop, client, worker, ledger, seed))
         for worker in range(WRITERS)
     ]
     try:
