@@ -1,0 +1,208 @@
+"""Encoding speed of Coffre's kernel beside zfec and ISA-L: python -m coffre.bench.codec
+
+Like with like: the same buffers and the same generator matrix, parity only (no checksums) unless it says so,
+one thread. The contenders take turns within every repetition, so that a busy machine slows all of them, and a
+figure is the median of the ratios of the repetitions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zfec
+from coffre.bench import _isal
+from coffre.cluster.version import __version__
+from coffre.codec import Codec, Tier, active_tier
+from rich.console import Console
+from rich.table import Table
+
+SCHEMES = ((4, 2), (8, 3), (10, 4), (16, 4))
+SHARD_BYTES = 1 << 20
+CELL_BYTES = 1 << 16
+SEED = 1
+REPETITIONS = 25
+# Data coded per turn: long enough for the clock and for the vector units to wake up, short enough that the turns
+# stay close together. A turn of zfec, which is slow, is one call.
+TURN_BYTES = 64 << 20
+_ZFEC_REPETITIONS = 9
+
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeMeasurement:
+    """One scheme at one shard size. Speeds are GB of data (not parity) per second, medians."""
+
+    k: int
+    m: int
+    shard_bytes: int
+    kernel_gb_per_s: float
+    kernel_with_crc_gb_per_s: float
+    isal_gb_per_s: float
+    zfec_gb_per_s: float | None
+    vs_isal: float
+    with_crc_vs_isal: float
+    vs_zfec: float | None
+    parity_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CodecReport:
+    """All measurements of one run, and what they were made on."""
+
+    version: str
+    machine: str
+    tier: Tier
+    seed: int
+    measurements: tuple[EncodeMeasurement, ...]
+
+    def ratios(self) -> Mapping[str, float]:
+        """The figures by id: encode_{k}_{m}_vs_zfec and _vs_isal (1 MiB shards), _64k_vs_isal (64 KiB)."""
+        found: dict[str, float] = {}
+        for one in self.measurements:
+            name = f"encode_{one.k}_{one.m}"
+            if one.vs_zfec is not None:
+                found[f"{name}_vs_zfec"] = one.vs_zfec
+            found[f"{name}_vs_isal" if one.shard_bytes == SHARD_BYTES else f"{name}_64k_vs_isal"] = (
+                one.vs_isal
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    encode: Callable[[], object]
+    calls_per_turn: int
+
+
+def _durations(contenders: Sequence[_Contender], repetitions: int, clock_ns: Clock) -> list[list[float]]:
+    """Nanoseconds per call of each contender in each repetition, after one call each to warm up."""
+    durations: list[list[float]] = [[] for _ in contenders]
+    for contender in contenders:
+        contender.encode()
+    for _ in range(repetitions):
+        for contender, found in zip(contenders, durations, strict=True):
+            start = clock_ns()
+            for _ in range(contender.calls_per_turn):
+                contender.encode()
+            found.append((clock_ns() - start) / contender.calls_per_turn)
+    return durations
+
+
+def _median_ratio(reference: Sequence[float], ours: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(reference, ours, strict=True))
+
+
+def measure_encode(
+    k: int, m: int, shard_bytes: int, *, with_zfec: bool, clock_ns: Clock = time.perf_counter_ns
+) -> EncodeMeasurement:
+    """Encode random data of `k` shards of `shard_bytes`. Raises IsalMissing without ISA-L."""
+    source = random.Random(SEED)
+    data = [bytearray(source.randbytes(shard_bytes)) for _ in range(k)]
+    parity = [bytearray(shard_bytes) for _ in range(m)]
+    code = Codec(k, m)
+    isal = _isal.encoder(k, m, data, parity, shard_bytes)
+
+    isal()
+    expected = hashlib.sha256(b"".join(parity)).hexdigest()
+    code.encode_into(data, parity, crc=False)
+    if hashlib.sha256(b"".join(parity)).hexdigest() != expected:
+        raise AssertionError(f"the kernel and ISA-L disagree on {k}+{m}; nothing was measured")
+
+    def kernel() -> None:
+        code.encode_into(data, parity, crc=False)
+
+    def kernel_with_crc() -> None:
+        code.encode_into(data, parity, crc=True)
+
+    calls = max(1, TURN_BYTES // (k * shard_bytes))
+    turns = [_Contender(encode, calls) for encode in (kernel, kernel_with_crc, isal)]
+    plain, checked, reference = _durations(turns, REPETITIONS, clock_ns)
+    vs_zfec = zfec_median = None
+    if with_zfec:
+        oracle, blocks, numbers = zfec.Encoder(k, k + m), tuple(data), tuple(range(k, k + m))
+        if hashlib.sha256(b"".join(oracle.encode(blocks, numbers))).hexdigest() != expected:
+            raise AssertionError(f"the kernel and zfec disagree on {k}+{m}; nothing was measured")
+        turns = [_Contender(kernel, calls), _Contender(lambda: oracle.encode(blocks, numbers), 1)]
+        beside, slow = _durations(turns, _ZFEC_REPETITIONS, clock_ns)
+        vs_zfec, zfec_median = _median_ratio(slow, beside), statistics.median(slow)
+    size = k * shard_bytes
+    return EncodeMeasurement(
+        k=k,
+        m=m,
+        shard_bytes=shard_bytes,
+        kernel_gb_per_s=size / statistics.median(plain),
+        kernel_with_crc_gb_per_s=size / statistics.median(checked),
+        isal_gb_per_s=size / statistics.median(reference),
+        zfec_gb_per_s=None if zfec_median is None else size / zfec_median,
+        vs_isal=_median_ratio(reference, plain),
+        with_crc_vs_isal=_median_ratio(reference, checked),
+        vs_zfec=vs_zfec,
+        parity_sha256=expected,
+    )
+
+
+def machine() -> str:
+    """The processor's name, and the interpreter."""
+    name = platform.processor() or platform.machine()
+    cpu_list = Path("/proc/cpuinfo")
+    if cpu_list.is_file():
+        for line in cpu_list.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {platform.machine()}, Python {platform.python_version()}"
+
+
+def measure(clock_ns: Clock = time.perf_counter_ns) -> CodecReport:
+    """Every scheme at both sizes; a few seconds. Raises IsalMissing without ISA-L."""
+    measurements = [
+        measure_encode(k, m, size, with_zfec=size == SHARD_BYTES, clock_ns=clock_ns)
+        for size in (SHARD_BYTES, CELL_BYTES)
+        for k, m in SCHEMES
+    ]
+    return CodecReport(__version__, machine(), active_tier(), SEED, tuple(measurements))
+
+
+def print_report(report: CodecReport, console: Console) -> None:
+    """Print the table, then the ratios by id."""
+    table = Table(title="encode, GB of data per second, one thread")
+    for heading in ("scheme", "shard", "Coffre", "with CRC32C", "ISA-L", "zfec", "parity SHA-256"):
+        table.add_column(heading, justify="right")
+    for one in report.measurements:
+        table.add_row(
+            f"{one.k}+{one.m}",
+            f"{one.shard_bytes >> 10} KiB",
+            f"{one.kernel_gb_per_s:.1f} ({one.vs_isal:.2f})",
+            f"{one.kernel_with_crc_gb_per_s:.1f} ({one.with_crc_vs_isal:.2f})",
+            f"{one.isal_gb_per_s:.1f} (1)",
+            "" if one.zfec_gb_per_s is None else f"{one.zfec_gb_per_s:.2f}",
+            one.parity_sha256[:12],
+        )
+    console.print(f"coffre {report.version}, tier {report.tier.value}, seed {report.seed}; {report.machine}")
+    console.print("in brackets: ratio to ISA-L, which computes no checksum")
+    console.print(table)
+    for name, ratio in report.ratios().items():
+        console.print(f"{name} {ratio:.2f}", highlight=False)
+
+
+def main() -> int:
+    try:
+        report = measure()
+    except _isal.IsalMissing as error:
+        print(f"coffre.bench.codec: {error}", file=sys.stderr)
+        return 1
+    print_report(report, Console(width=110))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The C kernel (codec/csrc). Only this package calls it; `_fallback` has the same face."""
+
+from collections.abc import Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+@final
+class Transform:
+    """The linear map from the `sources` shards to the `targets` shards (one shard index per byte)."""
+
+    def __new__(cls, sources: Buffer, targets: Buffer, tier: str | None = None) -> Transform: ...
+    @property
+    def coefficients(self) -> bytes:
+        """One row of len(sources) field elements per target."""
+    @property
+    def tier(self) -> str: ...
+    def apply(
+        self, sources: Sequence[Buffer], targets: Sequence[Buffer], crc: bool = ..., /
+    ) -> tuple[int, ...]: ...
+    def apply_segment(self, segment: Buffer, parity: Buffer, crc: bool = ..., /) -> tuple[int, ...]: ...
+
+def crc32c(data: Buffer, value: int = 0) -> int: ...
+def crc32c_of_tier(tier: str, data: Buffer, value: int, /) -> int: ...
+def tiers() -> tuple[str, ...]: ...
+def set_active_tier(tier: str, /) -> None: ...
