@@ -47,9 +47,8 @@ def list_page(
     after_prefix: bool,
     delimiter: bytes,
     limit: int,
-    scan_max: int = SCAN_MAX,
 ) -> Page:
-    """Walk one page. When `scan_max` rows were looked at, the page ends with the last of them even where
+    """Walk one page. When `SCAN_MAX` rows were looked at, the page ends with the last of them even where
     a full page would leave it out (deleted, below a common prefix): the caller goes on after it."""
     if limit < 1:
         raise InvalidArgument("a page has at least one entry")
@@ -58,7 +57,6 @@ def list_page(
         return Page((), more=False)
     limit = min(limit, LIMIT_MAX)
     rows: list[PageRow] = []
-    rolled_up: bytes | None = None
     cursor = scan(start)
     scanned = 0
     while True:
@@ -70,7 +68,7 @@ def list_page(
         rolled_up = _common_prefix(key, prefix, delimiter)
         row = _row(key, entries, rolled_up)
         if len(rows) == limit:
-            if row is not None or scanned >= scan_max:
+            if row is not None or scanned >= SCAN_MAX:
                 return Page(tuple(rows), more=True)
             continue
         if row is not None:
@@ -80,7 +78,7 @@ def list_page(
                 if beyond is None:
                     return Page(tuple(rows), more=False)
                 cursor = scan(beyond)
-        if scanned >= scan_max:
+        if scanned >= SCAN_MAX:
             if row is None and len(rows) < limit:
                 rows.append(PageRow(key, down_to_settled(entries)))
             return Page(tuple(rows), more=True)
