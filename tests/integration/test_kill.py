@@ -94,8 +94,7 @@ async def one_round(cluster: LocalCluster, client: AsyncClient, chance: random.R
     ledger, stop = Ledger(), asyncio.Event()
     seed = chance.randrange(1 << 30)
     writers = [
-        asyncio.create_task(write_until(stop, client, worker, ledger, seed))
-        for worker in range(WRITERS)
+        asyncio.create_task(write_until(stop, client, worker, ledger, seed)) for worker in range(WRITERS)
     ]
     try:
         chosen = chance.sample(cluster.numbers, 2)

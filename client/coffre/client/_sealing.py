@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -147,18 +148,40 @@ def _mac(data_key: bytes, name: ObjectName, manifest: bytes) -> bytes:
     return hmac.digest(seal_key, struct.pack("<I", len(context)) + context + manifest, "sha256")[:MAC_BYTES]
 
 
+class _PerThread(threading.local):
+    """Compression contexts: costly to make, and not to be shared between threads."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_per_thread = _PerThread()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    found = _per_thread.compressors.get(level)
+    if found is None:
+        found = _per_thread.compressors[level] = zstandard.ZstdCompressor(level=level)
+    return found
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return _per_thread.decompressor
+
+
 class SegmentCipher:
     """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
 
     A frame is a compression byte, the payload's size, the payload, and zeros up to a multiple of k (the tag counted).
-    One data key encrypts one write, so the segment's number is the nonce.
+    One data key encrypts one write, so the segment's number is the nonce. Threads may share a cipher.
     """
 
     def __init__(self, data_key: bytes, data_id: bytes, k: int, *, compress_level: int | None = 3) -> None:
         self._cipher = AESGCM(data_key)
         self._data_id = data_id
         self._k = k
-        self._compressor = None if compress_level is None else zstandard.ZstdCompressor(level=compress_level)
+        self._compress_level = compress_level
         self._skip = 0
         self._skip_next = 1
 
@@ -172,12 +195,12 @@ class SegmentCipher:
 
     def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
-        if self._compressor is None or len(plain) < 64:
+        if self._compress_level is None or len(plain) < 64:
             return _RAW, plain
         if self._skip:
             self._skip -= 1
             return _RAW, plain
-        shrunk = self._compressor.compress(plain)
+        shrunk = _compressor(self._compress_level).compress(plain)
         if len(shrunk) < len(plain) * _WORTHWHILE:
             self._skip_next = 1
             return _ZSTD, shrunk
@@ -197,7 +220,7 @@ class SegmentCipher:
         payload = memoryview(frame)[_FRAME.size : _FRAME.size + size_bytes]
         if compression == _ZSTD:
             try:
-                plain: bytes | memoryview = zstandard.ZstdDecompressor().decompress(payload, plain_bytes)
+                plain: bytes | memoryview = _decompressor().decompress(payload, plain_bytes)
             except zstandard.ZstdError:
                 raise IntegrityError(f"segment {segment} does not decompress") from None
         elif compression == _RAW:
