@@ -108,6 +108,16 @@ def test_init_refuses(directory: Path, tmp_path: Path, args: list[str], status: 
     assert not out.exists()
 
 
+def test_a_node_of_a_foreign_authority(directory: Path, tmp_path: Path) -> None:
+    assert run(pki, "init", "--dir", tmp_path / "other").exit_code == 0
+    where = ("--server", "s9", "--site", "nantes", "--operator", "ovh", "--jurisdiction", "FR")
+    assert run(pki, "issue", "node", "n9", "--dir", tmp_path / "other", *where).exit_code == 0
+    foreign = f"{tmp_path / 'other' / 'n9.crt'}=h:1=1TB"
+    refused(
+        init(directory, tmp_path / "m", "--policy", "4+2", "--node", foreign), ExitCode.USAGE, "not issued by"
+    )
+
+
 def test_only_operators_sign(directory: Path, tmp_path: Path) -> None:
     for signer, status, text in (
         ("hospital", ExitCode.PERMISSION, "cannot sign"),

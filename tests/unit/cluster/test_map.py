@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from coffre.cluster._certificates import parse_certificate, parse_key
+from coffre.cluster._certificates import load_der, parse_certificate, parse_key
+from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     AlreadyExists,
     CoffreError,
@@ -35,6 +36,7 @@ from coffre.cluster.map import (
     verify_map,
     write_map,
 )
+from coffre.cluster.pki import issue_operator
 from coffre.cluster.testing import Members
 from coffre.proto import coffre_pb2 as pb
 from cryptography import x509
@@ -224,6 +226,29 @@ def test_keys_and_clusters_must_fit(members: Members) -> None:
         sign_map(MAP, alice, parse_key(members.issued["n1"].key, "n1"))
     with pytest.raises(PermissionDenied):
         signed_by(members, "alice", dataclasses.replace(MAP, cluster_id="other"))
+
+
+def test_an_operator_signs_for_no_other_cluster(members: Members) -> None:
+    """Nor with tools of its own: the envelope is made by hand."""
+    signed = pb.SignedMap.FromString(signed_by(members, "alice"))
+    signed.payload = encode_map(dataclasses.replace(MAP, cluster_id="other"))
+    key = parse_key(members.issued["alice"].key, "alice")
+    signed.signature = key.sign(b"coffre map v1\0" + signed.payload, ec.ECDSA(hashes.SHA256()))
+    with pytest.raises(PermissionDenied, match="another cluster"):
+        verify_map(signed.SerializeToString(), authority_of(members))
+
+
+def test_a_bit_that_no_signature_covers(members: Members) -> None:
+    """The count of unused bits before a certificate's signature, where the last bit happens to be 0."""
+    certificate = certificate_of(members, "alice")
+    while certificate.signature[-1] & 1:
+        issued = issue_operator(members.authority, "alice", ManualClock(), 30)
+        certificate = parse_certificate(issued.certificate, "alice")
+    raw = certificate.public_bytes(Encoding.DER)
+    position = len(raw) - len(certificate.signature) - 1
+    assert load_der(raw) == certificate
+    with pytest.raises(ValueError, match="signature"):
+        load_der(raw[:position] + b"\x01" + raw[position + 1 :])
 
 
 def test_old_maps_are_read_for_ever_and_new_ones_need_a_valid_signer(members: Members) -> None:
