@@ -23,8 +23,8 @@ from coffre.client._download import Downloader
 from coffre.client._listing import Lister
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
-from coffre.client._sealing import OpenManifest, Sealer, segment_count
-from coffre.client._streams import SEGMENT_BYTES, chain, cut, each, file_chunks, regroup
+from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
+from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
 from coffre.client.keys import KeyProvider
@@ -40,6 +40,9 @@ from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
+
+
+SMALL_BYTES_IN_FLIGHT = 32 << 20
 
 
 class AsyncClient:
@@ -76,6 +79,7 @@ class AsyncClient:
         )
         hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
         partitions = cluster_map.partitions
+        self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
         self._sealer = Sealer(keys, entropy)
         self._writer = Writer(
@@ -167,19 +171,13 @@ class AsyncClient:
             second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
             segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
-        if segments is None:
-            draft.manifest.size_bytes = len(first)
-            coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level)
-            coded = coder.code(0, first)
-            draft.manifest.shard_crcs = b"".join(
-                crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs
-            )
-            shards = Shards(
-                list(self._writer.primaries(name)), [bytes(cell) for cell in coded.cells], coded.crcs
+        if segments is not None:
+            stamp = await self._writer.establish(
+                draft, await self._uploader.stage(draft, partition, segments)
             )
         else:
-            shards = await self._uploader.stage(draft, partition, segments)
-        stamp = await self._writer.establish(draft, shards)
+            async with self._budget.hold(len(first)):
+                stamp = await self._writer.establish(draft, self._one_segment(draft, first))
         self._reader.note_established(name, stamp)
         return ObjectInfo(
             bucket,
@@ -190,6 +188,17 @@ class AsyncClient:
             content_type,
             dict(metadata or {}),
         )
+
+    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
+        """Seal and code an object of one segment; fill in the draft's size and checksums."""
+        draft.manifest.size_bytes = len(plain)
+        coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
+            0, plain
+        )
+        crcs = (crc32c(crc.to_bytes(4, "little")) for crc in coded.crcs)
+        draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in crcs)
+        places = list(self._writer.primaries(draft.name))
+        return Shards(places, [bytes(cell) for cell in coded.cells], coded.crcs)
 
     async def put_file(
         self,
