@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -93,4 +94,5 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Entry point of the `coffre` command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines are neither JSON nor for users
     sys.exit(tree(prog_name="coffre"))
