@@ -79,7 +79,7 @@ def run(once: bool, scale: str, seed: int, directory: Path, data: Path) -> None:
 @one_line_errors
 def bench(only: tuple[str, ...], quick: bool, seed: int, directory: Path, output: Path | None) -> None:
     """Measure the published figures beside their references. A missed target is no error."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     if output is None and not quick:
         output = Path("bench/results/latest.json")
     clock = SystemClock()
