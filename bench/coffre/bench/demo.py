@@ -107,14 +107,15 @@ async def _store_kill_read(
         returned = await _transfer(client, all_records, _get, "reading", clock, console)
     for phase in (stored, returned):
         for key, why in list(phase.failures.items())[:10]:
-            console.print(f"[red]{key}: {why}")
+            console.print(f"{key}: {why}", style="red", markup=False)
     lost = stored.failures.keys() | returned.failures.keys()
     if lost:
         console.print(f"[bold red]{len(lost)} of {len(all_records)} records did not come back")
         return False
+    speed = returned.size_bytes / 1e6 / returned.seconds
     console.print(
-        f"[bold green]all {returned.objects} records came back bit for bit[/] (SHA-256), {_mb(returned.size_bytes)} at "
-        f"{returned.size_bytes / 1e6 / returned.seconds:.0f} MB/s with {NODES_TO_KILL} of {len(cluster.numbers)} nodes dead"
+        f"[bold green]all {returned.objects} records came back bit for bit[/] (SHA-256), "
+        f"{_mb(returned.size_bytes)} at {speed:.0f} MB/s, {NODES_TO_KILL} of {len(cluster.numbers)} nodes dead"
     )
     return True
 

@@ -6,9 +6,10 @@
 ...     client.get("records", "patient/1.json")
 """
 
-from coffre.client.async_client import AsyncClient, ClientOptions, ListPage, ObjectInfo, ShardPlace
+from coffre.client.async_client import AsyncClient
 from coffre.client.config import ClientConfig, connect, connect_sync, load_client_config
 from coffre.client.keys import KeyProvider, KeyRing, WrappedKey
+from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace
 from coffre.client.sync_client import Client
 
 __all__ = [

@@ -8,7 +8,6 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Mapping,
@@ -16,19 +15,20 @@ from collections.abc import (
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._sealing import OpenManifest, Sealer, segment_count
+from coffre.client._streams import SEGMENT_BYTES, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
 from coffre.client.keys import KeyProvider
+from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
 from coffre.cluster.map import ClusterMap, NodeState
@@ -39,63 +39,7 @@ from coffre.cluster.versions import HybridClock, Stamp
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["AsyncClient", "ClientOptions", "ListPage", "ObjectInfo", "ShardPlace"]
-
-SEGMENT_BYTES = 1 << 20
-METADATA_BYTES_MAX = 8 << 10
-MANY_IN_FLIGHT = 64
-FILE_CHUNK_BYTES = 1 << 20
-_PENDING = CoffreError("not done")
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """How a client behaves. Times in seconds."""
-
-    compress_level: int | None = 3  # zstd; None: never compress
-    timeout: float = 5.0  # of one round trip
-    patience: float = 2.0  # how long a write tries again while too few nodes answer
-    hedge_delay: float = 0.05  # after which a read asks one more node
-    straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
-    stall_timeout: float = 10.0  # after which a streamed write leaves a stuck node behind
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What is known of one version without reading its data."""
-
-    bucket: str
-    key: str
-    version: str  # 32 hexadecimal digits
-    size_bytes: int
-    unixtime_ms: int
-    content_type: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    deleted: bool = False  # a tombstone, in a list of versions
-
-
-@dataclass(frozen=True, slots=True)
-class ListPage:
-    """One page of a listing in key order. `next_token` is None on the last page."""
-
-    objects: tuple[ObjectInfo, ...]
-    prefixes: tuple[str, ...]
-    next_token: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlace:
-    """Where one shard of an object lies, and how it is."""
-
-    shard_index: int
-    parity: bool
-    node_id: str
-    site: str
-    operator: str
-    state: str  # "ok", "damaged", "missing" or "unreachable"
-    size_bytes: int
+__all__ = ["AsyncClient"]
 
 
 class AsyncClient:
@@ -215,13 +159,13 @@ class AsyncClient:
         draft.manifest.k, draft.manifest.m = self._quorum.k, self._quorum.m
         if isinstance(data, bytes | bytearray | memoryview):
             view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
-            segments = _cut(view) if len(view) > SEGMENT_BYTES else None
+            segments = cut(view) if len(view) > SEGMENT_BYTES else None
             first: bytes | memoryview = view
         else:
-            source = _regroup(data)
+            source = regroup(data)
             first = await anext(source, b"")
             second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
-            segments = None if second is None else _chain((bytes(first), second), source)
+            segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
         if segments is None:
             draft.manifest.size_bytes = len(first)
@@ -259,14 +203,14 @@ class AsyncClient:
     ) -> ObjectInfo:
         """Store a file. `progress` gets the number of bytes read, again and again."""
         return await self.put(
-            bucket, key, _file_chunks(path, progress), content_type=content_type, metadata=metadata
+            bucket, key, file_chunks(path, progress), content_type=content_type, metadata=metadata
         )
 
     async def put_many(
         self, bucket: str, items: Iterable[tuple[str, bytes]]
     ) -> list[ObjectInfo | CoffreError]:
         """Store many objects, 64 at a time; each one's outcome is in its place of the result."""
-        return await _each(items, lambda item: self.put(bucket, item[0], item[1]))
+        return await each(items, lambda item: self.put(bucket, item[0], item[1]))
 
     async def delete(self, bucket: str, key: str) -> ObjectInfo:
         """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
@@ -327,7 +271,7 @@ class AsyncClient:
 
     async def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:
         """Return many objects, 64 at a time; each one's bytes or error is in its place of the result."""
-        return await _each(keys, lambda key: self.get(bucket, key))
+        return await each(keys, lambda key: self.get(bucket, key))
 
     async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
@@ -442,68 +386,6 @@ class AsyncClient:
                 position += len(plain)
 
 
-# -------------------------------------------------------------------- streams of bytes
-
-
-async def _cut(view: memoryview) -> AsyncIterator[bytes]:
-    for start in range(0, len(view), SEGMENT_BYTES):
-        yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
-
-
-async def _regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """Cut a stream of chunks of any sizes into segments; memory stays at about two of them."""
-    buffer = bytearray()
-    async for chunk in chunks:
-        view = memoryview(chunk)
-        while len(buffer) + len(view) >= SEGMENT_BYTES:
-            take = SEGMENT_BYTES - len(buffer)
-            yield bytes(buffer) + bytes(view[:take]) if buffer else bytes(view[:take])
-            buffer.clear()
-            view = view[take:]
-        buffer += view
-    if buffer:
-        yield bytes(buffer)
-
-
-async def _chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    for piece in first:
-        yield piece
-    async for piece in rest:
-        yield piece
-
-
-async def _file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
-    with file:
-        while chunk := await loop.run_in_executor(None, file.read, FILE_CHUNK_BYTES):
-            yield chunk
-            if progress is not None:
-                progress(len(chunk))
-
-
-async def _each(
-    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]
-) -> list[_Result | CoffreError]:
-    """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
-    results: list[_Result | CoffreError] = []
-    source = enumerate(items)
-
-    async def work() -> None:
-        for place, item in source:
-            results.append(_PENDING)
-            try:
-                results[place] = await call(item)
-            except CoffreError as error:
-                results[place] = error
-
-    await asyncio.gather(*(work() for _ in range(MANY_IN_FLIGHT)))
-    return results
-
-
 # -------------------------------------------------------------------- small things
 
 
@@ -523,17 +405,6 @@ def _info(opened: OpenManifest) -> ObjectInfo:
         dict(metadata.user),
         opened.tombstone,
     )
-
-
-def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
-    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together."""
-    size_bytes = len(content_type.encode()) + sum(
-        len(k.encode()) + len(v.encode()) for k, v in metadata.items()
-    )
-    if size_bytes > METADATA_BYTES_MAX:
-        raise InvalidArgument(
-            f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit"
-        )
 
 
 def _parse_token(token: str | None) -> tuple[bytes, bool]:

@@ -7,8 +7,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from coffre.client.async_client import AsyncClient, ClientOptions
+from coffre.client.async_client import AsyncClient
 from coffre.client.keys import KeyProvider, KeyRing
+from coffre.client.model import ClientOptions
 from coffre.client.sync_client import Client
 from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from coffre.cluster.grpc_transport import GrpcTransport

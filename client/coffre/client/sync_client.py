@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from coffre.client.async_client import AsyncClient, ListPage, ObjectInfo, ShardPlace
+from coffre.client.async_client import AsyncClient
+from coffre.client.model import ListPage, ObjectInfo, ShardPlace
 from coffre.cluster.errors import CoffreError
 
 __all__ = ["Client"]

@@ -1,9 +1,11 @@
 """The store of one node as a seam: an index of versions, and the bytes of their shards.
 
-`LmdbStore` (coffre.node.lmdb_store) keeps them on a disk; `MemoryStore` (coffre.node.memory_store) keeps them in
-memory, for tests and simulation, and can forget what was not synced. Both pass tests/contract/test_shard_store.py.
+`LmdbStore` (coffre.node.lmdb_store) keeps them on a disk; `MemoryStore` (coffre.node.memory_store) keeps them
+in memory, for tests and simulation, and can forget what was not synced. Both pass
+tests/contract/test_shard_store.py.
 
-What a node may do to a version is decided in coffre.node.votes, which both share; docs/consistency.md says why.
+What a node may do to a version is decided in coffre.node.votes, which both share; docs/consistency.md says
+why.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from coffre.cluster.names import ObjectName
 __all__ = [
     "Abort",
     "Accept",
+    "DropRepair",
     "Listing",
     "ListingEntry",
     "Mutation",
@@ -52,7 +55,8 @@ class State(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Store a version. `manifest` and `mac` are kept as they are; stamp, kind and data id were read from them."""
+    """Store a version. `manifest` and `mac` are kept as they are; stamp, kind and data id were read from
+    them."""
 
     name: ObjectName
     partition: int
@@ -65,8 +69,8 @@ class Accept:
     shard_index: int | None  # None: the manifest alone
     cell: bytes = b""  # the shard, when it is one cell and not staged
     cell_crc: int = 0
-    # The shard was staged before, under (tenant, data_id, shard_index). When it is not there: `NotFound`, but with
-    # `lock` the manifest is accepted alone.
+    # The shard was staged before, under (tenant, data_id, shard_index). When it is not there: `NotFound`, but
+    # with `lock` the manifest is accepted alone.
     staged: bool = False
     lock: bool = False
 
@@ -92,15 +96,29 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class QueueRepair:
-    """Remember that a shard of this version, here or elsewhere, is damaged or missing."""
+    """Remember that a shard of this version, here or elsewhere, is damaged or missing.
+
+    Nothing is remembered of a version that is aborted here, or trimmed below a newer settled one; and what is
+    remembered is forgotten when the version goes, or when an `Accept` brings the shard.
+    """
 
     name: ObjectName
     partition: int
     stamp: bytes
-    shard_index: int
+    shard_index: int | None  # None: the manifest of a node that holds no shard of the version
 
 
-Mutation = Accept | Abort | Settle | QueueRepair
+@dataclass(frozen=True, slots=True)
+class DropRepair:
+    """The repair of this shard is done, here or elsewhere: forget what `QueueRepair` remembered."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+    shard_index: int | None
+
+
+Mutation = Accept | Abort | Settle | QueueRepair | DropRepair
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +136,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class StoredCell:
-    """One cell, verified against `crc` when it was read."""
+    """One cell, verified against `crc` when it was read. Segments count from 0."""
 
     segment: int
     crc: int
@@ -143,7 +161,8 @@ class StoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class ListingEntry:
-    """A key with its versions down to the newest settled one, or a common prefix with the first live key below."""
+    """A key with its versions down to the newest settled one, or a common prefix with the first live key
+    below."""
 
     key: str
     versions: tuple[StoredVersion, ...]
@@ -160,7 +179,8 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class PartitionDigest:
-    """Order-free digest (XOR of BLAKE2b-128 over name, stamp and kind) of the non-aborted versions of a partition."""
+    """Order-free digest (XOR of BLAKE2b-128 over name, stamp and kind) of the non-aborted versions of a
+    partition."""
 
     digest: bytes = bytes(16)
     versions: int = 0
@@ -199,7 +219,8 @@ class StagedShard:
 
 
 class StagedWriter(Protocol):
-    """Takes the cells of one large shard in order. Bounded memory: `write` returns when the cells are handed on."""
+    """Takes the cells of one large shard in order. Bounded memory: `write` returns when the cells are handed
+    on."""
 
     async def write(self, cells: Sequence[StoredCell]) -> None:
         """Append cells; their segments go on from the last one by one. Raises `IntegrityError` on a bad CRC,
@@ -233,7 +254,11 @@ class ShardStore(Protocol):
 
     async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
         """Decide the mutations in order and return once all of them are durable (group commit across callers;
-        a call of `Settle`s alone may return before its sync). One failing mutation does not touch the others."""
+        a call of `Settle`s alone may return before its sync). One failing mutation does not touch the others.
+
+        `Abort` of a version with an adopted large shard puts the shard back into staging, for the
+        writer's next stamp. An `Accept` with a shard for a version whose own shard here does not verify
+        replaces the damaged one. Raises `ResourceExhausted` when the call alone is larger than the queue."""
 
     async def read(
         self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
@@ -244,8 +269,8 @@ class ShardStore(Protocol):
     def read_cells(
         self, name: ObjectName, stamp: bytes, shard_index: int, first_segment: int, segment_count: int
     ) -> AsyncIterator[Sequence[StoredCell]]:
-        """Cells of a shard in order, verified, in chunks of at most about 1 MiB. `segment_count` 0: to the end.
-        Raises `NotFound` or `IntegrityError` (and queues the shard for repair)."""
+        """Cells of a shard in order, verified, in chunks of at most about 1 MiB. `segment_count` 0: to
+        the end. Raises `NotFound` or `IntegrityError` (and queues the shard for repair)."""
 
     async def list(
         self,
@@ -260,7 +285,9 @@ class ShardStore(Protocol):
     ) -> Listing:
         """Keys in order, tombstones and unsettled versions included, keys with ABORTED ones alone left out.
         With a delimiter, keys are rolled up into common prefixes that have at least one version that is not a
-        tombstone, and a page stays bounded work."""
+        tombstone, and a page stays bounded work: when very many keys show nothing, the page ends with the
+        last key that was looked at, as it is, and `more`; go on after it. A page may be cut short of
+        `limit` by its bytes, too."""
 
     async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
         """Start a large shard."""
@@ -277,7 +304,8 @@ class ShardStore(Protocol):
         """Shards reported as damaged or missing."""
 
     async def reclaim(self) -> int:
-        """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to do."""
+        """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to
+        do."""
 
     async def status(self) -> StoreStatus: ...
 

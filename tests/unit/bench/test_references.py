@@ -91,8 +91,10 @@ def test_copy_and_cipher_give_plausible_figures() -> None:
 def test_calls_count_only_inside_the_window() -> None:
     """A call of 100 ms, warm-up 150 ms, window 500 ms: each caller ends 5 of its calls inside, not 7."""
 
+    pace_seconds = 0.1
+
     async def slow() -> bytes:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(pace_seconds)
         return b""
 
     rate = asyncio.run(references._call_rate(slow, 0.5, 0.15, 4))

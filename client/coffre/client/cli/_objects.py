@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import click
 import uvloop
-from coffre.client.async_client import AsyncClient, ObjectInfo
+from coffre.client.async_client import AsyncClient
 from coffre.client.config import PASSPHRASE_VARIABLE, connect, find_config
 from coffre.client.keys import KeyRing
+from coffre.client.model import ObjectInfo
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.errors import InvalidArgument, NotFound
 from rich.console import Console

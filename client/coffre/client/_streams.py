@@ -1,0 +1,78 @@
+"""Streams of bytes and of work: cut, regroup, read files, run many calls a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from coffre.cluster.errors import CoffreError, InvalidArgument
+
+__all__ = ["SEGMENT_BYTES", "chain", "cut", "each", "file_chunks", "regroup"]
+
+SEGMENT_BYTES = 1 << 20
+MANY_IN_FLIGHT = 64
+FILE_CHUNK_BYTES = 1 << 20
+_PENDING = CoffreError("not done")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+async def cut(view: memoryview) -> AsyncIterator[bytes]:
+    for start in range(0, len(view), SEGMENT_BYTES):
+        yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
+
+
+async def regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Cut a stream of chunks of any sizes into segments; memory stays at about two of them."""
+    buffer = bytearray()
+    async for chunk in chunks:
+        view = memoryview(chunk)
+        while len(buffer) + len(view) >= SEGMENT_BYTES:
+            take = SEGMENT_BYTES - len(buffer)
+            yield bytes(buffer) + bytes(view[:take]) if buffer else bytes(view[:take])
+            buffer.clear()
+            view = view[take:]
+        buffer += view
+    if buffer:
+        yield bytes(buffer)
+
+
+async def chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece
+
+
+async def file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        while chunk := await loop.run_in_executor(None, file.read, FILE_CHUNK_BYTES):
+            yield chunk
+            if progress is not None:
+                progress(len(chunk))
+
+
+async def each(
+    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]
+) -> list[_Result | CoffreError]:
+    """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
+    results: list[_Result | CoffreError] = []
+    source = enumerate(items)
+
+    async def work() -> None:
+        for place, item in source:
+            results.append(_PENDING)
+            try:
+                results[place] = await call(item)
+            except CoffreError as error:
+                results[place] = error
+
+    await asyncio.gather(*(work() for _ in range(MANY_IN_FLIGHT)))
+    return results

@@ -1,0 +1,500 @@
+"""The store of one node in memory: for tests and simulation. It can crash, fill up, and rot.
+
+Durable is what a sync covered: every `apply` but one of `Settle`s alone, and every committed staging. `crash`
+goes back to that; all else is the same as on a disk.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import IntegrityError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from coffre.cluster.names import ObjectName
+from coffre.codec import crc32c
+from coffre.node import votes
+from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES, check, check_stage, digest_of
+from coffre.node.listing import list_page
+from coffre.node.store import (
+    Abort,
+    Accept,
+    DropRepair,
+    Listing,
+    ListingEntry,
+    Mutation,
+    Outcome,
+    PartitionDigest,
+    PartitionRow,
+    QueueRepair,
+    Settle,
+    StagedShard,
+    StagedWriter,
+    State,
+    StoredCell,
+    StoredVersion,
+    StoreOptions,
+    StoreStatus,
+)
+from coffre.node.votes import Entry, Verdict
+
+__all__ = ["MemoryStore"]
+
+_Bucket = tuple[str, str]
+_ShardId = tuple[str, bytes, int]
+
+
+class _Shard:
+    """The cells of one shard, with the checksums that they came with."""
+
+    def __init__(self, first_segment: int = 0) -> None:
+        self.first_segment = first_segment
+        self.cells: list[tuple[int, bytearray]] = []
+        self.expires_ms = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(data) for _, data in self.cells)
+
+    def cell(self, place: int) -> StoredCell | None:
+        """The cell at `place`, or None when it does not verify."""
+        crc, data = self.cells[place]
+        return StoredCell(self.first_segment + place, crc, bytes(data)) if crc32c(data) == crc else None
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    accept: Accept
+    shard: _Shard | None
+    manifest_rotten: bool = False
+
+
+@dataclass(slots=True)
+class _Row:
+    partition: int
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(slots=True)
+class _Partition:
+    digest: int = 0
+    versions: int = 0
+    names: set[ObjectName] = field(default_factory=set)
+
+
+def _record(entry: Entry) -> _Record:
+    assert isinstance(entry.record, _Record)
+    return entry.record
+
+
+class MemoryStore:
+    """`ShardStore` in memory. `clock` is used for the expiry of staged shards alone."""
+
+    def __init__(self, clock: Clock, options: StoreOptions | None = None) -> None:
+        self._clock = clock
+        self._options = options or StoreOptions()
+        self._rows: dict[ObjectName, _Row] = {}
+        self._keys: dict[_Bucket, list[bytes]] = {}
+        self._partitions: dict[int, _Partition] = {}
+        self._staging: dict[_ShardId, _Shard] = {}
+        self._repairs: dict[tuple[ObjectName, bytes, int | None], QueueRepair] = {}
+        self._unsynced: dict[ObjectName, tuple[Entry, ...]] = {}  # entries at the last sync
+        self._used_bytes = 0
+        self._damaged = 0
+        self._syncs = 0
+        self._closed = False
+        self._incarnation = 0
+
+    # ---------------------------------------------------------------- faults
+
+    def crash(self) -> None:
+        """Lose what was not synced, and start again: settles alone, and shards that were being staged."""
+        for name, entries in self._unsynced.items():
+            self._put_entries(name, self._rows[name].partition, entries)
+        self._unsynced.clear()
+        self._incarnation += 1
+        self._closed = False
+
+    def set_capacity(self, capacity_bytes: int | None) -> None:
+        """Fill the disk (0), or give it room."""
+        self._options.capacity_bytes = capacity_bytes
+
+    def flip_cell(self, name: ObjectName, stamp: bytes, offset: int = 0, segment: int = 0) -> None:
+        """Flip one bit of a stored cell."""
+        shard = _record(self._entry(name, stamp)).shard
+        assert shard is not None
+        shard.cells[segment][1][offset] ^= 1
+
+    def rot_manifest(self, name: ObjectName, stamp: bytes) -> None:
+        """Let the manifest of a version fail its checksum from now on."""
+        _record(self._entry(name, stamp)).manifest_rotten = True
+
+    def _entry(self, name: ObjectName, stamp: bytes) -> Entry:
+        row = self._rows.get(name)
+        for entry in row.entries if row else ():
+            if entry.stamp == stamp and entry.state != State.ABORTED:
+                return entry
+        raise NotFound("this node does not hold that version")
+
+    # ---------------------------------------------------------------- mutations
+
+    async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
+        self._check_open()
+        outcomes = [self._apply_one(mutation) for mutation in mutations]
+        if any(not isinstance(mutation, Settle) for mutation in mutations):
+            self._sync()
+        return outcomes
+
+    def _sync(self) -> None:
+        self._unsynced.clear()
+        self._syncs += 1
+
+    def _apply_one(self, mutation: Mutation) -> Outcome:
+        error = check(mutation)
+        if error is not None:
+            return Outcome(error=error)
+        row = self._rows.get(mutation.name)
+        if row is not None and row.partition != mutation.partition:
+            return Outcome(error=InvalidArgument("this object is in another partition"))
+        entries = row.entries if row else ()
+        if isinstance(mutation, (QueueRepair, DropRepair)):
+            return self._note_repair(mutation, entries)
+        if isinstance(mutation, Accept):
+            return self._accept(mutation, entries)
+        if isinstance(mutation, Abort):
+            verdict = votes.abort(entries, mutation.stamp)
+        else:
+            verdict = votes.settle(entries, mutation.stamp, mutation.placement, self._options.versions_kept)
+        self._carry_out(mutation, entries, verdict)
+        return _outcome(verdict)
+
+    def _accept(self, accept: Accept, entries: tuple[Entry, ...]) -> Outcome:
+        shard, staged = self._shard_for(accept)
+        shard_index = accept.shard_index if shard is not None else None
+        record = _Record(accept, shard)
+        proposal = Entry(
+            accept.stamp,
+            State.ACCEPTED,
+            accept.tombstone,
+            shard_index,
+            shard.size_bytes if shard else 0,
+            record,
+        )
+        damaged = any(entry.stamp == accept.stamp and self._is_damaged(entry) for entry in entries)
+        verdict = votes.accept(entries, proposal, lock=accept.lock, damaged=damaged)
+        missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
+        if missing and verdict.error is None:
+            return Outcome(error=NotFound("this shard is not staged here"))
+        added_bytes = len(accept.manifest) + len(accept.cell)
+        if verdict.stored and not accept.tombstone and not self._has_room(added_bytes):
+            return Outcome(error=ResourceExhausted("the disk is full"))
+        if verdict.stored and staged is not None:
+            del self._staging[staged]
+        if verdict.stored:
+            self._used_bytes += added_bytes
+        self._carry_out(accept, entries, verdict)
+        if any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries):
+            self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
+        return _outcome(verdict)
+
+    def _shard_for(self, accept: Accept) -> tuple[_Shard | None, _ShardId | None]:
+        if accept.shard_index is None:
+            return None, None
+        if accept.staged:
+            key = (accept.name.tenant, accept.data_id, accept.shard_index)
+            shard = self._staging.get(key)
+            return shard, key if shard is not None else None
+        shard = _Shard()
+        shard.cells.append((accept.cell_crc, bytearray(accept.cell)))
+        return shard, None
+
+    def _has_room(self, size_bytes: int) -> bool:
+        capacity = self._options.capacity_bytes
+        return capacity is None or self._used_bytes + size_bytes <= capacity
+
+    def _note_repair(self, repair: QueueRepair | DropRepair, entries: tuple[Entry, ...]) -> Outcome:
+        key = (repair.name, repair.stamp, repair.shard_index)
+        if isinstance(repair, DropRepair):
+            self._repairs.pop(key, None)
+        elif votes.is_wanted(entries, repair.stamp):
+            self._repairs[key] = repair
+        return Outcome()
+
+    def _carry_out(self, mutation: Mutation, before: tuple[Entry, ...], verdict: Verdict) -> None:
+        if not verdict.changed:
+            return
+        self._unsynced.setdefault(mutation.name, before)
+        self._put_entries(mutation.name, mutation.partition, verdict.entries)
+        for entry in verdict.freed:
+            record = _record(entry)
+            self._used_bytes -= len(record.accept.manifest) + len(record.accept.cell)
+            if record.shard is not None and record.accept.staged:
+                if isinstance(mutation, Abort):
+                    self._keep_staged(record)
+                else:
+                    self._used_bytes -= record.shard.size_bytes
+            if not any(kept.stamp == entry.stamp for kept in verdict.entries if kept.state != State.ABORTED):
+                self._forget_repairs(mutation.name, entry.stamp)
+
+    def _keep_staged(self, record: _Record) -> None:
+        accept, shard = record.accept, record.shard
+        assert shard is not None
+        assert accept.shard_index is not None
+        shard.expires_ms = self._clock.unixtime_ms() + int(self._options.staging_expiry * 1000)
+        self._staging[accept.name.tenant, accept.data_id, accept.shard_index] = shard
+
+    def _forget_repairs(self, name: ObjectName, stamp: bytes) -> None:
+        for key in [key for key in self._repairs if key[:2] == (name, stamp)]:
+            del self._repairs[key]
+
+    def _put_entries(self, name: ObjectName, partition: int, entries: tuple[Entry, ...]) -> None:
+        row = self._rows.setdefault(name, _Row(partition))
+        holder = self._partitions.setdefault(partition, _Partition())
+        for entry in set(row.entries) ^ set(entries):
+            if entry.state != State.ABORTED:
+                holder.digest ^= digest_of(name.context(), entry.stamp, entry.tombstone)
+                holder.versions += 1 if entry in entries else -1
+        keys = self._keys.setdefault((name.tenant, name.bucket), [])
+        key = name.key.encode()
+        if not entries:
+            keys.remove(key)
+            holder.names.discard(name)
+            del self._rows[name]
+            return
+        if name not in holder.names:
+            insort(keys, key)
+            holder.names.add(name)
+        row.entries = entries
+
+    # ---------------------------------------------------------------- reads
+
+    async def read(
+        self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
+    ) -> tuple[StoredVersion, ...]:
+        self._check_open()
+        row = self._rows.get(name)
+        entries = row.entries if row else ()
+        if stamp:
+            entries = tuple(entry for entry in entries if entry.stamp == stamp)
+        elif not every:
+            entries = votes.down_to_settled(entries)
+        return self._versions(name, entries, want_cell=want_cell)
+
+    def _versions(
+        self, name: ObjectName, entries: tuple[Entry, ...], *, want_cell: bool = False
+    ) -> tuple[StoredVersion, ...]:
+        return tuple(self._version(name, entry, want_cell) for entry in entries)
+
+    def _version(self, name: ObjectName, entry: Entry, want_cell: bool) -> StoredVersion:
+        if entry.state == State.ABORTED:
+            return StoredVersion(entry.state, entry.stamp)
+        record = _record(entry)
+        cell: StoredCell | None = None
+        damaged = record.manifest_rotten
+        if want_cell and not damaged and record.shard is not None and not record.accept.staged:
+            cell = record.shard.cell(0)
+            damaged = cell is None
+        if damaged:
+            self._report(name, entry)
+        return StoredVersion(
+            entry.state,
+            entry.stamp,
+            entry.tombstone,
+            b"" if record.manifest_rotten else record.accept.manifest,
+            b"" if record.manifest_rotten else record.accept.mac,
+            () if record.manifest_rotten else entry.placement or record.accept.placement,
+            entry.shard_index,
+            entry.shard_bytes,
+            cell,
+            damaged,
+        )
+
+    def _is_damaged(self, entry: Entry) -> bool:
+        if entry.state == State.ABORTED:
+            return False
+        record = _record(entry)
+        shard = record.shard
+        return record.manifest_rotten or (
+            shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+        )
+
+    def _report(self, name: ObjectName, entry: Entry) -> None:
+        self._damaged += 1
+        repair = QueueRepair(name, self._rows[name].partition, entry.stamp, entry.shard_index)
+        self._repairs[name, entry.stamp, entry.shard_index] = repair
+
+    async def read_cells(
+        self, name: ObjectName, stamp: bytes, shard_index: int, first_segment: int, segment_count: int
+    ) -> AsyncIterator[Sequence[StoredCell]]:
+        self._check_open()
+        entry = self._entry(name, stamp)
+        record = _record(entry)
+        if record.shard is None or entry.shard_index != shard_index:
+            raise NotFound("this node does not hold that shard")
+        cells = record.shard.cells
+        end = min(first_segment + segment_count, len(cells)) if segment_count else len(cells)
+        chunk: list[StoredCell] = []
+        chunk_bytes = 0
+        for place in range(first_segment, end):
+            cell = None if record.manifest_rotten else record.shard.cell(place)
+            if cell is None:
+                self._report(name, entry)
+                raise IntegrityError("the shard on this node does not verify")
+            if chunk and chunk_bytes + len(cell.data) > CHUNK_BYTES:
+                yield chunk
+                chunk, chunk_bytes = [], 0
+            chunk.append(cell)
+            chunk_bytes += len(cell.data)
+        if chunk:
+            yield chunk
+
+    async def list(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        *,
+        after: bytes = b"",
+        after_prefix: bool = False,
+        delimiter: str = "",
+        limit: int = 1000,
+    ) -> Listing:
+        self._check_open()
+        keys = self._keys.get((tenant, bucket), [])
+
+        def scan(start: bytes) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:
+            for place in range(bisect_left(keys, start), len(keys)):
+                yield keys[place], self._rows[ObjectName(tenant, bucket, keys[place].decode())].entries
+
+        page = list_page(
+            scan,
+            prefix.encode(),
+            after=after,
+            after_prefix=after_prefix,
+            delimiter=delimiter.encode(),
+            limit=limit,
+        )
+        entries = []
+        for row in page.rows:
+            name = ObjectName(tenant, bucket, row.key.decode())
+            versions = self._versions(name, row.entries)
+            entries.append(ListingEntry(name.key, versions, row.common_prefix.decode()))
+        return Listing(tuple(entries), page.more)
+
+    async def partition_digest(self, partition: int) -> PartitionDigest:
+        self._check_open()
+        held = self._partitions.get(partition, _Partition())
+        return PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
+
+    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+        self._check_open()
+        held = self._partitions.get(partition, _Partition())
+        for name in sorted(held.names, key=ObjectName.context):
+            row = self._rows.get(name)
+            if row is not None:
+                yield PartitionRow(name, self._versions(name, row.entries))
+
+    async def repair_queue(self) -> AsyncIterator[QueueRepair]:
+        self._check_open()
+        for repair in list(self._repairs.values()):
+            yield repair
+
+    # ---------------------------------------------------------------- staging
+
+    async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
+        self._check_open()
+        check_stage(data_id, shard_index)
+        return _Writer(self, (tenant, data_id, shard_index), self._incarnation)
+
+    async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
+        self._check_open()
+        shard = self._staging.pop((tenant, data_id, shard_index), None)
+        if shard is not None:
+            self._used_bytes -= shard.size_bytes
+
+    async def reclaim(self) -> int:
+        """Free what was staged and has expired; the rest is freed at once here."""
+        self._check_open()
+        now_ms = self._clock.unixtime_ms()
+        expired = [key for key, shard in self._staging.items() if shard.expires_ms <= now_ms]
+        freed = sum(self._staging.pop(key).size_bytes for key in expired)
+        self._used_bytes -= freed
+        return freed
+
+    # ---------------------------------------------------------------- life
+
+    async def status(self) -> StoreStatus:
+        self._check_open()
+        entries = [entry for row in self._rows.values() for entry in row.entries]
+        capacity = self._options.capacity_bytes
+        free = (1 << 62) if capacity is None else max(capacity - self._used_bytes, 0)
+        return StoreStatus(
+            objects=len(self._rows),
+            shards=sum(entry.shard_index is not None for entry in entries),
+            live_bytes=self._used_bytes,
+            disk_bytes=self._used_bytes,
+            free_bytes=free,
+            writable=free > 0,
+            damaged=self._damaged,
+            repair_queue=len(self._repairs),
+            syncs=self._syncs,
+        )
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._sync()
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the store is closed")
+
+
+def _outcome(verdict: Verdict) -> Outcome:
+    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard)
+
+
+class _Writer:
+    """`StagedWriter` in memory."""
+
+    def __init__(self, store: MemoryStore, key: _ShardId, incarnation: int) -> None:
+        self._store = store
+        self._key = key
+        self._incarnation = incarnation
+        self._shard: _Shard | None = _Shard()
+
+    async def write(self, cells: Sequence[StoredCell]) -> None:
+        shard = self._open_shard()
+        for cell in cells:
+            if cell.segment != len(shard.cells):
+                raise InvalidArgument(f"segment {cell.segment} does not follow; {len(shard.cells)} does")
+            if len(cell.data) > CELL_BYTES_MAX:
+                raise InvalidArgument(f"a cell has at most {CELL_BYTES_MAX} bytes")
+            if crc32c(cell.data) != cell.crc:
+                raise IntegrityError("the cell does not have its checksum: damaged on the way")
+            if not self._store._has_room(shard.size_bytes + len(cell.data)):
+                raise ResourceExhausted("the disk is full")
+            shard.cells.append((cell.crc, bytearray(cell.data)))
+
+    async def commit(self) -> StagedShard:
+        shard = self._open_shard()
+        self._shard = None
+        store = self._store
+        options = store._options
+        shard.expires_ms = store._clock.unixtime_ms() + int(options.staging_expiry * 1000)
+        replaced = store._staging.get(self._key)
+        store._used_bytes += shard.size_bytes - (replaced.size_bytes if replaced else 0)
+        store._staging[self._key] = shard
+        store._sync()
+        crcs = b"".join(crc.to_bytes(4, "little") for crc, _ in shard.cells)
+        return StagedShard(len(shard.cells), shard.size_bytes, crc32c(crcs))
+
+    async def discard(self) -> None:
+        self._shard = None
+
+    def _open_shard(self) -> _Shard:
+        self._store._check_open()
+        if self._shard is None or self._incarnation != self._store._incarnation:
+            raise Unavailable("this shard is not being staged any more")
+        return self._shard

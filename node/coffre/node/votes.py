@@ -1,0 +1,198 @@
+"""What a mutation does to the versions of one key: pure functions, shared by every store.
+
+The entries of a key are a tuple, newest stamp first. docs/consistency.md says why the rules are what they
+are; the two that everything rests on: a vote (LOCKED, ABORTED) never changes, and the newest SETTLED version
+is never trimmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from coffre.cluster.errors import CoffreError, Conflict, ResourceExhausted
+from coffre.node.store import State
+
+__all__ = ["ENTRIES_MAX", "Entry", "Verdict", "abort", "accept", "down_to_settled", "is_wanted", "settle"]
+
+ENTRIES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of a key. `record` is where its manifest and small shard lie, opaque here; None when
+    ABORTED."""
+
+    stamp: bytes
+    state: State
+    tombstone: bool = False
+    shard_index: int | None = None
+    shard_bytes: int = 0
+    record: Hashable = None
+    placement: tuple[int, ...] = ()  # what a Settle brought; empty: as in the record
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is to be done: the entries after it, those whose records are free now, and what to answer.
+
+    `stored`: the proposal of an Accept became an entry, so its record is needed. `changed`: the entries
+    differ.
+    """
+
+    entries: tuple[Entry, ...]
+    changed: bool = False
+    stored: bool = False
+    freed: tuple[Entry, ...] = ()
+    state: State | None = None
+    error: CoffreError | None = None
+    newest_stamp: bytes = b""
+    has_shard: bool = False
+
+
+def accept(entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, damaged: bool = False) -> Verdict:
+    """Take `proposal` (its state is not read) among `entries`, or refuse it with `Conflict`.
+
+    `damaged`: the shard of the entry with this stamp does not verify, so one of the same index may replace
+    it.
+    """
+    if not entries:
+        return _insert(entries, 0, proposal, State.LOCKED if lock else State.ACCEPTED)
+    place, present = _find(entries, proposal.stamp)
+    if present is not None:
+        return _accept_again(entries, place, proposal, lock=lock, damaged=damaged)
+    newer = [entry for entry in entries[:place] if entry.state != State.ABORTED]
+    if newer and (not lock or any(entry.state == State.SETTLED for entry in newer)):
+        return Verdict(
+            entries, error=Conflict("a newer version stands in the way"), newest_stamp=newer[0].stamp
+        )
+    return _insert(entries, place, proposal, State.LOCKED if lock else State.ACCEPTED)
+
+
+def _accept_again(
+    entries: tuple[Entry, ...], place: int, proposal: Entry, *, lock: bool, damaged: bool
+) -> Verdict:
+    present = entries[place]
+    if present.state == State.ABORTED:
+        return Verdict(entries, state=State.ABORTED, error=Conflict("this version was given up"))
+    state = State.LOCKED if lock and present.state == State.ACCEPTED else present.state
+    gains = present.shard_index is None and proposal.shard_index is not None
+    if gains or (damaged and present.shard_index == proposal.shard_index):
+        entry = replace(proposal, state=state, placement=present.placement)
+        return Verdict(
+            _put(entries, place, entry),
+            changed=True,
+            stored=True,
+            freed=(present,),
+            state=state,
+            has_shard=entry.shard_index is not None,
+        )
+    has_shard = present.shard_index is not None
+    if state == present.state:
+        return Verdict(entries, state=state, has_shard=has_shard)
+    entry = replace(present, state=state)
+    return Verdict(_put(entries, place, entry), changed=True, state=state, has_shard=has_shard)
+
+
+def abort(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Vote ABORTED on `stamp`, unless the vote is cast already; the verdict's state tells what it is."""
+    place, present = _find(entries, stamp)
+    marker = Entry(stamp, State.ABORTED)
+    if present is None:
+        if any(entry.state == State.SETTLED for entry in entries[:place]):
+            # An Accept of this stamp is refused for ever by the newer version, so there is nothing to
+            # remember.
+            return Verdict(entries, state=State.ABORTED)
+        return _insert(entries, place, marker, State.ABORTED)
+    if present.state != State.ACCEPTED:
+        return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
+    return Verdict(_put(entries, place, marker), changed=True, freed=(present,), state=State.ABORTED)
+
+
+def settle(
+    entries: tuple[Entry, ...], stamp: bytes, placement: tuple[int, ...], versions_kept: int
+) -> Verdict:
+    """Note that `stamp` is established, and trim what is older than the newest established version."""
+    place, present = _find(entries, stamp)
+    if present is None:
+        return Verdict(entries)
+    if present.state == State.ABORTED:
+        # Established on other nodes against this node's vote. The vote is spent; a newer Accept may bring the
+        # version.
+        return Verdict(entries[:place] + entries[place + 1 :], changed=True)
+    if present.state == State.SETTLED and placement in ((), present.placement):
+        return Verdict(entries, state=State.SETTLED, has_shard=present.shard_index is not None)
+    entry = replace(present, state=State.SETTLED, placement=placement or present.placement)
+    if len(entries) == 1:
+        return Verdict((entry,), True, state=State.SETTLED, has_shard=entry.shard_index is not None)
+    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))
+    return Verdict(
+        kept, changed=True, freed=freed, state=State.SETTLED, has_shard=entry.shard_index is not None
+    )
+
+
+def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The entries down to and with the newest SETTLED one; all of them when there is none."""
+    for position, entry in enumerate(entries):
+        if entry.state == State.SETTLED:
+            return entries[: position + 1]
+    return entries
+
+
+def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """Split into what stays and the entries with records that go."""
+    kept: list[Entry] = []
+    freed: list[Entry] = []
+    counted = 0
+    ended = False  # a settled tombstone was met: nothing older is a version of this object any more
+    for entry in entries:
+        if counted == 0 and entry.state != State.SETTLED:
+            kept.append(entry)
+        elif entry.state == State.ABORTED:
+            continue
+        elif ended or counted == versions_kept:
+            freed.append(entry)
+        else:
+            counted += 1
+            kept.append(entry)
+            ended = entry.tombstone and entry.state == State.SETTLED
+    return tuple(kept), tuple(freed)
+
+
+def _insert(entries: tuple[Entry, ...], place: int, entry: Entry, state: State) -> Verdict:
+    if len(entries) >= ENTRIES_MAX:
+        return Verdict(
+            entries, error=ResourceExhausted(f"a key has at most {ENTRIES_MAX} versions that are not settled")
+        )
+    if entry.state != state:
+        entry = replace(entry, state=state)
+    return Verdict(
+        (*entries[:place], entry, *entries[place:]) if entries else (entry,),
+        True,
+        state != State.ABORTED,
+        (),
+        state,
+        None,
+        b"",
+        entry.shard_index is not None,
+    )
+
+
+def _find(entries: tuple[Entry, ...], stamp: bytes) -> tuple[int, Entry | None]:
+    """Where `stamp` is or would be, and the entry when it is there."""
+    for place, entry in enumerate(entries):
+        if entry.stamp <= stamp:
+            return place, entry if entry.stamp == stamp else None
+    return len(entries), None
+
+
+def _put(entries: tuple[Entry, ...], place: int, entry: Entry) -> tuple[Entry, ...]:
+    return (*entries[:place], entry, *entries[place + 1 :])
+
+
+def is_wanted(entries: tuple[Entry, ...], stamp: bytes) -> bool:
+    """Whether a version may still need repair: it is held, or unknown here with nothing newer settled."""
+    place, present = _find(entries, stamp)
+    if present is not None:
+        return present.state != State.ABORTED
+    return not any(entry.state == State.SETTLED for entry in entries[:place])
