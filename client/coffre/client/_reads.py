@@ -349,6 +349,9 @@ class Reader:
             return {}
         versions = await self._ask(nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
         found.cells.add_versions(opened, (v for held in versions.values() for v in held))
+        held_now = _holding(opened.stamp.to_bytes(), versions)
+        if any(node in versions and node not in held_now for node in found.versions):
+            raise Conflict("the version was given up or overwritten meanwhile")
         if len(found.cells.good) < self._quorum.k:
             raise Unavailable("the newest version is not established, and too few of its shards answer")
         return rebuild_cells(opened, found.cells, missing)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -151,14 +152,16 @@ class SegmentCipher:
     """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
 
     A frame is a compression byte, the payload's size, the payload, and zeros up to a multiple of k (the tag counted).
-    One data key encrypts one write, so the segment's number is the nonce.
+    One data key encrypts one write, so the segment's number is the nonce. Threads may share a cipher.
     """
 
     def __init__(self, data_key: bytes, data_id: bytes, k: int, *, compress_level: int | None = 3) -> None:
         self._cipher = AESGCM(data_key)
         self._data_id = data_id
         self._k = k
-        self._compressor = None if compress_level is None else zstandard.ZstdCompressor(level=compress_level)
+        self._compress_level = compress_level
+        # A compressor must never be used by two threads at once (it corrupts memory and output); deques are safe.
+        self._idle_compressors: deque[zstandard.ZstdCompressor] = deque()
         self._skip = 0
         self._skip_next = 1
 
@@ -172,12 +175,17 @@ class SegmentCipher:
 
     def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
-        if self._compressor is None or len(plain) < 64:
+        if self._compress_level is None or len(plain) < 64:
             return _RAW, plain
         if self._skip:
             self._skip -= 1
             return _RAW, plain
-        shrunk = self._compressor.compress(plain)
+        try:
+            compressor = self._idle_compressors.pop()
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(level=self._compress_level)
+        shrunk = compressor.compress(plain)
+        self._idle_compressors.append(compressor)
         if len(shrunk) < len(plain) * _WORTHWHILE:
             self._skip_next = 1
             return _ZSTD, shrunk
