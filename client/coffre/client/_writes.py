@@ -13,10 +13,15 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
+    InvalidArgument,
     OutcomeUnknown,
     PermanentError,
+    PermissionDenied,
     RetryableError,
+    StaleMap,
+    Unauthenticated,
     Unavailable,
+    Unsupported,
     error_of_status,
 )
 from coffre.cluster.names import ObjectName, partition_of
@@ -28,6 +33,8 @@ __all__ = ["Fate", "Quorum", "Shards", "Writer"]
 
 ATTEMPTS_MAX = 100
 ABORTED_CODE = Conflict.code
+# What a node says of a whole message before it looks into it, so nothing of it was carried out.
+PLAIN_REFUSALS = (InvalidArgument, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class _Round:
     @property
     def possible_holders(self) -> set[int]:
         """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
-        return self._asked - (self._refused - self._ambiguous)
+        return self._asked - (self._refused - self._ambiguous - self._took)
 
     @property
     def unanswered(self) -> set[int]:
@@ -139,7 +146,7 @@ class _Round:
             self.pending -= 1
             error = done.exception()
             if error is not None:
-                self._ambiguous.add(node)
+                (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
                 self._fail(node, shard_index, error, on_failure)
             else:
                 self._take(node, shard_index, done.result(), on_failure)
@@ -225,8 +232,11 @@ class Writer:
             if round_.enough and not round_.aborted:
                 self.settle(draft.name, stamp, shards)
                 return stamp
-            fate = await self.give_up(draft.name, stamp, round_.possible_holders)
+            holders = round_.possible_holders
+            elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
+            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere)
             if fate is Fate.ESTABLISHED:
+                await self._confirm(draft, shards, stamp)
                 return stamp
             if fate is Fate.UNKNOWN:
                 raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
@@ -238,7 +248,23 @@ class Writer:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
 
-    async def _accept(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> _Round:
+    async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
+        """A reader locked the version that was given up: bring it to the bar before it counts as written.
+
+        Votes say that it stands, not that enough shards are there; the writer still has them all.
+        """
+        round_ = await self._accept(draft, shards, stamp, lock=True)
+        if not round_.enough and not round_.finished.done():
+            await asyncio.shield(round_.finished)
+        if round_.newest > stamp.to_bytes():
+            return  # settled, and overwritten since
+        if not round_.enough:
+            raise OutcomeUnknown(f"the write stands, but lacks shards: {round_.summary()}")
+        self.settle(draft.name, stamp, shards)
+
+    async def _accept(
+        self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
+    ) -> _Round:
         primaries = self.primaries(draft.name)
         round_ = _Round(self._quorum, primaries, shards is not None)
         deadline = self._clock.monotonic() + self._patience
@@ -250,6 +276,7 @@ class Writer:
             shards,
             stamp,
             partition_of(draft.name, self._partitions),
+            lock=lock,
         )
         sender.send_all(primaries)
         await asyncio.shield(round_.decided)
@@ -265,8 +292,14 @@ class Writer:
             await asyncio.wait([round_.finished], timeout=self._straggler_grace)
         return round_
 
-    async def give_up(self, name: ObjectName, stamp: Stamp, holders: Iterable[int] = ()) -> Fate:
-        """Collect ABORTED votes until the version is dead, or turns out to be established."""
+    async def give_up(
+        self, name: ObjectName, stamp: Stamp, holders: Iterable[int], *, elsewhere: int | None
+    ) -> Fate:
+        """Collect ABORTED votes until the version is dead, or turns out to be established.
+
+        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final,
+        so a version is dead too when too few nodes are left that could ever hold D shards of it.
+        """
         primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
@@ -285,9 +318,13 @@ class Writer:
                     votes[node] = outcome.state
             aborted = sum(state == pb.STATE_ABORTED for state in votes.values())
             kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes.values())
-            if aborted >= self._quorum.read:
+            if pb.STATE_SETTLED in votes.values():
+                return Fate.ESTABLISHED
+            if aborted >= self._quorum.read or (
+                elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.shards
+            ):
                 return Fate.DEAD
-            if kept >= self._quorum.write or pb.STATE_SETTLED in votes.values():
+            if kept >= self._quorum.write:
                 return Fate.ESTABLISHED
             if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
                 return Fate.UNKNOWN
@@ -322,6 +359,8 @@ class _Sender:
         shards: Shards | None,
         stamp: Stamp,
         partition: int,
+        *,
+        lock: bool,
     ) -> None:
         self._peers = peers
         self._placement = placement
@@ -330,6 +369,7 @@ class _Sender:
         self._shards = shards
         self._stamp = stamp
         self._partition = partition
+        self._lock = lock
         self._tried: set[int] = set()
         self._to_retry: list[tuple[int, int | None]] = []
 
@@ -348,7 +388,7 @@ class _Sender:
 
     def _send(self, node: int, index: int | None, sealed: pb.SealedManifest) -> None:
         name, shards = self._draft.name, self._shards
-        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed)
+        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock)
         if index is not None and shards is not None:
             accept.shard_index = index
             if shards.is_staged:

@@ -28,9 +28,16 @@ from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, 
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
 from coffre.client.keys import KeyProvider
-from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata
+from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock
-from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+)
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.placement import Placement
@@ -75,7 +82,13 @@ class AsyncClient:
         placement = Placement(cluster_map, policy)
         numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
         self._peers = peers = Peers(
-            numbers, transport, clock, epoch=cluster_map.epoch, tenant=tenant, timeout=options.timeout
+            numbers,
+            transport,
+            clock,
+            epoch=cluster_map.epoch,
+            tenant=tenant,
+            timeout=options.timeout,
+            shards=quorum.n,
         )
         hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
         partitions = cluster_map.partitions
@@ -172,7 +185,7 @@ class AsyncClient:
             segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
         if segments is not None:
-            stamp = await self._writer.establish(
+            stamp = await self._establish_staged(
                 draft, await self._uploader.stage(draft, partition, segments)
             )
         else:
@@ -188,6 +201,15 @@ class AsyncClient:
             content_type,
             dict(metadata or {}),
         )
+
+    async def _establish_staged(self, draft: Draft, shards: Shards) -> Stamp:
+        try:
+            return await self._writer.establish(draft, shards)
+        except OutcomeUnknown:
+            raise  # it may stand, and then needs every shard
+        except CoffreError:
+            await self._uploader.drop(draft, shards.placement)
+            raise
 
     def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
         """Seal and code an object of one segment; fill in the draft's size and checksums."""
@@ -235,18 +257,32 @@ class AsyncClient:
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
-        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
-        pieces = [piece async for piece in self._pieces(found, start, length)]
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        name = ObjectName(self._tenant, bucket, key)
+        found = await self._found(name, version, want_cell=True)
+        while True:
+            try:
+                pieces = [piece async for piece in self._pieces(found, start, length)]
+                return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+            except (IntegrityError, Unavailable) as error:
+                found = await self._successor(found, version, error)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
         found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
-        async with aclosing(self._pieces(found, start, length)) as pieces:
-            async for piece in pieces:
-                yield piece
+        begun = False
+        while True:
+            try:
+                async with aclosing(self._pieces(found, start, length)) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        yield piece
+                return
+            except (IntegrityError, Unavailable) as error:
+                found = await self._successor(found, version, error)
+                if begun:
+                    raise Unavailable("the object was overwritten while it was read; read it again") from None
 
     async def get_file(
         self,
@@ -303,6 +339,8 @@ class AsyncClient:
     ) -> ListPage:
         """Return one page of live objects in key order. A short page need not be the last: follow `next_token`."""
         check_bucket(bucket)
+        check_text("prefix", prefix)
+        check_text("delimiter", delimiter)
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = _parse_token(token)
@@ -371,6 +409,16 @@ class AsyncClient:
                 f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
             )
         return found
+
+    async def _successor(self, found: Found, version: str | None, error: CoffreError) -> Found:
+        """After a version could not be read for `error`: the one that overwrote it. Raises `error` without one.
+
+        A version that was replaced or deleted between finding and reading is no damage, and must not look like it.
+        """
+        newer = await self._found(found.opened.name, version, want_cell=True)
+        if newer.opened.stamp == found.opened.stamp:
+            raise error
+        return newer
 
     async def _pieces(
         self, found: Found, start: int, length: int | None
