@@ -67,16 +67,22 @@ def open_segment(
 
     With more than k, a cell that lies under a matching checksum is found by leaving cells out. Raises `IntegrityError`.
     """
+    return _open_some(opened, cipher, segment, cells)[0]
+
+
+def _open_some(
+    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes]
+) -> tuple[bytes | memoryview, dict[int, bytes]]:
+    """Return a segment's plaintext, and the k cells that it was decrypted from."""
     manifest = opened.manifest
     k, m = manifest.k, manifest.m
     start = segment * manifest.segment_bytes
     plain_bytes = min(manifest.segment_bytes, manifest.size_bytes - start)
     ordered = sorted(cells)
     for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
+        some = {index: cells[index] for index in chosen}
         try:
-            return cipher.open(
-                segment, join_cells(k, m, {index: cells[index] for index in chosen}), plain_bytes
-            )
+            return cipher.open(segment, join_cells(k, m, some), plain_bytes), some
         except IntegrityError:
             continue
     raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")
@@ -94,13 +100,13 @@ def rebuild_cells(
     if len(cells.good) < k:
         return {}
     cipher = SegmentCipher(opened.data_key, manifest.data_id, k)
-    open_segment(opened, cipher, 0, cells.good)
-    size_bytes = len(next(iter(cells.good.values())))
-    rebuilt = {index: bytearray(size_bytes) for index in wanted if index not in cells.good}
-    codec(k, m).reconstruct_into(cells.good, rebuilt)
+    _, true = _open_some(opened, cipher, 0, cells.good)
+    size_bytes = len(next(iter(true.values())))
+    rebuilt = {index: bytearray(size_bytes) for index in wanted if index not in true}
+    codec(k, m).reconstruct_into(true, rebuilt)
     result = {}
     for index in wanted:
-        cell = bytes(rebuilt[index]) if index in rebuilt else cells.good[index]
+        cell = bytes(rebuilt[index]) if index in rebuilt else true[index]
         crc = crc32c(cell)
         named = manifest.shard_crcs[4 * index : 4 * index + 4]
         if crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") != named:

@@ -10,9 +10,10 @@ from coffre.client._peers import Peers
 from coffre.client._reads import HELD, Found, Reader
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._writes import Quorum
-from coffre.cluster.errors import CoffreError, IntegrityError, Unavailable
-from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.errors import CoffreError, IntegrityError, KeyUnavailable, Unavailable, Unsupported
+from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, partition_of
 from coffre.cluster.placement import Placement
+from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Lister", "Page"]
@@ -102,8 +103,10 @@ class Lister:
         replies: dict[int, pb.ListReply] = {}
         errors: list[CoffreError] = []
         for peer, reply in zip(peers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(reply, pb.ListReply):
+            if isinstance(reply, pb.ListReply) and _is_sound(reply, request):
                 replies[peer.number] = reply
+            elif isinstance(reply, pb.ListReply):
+                errors.append(IntegrityError(f"node {peer.number} lists what was not asked for"))
             elif isinstance(reply, CoffreError):
                 errors.append(reply)
             elif isinstance(reply, BaseException):
@@ -142,8 +145,8 @@ class Lister:
             for version in settled:
                 try:
                     opened = await self._sealer.open(name, version.sealed)
-                except IntegrityError:
-                    break  # somebody's copy is not genuine: decide with a full read
+                except (IntegrityError, KeyUnavailable, Unsupported):
+                    break  # perhaps somebody's copy is not genuine: decide with a full read
                 if opened.stamp.to_bytes() == newest.stamp:
                     return opened
                 break
@@ -170,6 +173,24 @@ class Lister:
                 return prefix
             after = page.after
         return None
+
+
+def _is_sound(reply: pb.ListReply, request: pb.ListRequest) -> bool:
+    """Whether a page has entries of this listing alone, and lets it go on."""
+    if reply.more and not reply.entries:
+        return False
+    return all(
+        (entry.common_prefix or entry.key).startswith(request.prefix)
+        and (not entry.common_prefix or entry.key.startswith(entry.common_prefix))
+        and 1 <= len(entry.key.encode()) <= KEY_BYTES_MAX
+        and all(len(version.stamp) == STAMP_BYTES for version in entry.versions)
+        for entry in reply.entries
+    ) and (not reply.more or _start(reply.entries[-1]) > request.after)
+
+
+def _start(entry: pb.ListEntry) -> bytes:
+    """Where a listing goes on after `entry`: behind everything below a common prefix."""
+    return (entry.common_prefix + "\U0010ffff" if entry.common_prefix else entry.key).encode()
 
 
 def _merge(replies: dict[int, pb.ListReply], limit: int) -> tuple[dict[bytes, _Merged], bytes | None, bool]:

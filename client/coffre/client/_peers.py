@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, InternalError, RetryableError
+from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError
 from coffre.cluster.transport import Transport
+from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Lane", "Peer", "Peers"]
@@ -23,6 +24,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
+STATUS_CODE_MAX = 16  # of gRPC
 
 
 @dataclass(slots=True)
@@ -89,15 +91,23 @@ class Lane:
     async def _send(self, batch: list[_Waiting]) -> None:
         try:
             outcomes = await self._peer.batch([waiting.operation for waiting in batch])
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                if waiting.done is not None and not waiting.done.done():
+            again: list[_Waiting] = []
+            for place, (waiting, outcome) in enumerate(zip(batch, outcomes, strict=True)):
+                if place and outcome.code == ResourceExhausted.code and waiting.operation.HasField("read"):
+                    again.append(waiting)  # the reply was full; the first read of a message always fits
+                elif waiting.done is not None and not waiting.done.done():
                     waiting.done.set_result(outcome)
+            self._waiting.extendleft(reversed(again))
         except CoffreError as error:
             _fail(batch, error)
             if isinstance(error, RetryableError):
                 # The node does not answer: what waits behind would only wait as long again, and pile up.
                 _fail(self._waiting, error)
                 self._waiting.clear()
+        except BaseException:
+            # A bug, or the end of the loop: nobody may wait for ever.
+            _fail(batch, InternalError("the call ended in an unexpected way"))
+            raise
         finally:
             self._in_flight -= 1
             if self._waiting:
@@ -152,7 +162,20 @@ class Peer:
             raise InternalError(
                 f"node {self.number} answered {len(reply.outcomes)} of {len(request.operations)}"
             )
+        if not all(map(self._is_sound, reply.outcomes)):
+            raise InternalError(f"node {self.number} answered with what no node can mean")
         return list(reply.outcomes)
+
+    def _is_sound(self, outcome: pb.Outcome) -> bool:
+        """Whether the rest of the client may rely on codes, stamps and indexes; unknown places are forgotten."""
+        if outcome.code > STATUS_CODE_MAX or len(outcome.newest_stamp) not in (0, STAMP_BYTES):
+            return False
+        for version in outcome.versions:
+            if len(version.stamp) != STAMP_BYTES or version.shard_index >= self._peers.shards:
+                return False
+            if any(node not in self._peers for node in version.sealed.placement):
+                del version.sealed.placement[:]
+        return True
 
 
 class Peers:
@@ -167,12 +190,14 @@ class Peers:
         epoch: int,
         tenant: str,
         timeout: float,
+        shards: int,
     ) -> None:
         self.transport = transport
         self.clock = clock
         self.epoch = epoch
         self.tenant = tenant
         self.timeout = timeout  # seconds, of one round trip
+        self.shards = shards  # of one object: k + m
         self._peers = {number: Peer(number, self) for number in numbers}
 
     def __getitem__(self, number: int) -> Peer:

@@ -12,8 +12,16 @@ from coffre.client._peers import Peers
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._writes import Fate, Quorum, Shards, Writer
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, Conflict, IntegrityError, Unavailable, error_of_status
-from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.errors import (
+    CoffreError,
+    Conflict,
+    IntegrityError,
+    KeyUnavailable,
+    Unavailable,
+    Unsupported,
+    error_of_status,
+)
+from coffre.cluster.names import ObjectName
 from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
@@ -22,6 +30,7 @@ __all__ = ["Found", "Reader"]
 
 KNOWN_MAX = 65_536
 RESTARTS_MAX = 20
+SILENCE_SECONDS = 0.5  # after which the slow path first tries to decide without the silent nodes
 HELD = (pb.STATE_ACCEPTED, pb.STATE_LOCKED, pb.STATE_SETTLED)
 
 Replies = dict[int, Sequence[pb.Version]]
@@ -94,11 +103,16 @@ class Reader:
                 found = await self._open(name, newest, replies)
                 if found is not None:
                     return found
+        grace: float | None = SILENCE_SECONDS
         for _ in range(RESTARTS_MAX):
             try:
-                return await self._resolve_slowly(name, want_cell=want_cell)
+                return await self._resolve_slowly(name, want_cell=want_cell, grace=grace)
             except Conflict:
                 continue  # something newer was settled meanwhile
+            except Unavailable:
+                if grace is None:
+                    raise
+                grace = None  # it takes the answers of those that are slow, too
         raise Unavailable("the object changes faster than it can be read")
 
     async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
@@ -131,7 +145,7 @@ class Reader:
             if (
                 self._is_established(name, stamp, replies)
                 or len(_holding(stamp, replies)) >= self._quorum.write
-            ):
+            ) and not self._is_lost(stamp, replies):
                 found = await self._open(name, stamp, replies)
                 if found is not None:
                     if found.opened.tombstone:
@@ -168,8 +182,19 @@ class Reader:
             for v in versions
         )
 
+    def _is_lost(self, stamp: bytes, replies: Replies) -> bool:
+        """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
+        silent = self._quorum.n - len(replies)
+        held = _holding(stamp, replies).values()
+        objects = any(version.HasField("shard_index") for version in held)
+        return objects and len(_shards_of(stamp, replies)) + silent < self._quorum.k
+
     async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
-        """Open the manifest of `stamp`; replies whose copy does not verify are dropped."""
+        """Open the manifest of `stamp`; replies whose copy does not verify are dropped.
+
+        Raises `KeyUnavailable` or `Unsupported` when more than m nodes give cause to, so not a few damaged ones.
+        """
+        refusals: list[CoffreError] = []
         opened: OpenManifest | None = None
         versions: dict[int, pb.Version] = {}
         genuine: pb.SealedManifest | None = None
@@ -182,12 +207,18 @@ class Reader:
                 except IntegrityError:
                     replies.pop(node)
                     continue
+                except (KeyUnavailable, Unsupported) as error:
+                    refusals.append(error)
+                    replies.pop(node)
+                    continue
                 if candidate.stamp.to_bytes() != stamp:
                     replies.pop(node)
                     continue
                 opened, genuine = candidate, held.sealed
             versions[node] = held
         if opened is None or genuine is None:
+            if len(refusals) > self._quorum.m:
+                raise refusals[0]
             return None
         found = Found(opened, genuine, versions)
         found.cells.add_versions(opened, versions.values())
@@ -195,23 +226,28 @@ class Reader:
 
     # ---------------------------------------------------------------- the slow path
 
-    async def _resolve_slowly(self, name: ObjectName, *, want_cell: bool) -> Found | None:
+    async def _resolve_slowly(
+        self, name: ObjectName, *, want_cell: bool, grace: float | None
+    ) -> Found | None:
         primaries = self._writer.primaries(name)
-        order = self._placement.order(partition_of(name, self._partitions))
-        others = [node for node in order if node not in primaries][: self._quorum.n]
+        others = self._writer.understudies(name)
+        errors: list[CoffreError] = []
         replies, beyond = await asyncio.gather(
-            self._ask(primaries, name, want_cell=want_cell), self._ask(others, name)
+            self._ask(primaries, name, want_cell=want_cell, errors=errors, grace=grace),
+            self._ask(others, name, grace=grace),
         )
         dead: set[bytes] = set()
         while True:
-            self._require_quorum(replies)
+            self._require_quorum(replies, errors)
             stamp = _newest(replies.values(), dead)
             if stamp is None:
                 return None
             found = await self._open(name, stamp, replies)
             if found is None:
-                if _holding(stamp, replies):
+                damaged = len(_holding(stamp, replies))
+                if damaged + len(primaries) - len(replies) >= self._quorum.write:
                     raise IntegrityError("every copy of the newest version's manifest is damaged")
+                dead.add(stamp)  # too few to have been acknowledged, whatever it was
                 continue
             found.versions = {**_holding(stamp, beyond), **found.versions}
             if self._is_established(name, stamp, replies):
@@ -219,16 +255,23 @@ class Reader:
             if any(
                 v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held
             ):
-                fate = await self._writer.give_up(name, found.opened.stamp, primaries)
+                holders = len(_holding(stamp, beyond)) + len(others) - len(beyond)
+                fate = await self._writer.give_up(
+                    name,
+                    found.opened.stamp,
+                    primaries,
+                    elsewhere=None if found.opened.tombstone else holders,
+                )
                 if fate is Fate.UNKNOWN:
                     raise Unavailable("too few nodes answer to tell whether the newest version stands")
                 if fate is Fate.ESTABLISHED:
+                    await self._complete(name, found, replies, beyond, voted=True)
                     return found
                 dead.add(stamp)
             elif self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
                 dead.add(stamp)
             else:
-                await self._complete(name, found, replies, beyond)
+                await self._complete(name, found, replies, beyond, voted=False)
                 return found
 
     def _never_acknowledged(
@@ -243,44 +286,60 @@ class Reader:
         shards = _shards_of(stamp, replies) | _shards_of(stamp, beyond)
         return len(shards) + silent + others - len(beyond) < self._quorum.shards
 
-    async def _complete(self, name: ObjectName, found: Found, replies: Replies, beyond: Replies) -> None:
-        """Lock the version on a majority with enough shards, or raise `Unavailable`; `Conflict` when overtaken."""
+    async def _complete(
+        self, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
+    ) -> None:
+        """Lock the version on a majority with enough shards, or raise `Unavailable`.
+
+        Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
+        """
         primaries = self._writer.primaries(name)
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
         placement = list(primaries)
         for node, version in {**_holding(stamp, beyond), **_holding(stamp, replies)}.items():
             if version.HasField("shard_index"):
                 placement[version.shard_index] = node
-        cells = await self._missing_cells(name, found, primaries) if not opened.tombstone else {}
+        # Substitutes lock too: a vote to abort must not take away a shard that counts here.
+        nodes = (*primaries, *(node for node in _holding(stamp, beyond) if node not in primaries))
+        cells = await self._missing_cells(name, found, nodes) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
         del sealed.placement[:]
         sealed.placement.extend(() if opened.tombstone else placement)
-        futures = []
-        for node in primaries:
+        waiting: dict[asyncio.Future[pb.Outcome], int] = {}
+        for node in nodes:
             accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
             held = found.versions.get(node)
             index = placement.index(node) if node in placement else None
-            if index is not None and not opened.tombstone and not (held and held.HasField("shard_index")):
+            intact = held is not None and held.HasField("shard_index") and not held.damaged
+            if index is not None and not opened.tombstone and not intact:
                 if opened.segments > 1:
                     accept.shard_index, accept.staged = index, True
                 elif index in cells:
                     accept.shard_index = index
                     accept.cell, accept.cell_crc = cells[index]
-            futures.append(self._peers[node].writes.submit(pb.Operation(accept=accept)))
-        locked, shards = 0, _shards_of(stamp, beyond)
-        for node, outcome in zip(
-            primaries, await asyncio.gather(*futures, return_exceptions=True), strict=True
-        ):
-            if not isinstance(outcome, pb.Outcome):
-                continue
-            if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
-                raise Conflict("a newer version was settled")
-            if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
-                locked += 1
-                if outcome.has_shard and node in placement:
-                    shards.add(placement.index(node))
-        if locked < self._quorum.write or (not opened.tombstone and len(shards) < self._quorum.shards):
+            waiting[self._peers[node].writes.submit(pb.Operation(accept=accept))] = node
+        locked, aborted, shards = 0, False, set[int]()
+        missed = True
+        while missed and waiting:
+            answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in answered:
+                node = waiting.pop(future)
+                if future.exception() is not None:
+                    continue
+                outcome = future.result()
+                if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
+                    raise Conflict("a newer version was settled")
+                aborted = aborted or outcome.code == Conflict.code
+                if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
+                    locked += node in primaries
+                    if outcome.has_shard and node in placement:
+                        shards.add(placement.index(node))
+            short = not opened.tombstone and len(shards) < self._quorum.shards
+            missed = locked < self._quorum.write or short
+        if missed and aborted and not voted:
+            raise Conflict("the version was given up meanwhile")
+        if missed:
             raise Unavailable(
                 "the newest version is not established, and too few nodes answer to complete it"
             )
@@ -288,9 +347,13 @@ class Reader:
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
 
     async def _missing_cells(
-        self, name: ObjectName, found: Found, primaries: Sequence[int]
+        self, name: ObjectName, found: Found, nodes: Sequence[int]
     ) -> Mapping[int, tuple[bytes, int]]:
-        """Rebuild the cells that no primary reports, for one-segment objects of which k cells can be had."""
+        """Rebuild the cells that no node reports, for one-segment objects.
+
+        Raises `Unavailable` when too few cells can be had: what cannot be read must not be locked. (Of larger objects
+        D shards were synced before the first Accept; locking brings them in.)
+        """
         opened = found.opened
         if opened.segments > 1:
             return {}
@@ -298,8 +361,13 @@ class Reader:
         missing = set(range(self._quorum.n)) - have
         if not missing:
             return {}
-        versions = await self._ask(primaries, name, want_cell=True, stamp=opened.stamp.to_bytes())
+        versions = await self._ask(nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
         found.cells.add_versions(opened, (v for held in versions.values() for v in held))
+        held_now = _holding(opened.stamp.to_bytes(), versions)
+        if any(node in versions and node not in held_now for node in found.versions):
+            raise Conflict("the version was given up or overwritten meanwhile")
+        if len(found.cells.good) < self._quorum.k:
+            raise Unavailable("the newest version is not established, and too few of its shards answer")
         return rebuild_cells(opened, found.cells, missing)
 
     # ---------------------------------------------------------------- asking
@@ -333,21 +401,39 @@ class Reader:
         want_cell: bool = False,
         stamp: bytes = b"",
         every: bool = False,
+        errors: list[CoffreError] | None = None,
+        grace: float | None = None,
     ) -> Replies:
-        """Ask all of `nodes` and return those that answered."""
+        """Ask all of `nodes` and return those that answered; what the others said goes to `errors`.
+
+        With `grace`, a node that has not answered after so many seconds counts as silent.
+        """
         operation = _read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
         futures = [self._peers[node].reads.submit(operation) for node in nodes]
+        if futures:
+            await asyncio.wait(futures, timeout=grace)
         replies: Replies = {}
-        for node, outcome in zip(nodes, await asyncio.gather(*futures, return_exceptions=True), strict=True):
-            if isinstance(outcome, pb.Outcome) and not outcome.code:
-                replies[node] = outcome.versions
+        for node, future in zip(nodes, futures, strict=True):
+            error: BaseException | None = Unavailable(f"node {node} does not answer")
+            if future.done():
+                error = future.exception()
+                if error is None and future.result().code:
+                    error = error_of_status(future.result().code, future.result().detail)
+            if error is None:
+                replies[node] = future.result().versions
+            elif errors is not None and isinstance(error, CoffreError):
+                errors.append(error)
         return replies
 
-    def _require_quorum(self, replies: Replies) -> None:
-        if len(replies) < self._quorum.read:
-            raise Unavailable(
-                f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed"
-            )
+    def _require_quorum(self, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
+        if len(replies) >= self._quorum.read:
+            return
+        kinds = {type(error) for error in errors}
+        kind = kinds.pop() if len(kinds) == 1 else Unavailable
+        why = f" ({errors[0]})" if errors else ""
+        raise kind(
+            f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed{why}"
+        )
 
 
 class _Gather:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
 from coffre.client._sealing import Draft, SegmentCipher
-from coffre.client._writes import Quorum, Shards
+from coffre.client._writes import Quorum, Shards, understudies
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
@@ -29,6 +30,7 @@ QUEUED_SEGMENTS_MAX = 3
 RETAINED_SEGMENTS = 3  # so that a shard may still move to a substitute at the start
 CODING_SEGMENTS = 2
 STREAM_TIMEOUT_SECONDS = 24 * 3600.0
+SYNC_TIMEOUTS = 6  # how many stall timeouts the sync of the first D shards may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class _ShardStream:
         self.node = node
         self._queue: asyncio.Queue[CodedSegment | None] = asyncio.Queue(QUEUED_SEGMENTS_MAX)
         self._retained: list[CodedSegment] | None = []
+        self._ended = False
         self.error: CoffreError | None = None
         self.reply: pb.WriteShardReply | None = None
         self._call = asyncio.create_task(self._run())
@@ -86,8 +89,16 @@ class _ShardStream:
         if putting not in done:
             putting.cancel()
 
+    @property
+    def call(self) -> asyncio.Task[None]:
+        """Ends when the node has answered, or the stream has failed."""
+        return self._call
+
     async def finish(self) -> None:
-        await self._call
+        """Wait for the end; a stream that was left behind is cancelled, and that is no error here."""
+        await asyncio.wait([self._call])
+        if not self._call.cancelled():
+            self._call.result()
 
     def fail(self, error: CoffreError) -> None:
         self.error = self.error or error
@@ -120,7 +131,11 @@ class _ShardStream:
         yield pb.WriteShardRequest(header=header)
         for coded in list(self._retained or ()):
             yield self._request(coded)
-        while (coded_or_end := await self._queue.get()) is not None:
+        while not self._ended:
+            coded_or_end = await self._queue.get()
+            if coded_or_end is None:
+                self._ended = True  # a substitute that takes over from here must not wait for another end
+                return
             if self._retained is not None:
                 self._retained.append(coded_or_end)
                 if len(self._retained) > RETAINED_SEGMENTS:
@@ -158,8 +173,9 @@ class Uploader:
     def substitute(self, draft: Draft, index: int) -> int | None:
         """Reserve a node that may take shard `index` instead of the one that failed."""
         partition, places, tried = self._places[draft.manifest.data_id]
+        allowed = understudies(self._placement, self._quorum, partition)
         for node in self._placement.substitutes(partition, places, index):
-            if node not in tried and node in self.peers:
+            if node not in tried and node in allowed:
                 tried.add(node)
                 places[index] = node
                 return node
@@ -200,13 +216,14 @@ class Uploader:
                 size_bytes += len(plain)
                 yield plain
 
-        async for coded in _coded(counted(), coder, self._pool):
-            cells += 1
-            for index, crc in enumerate(coded.crcs):
-                shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
-            await self._distribute(coded, streams)
+        async with aclosing(_coded(counted(), coder, self._pool)) as every:
+            async for coded in every:
+                cells += 1
+                for index, crc in enumerate(coded.crcs):
+                    shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
+                await self._distribute(coded, streams)
         await self._distribute(None, streams)
-        await asyncio.gather(*(stream.finish() for stream in streams))
+        await self._finish(streams)
         for stream in streams:
             reply = stream.reply
             if reply is not None and (
@@ -217,8 +234,27 @@ class Uploader:
         draft.manifest.size_bytes = size_bytes
         draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in shard_crcs)
 
+    async def _finish(self, streams: list[_ShardStream]) -> None:
+        """Wait until D shards are synced; nodes that answer much later than those are left behind."""
+        calls = {stream.call: stream for stream in streams}
+        synced = 0
+        patience = SYNC_TIMEOUTS * self._stall_timeout
+        pending = set(calls)
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                for call in pending:
+                    stream = calls[call]
+                    stream.fail(DeadlineExceeded(f"node {stream.node} did not confirm its shard"))
+                break
+            synced += sum(not calls[call].failed for call in done)
+            if synced >= self._quorum.shards:
+                patience = self._stall_timeout
+        await asyncio.gather(*(stream.finish() for stream in streams))
+
     async def _distribute(self, coded: CodedSegment | None, streams: list[_ShardStream]) -> None:
         """Hand a segment to every stream; a node that alone holds up the others is left behind."""
+        self._require(streams)
         tasks = {asyncio.ensure_future(stream.put(coded)): stream for stream in streams if not stream.failed}
         _, slow = await asyncio.wait(tasks, timeout=self._stall_timeout)
         for task in slow:
@@ -254,7 +290,7 @@ class Uploader:
 
 async def _coded(
     segments: AsyncIterator[bytes], coder: SegmentCoder, pool: Executor
-) -> AsyncIterator[CodedSegment]:
+) -> AsyncGenerator[CodedSegment]:
     """Code segments in worker threads, in order, one ahead of what is being sent."""
     loop = asyncio.get_running_loop()
     coding: list[asyncio.Future[CodedSegment]] = []

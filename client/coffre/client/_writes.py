@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
@@ -13,10 +13,15 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
+    InvalidArgument,
     OutcomeUnknown,
     PermanentError,
+    PermissionDenied,
     RetryableError,
+    StaleMap,
+    Unauthenticated,
     Unavailable,
+    Unsupported,
     error_of_status,
 )
 from coffre.cluster.names import ObjectName, partition_of
@@ -28,6 +33,8 @@ __all__ = ["Fate", "Quorum", "Shards", "Writer"]
 
 ATTEMPTS_MAX = 100
 ABORTED_CODE = Conflict.code
+# What a node says of a whole message before it looks into it, so nothing of it was carried out.
+PLAIN_REFUSALS = (InvalidArgument, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,12 @@ class Quorum:
     def shards(self) -> int:
         """D: synced shards."""
         return self.k + 1
+
+
+def understudies(placement: Placement, quorum: Quorum, partition: int) -> tuple[int, ...]:
+    """The n nodes after the primaries in a partition's order: who may stand in for a primary."""
+    primaries = placement.primaries(partition)
+    return tuple(node for node in placement.order(partition) if node not in primaries)[: quorum.n]
 
 
 class Fate(enum.Enum):
@@ -85,7 +98,7 @@ class _Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
     def __init__(self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool) -> None:
-        self._quorum = quorum
+        self.quorum = quorum
         self._primaries = frozenset(primaries)
         self._needs_shards = needs_shards
         self._manifests: set[int] = set()
@@ -103,13 +116,13 @@ class _Round:
 
     @property
     def enough(self) -> bool:
-        shards = not self._needs_shards or len(self._shards) >= self._quorum.shards
-        return shards and len(self._manifests) >= self._quorum.write
+        shards = not self._needs_shards or len(self._shards) >= self.quorum.shards
+        return shards and len(self._manifests) >= self.quorum.write
 
     @property
     def possible_holders(self) -> set[int]:
         """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
-        return self._asked - (self._refused - self._ambiguous)
+        return self._asked - (self._refused - self._ambiguous - self._took)
 
     @property
     def unanswered(self) -> set[int]:
@@ -118,9 +131,9 @@ class _Round:
 
     def summary(self) -> str:
         failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
-        want = f"{self._quorum.shards} shards and " if self._needs_shards else ""
+        want = f"{self.quorum.shards} shards and " if self._needs_shards else ""
         return (
-            f"{want}{self._quorum.write} manifests are needed, "
+            f"{want}{self.quorum.write} manifests are needed, "
             f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
         )
 
@@ -139,7 +152,7 @@ class _Round:
             self.pending -= 1
             error = done.exception()
             if error is not None:
-                self._ambiguous.add(node)
+                (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
                 self._fail(node, shard_index, error, on_failure)
             else:
                 self._take(node, shard_index, done.result(), on_failure)
@@ -213,6 +226,11 @@ class Writer:
     def primaries(self, name: ObjectName) -> tuple[int, ...]:
         return self._placement.primaries(partition_of(name, self._partitions))
 
+    def understudies(self, name: ObjectName) -> tuple[int, ...]:
+        """The n nodes after the primaries: shards go nowhere else, so readers need to ask nobody else."""
+        partition = partition_of(name, self._partitions)
+        return understudies(self._placement, self._quorum, partition)
+
     async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
         """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
 
@@ -225,8 +243,11 @@ class Writer:
             if round_.enough and not round_.aborted:
                 self.settle(draft.name, stamp, shards)
                 return stamp
-            fate = await self.give_up(draft.name, stamp, round_.possible_holders)
+            holders = round_.possible_holders
+            elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
+            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere)
             if fate is Fate.ESTABLISHED:
+                await self._confirm(draft, shards, stamp)
                 return stamp
             if fate is Fate.UNKNOWN:
                 raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
@@ -238,7 +259,23 @@ class Writer:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
 
-    async def _accept(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> _Round:
+    async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
+        """A reader locked the version that was given up: bring it to the bar before it counts as written.
+
+        Votes say that it stands, not that enough shards are there; the writer still has them all.
+        """
+        round_ = await self._accept(draft, shards, stamp, lock=True)
+        if not round_.enough and not round_.finished.done():
+            await asyncio.shield(round_.finished)
+        if round_.newest > stamp.to_bytes():
+            return  # settled, and overwritten since
+        if not round_.enough:
+            raise OutcomeUnknown(f"the write stands, but lacks shards: {round_.summary()}")
+        self.settle(draft.name, stamp, shards)
+
+    async def _accept(
+        self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
+    ) -> _Round:
         primaries = self.primaries(draft.name)
         round_ = _Round(self._quorum, primaries, shards is not None)
         deadline = self._clock.monotonic() + self._patience
@@ -250,6 +287,7 @@ class Writer:
             shards,
             stamp,
             partition_of(draft.name, self._partitions),
+            lock=lock,
         )
         sender.send_all(primaries)
         await asyncio.shield(round_.decided)
@@ -265,8 +303,14 @@ class Writer:
             await asyncio.wait([round_.finished], timeout=self._straggler_grace)
         return round_
 
-    async def give_up(self, name: ObjectName, stamp: Stamp, holders: Iterable[int] = ()) -> Fate:
-        """Collect ABORTED votes until the version is dead, or turns out to be established."""
+    async def give_up(
+        self, name: ObjectName, stamp: Stamp, holders: Iterable[int], *, elsewhere: int | None
+    ) -> Fate:
+        """Collect ABORTED votes until the version is dead, or turns out to be established.
+
+        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final,
+        so a version is dead too when too few nodes are left that could ever hold D shards of it.
+        """
         primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
@@ -277,21 +321,31 @@ class Writer:
         deadline = self._clock.monotonic() + self._patience
         while True:
             asked = [node for node in primaries if node not in votes]
-            futures = [self._peers[node].writes.submit(operation) for node in asked]
-            for node, outcome in zip(
-                asked, await asyncio.gather(*futures, return_exceptions=True), strict=True
-            ):
-                if isinstance(outcome, pb.Outcome) and not outcome.code:
-                    votes[node] = outcome.state
-            aborted = sum(state == pb.STATE_ABORTED for state in votes.values())
-            kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes.values())
-            if aborted >= self._quorum.read:
-                return Fate.DEAD
-            if kept >= self._quorum.write or pb.STATE_SETTLED in votes.values():
-                return Fate.ESTABLISHED
+            waiting = {self._peers[node].writes.submit(operation): node for node in asked}
+            while waiting:
+                answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in answered:
+                    node = waiting.pop(future)
+                    if future.exception() is None and not future.result().code:
+                        votes[node] = future.result().state
+                fate = self._fate(votes.values(), elsewhere)
+                if fate is not Fate.UNKNOWN:
+                    return fate
             if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
                 return Fate.UNKNOWN
             await self._clock.sleep(0.1)
+
+    def _fate(self, votes: Collection[int], elsewhere: int | None) -> Fate:
+        """What the votes of the primaries decide, whatever the others say."""
+        aborted = sum(state == pb.STATE_ABORTED for state in votes)
+        kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes)
+        if pb.STATE_SETTLED in votes:
+            return Fate.ESTABLISHED
+        if aborted >= self._quorum.read or (
+            elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.shards
+        ):
+            return Fate.DEAD
+        return Fate.ESTABLISHED if kept >= self._quorum.write else Fate.UNKNOWN
 
     def settle(self, name: ObjectName, stamp: Stamp, shards: Shards | None) -> None:
         """Let the nodes know, lazily, that the version is established."""
@@ -322,6 +376,8 @@ class _Sender:
         shards: Shards | None,
         stamp: Stamp,
         partition: int,
+        *,
+        lock: bool,
     ) -> None:
         self._peers = peers
         self._placement = placement
@@ -330,6 +386,7 @@ class _Sender:
         self._shards = shards
         self._stamp = stamp
         self._partition = partition
+        self._lock = lock
         self._tried: set[int] = set()
         self._to_retry: list[tuple[int, int | None]] = []
 
@@ -348,7 +405,7 @@ class _Sender:
 
     def _send(self, node: int, index: int | None, sealed: pb.SealedManifest) -> None:
         name, shards = self._draft.name, self._shards
-        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed)
+        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock)
         if index is not None and shards is not None:
             accept.shard_index = index
             if shards.is_staged:
@@ -366,8 +423,9 @@ class _Sender:
         shards = self._shards
         if index is None or shards is None or shards.is_staged:
             return
+        allowed = understudies(self._placement, self._round.quorum, self._partition)
         for substitute in self._placement.substitutes(self._partition, shards.placement, index):
-            if substitute not in self._tried and substitute in self._peers:
+            if substitute not in self._tried and substitute in allowed:
                 self._tried.add(substitute)
                 shards.placement[index] = substitute
                 self._send(substitute, index, self._draft.seal(self._stamp, tuple(shards.placement)))

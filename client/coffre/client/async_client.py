@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Iterable,
     Mapping,
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister
@@ -28,9 +29,16 @@ from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, 
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
 from coffre.client.keys import KeyProvider
-from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata
+from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock
-from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+)
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.placement import Placement
@@ -43,6 +51,8 @@ __all__ = ["AsyncClient"]
 
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
+RETRY_SECONDS = 0.05
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -71,11 +81,18 @@ class AsyncClient:
         self._transport = transport
         self._tenant = tenant
         self._options = options
+        self._clock = clock
         self._quorum = quorum = Quorum(policy.k, policy.m)
         placement = Placement(cluster_map, policy)
         numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
         self._peers = peers = Peers(
-            numbers, transport, clock, epoch=cluster_map.epoch, tenant=tenant, timeout=options.timeout
+            numbers,
+            transport,
+            clock,
+            epoch=cluster_map.epoch,
+            tenant=tenant,
+            timeout=options.timeout,
+            shards=quorum.n,
         )
         hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
         partitions = cluster_map.partitions
@@ -172,7 +189,7 @@ class AsyncClient:
             segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
         if segments is not None:
-            stamp = await self._writer.establish(
+            stamp = await self._establish_staged(
                 draft, await self._uploader.stage(draft, partition, segments)
             )
         else:
@@ -188,6 +205,15 @@ class AsyncClient:
             content_type,
             dict(metadata or {}),
         )
+
+    async def _establish_staged(self, draft: Draft, shards: Shards) -> Stamp:
+        try:
+            return await self._writer.establish(draft, shards)
+        except OutcomeUnknown:
+            raise  # it may stand, and then needs every shard
+        except CoffreError:
+            await self._uploader.drop(draft, shards.placement)
+            raise
 
     def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
         """Seal and code an object of one segment; fill in the draft's size and checksums."""
@@ -235,18 +261,34 @@ class AsyncClient:
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
-        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
-        pieces = [piece async for piece in self._pieces(found, start, length)]
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        name = ObjectName(self._tenant, bucket, key)
+        deadline = self._clock.monotonic() + self._options.patience
+        found = await self._found(name, version, want_cell=True)
+        while True:
+            try:
+                pieces = [piece async for piece in self._pieces(found, start, length)]
+                return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+            except (IntegrityError, Unavailable) as error:
+                found = await self._successor(found, version, error, deadline)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
+        deadline = self._clock.monotonic() + self._options.patience
         found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
-        async with aclosing(self._pieces(found, start, length)) as pieces:
-            async for piece in pieces:
-                yield piece
+        begun = False
+        while True:
+            try:
+                async with aclosing(self._pieces(found, start, length)) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        yield piece
+                return
+            except (IntegrityError, Unavailable) as error:
+                found = await self._successor(found, version, error, 0.0 if begun else deadline)
+                if begun:
+                    raise Unavailable("the object was overwritten while it was read; read it again") from None
 
     async def get_file(
         self,
@@ -289,7 +331,8 @@ class AsyncClient:
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
-        found = await self._reader.history(ObjectName(self._tenant, bucket, key))
+        name = ObjectName(self._tenant, bucket, key)
+        found = await self._patiently(lambda: self._reader.history(name))
         return [_info(version.opened) for version in found]
 
     async def list_page(
@@ -303,17 +346,21 @@ class AsyncClient:
     ) -> ListPage:
         """Return one page of live objects in key order. A short page need not be the last: follow `next_token`."""
         check_bucket(bucket)
+        check_text("prefix", prefix)
+        check_text("delimiter", delimiter)
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = _parse_token(token)
-        page = await self._lister.page(
-            self._tenant,
-            bucket,
-            prefix,
-            after=after,
-            after_prefix=after_prefix,
-            delimiter=delimiter,
-            limit=limit,
+        page = await self._patiently(
+            lambda: self._lister.page(
+                self._tenant,
+                bucket,
+                prefix,
+                after=after,
+                after_prefix=after_prefix,
+                delimiter=delimiter,
+                limit=limit,
+            )
         )
         next_token = None if page.after is None else ("p" if page.after_prefix else "k") + page.after.hex()
         return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, next_token)
@@ -361,16 +408,43 @@ class AsyncClient:
             )
         return result
 
+    async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        """Read again for a while when too few nodes answer: one that restarts is back in a second."""
+        deadline = self._clock.monotonic() + self._options.patience
+        while True:
+            try:
+                return await read()
+            except Unavailable:
+                if self._clock.monotonic() >= deadline:
+                    raise
+                await self._clock.sleep(RETRY_SECONDS)
+
     async def _found(self, name: ObjectName, version: str | None, *, want_cell: bool = False) -> Found:
         if version is None:
-            found = await self._reader.resolve(name, want_cell=want_cell)
+            found = await self._patiently(lambda: self._reader.resolve(name, want_cell=want_cell))
         else:
-            found = await self._reader.find(name, Stamp.parse(version), want_cell=want_cell)
+            stamp = Stamp.parse(version)
+            found = await self._patiently(lambda: self._reader.find(name, stamp, want_cell=want_cell))
         if found is None or found.opened.tombstone:
             raise NotFound(
                 f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
             )
         return found
+
+    async def _successor(
+        self, found: Found, version: str | None, error: CoffreError, deadline: float
+    ) -> Found:
+        """After a version could not be read for `error`: the one that overwrote it, or itself to be tried again.
+
+        A version that was replaced or deleted between finding and reading is no damage, and must not look like it.
+        Raises `error` when there is no newer one, and trying again is no use or the deadline has passed.
+        """
+        newer = await self._found(found.opened.name, version, want_cell=True)
+        if newer.opened.stamp == found.opened.stamp:
+            if isinstance(error, IntegrityError) or self._clock.monotonic() >= deadline:
+                raise error
+            await self._clock.sleep(RETRY_SECONDS)
+        return newer
 
     async def _pieces(
         self, found: Found, start: int, length: int | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["ClientOptions", "ListPage", "ObjectInfo", "ShardPlace", "check_metadata"]
+__all__ = ["ClientOptions", "ListPage", "ObjectInfo", "ShardPlace", "check_metadata", "check_text"]
 
 METADATA_BYTES_MAX = 8 << 10
 
@@ -18,7 +18,7 @@ class ClientOptions:
 
     compress_level: int | None = 3  # zstd; None: never compress
     timeout: float = 5.0  # of one round trip
-    patience: float = 2.0  # how long a write tries again while too few nodes answer
+    patience: float = 2.0  # how long reads and writes try again while too few nodes answer
     hedge_delay: float = 0.05  # after which a read asks one more node
     straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
     stall_timeout: float = 10.0  # after which a streamed write leaves a stuck node behind
@@ -60,11 +60,20 @@ class ShardPlace:
     size_bytes: int
 
 
+def check_text(what: str, text: str) -> None:
+    """Raise `InvalidArgument` for text that has no UTF-8 encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} must be valid Unicode; this one has a lone surrogate") from None
+
+
 def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
-    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together."""
-    size_bytes = len(content_type.encode()) + sum(
-        len(k.encode()) + len(v.encode()) for k, v in metadata.items()
-    )
+    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together, or are not Unicode."""
+    texts = [content_type, *metadata, *metadata.values()]
+    for text in texts:
+        check_text("metadata", text)
+    size_bytes = sum(len(text.encode()) for text in texts)
     if size_bytes > METADATA_BYTES_MAX:
         raise InvalidArgument(
             f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit"

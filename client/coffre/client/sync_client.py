@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import ListPage, ObjectInfo, ShardPlace
-from coffre.cluster.errors import CoffreError
+from coffre.cluster.errors import CoffreError, InvalidArgument
 
 __all__ = ["Client"]
 
@@ -41,9 +41,18 @@ class Client:
             raise
 
     def _run(self, call: Coroutine[Any, Any, _T]) -> _T:  # a coroutine's send type is nobody's concern
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        if self._loop.is_closed():
+            call.close()
+            raise InvalidArgument("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # an interrupt ends the call, not only the wait for it
+            raise
 
     def _stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_asyncgens(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -57,9 +66,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Finish what is under way and close the connections."""
-        self._run(self._client.aclose())
-        self._stop()
+        """Finish what is under way and close the connections. A second call does nothing."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._run(self._client.aclose())
+        finally:
+            self._stop()
 
     def flush(self) -> None:
         self._run(self._client.flush())
@@ -168,7 +181,7 @@ class Client:
                 yield item  # type: ignore[misc]  # only None when there is no more
         finally:
             close = getattr(source, "aclose", None)
-            if close is not None:
+            if close is not None and not self._loop.is_closed():
                 self._run(close())
 
     async def _pull(self, chunks: Iterable[bytes]) -> AsyncIterator[bytes]:

@@ -12,8 +12,10 @@ from coffre.cluster.errors import (
     ClockSkew,
     CoffreError,
     IntegrityError,
+    InternalError,
     InvalidArgument,
     PermissionDenied,
+    ResourceExhausted,
     StaleMap,
     Unsupported,
 )
@@ -40,6 +42,7 @@ from google.protobuf.message import DecodeError
 __all__ = ["Handler"]
 
 OPERATIONS_MAX = 1024
+REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
 MANIFEST_FORMAT = 1
@@ -67,10 +70,14 @@ class Handler:
         outcomes = [reply.outcomes.add() for _ in request.operations]
         mutations: list[Mutation] = []
         targets: list[pb.Outcome] = []
+        reply_bytes = 0
         for operation, outcome in zip(request.operations, outcomes, strict=True):
             try:
                 if operation.HasField("read"):
+                    if reply_bytes >= REPLY_BYTES:
+                        raise ResourceExhausted("this reply is full: ask again")
                     await self._read(request.tenant, operation.read, outcome)
+                    reply_bytes += outcome.ByteSize()
                 else:
                     mutations.append(self._mutation(request.tenant, operation))
                     targets.append(outcome)
@@ -289,7 +296,7 @@ class Handler:
 
 
 def _put_error(target: pb.Outcome, error: CoffreError) -> None:
-    target.code = error.code
+    target.code = error.code or InternalError.code  # 0 would say that it was done
     target.detail = str(error)
 
 
