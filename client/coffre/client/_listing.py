@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
-from coffre.client._reads import HELD, Found, Reader
+from coffre.client._reads import Found, Reader
+from coffre.client._replies import HELD
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._writes import Quorum
 from coffre.cluster.errors import CoffreError, IntegrityError, KeyUnavailable, Unavailable, Unsupported

@@ -298,7 +298,7 @@ class Writer:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
         `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final,
-        so a version is dead too when too few nodes are left that could ever hold D shards of it.
+        so a version is dead too when too few nodes are left that could ever hold k shards of it.
         """
         primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
@@ -321,7 +321,7 @@ class Writer:
             if pb.STATE_SETTLED in votes.values():
                 return Fate.ESTABLISHED
             if aborted >= self._quorum.read or (
-                elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.shards
+                elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.k
             ):
                 return Fate.DEAD
             if kept >= self._quorum.write:
