@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "codec": {"codec"},
     "cluster": {"cluster", "proto", "codec"},
     "node": {"node", "cluster", "proto", "codec"},
-    "client": {"client", "cluster", "proto", "codec"},
+    "client": {"client", "cli", "cluster", "proto", "codec"},
     "bench": set(ROOMS),
 }
 

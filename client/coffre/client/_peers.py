@@ -41,7 +41,8 @@ class Lane:
         self._peer = peer
         self._waiting: deque[_Waiting] = deque()
         self._in_flight = 0
-        self._scheduled = False
+        self._flush_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, operation: pb.Operation) -> asyncio.Future[pb.Outcome]:
@@ -54,9 +55,8 @@ class Lane:
     def submit_lazily(self, operation: pb.Operation) -> None:
         """Queue an operation whose outcome nobody needs; it goes with the next message, or soon on its own."""
         self._waiting.append(_Waiting(operation, operation.ByteSize(), None))
-        if not self._scheduled and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
-            self._scheduled = True
-            asyncio.get_running_loop().call_later(SETTLE_DELAY_SECONDS, self._flush)
+        if self._timer is None and not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+            self._timer = asyncio.get_running_loop().call_later(SETTLE_DELAY_SECONDS, self._flush)
 
     async def drain(self) -> None:
         """Return when nothing waits or travels any more."""
@@ -65,12 +65,16 @@ class Lane:
             await asyncio.gather(*self._tasks)
 
     def _schedule(self) -> None:
-        if self._in_flight < MESSAGES_IN_FLIGHT_MAX:
-            self._scheduled = True
+        """Flush once everybody who is ready to run has queued what it has."""
+        if not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+            self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._scheduled = False
+        self._flush_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while self._waiting and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
             batch = [self._waiting.popleft()]
             size_bytes = batch[0].size_bytes
@@ -96,6 +100,10 @@ class Lane:
             self._waiting.extendleft(reversed(again))
         except CoffreError as error:
             _fail(batch, error)
+            if isinstance(error, RetryableError):
+                # The node does not answer: what waits behind would only wait as long again, and pile up.
+                _fail(self._waiting, error)
+                self._waiting.clear()
         except BaseException:
             # A bug, or the end of the loop: nobody may wait for ever.
             _fail(batch, InternalError("the call ended in an unexpected way"))
@@ -106,8 +114,8 @@ class Lane:
                 self._schedule()
 
 
-def _fail(batch: Iterable[_Waiting], error: CoffreError) -> None:
-    for waiting in batch:
+def _fail(operations: Iterable[_Waiting], error: CoffreError) -> None:
+    for waiting in operations:
         if waiting.done is not None and not waiting.done.done():
             waiting.done.set_exception(error)
             waiting.done.exception()  # a straggler that nobody waits for any more is no leak

@@ -22,7 +22,7 @@ from coffre.cluster.errors import (
     Unsupported,
     error_of_status,
 )
-from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.names import ObjectName
 from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
@@ -31,6 +31,7 @@ __all__ = ["Found", "Reader"]
 
 KNOWN_MAX = 65_536
 RESTARTS_MAX = 20
+SILENCE_SECONDS = 0.5  # after which the slow path first tries to decide without the silent nodes
 
 
 @dataclass(slots=True)
@@ -100,11 +101,16 @@ class Reader:
                 found = await self._open(name, newest, replies)
                 if found is not None:
                     return found
+        grace: float | None = SILENCE_SECONDS
         for _ in range(RESTARTS_MAX):
             try:
-                return await self._resolve_slowly(name, want_cell=want_cell)
+                return await self._resolve_slowly(name, want_cell=want_cell, grace=grace)
             except Conflict:
                 continue  # something newer was settled meanwhile
+            except Unavailable:
+                if grace is None:
+                    raise
+                grace = None  # it takes the answers of those that are slow, too
         raise Unavailable("the object changes faster than it can be read")
 
     async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
@@ -218,13 +224,15 @@ class Reader:
 
     # ---------------------------------------------------------------- the slow path
 
-    async def _resolve_slowly(self, name: ObjectName, *, want_cell: bool) -> Found | None:
+    async def _resolve_slowly(
+        self, name: ObjectName, *, want_cell: bool, grace: float | None
+    ) -> Found | None:
         primaries = self._writer.primaries(name)
-        order = self._placement.order(partition_of(name, self._partitions))
-        others = [node for node in order if node not in primaries][: self._quorum.n]
+        others = self._writer.understudies(name)
         errors: list[CoffreError] = []
         replies, beyond = await asyncio.gather(
-            self._ask(primaries, name, want_cell=want_cell, errors=errors), self._ask(others, name)
+            self._ask(primaries, name, want_cell=want_cell, errors=errors, grace=grace),
+            self._ask(others, name, grace=grace),
         )
         dead: set[bytes] = set()
         while True:
@@ -304,7 +312,7 @@ class Reader:
         sealed.CopyFrom(found.sealed)
         del sealed.placement[:]
         sealed.placement.extend(() if opened.tombstone else placement)
-        futures = []
+        waiting: dict[asyncio.Future[pb.Outcome], int] = {}
         for node in nodes:
             accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
             held = found.versions.get(node)
@@ -316,19 +324,31 @@ class Reader:
                 elif index in cells:
                     accept.shard_index = index
                     accept.cell, accept.cell_crc = cells[index]
-            futures.append(self._peers[node].writes.submit(pb.Operation(accept=accept)))
+            waiting[self._peers[node].writes.submit(pb.Operation(accept=accept))] = node
         locked, aborted, shards = 0, False, set[int]()
-        for node, outcome in zip(nodes, await asyncio.gather(*futures, return_exceptions=True), strict=True):
-            if not isinstance(outcome, pb.Outcome):
-                continue
-            if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
-                raise Conflict("a newer version was settled")
-            aborted = aborted or outcome.code == Conflict.code
-            if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
-                locked += node in primaries
-                if outcome.has_shard and node in placement:
-                    shards.add(placement.index(node))
-        missed = locked < self._quorum.write or (not opened.tombstone and len(shards) < self._quorum.k)
+        missed = short = True
+        while waiting and (missed or short):
+            # Enough to read is enough to answer; for a full set of shards only nodes that do answer are waited for.
+            answered, _ = await asyncio.wait(
+                waiting, timeout=None if missed else SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answered:
+                break
+            for future in answered:
+                node = waiting.pop(future)
+                if future.exception() is not None:
+                    continue
+                outcome = future.result()
+                if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
+                    raise Conflict("a newer version was settled")
+                aborted = aborted or outcome.code == Conflict.code
+                if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
+                    locked += node in primaries
+                    if outcome.has_shard and node in placement:
+                        shards.add(placement.index(node))
+            stored = self._quorum.n if opened.tombstone else len(shards)
+            missed = locked < self._quorum.write or stored < self._quorum.k
+            short = stored < self._quorum.shards
         if missed and aborted and not voted:
             raise Conflict("the version was given up meanwhile")
         if missed:
@@ -336,7 +356,7 @@ class Reader:
                 "the newest version is not established, and too few nodes answer to complete it"
             )
         self.note_established(name, opened.stamp)
-        if not opened.tombstone and len(shards) < self._quorum.shards:
+        if short:
             return  # readable; what it replaces is kept until as many shards are there as a put would need
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
 
@@ -396,18 +416,27 @@ class Reader:
         stamp: bytes = b"",
         every: bool = False,
         errors: list[CoffreError] | None = None,
+        grace: float | None = None,
     ) -> Replies:
-        """Ask all of `nodes` and return those that answered; what the others said goes to `errors`."""
+        """Ask all of `nodes` and return those that answered; what the others said goes to `errors`.
+
+        With `grace`, a node that has not answered after so many seconds counts as silent.
+        """
         operation = read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
         futures = [self._peers[node].reads.submit(operation) for node in nodes]
+        if futures:
+            await asyncio.wait(futures, timeout=grace)
         replies: Replies = {}
-        for node, outcome in zip(nodes, await asyncio.gather(*futures, return_exceptions=True), strict=True):
-            if isinstance(outcome, pb.Outcome) and not outcome.code:
-                replies[node] = outcome.versions
-            elif errors is not None and isinstance(outcome, CoffreError):
-                errors.append(outcome)
-            elif errors is not None and isinstance(outcome, pb.Outcome):
-                errors.append(error_of_status(outcome.code, outcome.detail))
+        for node, future in zip(nodes, futures, strict=True):
+            error: BaseException | None = Unavailable(f"node {node} does not answer")
+            if future.done():
+                error = future.exception()
+                if error is None and future.result().code:
+                    error = error_of_status(future.result().code, future.result().detail)
+            if error is None:
+                replies[node] = future.result().versions
+            elif errors is not None and isinstance(error, CoffreError):
+                errors.append(error)
         return replies
 
     def _require_quorum(self, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:

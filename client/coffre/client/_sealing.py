@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections import deque
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -148,6 +148,28 @@ def _mac(data_key: bytes, name: ObjectName, manifest: bytes) -> bytes:
     return hmac.digest(seal_key, struct.pack("<I", len(context)) + context + manifest, "sha256")[:MAC_BYTES]
 
 
+class _PerThread(threading.local):
+    """Compression contexts: costly to make, and not to be shared between threads."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_per_thread = _PerThread()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    found = _per_thread.compressors.get(level)
+    if found is None:
+        found = _per_thread.compressors[level] = zstandard.ZstdCompressor(level=level)
+    return found
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return _per_thread.decompressor
+
+
 class SegmentCipher:
     """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
 
@@ -160,8 +182,6 @@ class SegmentCipher:
         self._data_id = data_id
         self._k = k
         self._compress_level = compress_level
-        # A compressor must never be used by two threads at once (it corrupts memory and output); deques are safe.
-        self._idle_compressors: deque[zstandard.ZstdCompressor] = deque()
         self._skip = 0
         self._skip_next = 1
 
@@ -180,12 +200,7 @@ class SegmentCipher:
         if self._skip:
             self._skip -= 1
             return _RAW, plain
-        try:
-            compressor = self._idle_compressors.pop()
-        except IndexError:
-            compressor = zstandard.ZstdCompressor(level=self._compress_level)
-        shrunk = compressor.compress(plain)
-        self._idle_compressors.append(compressor)
+        shrunk = _compressor(self._compress_level).compress(plain)
         if len(shrunk) < len(plain) * _WORTHWHILE:
             self._skip_next = 1
             return _ZSTD, shrunk
@@ -205,7 +220,7 @@ class SegmentCipher:
         payload = memoryview(frame)[_FRAME.size : _FRAME.size + size_bytes]
         if compression == _ZSTD:
             try:
-                plain: bytes | memoryview = zstandard.ZstdDecompressor().decompress(payload, plain_bytes)
+                plain: bytes | memoryview = _decompressor().decompress(payload, plain_bytes)
             except zstandard.ZstdError:
                 raise IntegrityError(f"segment {segment} does not decompress") from None
         elif compression == _RAW:

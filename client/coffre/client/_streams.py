@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from coffre.cluster.errors import CoffreError, InvalidArgument
 
-__all__ = ["SEGMENT_BYTES", "chain", "cut", "each", "file_chunks", "regroup"]
+__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup"]
 
 SEGMENT_BYTES = 1 << 20
 MANY_IN_FLIGHT = 64
@@ -57,6 +59,45 @@ async def file_chunks(path: Path, progress: Callable[[int], None] | None) -> Asy
             yield chunk
             if progress is not None:
                 progress(len(chunk))
+
+
+class ByteBudget:
+    """Back-pressure: at most so many bytes are worked on at once; callers wait their turn, first come first served."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold `size_bytes` of the budget. What exceeds the whole budget passes alone."""
+        if self._queue or not self._fits(size_bytes):
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append((size_bytes, turn))
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():
+                    self._release(size_bytes)
+                raise
+        else:
+            self._used_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._release(size_bytes)
+
+    def _fits(self, size_bytes: int) -> bool:
+        return not self._used_bytes or self._used_bytes + size_bytes <= self._limit_bytes
+
+    def _release(self, size_bytes: int) -> None:
+        self._used_bytes -= size_bytes
+        while self._queue and (self._queue[0][1].done() or self._fits(self._queue[0][0])):
+            waiting_bytes, turn = self._queue.popleft()
+            if not turn.done():
+                self._used_bytes += waiting_bytes
+                turn.set_result(None)
 
 
 async def each(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coffre.client._peers import Peers
 from coffre.client._sealing import Draft, SegmentCipher
-from coffre.client._writes import Quorum, Shards
+from coffre.client._writes import Quorum, Shards, understudies
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
@@ -173,8 +173,9 @@ class Uploader:
     def substitute(self, draft: Draft, index: int) -> int | None:
         """Reserve a node that may take shard `index` instead of the one that failed."""
         partition, places, tried = self._places[draft.manifest.data_id]
+        allowed = understudies(self._placement, self._quorum, partition)
         for node in self._placement.substitutes(partition, places, index):
-            if node not in tried and node in self.peers:
+            if node not in tried and node in allowed:
                 tried.add(node)
                 places[index] = node
                 return node

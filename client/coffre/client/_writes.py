@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
@@ -64,6 +64,12 @@ class Quorum:
         return self.k + 1
 
 
+def understudies(placement: Placement, quorum: Quorum, partition: int) -> tuple[int, ...]:
+    """The n nodes after the primaries in a partition's order: who may stand in for a primary."""
+    primaries = placement.primaries(partition)
+    return tuple(node for node in placement.order(partition) if node not in primaries)[: quorum.n]
+
+
 class Fate(enum.Enum):
     """What became of a version that its writer gave up."""
 
@@ -92,7 +98,7 @@ class _Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
     def __init__(self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool) -> None:
-        self._quorum = quorum
+        self.quorum = quorum
         self._primaries = frozenset(primaries)
         self._needs_shards = needs_shards
         self._manifests: set[int] = set()
@@ -110,8 +116,8 @@ class _Round:
 
     @property
     def enough(self) -> bool:
-        shards = not self._needs_shards or len(self._shards) >= self._quorum.shards
-        return shards and len(self._manifests) >= self._quorum.write
+        shards = not self._needs_shards or len(self._shards) >= self.quorum.shards
+        return shards and len(self._manifests) >= self.quorum.write
 
     @property
     def possible_holders(self) -> set[int]:
@@ -125,9 +131,9 @@ class _Round:
 
     def summary(self) -> str:
         failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
-        want = f"{self._quorum.shards} shards and " if self._needs_shards else ""
+        want = f"{self.quorum.shards} shards and " if self._needs_shards else ""
         return (
-            f"{want}{self._quorum.write} manifests are needed, "
+            f"{want}{self.quorum.write} manifests are needed, "
             f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
         )
 
@@ -220,6 +226,11 @@ class Writer:
     def primaries(self, name: ObjectName) -> tuple[int, ...]:
         return self._placement.primaries(partition_of(name, self._partitions))
 
+    def understudies(self, name: ObjectName) -> tuple[int, ...]:
+        """The n nodes after the primaries: shards go nowhere else, so readers need to ask nobody else."""
+        partition = partition_of(name, self._partitions)
+        return understudies(self._placement, self._quorum, partition)
+
     async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
         """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
 
@@ -234,7 +245,8 @@ class Writer:
                 return stamp
             holders = round_.possible_holders
             elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
-            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere)
+            staged = shards is not None and shards.is_staged
+            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
             if fate is Fate.ESTABLISHED:
                 await self._confirm(draft, shards, stamp)
                 return stamp
@@ -293,12 +305,19 @@ class Writer:
         return round_
 
     async def give_up(
-        self, name: ObjectName, stamp: Stamp, holders: Iterable[int], *, elsewhere: int | None
+        self,
+        name: ObjectName,
+        stamp: Stamp,
+        holders: Iterable[int],
+        *,
+        elsewhere: int | None,
+        every: bool = False,
     ) -> Fate:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
-        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final,
-        so a version is dead too when too few nodes are left that could ever hold k shards of it.
+        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final, so
+        a version is dead too when too few nodes are left that could ever hold k shards of it. `every`: hear all
+        nodes that answer, since the next stamp needs the staged shards that an Abort gives back.
         """
         primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
@@ -310,25 +329,31 @@ class Writer:
         deadline = self._clock.monotonic() + self._patience
         while True:
             asked = [node for node in primaries if node not in votes]
-            futures = [self._peers[node].writes.submit(operation) for node in asked]
-            for node, outcome in zip(
-                asked, await asyncio.gather(*futures, return_exceptions=True), strict=True
-            ):
-                if isinstance(outcome, pb.Outcome) and not outcome.code:
-                    votes[node] = outcome.state
-            aborted = sum(state == pb.STATE_ABORTED for state in votes.values())
-            kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes.values())
-            if pb.STATE_SETTLED in votes.values():
-                return Fate.ESTABLISHED
-            if aborted >= self._quorum.read or (
-                elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.k
-            ):
-                return Fate.DEAD
-            if kept >= self._quorum.write:
-                return Fate.ESTABLISHED
+            waiting = {self._peers[node].writes.submit(operation): node for node in asked}
+            while waiting:
+                answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in answered:
+                    node = waiting.pop(future)
+                    if future.exception() is None and not future.result().code:
+                        votes[node] = future.result().state
+                fate = self._fate(votes.values(), elsewhere)
+                if fate is not Fate.UNKNOWN and not (every and waiting):
+                    return fate
             if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
                 return Fate.UNKNOWN
             await self._clock.sleep(0.1)
+
+    def _fate(self, votes: Collection[int], elsewhere: int | None) -> Fate:
+        """What the votes of the primaries decide, whatever the others say."""
+        aborted = sum(state == pb.STATE_ABORTED for state in votes)
+        kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes)
+        if pb.STATE_SETTLED in votes:
+            return Fate.ESTABLISHED
+        if aborted >= self._quorum.read or (
+            elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.k
+        ):
+            return Fate.DEAD
+        return Fate.ESTABLISHED if kept >= self._quorum.write else Fate.UNKNOWN
 
     def settle(self, name: ObjectName, stamp: Stamp, shards: Shards | None) -> None:
         """Let the nodes know, lazily, that the version is established."""
@@ -406,8 +431,9 @@ class _Sender:
         shards = self._shards
         if index is None or shards is None or shards.is_staged:
             return
+        allowed = understudies(self._placement, self._round.quorum, self._partition)
         for substitute in self._placement.substitutes(self._partition, shards.placement, index):
-            if substitute not in self._tried and substitute in self._peers:
+            if substitute not in self._tried and substitute in allowed:
                 self._tried.add(substitute)
                 shards.placement[index] = substitute
                 self._send(substitute, index, self._draft.seal(self._stamp, tuple(shards.placement)))

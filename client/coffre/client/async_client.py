@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Iterable,
     Mapping,
@@ -17,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
-from coffre.client._sealing import OpenManifest, Sealer, segment_count
-from coffre.client._streams import SEGMENT_BYTES, chain, cut, each, file_chunks, regroup
+from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
+from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
 from coffre.client.keys import KeyProvider
@@ -47,6 +48,10 @@ from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
+
+SMALL_BYTES_IN_FLIGHT = 32 << 20
+RETRY_SECONDS = 0.05
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -75,6 +80,7 @@ class AsyncClient:
         self._transport = transport
         self._tenant = tenant
         self._options = options
+        self._clock = clock
         self._quorum = quorum = Quorum(policy.k, policy.m)
         placement = Placement(cluster_map, policy)
         numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
@@ -89,6 +95,7 @@ class AsyncClient:
         )
         hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
         partitions = cluster_map.partitions
+        self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
         self._sealer = Sealer(keys, entropy)
         self._writer = Writer(
@@ -180,26 +187,12 @@ class AsyncClient:
             second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
             segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
-        if segments is None:
-            draft.manifest.size_bytes = len(first)
-            coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level)
-            coded = coder.code(0, first)
-            draft.manifest.shard_crcs = b"".join(
-                crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs
-            )
-            shards = Shards(
-                list(self._writer.primaries(name)), [bytes(cell) for cell in coded.cells], coded.crcs
-            )
-        else:
+        if segments is not None:
             shards = await self._uploader.stage(draft, partition, segments)
-        try:
-            stamp = await self._writer.establish(draft, shards)
-        except OutcomeUnknown:
-            raise  # it may stand, and then needs every shard
-        except CoffreError:
-            if shards.is_staged:
-                await self._uploader.drop(draft, shards.placement)
-            raise
+            stamp = await self._establish_staged(draft, shards)
+        else:
+            async with self._budget.hold(len(first)):
+                stamp = await self._writer.establish(draft, self._one_segment(draft, first))
         self._reader.note_established(name, stamp)
         return ObjectInfo(
             bucket,
@@ -210,6 +203,26 @@ class AsyncClient:
             content_type,
             dict(metadata or {}),
         )
+
+    async def _establish_staged(self, draft: Draft, shards: Shards) -> Stamp:
+        try:
+            return await self._writer.establish(draft, shards)
+        except OutcomeUnknown:
+            raise  # it may stand, and then needs every shard
+        except CoffreError:
+            await self._uploader.drop(draft, shards.placement)
+            raise
+
+    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
+        """Seal and code an object of one segment; fill in the draft's size and checksums."""
+        draft.manifest.size_bytes = len(plain)
+        coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
+            0, plain
+        )
+        crcs = (crc32c(crc.to_bytes(4, "little")) for crc in coded.crcs)
+        draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in crcs)
+        places = list(self._writer.primaries(draft.name))
+        return Shards(places, [bytes(cell) for cell in coded.cells], coded.crcs)
 
     async def put_file(
         self,
@@ -247,18 +260,20 @@ class AsyncClient:
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
+        deadline = self._clock.monotonic() + self._options.patience
         found = await self._found(name, version, want_cell=True)
         while True:
             try:
                 pieces = [piece async for piece in self._pieces(found, start, length)]
                 return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error)
+                found = await self._successor(found, version, error, deadline)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
+        deadline = self._clock.monotonic() + self._options.patience
         found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
         begun = False
         while True:
@@ -269,7 +284,7 @@ class AsyncClient:
                         yield piece
                 return
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error)
+                found = await self._successor(found, version, error, 0.0 if begun else deadline)
                 if begun:
                     raise Unavailable("the object was overwritten while it was read; read it again") from None
 
@@ -314,7 +329,8 @@ class AsyncClient:
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
-        found = await self._reader.history(ObjectName(self._tenant, bucket, key))
+        name = ObjectName(self._tenant, bucket, key)
+        found = await self._patiently(lambda: self._reader.history(name))
         return [_info(version.opened) for version in found]
 
     async def list_page(
@@ -333,14 +349,16 @@ class AsyncClient:
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = _parse_token(token)
-        page = await self._lister.page(
-            self._tenant,
-            bucket,
-            prefix,
-            after=after,
-            after_prefix=after_prefix,
-            delimiter=delimiter,
-            limit=limit,
+        page = await self._patiently(
+            lambda: self._lister.page(
+                self._tenant,
+                bucket,
+                prefix,
+                after=after,
+                after_prefix=after_prefix,
+                delimiter=delimiter,
+                limit=limit,
+            )
         )
         next_token = None if page.after is None else ("p" if page.after_prefix else "k") + page.after.hex()
         return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, next_token)
@@ -388,25 +406,42 @@ class AsyncClient:
             )
         return result
 
+    async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        """Read again for a while when too few nodes answer: one that restarts is back in a second."""
+        deadline = self._clock.monotonic() + self._options.patience
+        while True:
+            try:
+                return await read()
+            except Unavailable:
+                if self._clock.monotonic() >= deadline:
+                    raise
+                await self._clock.sleep(RETRY_SECONDS)
+
     async def _found(self, name: ObjectName, version: str | None, *, want_cell: bool = False) -> Found:
         if version is None:
-            found = await self._reader.resolve(name, want_cell=want_cell)
+            found = await self._patiently(lambda: self._reader.resolve(name, want_cell=want_cell))
         else:
-            found = await self._reader.find(name, Stamp.parse(version), want_cell=want_cell)
+            stamp = Stamp.parse(version)
+            found = await self._patiently(lambda: self._reader.find(name, stamp, want_cell=want_cell))
         if found is None or found.opened.tombstone:
             raise NotFound(
                 f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
             )
         return found
 
-    async def _successor(self, found: Found, version: str | None, error: CoffreError) -> Found:
-        """After a version could not be read for `error`: the one that overwrote it. Raises `error` without one.
+    async def _successor(
+        self, found: Found, version: str | None, error: CoffreError, deadline: float
+    ) -> Found:
+        """After a version could not be read for `error`: the one that overwrote it, or itself to be tried again.
 
         A version that was replaced or deleted between finding and reading is no damage, and must not look like it.
+        Raises `error` when there is no newer one, and trying again is no use or the deadline has passed.
         """
         newer = await self._found(found.opened.name, version, want_cell=True)
         if newer.opened.stamp == found.opened.stamp:
-            raise error
+            if isinstance(error, IntegrityError) or self._clock.monotonic() >= deadline:
+                raise error
+            await self._clock.sleep(RETRY_SECONDS)
         return newer
 
     async def _pieces(

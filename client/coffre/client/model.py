@@ -18,7 +18,7 @@ class ClientOptions:
 
     compress_level: int | None = 3  # zstd; None: never compress
     timeout: float = 5.0  # of one round trip
-    patience: float = 2.0  # how long a write tries again while too few nodes answer
+    patience: float = 2.0  # how long reads and writes try again while too few nodes answer
     hedge_delay: float = 0.05  # after which a read asks one more node
     straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
     stall_timeout: float = 10.0  # after which a streamed write leaves a stuck node behind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.utils import CryptographyDeprecationWarning
 
 __all__ = [
     "MALFORMED_EXTENSIONS",
@@ -20,13 +22,15 @@ __all__ = [
     "check_issuer",
     "check_validity",
     "datetime_of_ms",
+    "load_der",
+    "load_pem",
     "parse_certificate",
     "parse_key",
     "read_certificate",
 ]
 
 # What the library raises on bytes that are no certificate, or none that it understands.
-UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, CryptographyDeprecationWarning)
 MALFORMED_EXTENSIONS = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _AUTHORITY_URI = re.compile(r"coffre://([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/authority")
 
@@ -36,10 +40,29 @@ def datetime_of_ms(unixtime_ms: int) -> datetime:
     return datetime.fromtimestamp(unixtime_ms // 1000, UTC)
 
 
+def load_pem(raw: bytes) -> x509.Certificate:
+    """A PEM certificate. Raises one of `UNREADABLE`, also where the library tolerates and warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        return x509.load_pem_x509_certificate(raw)
+
+
+def load_der(raw: bytes) -> x509.Certificate:
+    """A DER certificate. Raises as `load_pem`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        certificate = x509.load_der_x509_certificate(raw)
+    # The encoding ends with the signature as a bit string. The library overlooks a wrong count of unused bits
+    # in front of it, which the signature cannot cover; DER has one encoding, and nothing else is accepted.
+    if not raw.endswith(b"\0" + certificate.signature):
+        raise ValueError("the signature is not a whole number of bytes")
+    return certificate
+
+
 def parse_certificate(pem: bytes, what: str) -> x509.Certificate:
     """Read one PEM certificate; `what` names it in the `ConfigurationError`."""
     try:
-        return x509.load_pem_x509_certificate(pem)
+        return load_pem(pem)
     except UNREADABLE:
         raise ConfigurationError(f"{what} is not a certificate in PEM form") from None
 

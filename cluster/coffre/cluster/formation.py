@@ -138,8 +138,8 @@ def _attributes(path: Path, directory: Path, clock: Clock) -> NodeAttributes:
 class PolicyReport:
     """What one policy comes to on one map.
 
-    `shards_max`: most shards of one object, by kind of domain. `spare_nodes_min`: substitutes that every shard
-    has in every partition, counted up to m.
+    `shards_max`: most shards of one object, by kind of domain. `spare_nodes_min`: substitutes that every
+    shard has in every partition, counted up to m.
     """
 
     policy: Policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ import grpc
 from coffre.cluster.errors import (
     Cancelled,
     CoffreError,
+    InternalError,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -36,6 +37,8 @@ _BACKOFF_MS_MIN = 50
 _BACKOFF_MS_MAX = 1_000
 _CONNECT_MS_MAX = 5_000  # gRPC calls it the minimum backoff; it bounds one attempt to connect
 _CLOSE_GRACE_SECONDS = 5.0
+_STATUS_POLLS = 200
+_STATUS_POLL_SECONDS = 0.005
 _Reply = TypeVar("_Reply")
 
 
@@ -109,6 +112,7 @@ class GrpcTransport:
     ) -> pb.WriteShardReply:
         line = self._line(node)
         call = next(line.stubs).WriteShard(timeout=timeout)
+        endings = _Endings(call)
         try:
             # Not handed to gRPC as an iterator: it would turn an error of the iterator into a cancellation.
             async for request in requests:
@@ -116,8 +120,10 @@ class GrpcTransport:
                     break
                 await call.write(request)
             await call.done_writing()
-        except (aio.AioRpcError, asyncio.InvalidStateError):
+        except asyncio.InvalidStateError:
             pass  # the node ended the call before it had everything; the answer below says why
+        except aio.AioRpcError as error:
+            raise _translate(line.node, await endings.of_node(error), timeout) from None
         except asyncio.CancelledError:
             call.cancel()
             _check_cancelled(line)
@@ -136,7 +142,7 @@ class GrpcTransport:
             async for reply in call:
                 yield reply
         except aio.AioRpcError as error:
-            raise _translate(line.node, error, timeout) from None
+            raise _translate(line.node, _ending_of(error), timeout) from None
         except asyncio.CancelledError:
             _check_cancelled(line)
             raise
@@ -221,11 +227,66 @@ async def _close(lines: list[_Line], grace: float | None) -> None:
     await asyncio.gather(*(channel.close(grace) for line in lines for channel in line.channels))
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a call ended."""
+
+    status: grpc.StatusCode
+    details: str | None
+
+
+def _ending_of(error: aio.AioRpcError) -> _Ending:
+    return _Ending(error.code(), error.details())
+
+
+class _Endings:
+    """Both statuses that gRPC may give a call of streamed requests.
+
+    When a node refuses a shard while more of it is on the way, the message under way fails, and grpc.aio
+    records that as INTERNAL, shortly before or after the status that the node sent, and one overwrites the
+    other. Only the node's says whether to try again.
+    """
+
+    def __init__(self, call: aio.Call) -> None:
+        self._call = call
+        self._first: _Ending | None = None
+        call.add_done_callback(lambda _: self._note())
+
+    def _note(self) -> None:
+        # Called with the first status alone. Both coroutines end at once; a task would come too late.
+        self._first = _Ending(_result_now(self._call.code()), _result_now(self._call.details()))
+
+    async def of_node(self, error: aio.AioRpcError) -> _Ending:
+        """The ending that is not `error`, the failure of a message; without one the connection broke."""
+        own = _ending_of(error)
+        if own.status is not grpc.StatusCode.INTERNAL:
+            return own
+        if self._first is not None and self._first != own:
+            return self._first
+        for _ in range(_STATUS_POLLS):  # gRPC tells nobody that it has overwritten a status
+            now = _Ending(await self._call.code(), await self._call.details())
+            if now != own:
+                return now
+            await asyncio.sleep(_STATUS_POLL_SECONDS)
+        return _Ending(grpc.StatusCode.UNAVAILABLE, "the node ended the call and did not say why")
+
+
+def _result_now(coroutine: Coroutine[object, object, _Reply]) -> _Reply:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: _Reply = stop.value
+        return result
+    coroutine.close()
+    raise InternalError("gRPC reports the end of a call that has no status")
+
+
 async def _answer(line: _Line, timeout: float, call: Awaitable[_Reply]) -> _Reply:
     try:
         return await call
     except aio.AioRpcError as error:
-        raise _translate(line.node, error, timeout) from None
+        raise _translate(line.node, _ending_of(error), timeout) from None
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
@@ -238,13 +299,13 @@ def _check_cancelled(line: _Line) -> None:
         raise Cancelled(f"the connection to node {line.node.node_id} was closed during the call") from None
 
 
-_TLS_TRACES = ("ssl", "tls", "handshake", "certificate", "peer name", "peer's")
+_TLS_TRACES = ("ssl", "tls", "handshake", "certificate", "verification", "peer name")
 
 
-def _translate(node: MapNode, error: aio.AioRpcError, timeout: float) -> CoffreError:
+def _translate(node: MapNode, ending: _Ending, timeout: float) -> CoffreError:
     """The error that a call ended with. The status alone decides the class; the text is for people."""
-    status = error.code()
-    detail = " ".join((error.details() or "no reason was given").split())
+    status = ending.status
+    detail = " ".join((ending.details or "no reason was given").split())
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         detail = f"no answer within {timeout:g} s"
     elif status in _CONNECTION_STATUSES and any(trace in detail.lower() for trace in _TLS_TRACES):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
-from coffre.cluster._certificates import MALFORMED_EXTENSIONS, UNREADABLE
+from coffre.cluster._certificates import MALFORMED_EXTENSIONS, UNREADABLE, load_pem
 from coffre.cluster.errors import InvalidArgument, Unauthenticated
 from coffre.cluster.names import check_tenant
 from cryptography import x509
@@ -197,7 +197,7 @@ def identity_of_certificate(certificate: x509.Certificate) -> Identity:
 def identity_of_pem(pem: bytes) -> Identity:
     """`identity_of_certificate` of a PEM certificate, remembered: a peer shows the same one each time."""
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
+        certificate = load_pem(pem)
     except UNREADABLE as error:
         raise Unauthenticated("the peer's certificate cannot be read") from error
     return identity_of_certificate(certificate)

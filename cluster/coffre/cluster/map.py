@@ -9,6 +9,7 @@ from coffre.cluster._certificates import (
     authority_cluster_id,
     check_issuer,
     check_validity,
+    load_der,
     read_certificate,
 )
 from coffre.cluster._files import create_file, read_file, replace_file
@@ -103,7 +104,7 @@ def verify_map(raw: bytes, authority: x509.Certificate, unixtime_ms: int | None 
     """
     signed = _parse_signed(raw)
     try:
-        signer = x509.load_der_x509_certificate(signed.signer_certificate)
+        signer = load_der(signed.signer_certificate)
     except UNREADABLE:
         raise IntegrityError("the certificate of the map's signer is damaged") from None
     check_issuer(signer, authority)

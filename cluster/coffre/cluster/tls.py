@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +102,12 @@ def server_credentials(files: TlsFiles, clock: Clock | None = None) -> grpc.Serv
     )
 
 
-def peer_identity(auth_context: Mapping[str, Sequence[bytes]], cluster_id: str) -> Identity:
+def peer_identity(auth_context: Mapping[str, Iterable[bytes]], cluster_id: str) -> Identity:
     """Who sent a request, from `ServicerContext.auth_context()`; TLS has verified the chain and the dates.
 
     Raises `Unauthenticated` without exactly one certificate, or when it is not a member's of this cluster.
     """
-    certificates = auth_context.get("x509_pem_cert", ())
+    certificates = list(auth_context.get("x509_pem_cert", ()))
     if len(certificates) != 1:
         raise Unauthenticated("the peer showed no certificate")
     identity = identity_of_pem(bytes(certificates[0]))

@@ -37,7 +37,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
 async def serve(config: NodeConfig, clock: Clock) -> None:
     """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
     cluster_map, signed = read_map(config.map, config.tls.authority)
-    entry = _own_entry(config, cluster_map)
+    entry = _own_entry(config, cluster_map, clock)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -46,7 +46,7 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
     store = await LmdbStore.open(config.data, config.store, clock)
     try:
         handler = Handler(entry.number, entry.node_id, store, MapHolder(cluster_map, signed), clock)
-        server, health_servicer = _server(config, handler, cluster_map.cluster_id)
+        server, health_servicer = _server(config, handler, cluster_map.cluster_id, clock)
         await server.start()
         reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
         await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -65,9 +65,9 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
     _log.info("stopped", extra={"node": entry.node_id})
 
 
-def _own_entry(config: NodeConfig, cluster_map: ClusterMap) -> MapNode:
+def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> MapNode:
     """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
-    identity = load_identity(config.tls)
+    identity = load_identity(config.tls, clock)
     if identity.role is not Role.NODE or identity.attributes is None:
         raise ConfigurationError(f"{config.tls.certificate} is not a node's certificate")
     if identity.cluster_id != cluster_map.cluster_id:
@@ -86,12 +86,13 @@ def _own_entry(config: NodeConfig, cluster_map: ClusterMap) -> MapNode:
 
 
 def _server(
-    config: NodeConfig, handler: Handler, cluster_id: str
+    config: NodeConfig, handler: Handler, cluster_id: str, clock: Clock
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # two nodes on one port must not share it in silence
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients ping every 30 s in calls
             ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
         ],
         maximum_concurrent_rpcs=CALLS_MAX,
@@ -101,7 +102,7 @@ def _server(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
-        server.add_secure_port(config.listen, server_credentials(config.tls))
+        server.add_secure_port(config.listen, server_credentials(config.tls, clock))
     except RuntimeError:
         raise ConfigurationError(
             f"cannot listen on {config.listen}: the address is in use or not of this host"

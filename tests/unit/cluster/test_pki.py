@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from coffre.cluster._certificates import UNREADABLE, parse_key
+from coffre.cluster._certificates import UNREADABLE, load_der, parse_key
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     AlreadyExists,
@@ -232,7 +232,7 @@ def test_damaged_certificates_raise_nothing_else(members: Members) -> None:
     for position in range(len(der)):
         damaged = der[:position] + bytes([der[position] ^ 0x55]) + der[position + 1 :]
         try:
-            certificate = x509.load_der_x509_certificate(damaged)
+            certificate = load_der(damaged)
         except UNREADABLE:
             continue
         try:

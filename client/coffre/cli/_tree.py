@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
-from coffre.cluster.version import __version__
 
-__all__ = ["main"]
+__all__ = ["tree"]
 
 _OBJECT_COMMANDS = {
     "put": "Store a file, a folder or standard input.",
@@ -37,7 +35,7 @@ class _Tree(click.Group):
         if cmd_name == "completion":
             return completion
         if cmd_name in _OBJECT_COMMANDS:
-            from coffre.client.cli import _objects
+            from coffre.cli import _objects
 
             return _objects.COMMANDS[cmd_name]
         for point in entry_points(group="coffre.commands", name=cmd_name):
@@ -63,7 +61,7 @@ class _Tree(click.Group):
 @click.command(
     cls=_Tree, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "COFFRE"}
 )
-@click.version_option(__version__, prog_name="coffre")
+@click.version_option(package_name="coffre", prog_name="coffre")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -89,8 +87,3 @@ def completion(shell: str) -> None:
     if kind is None:
         raise click.ClickException(f"no completion for {shell}")
     click.echo(kind(tree, {}, "coffre", "_COFFRE_COMPLETE").source())
-
-
-def main() -> None:
-    """Entry point of the `coffre` command."""
-    sys.exit(tree(prog_name="coffre"))

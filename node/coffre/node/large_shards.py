@@ -1,0 +1,167 @@
+"""Large shards, one file each: written once in order, read at random. docs/formats/node.md, "Large shards".
+
+Every part carries a CRC32C; that of a cell's header is seeded with the shard's identity, so that a cell of
+another shard is never taken for this one's.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from coffre.cluster.errors import IntegrityError, InvalidArgument
+from coffre.codec import crc32c
+from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES
+from coffre.node.records import LargeShard
+from coffre.node.store import StoredCell
+from coffre.node.volumes import FileHandle, sync_directory
+
+__all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
+
+_MAGIC, _END_MAGIC = b"coffrels", b"coffrele"
+_FORMAT = 1
+_HEADER = struct.Struct(">8sI16sBB63s3x")  # magic, format, data id, shard index, bytes of tenant, tenant
+_HEADER_BYTES = _HEADER.size + 4
+_CELL = struct.Struct(">III")  # segment, bytes, CRC32C of the data; then CRC32C of these
+_CELL_BYTES = _CELL.size + 4
+_TABLE = struct.Struct(">QII")  # offset, bytes, CRC32C of the data
+_FOOTER = struct.Struct(">8sIIQI")  # magic, cells, CRC32C of the table, bytes of data, shard CRC
+_FOOTER_BYTES = _FOOTER.size + 4
+_TABLE_READ_MAX = 256
+_BUFFERS_MAX = 512
+
+
+def large_path(directory: Path, number: int) -> Path:
+    return directory / f"{number & 0xFF:02x}" / f"{number:016x}"
+
+
+def _seed(data_id: bytes, shard_index: int) -> int:
+    return crc32c(data_id + bytes((shard_index,)))
+
+
+def _sealed(body: bytes, seed: int = 0) -> bytes:
+    return body + crc32c(body, seed).to_bytes(4, "big")
+
+
+def _unseal(raw: bytes, size_bytes: int, what: str, seed: int = 0) -> bytes:
+    body = raw[: size_bytes - 4]
+    if len(raw) < size_bytes or crc32c(body, seed) != int.from_bytes(raw[size_bytes - 4 : size_bytes], "big"):
+        raise IntegrityError(f"the {what} of a large shard does not verify")
+    return body
+
+
+class LargeShardWriter:
+    """Appends cells to a new file. Methods block; one thread at a time. Raises `OSError`."""
+
+    def __init__(self, directory: Path, number: int, tenant: str, data_id: bytes, shard_index: int) -> None:
+        self.path = large_path(directory, number)
+        if not self.path.parent.exists():
+            self.path.parent.mkdir(exist_ok=True)
+            sync_directory(directory)
+        self._handle = FileHandle(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640))
+        self._seed = _seed(data_id, shard_index)
+        self._table = bytearray()
+        self.cell_count = 0
+        self.size_bytes = 0
+        self.shard_crc = 0
+        self.file_bytes = 0
+        raw = tenant.encode()
+        header = _HEADER.pack(_MAGIC, _FORMAT, data_id, shard_index, len(raw), raw)
+        self._write([_sealed(header)])
+
+    def check(self, cells: Sequence[StoredCell]) -> None:
+        """Raise `InvalidArgument` or `IntegrityError` for cells that cannot follow."""
+        for segment, cell in enumerate(cells, self.cell_count):
+            if cell.segment != segment:
+                raise InvalidArgument(f"segment {cell.segment} does not follow; {segment} does")
+            if len(cell.data) > CELL_BYTES_MAX:
+                raise InvalidArgument(f"a cell has at most {CELL_BYTES_MAX} bytes")
+            if crc32c(cell.data) != cell.crc:
+                raise IntegrityError("the cell does not have its checksum: damaged on the way")
+
+    def append(self, cells: Sequence[StoredCell]) -> None:
+        buffers: list[bytes] = []
+        offset = self.file_bytes
+        for cell in cells:
+            buffers.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
+            buffers.append(cell.data)
+            self._table += _TABLE.pack(offset, len(cell.data), cell.crc)
+            offset += _CELL_BYTES + len(cell.data)
+            self.size_bytes += len(cell.data)
+            self.shard_crc = crc32c(cell.crc.to_bytes(4, "little"), self.shard_crc)
+        self.cell_count += len(cells)
+        self._write(buffers)
+
+    def finish(self) -> None:
+        """Write table and footer, and sync the file and its directory."""
+        table = bytes(self._table)
+        footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_crc)
+        self._write([table, _sealed(footer)])
+        os.fsync(self._handle.fd)
+        sync_directory(self.path.parent)
+
+    def _write(self, buffers: list[bytes]) -> None:
+        for start in range(0, len(buffers), _BUFFERS_MAX):
+            part = buffers[start : start + _BUFFERS_MAX]
+            size_bytes = sum(map(len, part))
+            written = os.pwritev(self._handle.fd, part, self.file_bytes)
+            if written < size_bytes:
+                rest = memoryview(b"".join(part))[written:]
+                while rest:
+                    count = os.pwrite(self._handle.fd, rest, self.file_bytes + size_bytes - len(rest))
+                    rest = rest[count:]
+            self.file_bytes += size_bytes
+
+
+class LargeShardReader:
+    """Reads verified cells of one file. Methods block. Raises `OSError` and `IntegrityError`."""
+
+    def __init__(self, directory: Path, tenant: str, shard_index: int, large: LargeShard) -> None:
+        self._handle = FileHandle(os.open(large_path(directory, large.file), os.O_RDONLY))
+        self._seed = _seed(large.data_id, shard_index)
+        raw = _unseal(os.pread(self._handle.fd, _HEADER_BYTES, 0), _HEADER_BYTES, "header")
+        magic, format_, data_id, index, count, owner = _HEADER.unpack(raw)
+        if (magic, format_, data_id, index) != (_MAGIC, _FORMAT, large.data_id, shard_index):
+            raise IntegrityError("a large shard's file is another shard's")
+        if owner[:count].decode() != tenant:
+            raise IntegrityError("a large shard's file is another shard's")
+        end = os.fstat(self._handle.fd).st_size - _FOOTER_BYTES
+        raw = _unseal(os.pread(self._handle.fd, _FOOTER_BYTES, max(end, 0)), _FOOTER_BYTES, "footer")
+        magic, cells, _, size_bytes, shard_crc = _FOOTER.unpack(raw)
+        if (magic, cells, size_bytes, shard_crc) != (
+            _END_MAGIC,
+            large.cell_count,
+            large.size_bytes,
+            large.shard_crc,
+        ):
+            raise IntegrityError("the footer of a large shard does not verify")
+        self.cell_count: int = cells
+        self._table_offset = end - cells * _TABLE.size
+
+    def chunk(self, first: int, end: int) -> list[StoredCell]:
+        """Cells from `first` on, before `end`, of about 1 MiB together and at least one."""
+        count = min(end - first, _TABLE_READ_MAX)
+        raw = os.pread(self._handle.fd, count * _TABLE.size, self._table_offset + first * _TABLE.size)
+        if len(raw) < count * _TABLE.size:
+            raise IntegrityError("the table of a large shard does not verify")
+        cells: list[StoredCell] = []
+        total = 0
+        for place in range(count):
+            offset, size_bytes, crc = _TABLE.unpack_from(raw, place * _TABLE.size)
+            if cells and total + size_bytes > CHUNK_BYTES:
+                break
+            cells.append(self._cell(first + place, offset, size_bytes, crc))
+            total += size_bytes
+        return cells
+
+    def _cell(self, segment: int, offset: int, size_bytes: int, crc: int) -> StoredCell:
+        if size_bytes > CELL_BYTES_MAX or offset > self._table_offset:
+            raise IntegrityError("the table of a large shard does not verify")
+        raw = os.pread(self._handle.fd, _CELL_BYTES + size_bytes, offset)
+        header = _unseal(raw, _CELL_BYTES, "cell header", self._seed)
+        data = raw[_CELL_BYTES:]
+        if _CELL.unpack(header) != (segment, size_bytes, crc) or crc32c(data) != crc:
+            raise IntegrityError("a cell of a large shard does not verify")
+        return StoredCell(segment, crc, data)

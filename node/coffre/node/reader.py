@@ -1,0 +1,360 @@
+"""Reads of a disk store: rows of the index made into versions, each checksum verified on the way.
+
+What memory holds is read in the event loop at once; the disk is read in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple, Unpack
+
+from coffre.cluster.errors import IntegrityError, NotFound
+from coffre.cluster.names import ObjectName
+from coffre.codec import crc32c
+from coffre.node import votes
+from coffre.node.index import Index, partition_prefix
+from coffre.node.large_shards import LargeShardReader
+from coffre.node.listing import Page, list_page
+from coffre.node.records import Record, decode_record
+from coffre.node.rows import Location, Row, decode_repair, decode_row
+from coffre.node.store import (
+    Listing,
+    ListingEntry,
+    PartitionRow,
+    QueueRepair,
+    State,
+    StoredCell,
+    StoredVersion,
+)
+from coffre.node.volumes import Volumes
+from coffre.node.votes import Entry
+
+__all__ = ["Reader"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_Arguments = TypeVarTuple("_Arguments")
+_PAGE_BYTES_MAX = 2 << 20
+_ROWS_AT_ONCE = 256
+_MOVED_TRIES = 8  # a record may move between the look at its row and the look at it
+_REPORTED_MAX = 1024
+
+
+class _Moved(Exception):
+    """The volume of a record went away: its row says where it is now."""
+
+
+class Reader:
+    """`report` is told of each damaged shard or manifest, once in a while."""
+
+    def __init__(
+        self,
+        index: Index,
+        volumes: Volumes,
+        large_directory: Path,
+        threads: ThreadPoolExecutor,
+        report: Callable[[QueueRepair], None],
+    ) -> None:
+        self._index = index
+        self._volumes = volumes
+        self._large_directory = large_directory
+        self._threads = threads
+        self._report = report
+        self._reported: set[tuple[ObjectName, bytes]] = set()
+        self.damaged = 0
+
+    async def _in_thread(self, function: Callable[[Unpack[_Arguments]], _T], *arguments: *_Arguments) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    # ---------------------------------------------------------------- one object
+
+    def row(self, name: ObjectName) -> Row | None:
+        """Raises `IntegrityError`."""
+        with self._index.reading() as txn:
+            key = self._index.find(txn, name)
+            value = None if key is None else txn.get(key, db=self._index.objects)
+        return None if value is None or key is None else decode_row(key, value)
+
+    async def read(
+        self, name: ObjectName, stamp: bytes, every: bool, want_cell: bool
+    ) -> tuple[StoredVersion, ...]:
+        for _ in range(_MOVED_TRIES):
+            row = self.row(name)
+            if row is None:
+                return ()
+            entries = row.entries
+            if stamp:
+                entries = tuple(entry for entry in entries if entry.stamp == stamp)
+            elif not every:
+                entries = votes.down_to_settled(entries)
+            try:
+                context = name.context()
+                versions = []
+                for entry in entries:
+                    location = entry.record
+                    if location is None:
+                        versions.append(StoredVersion(entry.state, entry.stamp))
+                        continue
+                    assert isinstance(location, Location)
+                    raw = self._cached(location)
+                    if raw is None:
+                        raw = await self._in_thread(self._load, location)
+                    versions.append(self._version(name, context, row.partition, entry, raw, want_cell))
+            except _Moved:
+                continue
+            return tuple(versions)
+        raise IntegrityError("the volume of this object is missing")
+
+    def _cached(self, location: Location) -> bytes | None:
+        try:
+            return self._volumes.read_cached(location.volume, location.offset, location.size_bytes)
+        except OSError as error:
+            return self._unreadable(location, error)
+
+    def _load(self, location: Location) -> bytes:
+        try:
+            return self._volumes.read(location.volume, location.offset, location.size_bytes)
+        except OSError as error:
+            return self._unreadable(location, error)
+
+    def _unreadable(self, location: Location, error: OSError) -> bytes:
+        """No bytes, which is damage, unless the volume was emptied and dropped meanwhile."""
+        if location.volume not in self._volumes.table:
+            raise _Moved from None
+        _log.error("volume %d cannot be read: %s", location.volume, error)
+        return b""
+
+    def _version(
+        self, name: ObjectName, context: bytes, partition: int, entry: Entry, raw: bytes, want_cell: bool
+    ) -> StoredVersion:
+        record = self._record(context, entry, raw)
+        if record is None:
+            self._note_damage(name, partition, entry)
+            return StoredVersion(
+                entry.state, entry.stamp, entry.tombstone, shard_index=entry.shard_index, damaged=True
+            )
+        cell: StoredCell | None = None
+        damaged = False
+        large = record.large
+        if want_cell and large is None and entry.shard_index is not None:
+            data = raw[record.cell_offset :]
+            if crc32c(data) == record.cell_crc:
+                cell = StoredCell(0, record.cell_crc, data)
+            else:
+                damaged = True
+                self._note_damage(name, partition, entry)
+        return StoredVersion(
+            entry.state,
+            entry.stamp,
+            entry.tombstone,
+            record.manifest,
+            record.mac,
+            entry.placement or record.placement,
+            entry.shard_index,
+            record.cell_bytes if large is None else large.size_bytes,
+            cell,
+            damaged,
+        )
+
+    @staticmethod
+    def _record(context: bytes, entry: Entry, raw: bytes) -> Record | None:
+        try:
+            record = decode_record(raw)
+        except IntegrityError:
+            return None
+        same = record.context == context and record.shard_index == entry.shard_index
+        return record if same and record.tombstone == entry.tombstone else None
+
+    def _note_damage(self, name: ObjectName, partition: int, entry: Entry) -> None:
+        self.damaged += 1
+        _log.error("the copy of a version on this node does not verify: %s", entry.stamp.hex())
+        if len(self._reported) >= _REPORTED_MAX:
+            self._reported.clear()
+        if (name, entry.stamp) not in self._reported:
+            self._reported.add((name, entry.stamp))
+            self._report(QueueRepair(name, partition, entry.stamp, entry.shard_index))
+
+    def forget_reports(self) -> None:
+        """A repair may have come and gone: report damage anew."""
+        self._reported.clear()
+
+    # ---------------------------------------------------------------- cells
+
+    async def read_cells(
+        self, name: ObjectName, stamp: bytes, shard_index: int, first: int, count: int
+    ) -> AsyncIterator[Sequence[StoredCell]]:
+        versions = await self.read(name, stamp, False, True)
+        if not versions or versions[0].state == State.ABORTED or versions[0].shard_index != shard_index:
+            raise NotFound("this node does not hold that shard")
+        version = versions[0]
+        if version.damaged:
+            raise IntegrityError("the shard on this node does not verify")
+        if version.cell is not None:
+            if first == 0:
+                yield (version.cell,)
+            return
+        try:
+            reader = await self._in_thread(self._open_large, name, stamp, shard_index)
+            end = min(first + count, reader.cell_count) if count else reader.cell_count
+            while first < end:
+                chunk = await self._in_thread(reader.chunk, first, end)
+                yield chunk
+                first += len(chunk)
+        except (IntegrityError, OSError) as error:
+            row = self.row(name)
+            for entry in row.entries if row else ():
+                if row is not None and entry.stamp == stamp and entry.state != State.ABORTED:
+                    self._note_damage(name, row.partition, entry)
+            raise IntegrityError(f"the shard on this node does not verify: {error}") from error
+
+    def _open_large(self, name: ObjectName, stamp: bytes, shard_index: int) -> LargeShardReader:
+        for _ in range(_MOVED_TRIES):
+            row = self.row(name)
+            for entry in row.entries if row else ():
+                if entry.stamp == stamp and isinstance(entry.record, Location):
+                    try:
+                        record = self._record(name.context(), entry, self._load(entry.record))
+                    except _Moved:
+                        break
+                    if record is None or record.large is None or record.large.file != entry.record.file:
+                        raise IntegrityError("the record of a large shard does not verify")
+                    return LargeShardReader(self._large_directory, name.tenant, shard_index, record.large)
+        raise NotFound("this node does not hold that shard any more")
+
+    # ---------------------------------------------------------------- many objects
+
+    async def list(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        after: bytes,
+        after_prefix: bool,
+        delimiter: str,
+        limit: int,
+    ) -> Listing:
+        def walk() -> tuple[Page, dict[bytes, int]]:
+            partitions: dict[bytes, int] = {}
+            with self._index.reading() as txn:
+                code = self._index.root(txn, tenant, bucket)
+
+                def scan(start: bytes) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:
+                    if code is not None:
+                        for key, _, row in self._index.scan(txn, code, start):
+                            partitions[key] = row.partition
+                            yield key, row.entries
+
+                page = list_page(
+                    scan,
+                    prefix.encode(),
+                    after=after,
+                    after_prefix=after_prefix,
+                    delimiter=delimiter.encode(),
+                    limit=limit,
+                )
+            return page, partitions
+
+        def fill() -> Listing:
+            for _ in range(_MOVED_TRIES):
+                page, partitions = walk()
+                try:
+                    return self._listing(tenant, bucket, page, partitions)
+                except _Moved:
+                    continue
+            raise IntegrityError("a volume of this node is missing")
+
+        return await self._in_thread(fill)
+
+    def _listing(self, tenant: str, bucket: str, page: Page, partitions: dict[bytes, int]) -> Listing:
+        entries: list[ListingEntry] = []
+        size_bytes = 0
+        for row in page.rows:
+            name = ObjectName(tenant, bucket, row.key.decode())
+            versions = self.versions(name, Row(partitions[row.key], row.entries))
+            size_bytes += len(row.key) + sum(len(version.manifest) + 64 for version in versions)
+            if entries and size_bytes > _PAGE_BYTES_MAX:
+                return Listing(tuple(entries), more=True)
+            entries.append(ListingEntry(name.key, versions, row.common_prefix.decode()))
+        return Listing(tuple(entries), page.more)
+
+    def versions(self, name: ObjectName, row: Row) -> tuple[StoredVersion, ...]:
+        """All versions of a row, without cells. Blocks. Raises `_Moved`."""
+        context = name.context()
+        found = []
+        for entry in row.entries:
+            if not isinstance(entry.record, Location):
+                found.append(StoredVersion(entry.state, entry.stamp))
+                continue
+            raw = self._load(entry.record)
+            found.append(self._version(name, context, row.partition, entry, raw, False))
+        return tuple(found)
+
+    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+        start = partition_prefix(partition)
+        while True:
+            rows, start = await self._in_thread(self._some_rows, partition, start)
+            for row in rows:
+                yield row
+            if not start:
+                return
+
+    def _some_rows(self, partition: int, start: bytes) -> tuple[Sequence[PartitionRow], bytes]:
+        """Rows from the key `start` on, and the key to go on from, empty at the end."""
+        prefix = partition_prefix(partition)
+        keys: list[bytes] = []
+        following = b""
+        with self._index.reading() as txn, txn.cursor(db=self._index.partitions) as cursor:
+            found = cursor.set_range(start)
+            while found and cursor.key().startswith(prefix):
+                if len(keys) == _ROWS_AT_ONCE:
+                    following = cursor.key()
+                    break
+                keys.append(cursor.key()[2:])
+                found = cursor.next()
+        rows: list[PartitionRow] = []
+        for key in keys:
+            row = self._partition_row(key)
+            if row is not None:
+                rows.append(row)
+        return rows, following
+
+    def _partition_row(self, key: bytes) -> PartitionRow | None:
+        for _ in range(_MOVED_TRIES):
+            with self._index.reading() as txn:
+                value = txn.get(key, db=self._index.objects)
+                if value is None:
+                    return None
+                name = self._index.name_of(txn, key)
+            try:
+                return PartitionRow(name, self.versions(name, decode_row(key, value)))
+            except _Moved:
+                continue
+        raise IntegrityError("a volume of this node is missing")
+
+    async def repair_queue(self) -> AsyncIterator[QueueRepair]:
+        start = b""
+        while True:
+            repairs, start = await self._in_thread(self._some_repairs, start)
+            for repair in repairs:
+                yield repair
+            if not start:
+                return
+
+    def _some_repairs(self, start: bytes) -> tuple[Sequence[QueueRepair], bytes]:
+        repairs: list[QueueRepair] = []
+        with self._index.reading() as txn, txn.cursor(db=self._index.repairs) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found:
+                key, value = cursor.item()
+                if len(repairs) == _ROWS_AT_ONCE:
+                    return repairs, key
+                try:
+                    repairs.append(decode_repair(key, value)[0])
+                except IntegrityError as error:
+                    _log.error("a queued repair is lost: %s", error)
+                found = cursor.next()
+        return repairs, b""

@@ -1,0 +1,425 @@
+"""One batch of mutations in one LMDB transaction, with the records that it appends. Runs in the committer's
+thread.
+
+The order is what makes a kill harmless: records are written and synced first, then the transaction that
+refers to them. Nothing of a batch that fails is kept: counters and tables in memory change only after the
+commit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, NotFound, ResourceExhausted
+from coffre.node import votes
+from coffre.node.index import Index, WriteKeys, partition_prefix
+from coffre.node.limits import check, digest_of
+from coffre.node.records import LargeShard, decode_record, encode_record
+from coffre.node.rows import (
+    DIGEST,
+    VOLUME,
+    Counters,
+    LargeFile,
+    LargeState,
+    Location,
+    Row,
+    decode_large,
+    decode_repair,
+    decode_row,
+    encode_large,
+    encode_repair,
+    encode_row,
+    seal,
+    staging_key,
+    unseal,
+)
+from coffre.node.store import (
+    Abort,
+    Accept,
+    DropRepair,
+    Mutation,
+    Outcome,
+    QueueRepair,
+    Settle,
+    State,
+    StoreOptions,
+)
+from coffre.node.volumes import FILE_HEADER_BYTES, Volumes, VolumeState
+from coffre.node.votes import Entry, Verdict
+
+__all__ = ["Transaction", "repair_prefix"]
+
+_NO_ROW = Row(-1, ())
+
+
+def repair_prefix(context: bytes, stamp: bytes) -> bytes:
+    """What the keys of a version's repair rows begin with; one byte of shard index follows."""
+    return digest_of(context, stamp, False).to_bytes(16, "big")
+
+
+class Transaction:
+    """`room_bytes`: what ordinary writes may still take; deletes and aborts take from the reserve as well."""
+
+    def __init__(
+        self,
+        index: Index,
+        volumes: Volumes,
+        counters: Counters,
+        options: StoreOptions,
+        room_bytes: int,
+        now_ms: int,
+    ) -> None:
+        self.index = index
+        self.txn = index.env.begin(write=True)
+        self.counters = dataclasses.replace(counters)
+        self.expires_ms = now_ms + int(options.staging_expiry * 1000)
+        self.now_ms = now_ms
+        self.unlinked: list[int] = []  # large files to unlink after the commit
+        self.dropped: list[int] = []  # volumes to unlink after the commit
+        self.verify: list[tuple[Location, bytes]] = []  # copies to read back before the commit
+        self._keys = WriteKeys(index, self.txn, self.counters)
+        self._volumes = volumes
+        self._options = options
+        self._room_bytes = room_bytes
+        self._repairs = self.txn.stat(index.repairs)["entries"] > 0
+        self._rows: dict[bytes, Row] = {}  # as they will be
+        self._digests: dict[int, list[int]] = {}
+        self._live: dict[int, int] = {}
+        self._segments: list[tuple[int, int, list[bytes]]] = []  # volume, offset, buffers
+        self._lengths: dict[int, int] = {}
+        self._active = counters.volumes
+        state = volumes.table.get(self._active)
+        self._end = options.volume_bytes if state is None or not state.sound else state.length
+        self._begun = False  # the active volume has a segment in this batch
+
+    # ---------------------------------------------------------------- mutations
+
+    def apply(self, mutation: Mutation) -> Outcome:
+        """Decide and carry out one mutation."""
+        error = check(mutation)
+        if error is not None:
+            return Outcome(error=error)
+        context = mutation.name.context()
+        try:
+            return _APPLY[type(mutation)](self, mutation, context)
+        except CoffreError as failure:
+            return Outcome(error=failure)
+
+    def row_of(self, mutation: Mutation, context: bytes) -> tuple[bytes, Row]:
+        name = mutation.name
+        key = self._keys.key(name, context[len(name.tenant) + len(name.bucket) + 2 :])
+        row = self._row(key)
+        if row.entries and row.partition != mutation.partition:
+            raise InvalidArgument("this object is in another partition")
+        return key, row
+
+    def _row(self, key: bytes) -> Row:
+        row = self._rows.get(key)
+        if row is None:
+            value = self.txn.get(key, db=self.index.objects)
+            row = _NO_ROW if value is None else decode_row(key, value)
+        return row
+
+    def _accept(self, accept: Accept, context: bytes) -> Outcome:
+        key, row = self.row_of(accept, context)
+        shard_index = accept.shard_index
+        large: LargeShard | None = None
+        if accept.staged:
+            large = self._staged(accept)
+            if large is None:
+                shard_index = None
+        record = encode_record(accept, context, shard_index, large)
+        location = self._next_location(len(record), large)
+        proposal = Entry(accept.stamp, State.ACCEPTED, accept.tombstone, shard_index, 0, location)
+        damaged = self._repairs and bool(row.entries) and self._found_damaged(row.entries, accept, context)
+        verdict = votes.accept(row.entries, proposal, lock=accept.lock, damaged=damaged)
+        if verdict.error is not None:
+            return Outcome(verdict.state, verdict.error, verdict.newest_stamp)
+        if accept.staged and large is None and not accept.lock and not verdict.has_shard:
+            return Outcome(error=NotFound("this shard is not staged here"))
+        if verdict.stored:
+            if not accept.tombstone:
+                if self._room_bytes < len(record):
+                    return Outcome(error=ResourceExhausted("the disk of this node is full"))
+                self._room_bytes -= len(record)
+            self._append(record, location)
+            if shard_index is not None:
+                self.counters.shards += 1
+            if large is not None:
+                self._adopt(accept, large)
+            if len(verdict.entries) > len(row.entries):
+                self._count(accept.partition, context, proposal, 1)
+            for entry in verdict.freed:
+                self._free(entry, accept, give_back=False)
+        self._put_row(key, row, accept.partition, verdict)
+        if self._repairs:
+            for entry in verdict.entries:
+                if entry.stamp == accept.stamp and entry.shard_index == accept.shard_index:
+                    self._drop_repair(context, accept.stamp, accept.shard_index)
+        return Outcome(verdict.state, None, b"", verdict.has_shard)
+
+    def _abort(self, abort: Abort, context: bytes) -> Outcome:
+        key, row = self.row_of(abort, context)
+        verdict = votes.abort(row.entries, abort.stamp)
+        if verdict.changed:
+            for entry in verdict.freed:
+                self._free(entry, abort, give_back=True)
+                self._count(abort.partition, context, entry, -1)
+                self._forget_repairs(context, entry.stamp)
+            self._put_row(key, row, abort.partition, verdict)
+        return Outcome(verdict.state, verdict.error, b"", verdict.has_shard)
+
+    def _settle(self, settle: Settle, context: bytes) -> Outcome:
+        key, row = self.row_of(settle, context)
+        verdict = votes.settle(row.entries, settle.stamp, settle.placement, self._options.versions_kept)
+        if verdict.changed:
+            for entry in verdict.freed:
+                self._free(entry, settle, give_back=False)
+                self._count(settle.partition, context, entry, -1)
+                self._forget_repairs(context, entry.stamp)
+            self._put_row(key, row, settle.partition, verdict)
+        return Outcome(verdict.state, None, b"", verdict.has_shard)
+
+    def _queue_repair(self, repair: QueueRepair, context: bytes, *, found_here: bool = False) -> Outcome:
+        _, row = self.row_of(repair, context)
+        if votes.is_wanted(row.entries, repair.stamp):
+            if self._room_bytes <= 0 and not found_here:
+                return Outcome(error=ResourceExhausted("the disk of this node is full"))
+            key = _repair_key(context, repair.stamp, repair.shard_index)
+            held = self.txn.get(key, db=self.index.repairs)
+            found_here = found_here or (held is not None and decode_repair(key, held)[1])
+            self.txn.put(key, encode_repair(key, repair, found_here=found_here), db=self.index.repairs)
+            self._repairs = True
+        return Outcome()
+
+    def queue_damage(self, repair: QueueRepair) -> Outcome:
+        """Remember damage that this node found in its own shard: an `Accept` may then replace it."""
+        return self._queue_repair(repair, repair.name.context(), found_here=True)
+
+    def _drop_repair_row(self, repair: DropRepair, context: bytes) -> Outcome:
+        self._drop_repair(context, repair.stamp, repair.shard_index)
+        return Outcome()
+
+    # ---------------------------------------------------------------- rows
+
+    def _put_row(self, key: bytes, before: Row, partition: int, verdict: Verdict) -> None:
+        if not verdict.changed:
+            return
+        self._rows[key] = Row(partition, verdict.entries)
+        if bool(before.entries) == bool(verdict.entries):
+            return
+        partition_key = partition_prefix(partition) + key
+        if verdict.entries:
+            self.txn.put(partition_key, b"", db=self.index.partitions)
+            self.counters.objects += 1
+        else:
+            self.txn.delete(partition_key, db=self.index.partitions)
+            self.counters.objects -= 1
+
+    def move(self, key: bytes, stamp: bytes, old: Location, record: bytes) -> bool:
+        """Append a copy of a record and point the row to it, if the row still points to the old place."""
+        row = self._row(key)
+        for place, entry in enumerate(row.entries):
+            if entry.stamp == stamp and entry.record == old:
+                location = self._next_location(len(record), None)._replace(file=old.file, data_id=old.data_id)
+                self._append(record, location)
+                self.verify.append((location, record))
+                self._live[old.volume] = self._live.get(old.volume, 0) - old.size_bytes
+                moved = dataclasses.replace(entry, record=location)
+                entries = (*row.entries[:place], moved, *row.entries[place + 1 :])
+                self._rows[key] = Row(row.partition, entries)
+                return True
+        return False
+
+    def drop_volume(self, number: int) -> int:
+        """Unlink a volume after the commit, if nothing in it lives. Returns its length."""
+        state = self._volumes.table.get(number)
+        live_bytes = self._live.get(number, 0) + (state.live_bytes if state else 0)
+        if state is None or number == self._active or live_bytes or number in self._lengths:
+            return 0
+        self.txn.delete(number.to_bytes(4, "big"), db=self.index.volumes)
+        self.dropped.append(number)
+        return state.length
+
+    def _count(self, partition: int, context: bytes, entry: Entry, sign: int) -> None:
+        digest = self._digests.get(partition)
+        if digest is None:
+            prefix = partition_prefix(partition)
+            raw = self.txn.get(prefix, db=self.index.digests)
+            value, versions = (b"", 0) if raw is None else DIGEST.unpack(unseal(prefix, raw))
+            digest = self._digests[partition] = [int.from_bytes(value, "big"), versions]
+        digest[0] ^= digest_of(context, entry.stamp, entry.tombstone)
+        digest[1] += sign
+
+    # ---------------------------------------------------------------- records
+
+    def _next_location(self, size_bytes: int, large: LargeShard | None) -> Location:
+        if self._end + size_bytes > self._options.volume_bytes and self._end > FILE_HEADER_BYTES:
+            self._active = self.counters.volumes = self.counters.volumes + 1
+            self._end = FILE_HEADER_BYTES
+            self._segments.append((self._active, 0, [self._volumes.header(self._active)]))
+            self._lengths[self._active] = self._end
+            self._begun = True
+        if large is None:
+            return Location(self._active, self._end, size_bytes)
+        return Location(self._active, self._end, size_bytes, large.file, large.data_id)
+
+    def _append(self, record: bytes, location: Location) -> None:
+        if not self._begun:
+            self._segments.append((self._active, self._end, []))
+            self._begun = True
+        self._segments[-1][2].append(record)
+        self._end += len(record)
+        self._lengths[self._active] = self._end
+        self._live[self._active] = self._live.get(self._active, 0) + len(record)
+
+    def _free(self, entry: Entry, mutation: Mutation, *, give_back: bool) -> None:
+        location = entry.record
+        assert isinstance(location, Location)
+        self._live[location.volume] = self._live.get(location.volume, 0) - location.size_bytes
+        if entry.shard_index is None:
+            return
+        self.counters.shards -= 1
+        if location.file:
+            owner = staging_key(mutation.name.tenant, location.data_id, entry.shard_index)
+            if give_back and self.txn.get(owner, db=self.index.staging) is None:
+                self._give_back(location.file, owner)
+            else:
+                self.free_file(location.file)
+
+    # ---------------------------------------------------------------- large shards
+
+    def large_file(self, number: int) -> LargeFile | None:
+        key = number.to_bytes(8, "big")
+        value = self.txn.get(key, db=self.index.large)
+        return None if value is None else decode_large(key, value)
+
+    def put_large(self, number: int, file: LargeFile) -> None:
+        key = number.to_bytes(8, "big")
+        self.txn.put(key, encode_large(key, file), db=self.index.large)
+
+    def free_file(self, number: int) -> None:
+        """Have a large file unlinked after the commit; its row stays until that is done."""
+        file = self.large_file(number)
+        if file is not None:
+            self.put_large(number, dataclasses.replace(file, state=LargeState.UNLINKING))
+            self.unlinked.append(number)
+
+    def _staged(self, accept: Accept) -> LargeShard | None:
+        assert accept.shard_index is not None
+        owner = staging_key(accept.name.tenant, accept.data_id, accept.shard_index)
+        value = self.txn.get(owner, db=self.index.staging)
+        if value is None:
+            return None
+        number = int.from_bytes(unseal(owner, value), "big")
+        file = self.large_file(number)
+        if file is None or file.owner != owner or file.state != LargeState.STAGED:
+            return None
+        return LargeShard(number, accept.data_id, file.cell_count, file.size_bytes, file.shard_crc)
+
+    def _adopt(self, accept: Accept, large: LargeShard) -> None:
+        file = self.large_file(large.file)
+        assert file is not None
+        self.put_large(large.file, dataclasses.replace(file, state=LargeState.ADOPTED))
+        self.txn.delete(file.owner, db=self.index.staging)
+
+    def _give_back(self, number: int, owner: bytes) -> None:
+        file = self.large_file(number)
+        if file is not None:
+            staged = dataclasses.replace(file, state=LargeState.STAGED, expires_ms=self.expires_ms)
+            self.put_large(number, staged)
+            self.put_staged(owner, number)
+
+    def put_staged(self, owner: bytes, number: int) -> None:
+        self.txn.put(owner, seal(owner, number.to_bytes(8, "big")), db=self.index.staging)
+
+    # ---------------------------------------------------------------- repairs
+
+    def _found_damaged(self, entries: tuple[Entry, ...], accept: Accept, context: bytes) -> bool:
+        for entry in entries:
+            if entry.stamp == accept.stamp and entry.record is not None:
+                key = _repair_key(context, entry.stamp, entry.shard_index)
+                value = self.txn.get(key, db=self.index.repairs)
+                return value is not None and decode_repair(key, value)[1]
+        return False
+
+    def _drop_repair(self, context: bytes, stamp: bytes, shard_index: int | None) -> None:
+        self.txn.delete(_repair_key(context, stamp, shard_index), db=self.index.repairs)
+
+    def _forget_repairs(self, context: bytes, stamp: bytes) -> None:
+        if not self._repairs:
+            return
+        prefix = repair_prefix(context, stamp)
+        with self.txn.cursor(db=self.index.repairs) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                cursor.delete()
+                found = bool(cursor.key())
+
+    # ---------------------------------------------------------------- the end
+
+    def commit(self) -> None:
+        """Records to the disk, then the transaction. Raises what the disk or LMDB raises; then call
+        `abort`."""
+        index = self.index
+        for key, row in self._rows.items():
+            if row.entries:
+                self.txn.put(key, encode_row(key, row.partition, row.entries), db=index.objects)
+            else:
+                self.txn.delete(key, db=index.objects)
+        for partition, (digest, versions) in self._digests.items():
+            prefix = partition_prefix(partition)
+            body = DIGEST.pack(digest.to_bytes(16, "big"), versions)
+            self.txn.put(prefix, seal(prefix, body), db=index.digests)
+        after = self._volumes_after()
+        for number, state in after.items():
+            key = number.to_bytes(4, "big")
+            self.txn.put(key, seal(key, VOLUME.pack(state.length, state.live_bytes)), db=index.volumes)
+        self.txn.put(b"counters", seal(b"counters", self.counters.encode()), db=index.meta)
+        for number, offset, buffers in self._segments:
+            if buffers:
+                self._volumes.append(number, offset, buffers)
+        for location, record in self.verify:
+            copy = self._volumes.read(location.volume, location.offset, location.size_bytes)
+            if copy != record:
+                raise InternalError("a copied record does not read back as it was written")
+            decode_record(copy)
+        self.txn.commit()
+        self._volumes.table.update(after)
+        for number in self.dropped:
+            del self._volumes.table[number]
+        self._keys.committed()
+
+    @property
+    def syncs(self) -> int:
+        """How many syncs the commit takes: one per volume written, and LMDB's."""
+        return 1 + sum(bool(buffers) for _, _, buffers in self._segments)
+
+    def _volumes_after(self) -> dict[int, VolumeState]:
+        after: dict[int, VolumeState] = {}
+        for number in (self._live.keys() | self._lengths.keys()) - set(self.dropped):
+            held = self._volumes.table.get(number) or VolumeState(0, 0)
+            length = self._lengths.get(number, held.length)
+            after[number] = VolumeState(length, held.live_bytes + self._live.get(number, 0), held.sound)
+        return after
+
+    def abort(self) -> None:
+        """Undo everything. Raises `OSError` when the volume cannot be cut back."""
+        self.txn.abort()
+        for number, _, _ in self._segments:
+            self._volumes.cut(number)
+
+
+def _repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:
+    return repair_prefix(context, stamp) + bytes((255 if shard_index is None else shard_index,))
+
+
+# mypy cannot see that each function gets its own kind of mutation.
+_APPLY: dict[type, Callable[..., Outcome]] = {
+    Accept: Transaction._accept,
+    Abort: Transaction._abort,
+    Settle: Transaction._settle,
+    QueueRepair: Transaction._queue_repair,
+    DropRepair: Transaction._drop_repair_row,
+}
