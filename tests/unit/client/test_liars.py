@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster
@@ -224,15 +224,12 @@ async def test_damaged_cells_are_decoded_around_and_reported(cluster: InProcessC
             (repair.name, repair.shard_index)
             for node, store in cluster.stores.items()
             if node not in damaged
-            async for repair in _queue(store)
+            async for repair in store.repair_queue()
         }
-        assert {(name, 0), (name, 1)} <= reported or size == 500
+        if size > MIB:  # of small ones the damaged nodes themselves note it as they answer
+            assert {(name, 0), (name, 1)} <= reported
         own = [repair.shard_index async for repair in cluster.stores[damaged[0]].repair_queue()]
         assert 0 in own
-
-
-def _queue(store: object):  # type: ignore[no-untyped-def]  # an async iterator of QueueRepair
-    return store.repair_queue()  # type: ignore[attr-defined]
 
 
 async def test_more_than_m_damaged_cells_are_an_integrity_error(cluster: InProcessCluster) -> None:
@@ -428,16 +425,17 @@ async def test_a_tenant_reaches_nothing_of_another(cluster: InProcessCluster) ->
     assert len(await clinic.get("b", "big")) == 2 * MIB
     # A certificate of one tenant with the name of another in the request: refused by the node.
     imposter = AsyncClient(cluster.cluster_map, lab._transport, cluster.keys, "clinic", options=QUICK)
-    for call in (
+    refused: list[Awaitable[object]] = [
         imposter.get("b", "k"),
         imposter.put("b", "k", b"x"),
         imposter.put("b", "k", bytes(2 * MIB)),
         imposter.delete("b", "k"),
         imposter.list_page("b"),
         imposter.versions("b", "k"),
-    ):
+    ]
+    for attempt in refused:
         with pytest.raises(PermissionDenied):
-            await call
+            await attempt
     with pytest.raises(PermissionDenied):
         await lab._transport.drop_shard(
             1, pb.DropShardRequest(tenant="clinic", data_id=bytes(16), shard_index=0), 1.0
@@ -527,7 +525,7 @@ async def test_pages_prefixes_and_delimiters(cluster: InProcessCluster, page_siz
     async def listed(**options: str) -> list[str]:
         return [
             entry if isinstance(entry, str) else entry.key
-            async for entry in client.list("b", page_size=page_size, **options)  # type: ignore[arg-type]
+            async for entry in client.list("b", page_size=page_size, **options)
         ]
 
     for down in (set[int](), {1}, {2, 5}):
