@@ -1,4 +1,4 @@
-"""docs/operations.md, "Start a cluster by hand", as written: authority, map, nodes and a client from the command line."""
+"""docs/operations.md, "Start a cluster by hand", as written: authority, map, nodes, client, all from the shell."""
 
 from __future__ import annotations
 
