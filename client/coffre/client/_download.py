@@ -250,9 +250,10 @@ class _Assembly:
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:
-                    if cell.segment != expected or crc32c(cell.data) != cell.crc:
+                    data = cell.data  # every look at it copies it
+                    if cell.segment != expected or crc32c(data) != cell.crc:
                         raise IntegrityError(f"shard {index} is damaged at segment {expected}")
-                    take(cell.segment, cell.data)
+                    take(cell.segment, data)
                     expected += 1
                 while count > 1 and expected > self._current + WINDOW_SEGMENTS:
                     await self._moved.wait()

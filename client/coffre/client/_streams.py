@@ -30,6 +30,9 @@ async def regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     """Cut a stream of chunks of any sizes into segments; memory stays at about two of them."""
     buffer = bytearray()
     async for chunk in chunks:
+        if not buffer and len(chunk) == SEGMENT_BYTES and isinstance(chunk, bytes):
+            yield chunk  # as it is: nobody can change it any more
+            continue
         view = memoryview(chunk)
         while len(buffer) + len(view) >= SEGMENT_BYTES:
             take = SEGMENT_BYTES - len(buffer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -27,8 +27,10 @@ from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["CodedSegment", "SegmentCoder", "Uploader"]
 
-QUEUED_SEGMENTS_MAX = 3
-RETAINED_SEGMENTS = 3  # so that a shard may still move to a substitute at the start
+MESSAGE_BYTES = 1 << 20  # cells travel together until a node gets about this many bytes at once
+MESSAGE_SEGMENTS_MAX = 16
+QUEUED_MESSAGES_MAX = 2
+RETAINED_MESSAGES = 2  # so that a shard may still move to a substitute at the start
 CODING_SEGMENTS = 2
 SEGMENTS_MAX = 1 << 20
 STREAM_TIMEOUT_SECONDS = 24 * 3600.0
@@ -42,6 +44,10 @@ class CodedSegment:
     segment: int
     cells: tuple[bytes | memoryview, ...]
     crcs: tuple[int, ...]
+
+
+Group = Sequence[CodedSegment]
+"""Segments whose cells travel in one message."""
 
 
 class SegmentCoder:
@@ -71,8 +77,8 @@ class _ShardStream:
         self._draft = draft
         self.index = index
         self.node = node
-        self._queue: asyncio.Queue[CodedSegment | None] = asyncio.Queue(QUEUED_SEGMENTS_MAX)
-        self._retained: list[CodedSegment] | None = []
+        self._queue: asyncio.Queue[Group | None] = asyncio.Queue(QUEUED_MESSAGES_MAX)
+        self._retained: list[Group] | None = []
         self._ended = False
         self.error: CoffreError | None = None
         self.reply: pb.WriteShardReply | None = None
@@ -82,11 +88,18 @@ class _ShardStream:
     def failed(self) -> bool:
         return self.error is not None
 
-    async def put(self, coded: CodedSegment | None) -> None:
-        """Hand on a segment, or the end; returns at once when the stream has failed."""
+    def put_at_once(self, group: Group | None) -> bool:
+        """Hand on segments, or the end, when there is room for them now."""
+        if self._queue.full():
+            return False
+        self._queue.put_nowait(group)
+        return True
+
+    async def put(self, group: Group | None) -> None:
+        """Hand on segments, or the end; returns at once when the stream has failed."""
         if self.failed:
             return
-        putting = asyncio.ensure_future(self._queue.put(coded))
+        putting = asyncio.ensure_future(self._queue.put(group))
         done, _ = await asyncio.wait([putting, self._call], return_when=asyncio.FIRST_COMPLETED)
         if putting not in done:
             putting.cancel()
@@ -131,22 +144,26 @@ class _ShardStream:
             shard_index=self.index,
         )
         yield pb.WriteShardRequest(header=header)
-        for coded in list(self._retained or ()):
-            yield self._request(coded)
+        for group in list(self._retained or ()):
+            yield self._request(group)
         while not self._ended:
-            coded_or_end = await self._queue.get()
-            if coded_or_end is None:
+            group_or_end = await self._queue.get()
+            if group_or_end is None:
                 self._ended = True  # a substitute that takes over from here must not wait for another end
                 return
             if self._retained is not None:
-                self._retained.append(coded_or_end)
-                if len(self._retained) > RETAINED_SEGMENTS:
+                self._retained.append(group_or_end)
+                if len(self._retained) > RETAINED_MESSAGES:
                     self._retained = None
-            yield self._request(coded_or_end)
+            yield self._request(group_or_end)
 
-    def _request(self, coded: CodedSegment) -> pb.WriteShardRequest:
-        cell = pb.Cell(segment=coded.segment, crc=coded.crcs[self.index], data=bytes(coded.cells[self.index]))
-        return pb.WriteShardRequest(cells=[cell])
+    def _request(self, group: Group) -> pb.WriteShardRequest:
+        request = pb.WriteShardRequest()
+        for coded in group:  # filled in place: assigning a Cell would copy it once more
+            request.cells.add(
+                segment=coded.segment, crc=coded.crcs[self.index], data=bytes(coded.cells[self.index])
+            )
+        return request
 
 
 class Uploader:
@@ -218,12 +235,18 @@ class Uploader:
                 size_bytes += len(plain)
                 yield plain
 
+        group: list[CodedSegment] = []
         async with aclosing(_coded(counted(), coder, self._pool)) as every:
             async for coded in every:
                 cells += 1
                 for index, crc in enumerate(coded.crcs):
                     shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
-                await self._distribute(coded, streams)
+                group.append(coded)
+                if _is_full(group):
+                    await self._distribute(group, streams)
+                    group = []
+        if group:
+            await self._distribute(group, streams)
         await self._distribute(None, streams)
         await self._finish(streams)
         for stream in streams:
@@ -254,10 +277,13 @@ class Uploader:
                 patience = self._stall_timeout
         await asyncio.gather(*(stream.finish() for stream in streams))
 
-    async def _distribute(self, coded: CodedSegment | None, streams: list[_ShardStream]) -> None:
-        """Hand a segment to every stream; a node that alone holds up the others is left behind."""
+    async def _distribute(self, group: Group | None, streams: list[_ShardStream]) -> None:
+        """Hand segments to every stream; a node that alone holds up the others is left behind."""
         self._require(streams)
-        tasks = {asyncio.ensure_future(stream.put(coded)): stream for stream in streams if not stream.failed}
+        full = [stream for stream in streams if not stream.failed and not stream.put_at_once(group)]
+        if not full:
+            return
+        tasks = {asyncio.ensure_future(stream.put(group)): stream for stream in full}
         _, slow = await asyncio.wait(tasks, timeout=self._stall_timeout)
         for task in slow:
             tasks[task].fail(
@@ -288,6 +314,10 @@ class Uploader:
             )
             calls.append(self.peers.transport.drop_shard(node, request, self.peers.timeout))
         await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _is_full(group: Group) -> bool:
+    return len(group) == MESSAGE_SEGMENTS_MAX or sum(len(coded.cells[0]) for coded in group) >= MESSAGE_BYTES
 
 
 async def _coded(

@@ -227,9 +227,10 @@ class Handler:
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count
         )
         async for chunk in chunks:
-            yield pb.ReadShardReply(
-                cells=[pb.Cell(segment=cell.segment, crc=cell.crc, data=cell.data) for cell in chunk]
-            )
+            reply = pb.ReadShardReply()
+            for cell in chunk:  # filled in place: assigning a Cell would copy it once more
+                reply.cells.add(segment=cell.segment, crc=cell.crc, data=cell.data)
+            yield reply
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
         self._admit(peer, request.tenant)
