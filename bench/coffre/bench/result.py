@@ -176,6 +176,7 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
     table = Table("figure", "value", "unit", "reference", "of", "ratio", "target", "reached", box=None)
     for column in (1, 3, 5):
         table.columns[column].justify = "right"
+    table.columns[0].no_wrap = True
     all_reached, seen = True, set()
     for row in rows:
         seen.add(row.id)

@@ -32,6 +32,9 @@ __all__ = ["KEEPALIVE_MS", "MESSAGE_BYTES_MAX", "GrpcTransport"]
 
 MESSAGE_BYTES_MAX = 16 << 20
 KEEPALIVE_MS = 30_000
+# What a node may send ahead of the reader, per stream. It bounds the client's memory, and its speed over a long
+# way: 100 MB/s from each node at 20 ms.
+WINDOW_BYTES = 2 << 20
 _KEEPALIVE_TIMEOUT_MS = 10_000
 _BACKOFF_MS_MIN = 50
 _BACKOFF_MS_MAX = 1_000
@@ -194,6 +197,8 @@ class GrpcTransport:
                 ("grpc.default_authority", name),
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.http2.bdp_probe", 0),  # its estimate grows on a busy client, to tens of MiB per node
+                ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
                 ("grpc.initial_reconnect_backoff_ms", _BACKOFF_MS_MIN),
