@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -19,7 +20,8 @@ import lmdb
 import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import KeyRing, connect
-from coffre.node.rows import seal
+from coffre.node.rows import Location, decode_row, encode_row, seal
+from coffre.node.store import State
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "recovery" / "recover.py"
 ALLOWED = ("zfec", "lmdb", "protobuf", "zstandard", "cryptography")
@@ -110,7 +112,7 @@ async def fill(cluster: LocalCluster) -> Filled:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
-    shape = ClusterShape(tenants=("clinic", "lab"))
+    shape = ClusterShape(tenants=("clinic", "lab"), versions_kept=3)
 
     async def life() -> Filled:
         directory = tmp_path_factory.mktemp("recovery") / "cluster"
@@ -329,3 +331,34 @@ def test_a_record_never_comes_back_under_another_name(filled: Filled, python: Pa
     assert run.status == 1
     assert names(run.entries, "lost") == exchanged
     assert check_written(run, filled) == set(filled.values) - exchanged
+
+
+def test_unsettled_and_older_versions_are_flagged(filled: Filled, python: Path, tmp_path: Path) -> None:
+    """The newest version of small/2 is lost, that of small/5 was never settled anywhere."""
+    nodes = filled.copies(tmp_path, (1, 2, 3, 4, 5, 6))
+    for number, node in enumerate(nodes):
+        with lmdb.open(str(node / "index"), max_dbs=16) as env:
+            table = env.open_db(b"objects")
+            with env.begin(write=True) as txn:
+                for key, value in list(txn.cursor(db=table)):
+                    row = decode_row(bytes(key), bytes(value))
+                    newest = row.entries[0]
+                    assert isinstance(newest.record, Location)
+                    if bytes(key).endswith(b"small/2") and number < 3:
+                        volume = node / "volumes" / f"{newest.record.volume:08d}.vol"
+                        flip(volume, newest.record.offset + newest.record.size_bytes - 1)
+                    if bytes(key).endswith(b"small/5"):
+                        entries = (dataclasses.replace(newest, state=State.ACCEPTED), *row.entries[1:])
+                        txn.put(bytes(key), encode_row(bytes(key), row.partition, entries), db=table)
+    lost, unsettled = ("clinic", "records", "small/2"), ("clinic", "records", "small/5")
+    run = recover(python, filled, tmp_path / "out", nodes)
+    assert run.status == 1
+    assert names(run.entries, "lost") == {lost}
+    assert names(run.entries, "unsettled") == {unsettled}
+    assert check_written(run, filled) == set(filled.values) - {lost}
+    assert "--older writes it" in run.stderr
+    run = recover(python, filled, tmp_path / "older", nodes, "--older")
+    assert run.status == 1
+    (older,) = (entry for entry in run.entries if "older" in entry["flags"])
+    assert (older["key"], older["file"].count("~older-")) == ("small/2", 1)
+    assert b"second " + (run.output / older["file"]).read_bytes() == filled.values[lost]
