@@ -366,7 +366,8 @@ async def keys(store: ShardStore, prefix: str = "", **how: object) -> list[str]:
 
 STEM = "x" * 399
 AWKWARD = [
-    "a", "a\0", "a\0b", "a\0\0", "a/", "a/b", "a/b/c", "aa", "é", "😀", "😀😀", "\uffff", "\U00010000", "\x7f",
+    "a", "a\0", "a\0b", "a\0\0", "a/", "a/b", "a/b/c", "aa", "é", "😀", "😀😀", "\uffff", "\U00010000",
+    "\x7f",
     "z" * 1024, "z" * 1023, "z" * 400, "z" * 401, "z" * 399, "z" * 800, "z" * 801, "z" * 799 + "y",
     STEM, STEM + "y", STEM + "y\0", STEM + "y/", STEM + "y/z", STEM + "é", STEM + "z", STEM + "y" * 500,
     "é" * 200, "é" * 200 + "a", "é" * 200 + "\0", "é" * 512, "/", "//", "/a",

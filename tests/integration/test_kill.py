@@ -160,7 +160,7 @@ async def test_kill_all_at_once(own_cluster: LocalCluster) -> None:
 
 async def test_reads_with_two_nodes_dead(own_cluster: LocalCluster) -> None:
     """Every pair of dead nodes: everything reads, puts are refused and leave nothing, deletes work."""
-    async with await connect(own_cluster.client_config(), options=OPTIONS) as client:
+    async with await connect(own_cluster.client_config(), options=ClientOptions(patience=3.0)) as client:
         values = {f"key-{i}": os.urandom(size) for i, size in enumerate((0, 10, 4096, 1_000_000, 2_500_000))}
         for key, value in values.items():
             await client.put("b", key, value)

@@ -15,7 +15,7 @@ from coffre.bench.dataset import Record, generate, records
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError
+from coffre.cluster.errors import CoffreError, IntegrityError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -189,10 +189,6 @@ async def _put(client: AsyncClient, record: Record, advance: Callable[[int], Non
         await client.put_file(BUCKET, record.key, record.path, progress=advance)
 
 
-class _Mismatch(CoffreError):
-    """A record came back with other bytes than went in."""
-
-
 async def _get(client: AsyncClient, record: Record, advance: Callable[[int], None]) -> None:
     digest = sha256()
     async with aclosing(client.get_stream(BUCKET, record.key)) as pieces:
@@ -200,7 +196,7 @@ async def _get(client: AsyncClient, record: Record, advance: Callable[[int], Non
             digest.update(piece)
             advance(len(piece))
     if digest.hexdigest() != record.sha256:
-        raise _Mismatch("the SHA-256 differs")
+        raise IntegrityError("the SHA-256 differs")
 
 
 def _mb(size_bytes: int) -> str:

@@ -7,16 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
-from coffre.client._reads import HELD, Found, Reader
+from coffre.client._reads import Found, Reader
+from coffre.client._replies import HELD
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._writes import Quorum
-from coffre.cluster.errors import CoffreError, IntegrityError, KeyUnavailable, Unavailable, Unsupported
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    KeyUnavailable,
+    Unavailable,
+    Unsupported,
+)
 from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["Lister", "Page"]
+__all__ = ["Lister", "Page", "parse_token"]
 
 DECISIONS_IN_FLIGHT = 32
 
@@ -29,6 +37,11 @@ class Page:
     prefixes: tuple[str, ...]
     after: bytes | None
     after_prefix: bool = False
+
+    @property
+    def token(self) -> str | None:
+        """What `parse_token` reads: where the next page starts."""
+        return None if self.after is None else ("p" if self.after_prefix else "k") + self.after.hex()
 
 
 @dataclass(slots=True)
@@ -216,3 +229,16 @@ def _merge(replies: dict[int, pb.ListReply], limit: int) -> tuple[dict[bytes, _M
 
 def _position(entry: pb.ListEntry) -> bytes:
     return (entry.common_prefix or entry.key).encode()
+
+
+def parse_token(token: str | None) -> tuple[bytes, bool]:
+    """Where a page starts, and whether behind a whole common prefix. Raises `InvalidArgument`."""
+    if token is None:
+        return b"", False
+    try:
+        after = bytes.fromhex(token[1:])
+    except ValueError:
+        after = b""
+    if token[:1] not in {"k", "p"} or not after:
+        raise InvalidArgument("that token is not from a list of this cluster")
+    return after, token[0] == "p"

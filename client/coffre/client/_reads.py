@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from coffre.client._cells import CellSet, rebuild_cells
 from coffre.client._peers import Peers
+from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._writes import Fate, Quorum, Shards, Writer
 from coffre.cluster.clock import Clock
@@ -31,9 +32,6 @@ __all__ = ["Found", "Reader"]
 KNOWN_MAX = 65_536
 RESTARTS_MAX = 20
 SILENCE_SECONDS = 0.5  # after which the slow path first tries to decide without the silent nodes
-HELD = (pb.STATE_ACCEPTED, pb.STATE_LOCKED, pb.STATE_SETTLED)
-
-Replies = dict[int, Sequence[pb.Version]]
 
 
 @dataclass(slots=True)
@@ -96,7 +94,7 @@ class Reader:
         """
         replies = await self._collect(name, want_cell=want_cell)
         if len(replies) >= self._quorum.read:
-            newest = _newest(replies.values())
+            newest = newest_stamp(replies.values())
             if newest is None:
                 return None
             if self._is_established(name, newest, replies):
@@ -144,7 +142,7 @@ class Reader:
                 break
             if (
                 self._is_established(name, stamp, replies)
-                or len(_holding(stamp, replies)) >= self._quorum.write
+                or len(holding(stamp, replies)) >= self._quorum.write
             ) and not self._is_lost(stamp, replies):
                 found = await self._open(name, stamp, replies)
                 if found is not None:
@@ -160,7 +158,7 @@ class Reader:
         primaries = self._writer.primaries(name)
         order = sorted(primaries, key=lambda node: self._peers[node].suspect)
         first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
-        gather = _Gather(self._peers, _read_operation(name, want_cell=want_cell))
+        gather = Gather(self._peers, read_operation(name, want_cell=want_cell))
         gather.ask(order[:first])
         spare = order[first:]
         while True:
@@ -185,9 +183,9 @@ class Reader:
     def _is_lost(self, stamp: bytes, replies: Replies) -> bool:
         """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
         silent = self._quorum.n - len(replies)
-        held = _holding(stamp, replies).values()
+        held = holding(stamp, replies).values()
         objects = any(version.HasField("shard_index") for version in held)
-        return objects and len(_shards_of(stamp, replies)) + silent < self._quorum.k
+        return objects and len(shards_of(stamp, replies)) + silent < self._quorum.k
 
     async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
         """Open the manifest of `stamp`; replies whose copy does not verify are dropped.
@@ -198,7 +196,7 @@ class Reader:
         opened: OpenManifest | None = None
         versions: dict[int, pb.Version] = {}
         genuine: pb.SealedManifest | None = None
-        for node, held in _holding(stamp, replies).items():
+        for node, held in holding(stamp, replies).items():
             if not held.sealed.manifest:
                 continue  # the node's own copy is damaged
             if genuine is None or held.sealed.manifest != genuine.manifest:
@@ -239,68 +237,76 @@ class Reader:
         dead: set[bytes] = set()
         while True:
             self._require_quorum(replies, errors)
-            stamp = _newest(replies.values(), dead)
+            stamp = newest_stamp(replies.values(), dead)
             if stamp is None:
                 return None
             found = await self._open(name, stamp, replies)
             if found is None:
-                damaged = len(_holding(stamp, replies))
+                damaged = len(holding(stamp, replies))
                 if damaged + len(primaries) - len(replies) >= self._quorum.write:
                     raise IntegrityError("every copy of the newest version's manifest is damaged")
                 dead.add(stamp)  # too few to have been acknowledged, whatever it was
                 continue
-            found.versions = {**_holding(stamp, beyond), **found.versions}
+            found.versions = {**holding(stamp, beyond), **found.versions}
             if self._is_established(name, stamp, replies):
                 return found
-            if any(
-                v.stamp == stamp and v.state == pb.STATE_ABORTED for held in replies.values() for v in held
-            ):
-                holders = len(_holding(stamp, beyond)) + len(others) - len(beyond)
+            voted = any(v.stamp == stamp and v.state == pb.STATE_ABORTED for r in replies.values() for v in r)
+            if voted:
+                elsewhere = len(holding(stamp, beyond)) + len(others) - len(beyond)
                 fate = await self._writer.give_up(
                     name,
                     found.opened.stamp,
                     primaries,
-                    elsewhere=None if found.opened.tombstone else holders,
+                    elsewhere=None if found.opened.tombstone else elsewhere,
                 )
                 if fate is Fate.UNKNOWN:
                     raise Unavailable("too few nodes answer to tell whether the newest version stands")
-                if fate is Fate.ESTABLISHED:
-                    await self._complete(name, found, replies, beyond, voted=True)
-                    return found
+                if fate is Fate.DEAD:
+                    dead.add(stamp)
+                    continue
+            if self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
                 dead.add(stamp)
-            elif self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
-                dead.add(stamp)
-            else:
-                await self._complete(name, found, replies, beyond, voted=False)
-                return found
+                continue
+            await self._complete(name, found, replies, beyond, voted=voted)
+            return found
 
     def _never_acknowledged(
         self, found: Found, replies: Replies, beyond: Replies, primaries: int, others: int
     ) -> bool:
+        """Whether neither its writer nor a reader can have seen the version at the bar.
+
+        A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
+        """
         stamp = found.opened.stamp.to_bytes()
         silent = primaries - len(replies)
-        if len(_holding(stamp, replies)) + silent < self._quorum.write:
+        holders = holding(stamp, replies)
+        if len(holders) + silent < self._quorum.write:
             return True
         if found.opened.tombstone:
             return False
-        shards = _shards_of(stamp, replies) | _shards_of(stamp, beyond)
-        return len(shards) + silent + others - len(beyond) < self._quorum.shards
+        held = (*holders.values(), *holding(stamp, beyond).values())
+        shards = sum(version.HasField("shard_index") or version.damaged for version in held)
+        possible = shards + silent + others - len(beyond)
+        if possible >= self._quorum.shards:
+            return False
+        locked = sum(version.state == pb.STATE_LOCKED for version in holders.values())
+        return locked + silent < self._quorum.write or possible < self._quorum.k
 
     async def _complete(
         self, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
     ) -> None:
-        """Lock the version on a majority with enough shards, or raise `Unavailable`.
+        """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
 
         Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
         """
         primaries = self._writer.primaries(name)
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
         placement = list(primaries)
-        for node, version in {**_holding(stamp, beyond), **_holding(stamp, replies)}.items():
+        for node, version in {**holding(stamp, beyond), **holding(stamp, replies)}.items():
             if version.HasField("shard_index"):
                 placement[version.shard_index] = node
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = (*primaries, *(node for node in _holding(stamp, beyond) if node not in primaries))
+        nodes = (*primaries, *(node for node in holding(stamp, beyond) if node not in primaries))
         cells = await self._missing_cells(name, found, nodes) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
@@ -320,9 +326,14 @@ class Reader:
                     accept.cell, accept.cell_crc = cells[index]
             waiting[self._peers[node].writes.submit(pb.Operation(accept=accept))] = node
         locked, aborted, shards = 0, False, set[int]()
-        missed = True
-        while missed and waiting:
-            answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        missed = short = True
+        while waiting and (missed or short):
+            # Enough to read is enough to answer; for a full set of shards only nodes that do answer are waited for.
+            answered, _ = await asyncio.wait(
+                waiting, timeout=None if missed else SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answered:
+                break
             for future in answered:
                 node = waiting.pop(future)
                 if future.exception() is not None:
@@ -335,8 +346,9 @@ class Reader:
                     locked += node in primaries
                     if outcome.has_shard and node in placement:
                         shards.add(placement.index(node))
-            short = not opened.tombstone and len(shards) < self._quorum.shards
-            missed = locked < self._quorum.write or short
+            stored = self._quorum.n if opened.tombstone else len(shards)
+            missed = locked < self._quorum.write or stored < self._quorum.k
+            short = stored < self._quorum.shards
         if missed and aborted and not voted:
             raise Conflict("the version was given up meanwhile")
         if missed:
@@ -344,6 +356,8 @@ class Reader:
                 "the newest version is not established, and too few nodes answer to complete it"
             )
         self.note_established(name, opened.stamp)
+        if short:
+            return  # readable; what it replaces is kept until as many shards are there as a put would need
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
 
     async def _missing_cells(
@@ -363,7 +377,7 @@ class Reader:
             return {}
         versions = await self._ask(nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
         found.cells.add_versions(opened, (v for held in versions.values() for v in held))
-        held_now = _holding(opened.stamp.to_bytes(), versions)
+        held_now = holding(opened.stamp.to_bytes(), versions)
         if any(node in versions and node not in held_now for node in found.versions):
             raise Conflict("the version was given up or overwritten meanwhile")
         if len(found.cells.good) < self._quorum.k:
@@ -380,7 +394,7 @@ class Reader:
         replies = await self._ask(
             [node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw
         )
-        held = _holding(raw, replies)
+        held = holding(raw, replies)
         return {node: held.get(node) for node in replies}
 
     async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
@@ -408,7 +422,7 @@ class Reader:
 
         With `grace`, a node that has not answered after so many seconds counts as silent.
         """
-        operation = _read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
+        operation = read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
         futures = [self._peers[node].reads.submit(operation) for node in nodes]
         if futures:
             await asyncio.wait(futures, timeout=grace)
@@ -434,84 +448,3 @@ class Reader:
         raise kind(
             f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed{why}"
         )
-
-
-class _Gather:
-    """Answers to one Read, as they come."""
-
-    def __init__(self, peers: Peers, operation: pb.Operation) -> None:
-        self._peers = peers
-        self._operation = operation
-        self._changed: asyncio.Future[None] | None = None
-        self.replies: Replies = {}
-        self.error: CoffreError | None = None
-        self.failures = 0
-        self.pending = 0
-
-    def ask(self, nodes: Iterable[int]) -> None:
-        for node in nodes:
-            self.pending += 1
-            future = self._peers[node].reads.submit(self._operation)
-            future.add_done_callback(lambda done, node=node: self._take(node, done))  # type: ignore[misc]
-
-    def _take(self, node: int, done: asyncio.Future[pb.Outcome]) -> None:
-        self.pending -= 1
-        error = done.exception()
-        if error is not None:
-            self.failures += 1
-        else:
-            outcome = done.result()
-            if outcome.code:
-                self.failures += 1
-                self.error = error_of_status(outcome.code, outcome.detail)
-            else:
-                self.replies[node] = outcome.versions
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-
-    async def wait(self, timeout: float | None) -> bool:
-        """Wait for the next answer; False when `timeout` seconds pass without one."""
-        self._changed = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._changed], timeout=timeout)
-        return bool(done)
-
-    def answered(self, quorum: Quorum, want_cell: bool) -> bool:
-        if len(self.replies) < quorum.read:
-            return False
-        if not want_cell or not self.pending:
-            return True
-        newest = _newest(self.replies.values())
-        if newest is None:
-            return True
-        held = _holding(newest, self.replies).values()
-        with_cells = sum(bool(version.cell) for version in held)
-        return with_cells >= quorum.k or not with_cells
-
-
-def _read_operation(
-    name: ObjectName, *, want_cell: bool = False, stamp: bytes = b"", every: bool = False
-) -> pb.Operation:
-    return pb.Operation(
-        read=pb.Read(bucket=name.bucket, key=name.key, want_cell=want_cell, stamp=stamp, all=every)
-    )
-
-
-def _newest(replies: Iterable[Sequence[pb.Version]], dead: Iterable[bytes] = ()) -> bytes | None:
-    """The newest stamp that some node holds."""
-    dead = set(dead)
-    stamps = (v.stamp for versions in replies for v in versions if v.state in HELD)
-    return max((stamp for stamp in stamps if stamp not in dead), default=None)
-
-
-def _holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
-    return {
-        node: version
-        for node, versions in replies.items()
-        for version in versions
-        if version.stamp == stamp and version.state in HELD
-    }
-
-
-def _shards_of(stamp: bytes, replies: Replies) -> set[int]:
-    held = _holding(stamp, replies).values()
-    return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}

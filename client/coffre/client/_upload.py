@@ -16,6 +16,7 @@ from coffre.cluster.errors import (
     CoffreError,
     DeadlineExceeded,
     IntegrityError,
+    InvalidArgument,
     PermanentError,
     RetryableError,
     Unavailable,
@@ -31,6 +32,7 @@ MESSAGE_SEGMENTS_MAX = 16
 QUEUED_MESSAGES_MAX = 2
 RETAINED_MESSAGES = 2  # so that a shard may still move to a substitute at the start
 CODING_SEGMENTS = 2
+SEGMENTS_MAX = 1 << 20
 STREAM_TIMEOUT_SECONDS = 24 * 3600.0
 SYNC_TIMEOUTS = 6  # how many stall timeouts the sync of the first D shards may take
 
@@ -327,6 +329,8 @@ async def _coded(
     segment = 0
     try:
         async for plain in segments:
+            if segment >= SEGMENTS_MAX:
+                raise InvalidArgument(f"an object has at most {SEGMENTS_MAX} segments (1 TiB)")
             coding.append(loop.run_in_executor(pool, coder.code, segment, plain))
             segment += 1
             if len(coding) >= CODING_SEGMENTS:

@@ -245,7 +245,8 @@ class Writer:
                 return stamp
             holders = round_.possible_holders
             elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
-            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere)
+            staged = shards is not None and shards.is_staged
+            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
             if fate is Fate.ESTABLISHED:
                 await self._confirm(draft, shards, stamp)
                 return stamp
@@ -304,12 +305,19 @@ class Writer:
         return round_
 
     async def give_up(
-        self, name: ObjectName, stamp: Stamp, holders: Iterable[int], *, elsewhere: int | None
+        self,
+        name: ObjectName,
+        stamp: Stamp,
+        holders: Iterable[int],
+        *,
+        elsewhere: int | None,
+        every: bool = False,
     ) -> Fate:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
-        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final,
-        so a version is dead too when too few nodes are left that could ever hold D shards of it.
+        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final, so
+        a version is dead too when too few nodes are left that could ever hold k shards of it. `every`: hear all
+        nodes that answer, since the next stamp needs the staged shards that an Abort gives back.
         """
         primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
@@ -329,7 +337,7 @@ class Writer:
                     if future.exception() is None and not future.result().code:
                         votes[node] = future.result().state
                 fate = self._fate(votes.values(), elsewhere)
-                if fate is not Fate.UNKNOWN:
+                if fate is not Fate.UNKNOWN and not (every and waiting):
                     return fate
             if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
                 return Fate.UNKNOWN
@@ -342,7 +350,7 @@ class Writer:
         if pb.STATE_SETTLED in votes:
             return Fate.ESTABLISHED
         if aborted >= self._quorum.read or (
-            elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.shards
+            elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.k
         ):
             return Fate.DEAD
         return Fate.ESTABLISHED if kept >= self._quorum.write else Fate.UNKNOWN

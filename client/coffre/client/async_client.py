@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from coffre.client._download import Downloader
-from coffre.client._listing import Lister
+from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
@@ -48,7 +48,6 @@ from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
-
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
 RETRY_SECONDS = 0.05
@@ -82,6 +81,7 @@ class AsyncClient:
         self._tenant = tenant
         self._options = options
         self._clock = clock
+        self._entropy = entropy
         self._quorum = quorum = Quorum(policy.k, policy.m)
         placement = Placement(cluster_map, policy)
         numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
@@ -189,9 +189,8 @@ class AsyncClient:
             segments = None if second is None else chain((bytes(first), second), source)
         partition = partition_of(name, self._map.partitions)
         if segments is not None:
-            stamp = await self._establish_staged(
-                draft, await self._uploader.stage(draft, partition, segments)
-            )
+            shards = await self._uploader.stage(draft, partition, segments)
+            stamp = await self._establish_staged(draft, shards)
         else:
             async with self._budget.hold(len(first)):
                 stamp = await self._writer.establish(draft, self._one_segment(draft, first))
@@ -300,7 +299,7 @@ class AsyncClient:
         progress: Callable[[int], None] | None = None,
     ) -> int:
         """Write an object to a file, which appears only when it is whole and synced; return its size."""
-        partial = path.with_name(path.name + ".part")
+        partial = path.with_name(f"{path.name}.{self._entropy(4).hex()}.part")
         size_bytes = 0
         loop = asyncio.get_running_loop()
         try:
@@ -350,7 +349,7 @@ class AsyncClient:
         check_text("delimiter", delimiter)
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
-        after, after_prefix = _parse_token(token)
+        after, after_prefix = parse_token(token)
         page = await self._patiently(
             lambda: self._lister.page(
                 self._tenant,
@@ -362,8 +361,7 @@ class AsyncClient:
                 limit=limit,
             )
         )
-        next_token = None if page.after is None else ("p" if page.after_prefix else "k") + page.after.hex()
-        return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, next_token)
+        return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, page.token)
 
     async def list(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", page_size: int = 1000
@@ -488,15 +486,3 @@ def _info(opened: OpenManifest) -> ObjectInfo:
         dict(metadata.user),
         opened.tombstone,
     )
-
-
-def _parse_token(token: str | None) -> tuple[bytes, bool]:
-    if token is None:
-        return b"", False
-    try:
-        after = bytes.fromhex(token[1:])
-    except ValueError:
-        after = b""
-    if token[:1] not in {"k", "p"} or not after:
-        raise InvalidArgument("that token is not from a list of this cluster")
-    return after, token[0] == "p"

@@ -144,7 +144,7 @@ class KeyRing:
             salt = base64.b64decode(header["salt"], validate=True)
             n, r, p = (int(header[name]) for name in ("n", "r", "p"))
             sound = header["format"] == _FORMAT and header["kdf"] == "scrypt"
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             sound, n, r, p = False, 0, 0, 0
         if not sound or not (
             2 <= n <= _SCRYPT_N_MAX and n & (n - 1) == 0 and r == _SCRYPT_R and p == _SCRYPT_P

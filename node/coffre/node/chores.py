@@ -4,10 +4,12 @@ transaction."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coffre.cluster.errors import CoffreError
 from coffre.node.rows import LargeFile, LargeState, Location, unseal
 from coffre.node.store import QueueRepair
 from coffre.node.transaction import Transaction
@@ -25,6 +27,8 @@ __all__ = [
     "OpenLarge",
     "ReportDamage",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 class Chore(Protocol):
@@ -122,7 +126,10 @@ class ReportDamage:
     repair: QueueRepair
 
     def run(self, tx: Transaction) -> int:
-        tx.queue_damage(self.repair)
+        try:
+            tx.queue_damage(self.repair)
+        except CoffreError as error:
+            _log.error("damage cannot be queued for repair: %s", error)
         return 0
 
 

@@ -284,15 +284,21 @@ class Committer:
         """Unlink what the commit freed. A crash before leaves it to the next start."""
         for number in tx.dropped:
             self._volumes.forget(number)
-            self._volumes.path(number).unlink(missing_ok=True)
+            self._unlink(self._volumes.path(number))
         for number in tx.unlinked:
-            path = large_path(self._large_directory, number)
-            try:
-                self._space.add_large(-path.stat().st_size)
-                path.unlink()
-            except FileNotFoundError:
-                _log.warning("large shard %s was gone before it was freed", path)
+            self._space.add_large(-self._unlink(large_path(self._large_directory, number)))
             self._unlinked.append(number)
+
+    @staticmethod
+    def _unlink(path: Path) -> int:
+        """The size of the file that is gone now. One that cannot be unlinked is left to the next start."""
+        try:
+            size_bytes = path.stat().st_size
+            path.unlink()
+        except OSError as error:
+            _log.warning("%s was freed but not removed: %s", path, error)
+            return 0
+        return size_bytes
 
     def _resolve(self, jobs: list[_Job]) -> None:
         released = 0

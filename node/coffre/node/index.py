@@ -103,6 +103,7 @@ class Index:
                 max_readers=512,
                 max_spare_txns=8,
                 meminit=False,
+                mode=0o640,
             )
             with self.env.begin(write=True) as txn:
                 self.meta = self.env.open_db(b"meta", txn=txn)

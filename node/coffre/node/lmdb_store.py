@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -198,7 +199,7 @@ class LmdbStore:
         """Finish what was accepted, sync, and let go of the disk. Later calls raise `Unavailable`."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._reader.closed = True
         await self._committer.close()
         await self._loop.run_in_executor(None, self._threads.shutdown)
         self._parts.volumes.close()
@@ -338,7 +339,7 @@ class _StagedWriter:
                 shard_index,
             )
         except OSError as error:
-            raise await self._fail(error) from error
+            raise _write_error(error) from error
         self._store._parts.space.add_large(self._writer.file_bytes)
 
     async def write(self, cells: Sequence[StoredCell]) -> None:
@@ -376,16 +377,19 @@ class _StagedWriter:
         try:
             await self._store._loop.run_in_executor(self._store._threads, step)
         except OSError as error:
-            raise await self._fail(error) from error
+            raise _write_error(error) from error
         finally:
             self._store._parts.space.add_large(writer.file_bytes - before)
-
-    async def _fail(self, error: OSError) -> CoffreError:
-        _log.error("a large shard cannot be written: %s", error)
-        return ResourceExhausted(f"this node cannot write: {error.strerror}")
 
     def _open_writer(self) -> LargeShardWriter:
         self._store._check_open()
         if self._writer is None:
             raise Unavailable("this shard is not being staged any more")
         return self._writer
+
+
+def _write_error(error: OSError) -> CoffreError:
+    _log.error("a large shard cannot be written: %s", error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted("the disk of this node is full")
+    return Unavailable(f"this node cannot write: {error.strerror}")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
-from coffre.cluster.errors import IntegrityError, NotFound
+from coffre.cluster.errors import IntegrityError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
 from coffre.node import votes
@@ -66,14 +66,21 @@ class Reader:
         self._report = report
         self._reported: set[tuple[ObjectName, bytes]] = set()
         self.damaged = 0
+        self.closed = False
 
     async def _in_thread(self, function: Callable[[Unpack[_Arguments]], _T], *arguments: *_Arguments) -> _T:
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Unavailable("the store is closed")
 
     # ---------------------------------------------------------------- one object
 
     def row(self, name: ObjectName) -> Row | None:
         """Raises `IntegrityError`."""
+        self._check_open()
         with self._index.reading() as txn:
             key = self._index.find(txn, name)
             value = None if key is None else txn.get(key, db=self._index.objects)

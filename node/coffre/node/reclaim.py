@@ -117,9 +117,9 @@ class Reclaimer:
     def _piece(self, number: int, offset: int, length: int) -> tuple[list[Copy], int]:
         """The live records of about a MiB from `offset` on, and where to go on; `length` ends the volume."""
         copies: list[Copy] = []
-        data = self._volumes.read(number, offset, min(_PIECE_BYTES, length - offset))
         place = 0
         try:
+            data = self._volumes.read(number, offset, min(_PIECE_BYTES, length - offset))
             while place < len(data):
                 if len(data) - place < HEADER_BYTES and offset + len(data) < length:
                     break
@@ -133,7 +133,7 @@ class Reclaimer:
                 if copy is not None:
                     copies.append(copy)
                 place += size_bytes
-        except IntegrityError as error:
+        except (IntegrityError, OSError) as error:
             _log.error("volume %d cannot be emptied past %d: %s", number, offset + place, error)
             return copies, length
         return copies, offset + place if place else length

@@ -47,6 +47,7 @@ _NO_SHARD = 255
 _TOMBSTONE, _PLACED, _LARGE = 0x08, 0x10, 0x20
 _HEAD = struct.Struct(">BH")  # format, partition
 _ENTRY = struct.Struct(">16sBBIII")  # stamp, flags and state, shard index, volume, offset, record bytes
+_SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which most rows are
 _FILE = struct.Struct(">Q16s")  # large file, data id
 _CRC = struct.Struct(">I")
 _STATES = (None, State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED, None, None, None)
@@ -91,6 +92,24 @@ def unseal(key: bytes, value: bytes) -> bytes:
 
 
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
+    if len(entries) == 1:
+        entry = entries[0]
+        record = entry.record
+        if not entry.placement and isinstance(record, Location) and not record.file:
+            index = entry.shard_index
+            return seal(
+                key,
+                _SINGLE.pack(
+                    _ROW_FORMAT,
+                    partition,
+                    entry.stamp,
+                    entry.state | _TOMBSTONE if entry.tombstone else entry.state,
+                    _NO_SHARD if index is None else index,
+                    record.volume,
+                    record.offset,
+                    record.size_bytes,
+                ),
+            )
     parts = [_HEAD.pack(_ROW_FORMAT, partition)]
     for entry in entries:
         flags: int = entry.state
@@ -125,6 +144,13 @@ def decode_row(key: bytes, value: bytes) -> Row:
     format_, partition = _HEAD.unpack_from(value)
     if format_ != _ROW_FORMAT:
         raise IntegrityError(f"a row of this node's index has the unknown format {format_}")
+    if end == _SINGLE.size and value[19] & 7 != State.ABORTED:
+        _, _, stamp, flags, index, volume, offset, size_bytes = _SINGLE.unpack_from(value)
+        state = _STATES[flags & 7]
+        assert state is not None
+        record = Location(volume, offset, size_bytes)
+        shard_index = None if index == _NO_SHARD else index
+        return Row(partition, (Entry(stamp, state, flags & _TOMBSTONE != 0, shard_index, 0, record),))
     place = 3
     entries: list[Entry] = []
     while place < end:

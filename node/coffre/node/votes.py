@@ -122,7 +122,15 @@ def settle(
         return Verdict(entries[:place] + entries[place + 1 :], changed=True)
     if present.state == State.SETTLED and placement in ((), present.placement):
         return Verdict(entries, state=State.SETTLED, has_shard=present.shard_index is not None)
-    entry = replace(present, state=State.SETTLED, placement=placement or present.placement)
+    entry = Entry(
+        stamp,
+        State.SETTLED,
+        present.tombstone,
+        present.shard_index,
+        present.shard_bytes,
+        present.record,
+        placement or present.placement,
+    )
     if len(entries) == 1:
         return Verdict((entry,), True, state=State.SETTLED, has_shard=entry.shard_index is not None)
     kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))

@@ -1,0 +1,208 @@
+"""The rules of a node's votes, one by one and as properties of any run."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from coffre.cluster.errors import Conflict, ResourceExhausted
+from coffre.node import votes
+from coffre.node.store import State
+from coffre.node.votes import ENTRIES_MAX, Entry
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+A, L, S, X = State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED
+
+
+def stamp(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def entry(number: int, state: State = A, *, shard: int | None = 0, tombstone: bool = False) -> Entry:
+    if state is X:
+        return Entry(stamp(number), X)
+    return Entry(stamp(number), state, tombstone, None if tombstone else shard, 0, f"record {number}")
+
+
+def shape(entries: tuple[Entry, ...]) -> list[tuple[int, State]]:
+    return [(int.from_bytes(e.stamp, "big"), e.state) for e in entries]
+
+
+@pytest.mark.parametrize(
+    ("held", "lock", "refused"),
+    [
+        ([(9, A)], False, True),
+        ([(9, L)], False, True),
+        ([(9, S)], False, True),
+        ([(9, X)], False, False),
+        ([(9, A)], True, False),
+        ([(9, L)], True, False),
+        ([(9, S)], True, True),
+        ([(9, A), (7, S)], True, True),
+        ([(9, X), (7, A)], False, True),
+        ([(3, S)], False, False),
+        ([(3, S)], True, False),
+    ],
+)
+def test_what_stands_in_the_way_of_an_accept(
+    held: list[tuple[int, State]], lock: bool, refused: bool
+) -> None:
+    entries = tuple(entry(number, state) for number, state in held)
+    verdict = votes.accept(entries, entry(5), lock=lock)
+    if refused:
+        assert isinstance(verdict.error, Conflict)
+        assert verdict.newest_stamp == max(e.stamp for e in entries if e.state is not X)
+        assert verdict.entries == entries
+        assert not verdict.stored
+    else:
+        assert verdict.error is None
+        assert verdict.stored
+        assert (5, L if lock else A) in shape(verdict.entries)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_shard_of_the_same_index_is_replaced_only_when_damaged(damaged: bool) -> None:
+    fresh = Entry(stamp(1), A, False, 0, 0, "fresh")
+    verdict = votes.accept((entry(1, S),), fresh, lock=False, damaged=damaged)
+    assert verdict.state is S
+    assert verdict.has_shard
+    assert verdict.stored is damaged
+    assert verdict.entries[0].record == ("fresh" if damaged else "record 1")
+    assert verdict.freed == ((entry(1, S),) if damaged else ())
+    other = Entry(stamp(1), A, False, 3, 0, "fresh")
+    assert not votes.accept((entry(1, S),), other, lock=False, damaged=damaged).stored
+
+
+@pytest.mark.parametrize(
+    ("held", "kept", "left"),
+    [
+        ([(4, A), (3, A), (2, A), (1, S)], 1, [(4, A), (3, S)]),
+        ([(4, X), (3, A), (2, X), (1, S)], 1, [(4, X), (3, S)]),
+        ([(4, A), (3, A), (2, X), (1, S)], 2, [(4, A), (3, S), (1, S)]),
+        ([(4, S), (3, A), (2, A)], 2, [(4, S), (3, S)]),
+        ([(4, S), (3, A), (2, A)], 1, [(4, S)]),
+        ([(3, A), (2, L), (1, X)], 3, [(3, S), (2, L)]),
+    ],
+)
+def test_settle_trims(held: list[tuple[int, State]], kept: int, left: list[tuple[int, State]]) -> None:
+    entries = tuple(entry(number, state) for number, state in held)
+    verdict = votes.settle(entries, stamp(3), (), kept)
+    assert shape(verdict.entries) == left
+    assert {e.record for e in verdict.freed} == {
+        e.record for e in entries if e.state is not X and e.stamp not in {k.stamp for k in verdict.entries}
+    }
+
+
+def test_a_tombstone_that_settles_late_still_ends_the_history() -> None:
+    held = (entry(3, S), entry(2, A, tombstone=True), entry(1, S))
+    assert shape(votes.settle(held, stamp(2), (), 5).entries) == [(3, S), (2, S)]
+
+
+def test_the_limit() -> None:
+    full = tuple(entry(number, X) for number in range(ENTRIES_MAX, 0, -1))
+    assert isinstance(votes.accept(full, entry(9999), lock=True).error, ResourceExhausted)
+    assert isinstance(votes.abort(full, stamp(9999)).error, ResourceExhausted)
+    assert votes.abort(full, stamp(5)).error is None
+
+
+stamps = st.integers(1, 8)
+
+
+class VotesMachine(RuleBasedStateMachine):
+    """Any run of mutations: no vote changes, and what is established stays."""
+
+    entries: tuple[Entry, ...]
+
+    @initialize(kept=st.integers(1, 3))
+    def start(self, kept: int) -> None:
+        self.kept = kept
+        self.entries = ()
+        self.locked: set[bytes] = set()
+        self.aborted: set[bytes] = set()
+        self.settled: set[bytes] = set()
+        self.live: set[object] = set()
+        self.record = 0
+
+    def take(self, verdict: votes.Verdict, proposal: Entry | None = None) -> None:
+        before = {e.record for e in self.entries if e.record is not None}
+        after = {e.record for e in verdict.entries if e.record is not None}
+        freed = {e.record for e in verdict.freed}
+        assert freed == before - after
+        assert after - before == ({proposal.record} if proposal is not None and verdict.stored else set())
+        assert verdict.changed == (verdict.entries != self.entries)
+        self.entries = verdict.entries
+
+    @rule(number=stamps, lock=st.booleans(), shard=st.sampled_from([None, 0, 1]), tombstone=st.booleans())
+    def accept(self, number: int, lock: bool, shard: int | None, tombstone: bool) -> None:
+        self.record += 1
+        proposal = Entry(stamp(number), A, tombstone, None if tombstone else shard, 0, self.record)
+        verdict = votes.accept(self.entries, proposal, lock=lock)
+        self.take(verdict, proposal)
+        if verdict.error is None:
+            assert proposal.stamp not in self.aborted
+            assert verdict.state in ((L, S) if lock else (A, L, S))
+        if verdict.state is L:
+            self.locked.add(proposal.stamp)
+
+    @rule(number=stamps)
+    def abort(self, number: int) -> None:
+        held = {e.stamp: e.state for e in self.entries}
+        verdict = votes.abort(self.entries, stamp(number))
+        self.take(verdict)
+        if stamp(number) in held:
+            assert verdict.state is (held[stamp(number)] if held[stamp(number)] in (L, S) else X)
+        else:
+            # Trimmed or never seen: only below an established version is the vote not remembered.
+            assert verdict.state is X
+            assert verdict.changed or stamp(number) < max(self.settled)
+        if verdict.state is X:
+            self.aborted.add(stamp(number))
+
+    @rule(number=stamps)
+    def settle(self, number: int) -> None:
+        verdict = votes.settle(self.entries, stamp(number), (), self.kept)
+        self.take(verdict)
+        if verdict.state is S:
+            self.settled.add(stamp(number))
+        self.aborted.discard(stamp(number))  # the marker is spent, or was trimmed long ago
+
+    @invariant()
+    def ordered_and_whole(self) -> None:
+        if not hasattr(self, "settled"):
+            return
+        order = [e.stamp for e in self.entries]
+        assert order == sorted(set(order), reverse=True)
+        if self.settled:
+            newest = max(self.settled)
+            held = [e for e in self.entries if e.stamp == newest]
+            assert [e.state for e in held] == [S]
+            older = [e for e in self.entries if e.stamp < newest]
+            assert len(older) < self.kept or (self.kept == 1 and not older)
+            assert all(e.state is not X for e in older)
+        for e in self.entries:
+            if e.stamp in self.locked:
+                assert e.state in (L, S)
+            if e.stamp in self.aborted:
+                assert e.state is X
+
+
+TestVotesMachine = VotesMachine.TestCase
+TestVotesMachine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from("alsx"), stamps), max_size=30))
+@settings(deadline=None, max_examples=200, derandomize=True)
+def test_every_mutation_twice_is_as_once(run: list[tuple[str, int]]) -> None:
+    entries: tuple[Entry, ...] = ()
+    for kind, number in run:
+        for again in (False, True):
+            if kind in "al":
+                verdict = votes.accept(entries, entry(number), lock=kind == "l")
+            elif kind == "s":
+                verdict = votes.settle(entries, stamp(number), (), 1)
+            else:
+                verdict = votes.abort(entries, stamp(number))
+            assert not (again and verdict.changed)
+            entries = verdict.entries
