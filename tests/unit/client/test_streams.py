@@ -242,7 +242,7 @@ async def test_memory_stays_bounded(cluster: InProcessCluster) -> None:
 
 
 async def test_cells_of_several_segments_travel_in_one_message(cluster: InProcessCluster) -> None:
-    """A message per cell made the nodes slow; a message above 4 MiB is refused by a real node."""
+    """A message per cell costs each node several switches of threads; one above 4 MiB is refused by a real node."""
     sent: dict[int, list[pb.WriteShardRequest]] = {}
 
     async def note(node: int, message: Message) -> None:
