@@ -13,7 +13,8 @@ from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ResourceExhausted
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import Abort, StoreOptions
-from store_cases import accept, adopt, cells, name, settle, stamp
+
+from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
 
 
 def options(**changes: int) -> StoreOptions:
@@ -130,13 +131,8 @@ async def test_a_full_disk_without_a_reserve(small_disk: Path) -> None:
 
 async def _fill_with_ballast(store: LmdbStore, disk: Path) -> LmdbStore:
     """Take every free byte from outside, and see that a delete is refused and not broken."""
-    with (disk / "more").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with (disk / "more").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        list(iter(lambda: file.write(bytes(4096)), 0))
     big = [Abort(name(f"none {number} " + "n" * 900), 7, stamp(1)) for number in range(400)]
     with pytest.raises(ResourceExhausted):
         await store.apply(big)
