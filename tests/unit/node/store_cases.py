@@ -1,0 +1,49 @@
+"""What the tests of the disk store share."""
+
+from __future__ import annotations
+
+import pytest
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.names import ObjectName
+from coffre.codec import crc32c
+from coffre.node.store import Accept, Settle, StoredCell, StoreOptions
+
+
+def stamp(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def name(key: str = "key") -> ObjectName:
+    return ObjectName("tenant", "bucket", key)
+
+
+def accept(
+    number: int, key: str = "key", *, cell: bytes = b"cell", lock: bool = False, tombstone: bool = False
+) -> Accept:
+    return Accept(
+        name(key), 7, stamp(number), tombstone, bytes(16), b"manifest %d" % number, b"m" * 16, (1, 2),
+        None if tombstone else 1, b"" if tombstone else cell, 0 if tombstone else crc32c(cell), lock=lock,
+    )  # fmt: skip
+
+
+def adopt(number: int, key: str = "key", data_id: bytes = bytes(16)) -> Accept:
+    return Accept(name(key), 7, stamp(number), False, data_id, b"manifest", b"m" * 16, (1, 2), 1, staged=True)
+
+
+def settle(number: int, key: str = "key") -> Settle:
+    return Settle(name(key), 7, stamp(number))
+
+
+def cells(count: int, size_bytes: int = 1000) -> list[StoredCell]:
+    data = [bytes((segment & 0xFF,)) * size_bytes for segment in range(count)]
+    return [StoredCell(segment, crc32c(data), data) for segment, data in enumerate(data)]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def options() -> StoreOptions:
+    return StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=64 << 10)
