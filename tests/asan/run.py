@@ -24,7 +24,7 @@ SANITIZE = (
     "-O1",
 )
 # These run other processes, with and without the kernel, or compile it anew: it is not under test there.
-NOT_HERE = ("test_codec_build.py", "test_codec_tier.py")
+NOT_HERE = ("test_codec_bench.py", "test_codec_build.py", "test_codec_tier.py")
 LOCATION_CHECK = "import coffre.codec._kernel as kernel; print(kernel.__file__)"
 
 

@@ -29,7 +29,7 @@ SHARD_BYTES = 1 << 20
 CELL_BYTES = 1 << 16
 SEED = 1
 REPETITIONS = 25
-# Data coded per turn: long enough for the clock and for the vector units to wake up, short enough that the turns
+# Data coded per turn: long enough for the clock and for the vector units to wake up, short enough that turns
 # stay close together. A turn of zfec, which is slow, is one call.
 TURN_BYTES = 64 << 20
 _ZFEC_REPETITIONS = 9

@@ -28,6 +28,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 
 __all__ = [
@@ -184,7 +186,7 @@ class Cancelled(RetryableError):
     code = _code(grpc.StatusCode.CANCELLED)
 
 
-_BY_CODE: dict[int, type[CoffreError]] = {
+_BY_CODE: Mapping[int, type[CoffreError]] = {
     cls.code: cls
     for cls in (
         AlreadyExists,

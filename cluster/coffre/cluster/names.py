@@ -41,13 +41,17 @@ class ObjectName:
 def check_tenant(tenant: str) -> None:
     """Raise `InvalidArgument` unless `tenant` is a DNS-like label of at most 63 characters."""
     if not _LABEL.fullmatch(tenant):
-        raise InvalidArgument(f"{tenant!r} is not a tenant name: a-z, 0-9, '-' and '.', at most 63 characters")
+        raise InvalidArgument(
+            f"{tenant!r} is not a tenant name: a-z, 0-9, '-' and '.', at most 63 characters"
+        )
 
 
 def check_bucket(bucket: str) -> None:
     """Raise `InvalidArgument` unless `bucket` is a DNS-like label of at most 63 characters."""
     if not _LABEL.fullmatch(bucket):
-        raise InvalidArgument(f"{bucket!r} is not a bucket name: a-z, 0-9, '-' and '.', at most 63 characters")
+        raise InvalidArgument(
+            f"{bucket!r} is not a bucket name: a-z, 0-9, '-' and '.', at most 63 characters"
+        )
 
 
 def partition_of(name: ObjectName, partitions: int) -> int:

@@ -6,21 +6,25 @@ handlers in the same process, for tests and simulation. Both pass tests/contract
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import aclosing
+from typing import Protocol, TypeVar
 
-from coffre.cluster.errors import Unavailable
+from coffre.cluster.errors import DeadlineExceeded, Unavailable
 from coffre.cluster.identity import Identity
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["LoopbackTransport", "NodeHandler", "Transport"]
 
+_Reply = TypeVar("_Reply")
+
 
 class Transport(Protocol):
     """Calls to nodes by their number in the cluster map.
 
-    Every method raises `CoffreError`: retryable ones when the node cannot be reached or does not answer within
-    `timeout` seconds, permanent ones when it refuses.
+    Every method raises `CoffreError`: retryable ones when the node cannot be reached or does not answer
+    within `timeout` seconds, permanent ones when it refuses.
     """
 
     async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply: ...
@@ -53,7 +57,9 @@ class NodeHandler(Protocol):
         self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
     ) -> pb.WriteShardReply: ...
 
-    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[pb.ReadShardReply]: ...
+    def read_shard(
+        self, peer: Identity, request: pb.ReadShardRequest
+    ) -> AsyncIterator[pb.ReadShardReply]: ...
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
 
@@ -79,30 +85,45 @@ class LoopbackTransport:
         return handler
 
     async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
-        return await self._handler(node).batch(self._identity, request)
+        return await _within(timeout, node, self._handler(node).batch(self._identity, request))
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
     ) -> pb.WriteShardReply:
-        return await self._handler(node).write_shard(self._identity, requests)
+        return await _within(timeout, node, self._handler(node).write_shard(self._identity, requests))
 
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
     ) -> AsyncIterator[pb.ReadShardReply]:
-        async for reply in self._handler(node).read_shard(self._identity, request):
-            yield reply
+        deadline = asyncio.get_running_loop().time() + timeout
+        replies = self._handler(node).read_shard(self._identity, request)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # handlers return async generators
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                reply = await _within(left, node, anext(stream, None))
+                if reply is None:
+                    return
+                yield reply
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
-        await self._handler(node).drop_shard(self._identity, request)
+        await _within(timeout, node, self._handler(node).drop_shard(self._identity, request))
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
-        return await self._handler(node).list(self._identity, request)
+        return await _within(timeout, node, self._handler(node).list(self._identity, request))
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
-        return await self._handler(node).status(self._identity)
+        return await _within(timeout, node, self._handler(node).status(self._identity))
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
-        return await self._handler(node).get_map(self._identity, request)
+        return await _within(timeout, node, self._handler(node).get_map(self._identity, request))
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+async def _within(timeout: float, node: int, call: Awaitable[_Reply]) -> _Reply:
+    try:
+        async with asyncio.timeout(timeout):
+            return await call
+    except TimeoutError:
+        raise DeadlineExceeded(f"node {node}: no answer within the time given") from None

@@ -33,7 +33,7 @@ _COMPANY_SECONDS = 0.05  # how long settles alone wait for something that needs 
 _BATCH_ITEMS_MAX = 4096
 _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest
-_FULL_BYTES = 1 << 20
+_FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MUTATIONS = (Accept, Settle, Abort, QueueRepair, DropRepair)
 
@@ -237,19 +237,22 @@ class Committer:
             else:
                 self._break(jobs, error)
         except lmdb.Error as error:
-            # LMDB calls a short write EIO, and a full disk is what cuts writes short. What it wrote is not
-            # referred to.
-            if isinstance(error, lmdb.PanicError) or not self._space.is_full():
-                self._break(jobs, error)
-            else:
+            if self._space.free_bytes() < _FULL_BYTES:
+                # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
                 _fail(jobs, ResourceExhausted("the disk of this node is full"))
+            else:
+                self._break(jobs, error)
         except Exception as error:  # noqa: BLE001 - its callers must hear of it
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
                 return
             _log.exception("a mutation failed")
-            kept = error if isinstance(error, CoffreError) else InternalError(f"the store failed: {error!r}")
+            kept = (
+                error
+                if isinstance(error, CoffreError)
+                else InternalError(f"the store failed ({type(error).__name__})")
+            )
             _fail(jobs, kept)
 
     def _break(self, jobs: list[_Job], error: Exception) -> None:

@@ -16,7 +16,7 @@ from coffre.codec import crc32c
 from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES
 from coffre.node.records import LargeShard
 from coffre.node.store import StoredCell
-from coffre.node.volumes import FileHandle, sync_directory
+from coffre.node.volumes import FileHandle, start_writing, sync_directory
 
 __all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
 
@@ -31,6 +31,7 @@ _FOOTER = struct.Struct(">8sIIQI")  # magic, cells, CRC32C of the table, bytes o
 _FOOTER_BYTES = _FOOTER.size + 4
 _TABLE_READ_MAX = 256
 _BUFFERS_MAX = 512
+_WRITING_BYTES = 4 << 20  # how much gathers before the disk begins with it
 
 
 def large_path(directory: Path, number: int) -> Path:
@@ -63,6 +64,7 @@ class LargeShardWriter:
         self._handle = FileHandle(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640))
         self._seed = _seed(data_id, shard_index)
         self._table = bytearray()
+        self._begun_bytes = 0
         self.cell_count = 0
         self.size_bytes = 0
         self.shard_crc = 0
@@ -93,6 +95,9 @@ class LargeShardWriter:
             self.shard_crc = crc32c(cell.crc.to_bytes(4, "little"), self.shard_crc)
         self.cell_count += len(cells)
         self._write(buffers)
+        if self.file_bytes - self._begun_bytes >= _WRITING_BYTES:
+            start_writing(self._handle.fd, self._begun_bytes, self.file_bytes - self._begun_bytes)
+            self._begun_bytes = self.file_bytes
 
     def finish(self) -> None:
         """Write table and footer, and sync the file and its directory."""

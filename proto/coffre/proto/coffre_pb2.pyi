@@ -508,7 +508,6 @@ class Version(_message.Message):
     SHARD_BYTES_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     stamp: _builtins.bytes
-    """only for ABORTED"""
     shard_index: _builtins.int
     """absent when the node has the manifest alone"""
     cell: _builtins.bytes

@@ -105,7 +105,7 @@ def test_any_scheme_size_and_alignment(
     assert not any(room[offsets[1] + m * size :])
 
 
-def test_cells_larger_than_a_block_and_the_lock_released(tier: Tier) -> None:
+def test_cells_larger_than_a_block(tier: Tier) -> None:
     size = 100_003 if tier is not Tier.ZFEC else 5_003
     data = tuple(random_bytes(i, size) for i in range(4))
     parity = [bytearray(size) for _ in range(2)]

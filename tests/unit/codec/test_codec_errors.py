@@ -193,13 +193,38 @@ def test_wrong_buffers(tier: Tier, case: str) -> None:
     assert str(caught.value) == text
 
 
-def test_an_error_writes_nothing_and_releases_every_buffer(tier: Tier) -> None:
-    parity = [bytearray(SIZE), bytearray(SIZE)]
-    last = bytearray(SIZE - 1)
+def test_an_error_writes_nothing(tier: Tier) -> None:
+    parity = outputs()
     with pytest.raises(ValueError, match="input shard 3 has 39 bytes"):
-        Codec(4, 2, tier=tier).encode_into([*inputs(3), last], parity)
+        Codec(4, 2, tier=tier).encode_into([*inputs(3), bytes(SIZE - 1)], parity)
+    with pytest.raises(ValueError, match="output shard 5 overlaps output shard 4"):
+        Codec(4, 2, tier=tier).encode_into(inputs(), parity[:1] * 2)
     assert parity == outputs()
-    last.append(0)  # would be a BufferError if the failed call still held it
+
+
+def assert_released(*buffers: bytearray) -> None:
+    for buffer in buffers:
+        buffer.append(0)  # a BufferError while anything holds a view
+
+
+def test_every_call_releases_every_buffer(tier: Tier) -> None:
+    code = Codec(4, 2, tier=tier)
+    data, parity = [bytearray(SIZE) for _ in range(4)], outputs()
+    code.encode_into(data, parity)
+    assert_released(*data, *parity)
+    data[3].append(0)
+    with pytest.raises(ValueError, match="input shard 3 has 42 bytes"):
+        code.encode_into(data, parity)
+    assert_released(*data, *parity)
+    segment, cells = bytearray(4 * SIZE), bytearray(2 * SIZE)
+    code.encode_segment(segment, cells)
+    assert_released(segment, cells)
+    with pytest.raises(ValueError, match="which is not a multiple of 4"):
+        code.encode_segment(segment, cells)
+    assert_released(segment, cells)
+    shards, wanted = {index: bytearray(SIZE) for index in range(4)}, {5: bytearray(SIZE)}
+    code.reconstruct_into(shards, wanted)
+    assert_released(*shards.values(), *wanted.values())
 
 
 @pytest.mark.parametrize(
@@ -250,3 +275,30 @@ class EditsItsList:
 def test_a_sequence_that_changes_while_it_is_read(tier: Tier) -> None:
     with pytest.raises(ValueError, match="4 input shards are needed, not 3"):
         Codec(4, 2, tier=tier).encode_into(untyped(EditsItsList(inputs(3))), outputs())
+
+
+def test_the_kernel_checks_its_own_arguments() -> None:
+    kernel = pytest.importorskip("coffre.codec._kernel", exc_type=ImportError)
+    for sources, targets, text in [
+        (b"", b"\x01", "at least one source shard is needed"),
+        (b"\x01\x01", b"", "source shard 1 is given twice"),
+        (b"\x01", b"\x02\x02", "target shard 2 is given twice"),
+        (bytes(257), b"", "there are at most 256 source shards, not 257"),
+        (b"\x01", bytes(257), "there are at most 256 target shards, not 257"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            kernel.Transform(sources, targets)
+    with pytest.raises(ValueError, match="the codec tier 'avx1024' is not available"):
+        kernel.Transform(b"\x00", b"\x01", "avx1024")
+    with pytest.raises(ValueError, match="is not available"):
+        kernel.set_active_tier("avx1024")
+    with pytest.raises(TypeError):
+        kernel.set_active_tier(7)
+    for method in (
+        kernel.Transform(b"\x00", b"\x01").apply,
+        kernel.Transform(b"\x00", b"\x01").apply_segment,
+    ):
+        with pytest.raises(TypeError, match="takes 2 or 3 arguments"):
+            method()
+        with pytest.raises(TypeError, match="takes 2 or 3 arguments"):
+            method([], [], True, None)

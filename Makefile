@@ -1,0 +1,61 @@
+# Coffre. `make help` lists the targets.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml hatch_build.py $(wildcard codec/csrc/*) $(wildcard codec/coffre/codec/*.c)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Coffre needs Python 3.11 or later"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Coffre needs Python's venv module (Debian: apt-get install python3-venv)"; exit 2; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev,bench,demo]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/installed  ## make .venv with everything in it
+
+.PHONY: run
+run: setup  ## the main job: store real records, kill two nodes, read everything back (ARGS=--once ends by itself)
+	@$(BIN)/coffre dev run $(ARGS)
+
+.PHONY: test
+test: setup  ## every test of the default run
+	$(BIN)/python -m pytest -q $(ARGS)
+
+.PHONY: lint
+lint: setup  ## style and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup  ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test-asan
+test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
+	$(BIN)/python tests/asan/run.py
+
+.PHONY: soak
+soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
+	COFFRE_SOAK_ROUNDS=$(or $(ROUNDS),2000) $(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
+
+.PHONY: bench
+bench: setup  ## measure the published figures; writes bench/results/latest.json
+	@$(BIN)/coffre dev bench $(ARGS)
+
+.PHONY: proto
+proto: setup  ## regenerate the committed stubs from coffre.proto
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python sh proto/generate.sh
+
+.PHONY: clean
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) .coffre .demo-data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

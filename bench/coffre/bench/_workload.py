@@ -1,0 +1,161 @@
+"""What the figures of the data path do to a cluster: many small operations at once, or one large object."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from time import perf_counter
+
+from coffre.client import AsyncClient
+from coffre.cluster.errors import CoffreError, IntegrityError
+
+__all__ = ["BLOCK_BYTES", "Blocks", "SmallObjects", "get_large", "put_large", "sustained_rate"]
+
+BLOCK_BYTES = 1 << 20
+SMALL_BYTES = 4 << 10
+_BLOCKS = 16
+_SAMPLE_BYTES = 256
+
+
+class Blocks:
+    """Incompressible bytes from a seed: 16 MiB, cut into small objects, or repeated as the blocks of a large one.
+
+    A segment is compressed and encrypted on its own, so that the repetition helps nobody.
+    """
+
+    def __init__(self, seed: int) -> None:
+        source = random.Random(seed)
+        self._blocks = [source.randbytes(BLOCK_BYTES) for _ in range(_BLOCKS)]
+        self._small = [
+            block[start : start + SMALL_BYTES]
+            for block in self._blocks
+            for start in range(0, BLOCK_BYTES, SMALL_BYTES)
+        ]
+
+    def small(self, number: int) -> bytes:
+        """The 4 KiB object of a number."""
+        return self._small[number % len(self._small)]
+
+    def block(self, number: int) -> bytes:
+        """The 1 MiB block of a number."""
+        return self._blocks[number % _BLOCKS]
+
+    async def stream(self, blocks: int) -> AsyncIterator[bytes]:
+        """A large object of so many blocks."""
+        for number in range(blocks):
+            yield self.block(number)
+
+
+async def sustained_rate(
+    operation: Callable[[int], Awaitable[None]],
+    flush: Callable[[], Awaitable[None]],
+    *,
+    callers: int,
+    duration_s: float,
+) -> float:
+    """Operations per second of `callers` that start new ones for `duration_s`.
+
+    The clock runs from the first start until `flush` has returned: what an operation leaves behind for later, such as
+    the shards of a put beyond the bar, is paid for inside the measured time. So are the start, and the tail when
+    fewer callers are left. The first failure of an operation ends the measurement and is raised.
+    """
+    numbers = itertools.count()
+    done = 0
+    start = perf_counter()
+    end = start + duration_s
+
+    async def caller() -> None:
+        nonlocal done
+        while True:
+            await operation(next(numbers))
+            done += 1
+            if perf_counter() >= end:
+                return
+
+    await _together([caller() for _ in range(callers)])
+    await flush()
+    return done / (perf_counter() - start)
+
+
+class SmallObjects:
+    """4 KiB objects below one prefix of a bucket, under keys that count up."""
+
+    def __init__(self, blocks: Blocks, bucket: str, prefix: str) -> None:
+        self._blocks = blocks
+        self._bucket = bucket
+        self._prefix = prefix
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}/{number:08d}"
+
+    async def put(self, client: AsyncClient, number: int) -> None:
+        """Return when it is acknowledged."""
+        await client.put(self._bucket, self._key(number), self._blocks.small(number))
+
+    async def put_all(self, client: AsyncClient, count: int, callers: int) -> None:
+        numbers = iter(range(count))
+
+        async def caller() -> None:
+            for number in numbers:
+                await self.put(client, number)
+
+        await _together([caller() for _ in range(callers)])
+        await client.flush()
+
+    async def get(self, client: AsyncClient, number: int) -> None:
+        """Get one and compare all of it. Raises `IntegrityError`."""
+        if await client.get(self._bucket, self._key(number)) != self._blocks.small(number):
+            raise IntegrityError(f"{self._key(number)} came back with other bytes than went in")
+
+
+async def put_large(client: AsyncClient, blocks: Blocks, bucket: str, key: str, size_bytes: int) -> float:
+    """Put an object of whole blocks; bytes per second until every node has stored its shard."""
+    start = perf_counter()
+    await client.put(bucket, key, blocks.stream(size_bytes // BLOCK_BYTES))
+    await client.flush()
+    return size_bytes / (perf_counter() - start)
+
+
+async def get_large(
+    client: AsyncClient, blocks: Blocks, bucket: str, key: str, size_bytes: int, *, compare_all: bool = False
+) -> float:
+    """Get it back; bytes per second. Raises `IntegrityError` when it is not what was put.
+
+    Compares lengths and a part of every piece, or with `compare_all` every byte, for a turn that is not timed.
+    """
+    position = 0
+    start = perf_counter()
+    async with aclosing(client.get_stream(bucket, key)) as pieces:
+        async for piece in pieces:
+            _check_piece(blocks, piece, position, len(piece) if compare_all else _SAMPLE_BYTES)
+            position += len(piece)
+    elapsed_s = perf_counter() - start
+    if position != size_bytes:
+        raise IntegrityError(f"{key} came back with {position} bytes instead of {size_bytes}")
+    return size_bytes / elapsed_s
+
+
+def _check_piece(blocks: Blocks, piece: bytes | memoryview, position: int, compared: int) -> None:
+    """Compare the first bytes of a piece, which may lie across blocks."""
+    taken = 0
+    while taken < min(compared, len(piece)):
+        number, offset = divmod(position + taken, BLOCK_BYTES)
+        count = min(compared - taken, len(piece) - taken, BLOCK_BYTES - offset)
+        if piece[taken : taken + count] != blocks.block(number)[offset : offset + count]:
+            raise IntegrityError(f"other bytes than went in came back in block {number}")
+        taken += count
+
+
+async def _together(callers: list[Awaitable[None]]) -> None:
+    """Run them all; when one fails, end the others and raise what it raised."""
+    tasks = [asyncio.ensure_future(caller) for caller in callers]
+    try:
+        await asyncio.gather(*tasks)
+    except (CoffreError, asyncio.CancelledError):
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,180 @@
+"""A whole cluster in this process, for tests and simulation: real handlers over memory stores, and a network that can
+be cut, delayed and lied on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from coffre.client import AsyncClient, ClientOptions, KeyRing
+from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.errors import Unavailable
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.transport import LoopbackTransport
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+from coffre.node.store import StoreOptions
+from coffre.proto import coffre_pb2 as pb
+from google.protobuf.message import Message
+
+__all__ = ["QUICK", "InProcessCluster", "Network", "in_process_cluster"]
+
+CLUSTER_ID = "00112233445566aa"
+PARTITIONS = 64
+QUICK = ClientOptions(
+    timeout=0.5, patience=0.05, hedge_delay=0.01, straggler_grace=0.02, stall_timeout=0.2, compress_level=1
+)
+_Message = TypeVar("_Message", bound=Message)
+
+
+def _copy(message: _Message) -> _Message:
+    """What arrives on the other side of a wire: never the sender's own object."""
+    return type(message).FromString(message.SerializeToString())
+
+
+async def _pass(node: int, message: Message) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Network:
+    """The state of a network that all clients of a cluster share.
+
+    `before` sees each request ahead of delivery and may raise or wait; `after` sees each reply and may change it, raise
+    (the request was carried out, its answer is lost) or wait.
+    """
+
+    down: set[int] = field(default_factory=set)
+    before: Callable[[int, Message], Awaitable[None]] = _pass
+    after: Callable[[int, Message], Awaitable[None]] = _pass
+    messages: int = 0
+
+    def heal(self) -> None:
+        """Everything answers again, truthfully."""
+        self.down.clear()
+        self.before = self.after = _pass
+
+    async def send(self, node: int, request: Message) -> None:
+        self.messages += 1
+        await self.before(node, request)
+        if node in self.down:
+            raise Unavailable(f"node {node} does not answer")
+
+
+class _NetworkTransport(LoopbackTransport):
+    """A loopback by way of a `Network`, for what moves or lists objects."""
+
+    def __init__(self, identity: Identity, handlers: dict[int, Handler], network: Network) -> None:
+        super().__init__(identity, handlers)
+        self._network = network
+
+    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+        await self._network.send(node, request)
+        reply = _copy(await super().batch(node, _copy(request), timeout))
+        await self._network.after(node, reply)
+        return reply
+
+    async def write_shard(
+        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+    ) -> pb.WriteShardReply:
+        async def sent() -> AsyncIterator[pb.WriteShardRequest]:
+            async for request in requests:
+                await self._network.send(node, request)
+                yield _copy(request)
+
+        reply = _copy(await super().write_shard(node, sent(), timeout))
+        await self._network.after(node, reply)
+        return reply
+
+    async def read_shard(
+        self, node: int, request: pb.ReadShardRequest, timeout: float
+    ) -> AsyncIterator[pb.ReadShardReply]:
+        await self._network.send(node, request)
+        replies = super().read_shard(node, _copy(request), timeout)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # an async generator
+            async for reply in stream:
+                copied = _copy(reply)
+                await self._network.after(node, copied)
+                if node in self._network.down:
+                    raise Unavailable(f"node {node} does not answer")
+                yield copied
+
+    async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
+        await self._network.send(node, request)
+        await super().drop_shard(node, request, timeout)
+
+    async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
+        await self._network.send(node, request)
+        reply = _copy(await super().list(node, request, timeout))
+        await self._network.after(node, reply)
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessCluster:
+    """Nodes by number; clients are made at will and share the network."""
+
+    cluster_map: ClusterMap
+    stores: dict[int, MemoryStore]
+    handlers: dict[int, Handler]
+    keys: KeyRing
+    network: Network
+    clients: list[AsyncClient]
+
+    def client(
+        self,
+        tenant: str = "clinic",
+        *,
+        options: ClientOptions = QUICK,
+        clock: Clock | None = None,
+        network: Network | None = None,
+        cluster_map: ClusterMap | None = None,
+    ) -> AsyncClient:
+        """A client with the cluster's key ring; on a network of its own when one is given."""
+        identity = Identity(self.cluster_map.cluster_id, Role.TENANT, tenant)
+        transport = _NetworkTransport(identity, self.handlers, network or self.network)
+        client = AsyncClient(
+            cluster_map or self.cluster_map, transport, self.keys, tenant, options=options, clock=clock
+        )
+        self.clients.append(client)
+        return client
+
+    async def aclose(self) -> None:
+        """Heal the network and close every client that was made."""
+        self.network.heal()
+        for client in self.clients:
+            await client.aclose()
+
+
+def in_process_cluster(
+    k: int, m: int, *, nodes: int | None = None, versions_kept: int = 1, clock: Clock | None = None
+) -> InProcessCluster:
+    """A cluster of `nodes` (default k + m) nodes, each at a site and with an operator of its own."""
+    clock = clock or SystemClock()
+    entries = tuple(
+        MapNode(
+            number,
+            f"n{number}",
+            f"127.0.0.1:{7000 + number}",
+            f"s{number}",
+            f"site{number}",
+            f"op{number}",
+            "FR",
+            1 << 40,
+        )
+        for number in range(1, (nodes or k + m) + 1)
+    )
+    policy = Policy(f"{k}+{m}", k, m, ("FR",), Domain.NODE, versions_kept=versions_kept)
+    cluster_map = ClusterMap(CLUSTER_ID, 1, PARTITIONS, entries, (policy,), policy.name)
+    stores = {node.number: MemoryStore(clock, StoreOptions(versions_kept=versions_kept)) for node in entries}
+    handlers = {
+        node.number: Handler(
+            node.number, node.node_id, stores[node.number], MapHolder(cluster_map, b""), clock
+        )
+        for node in entries
+    }
+    return InProcessCluster(cluster_map, stores, handlers, KeyRing.generate(), Network(), [])

@@ -1,0 +1,308 @@
+"""A whole cluster on this machine, of real node processes: for the demo, the benchmarks and the integration tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from coffre.client import KeyRing
+from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.errors import ConfigurationError, Unavailable
+from coffre.cluster.identity import NodeAttributes, tls_name
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, create_map_file, sign_map
+from coffre.cluster.pki import (
+    Authority,
+    create_authority,
+    issue_node,
+    issue_operator,
+    issue_tenant,
+    write_authority,
+    write_issued,
+)
+from coffre.cluster.tls import TlsFiles, channel_credentials
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+__all__ = ["ClusterShape", "LocalCluster"]
+
+_MARKER = "development-cluster"
+_CLIENT_TOML = """\
+map = "cluster.map"
+authority = "pki/ca.crt"
+certificate = "pki/{tenant}.crt"
+key = "pki/{tenant}.key"
+keyring = "keyring.json"
+passphrase_file = "passphrase"
+"""
+_NODE_TOML = """\
+listen = "{address}"
+data = "data"
+map = "../../cluster.map"
+log_level = "info"
+
+[tls]
+authority = "../../pki/ca.crt"
+certificate = "../../pki/{node_id}.crt"
+key = "../../pki/{node_id}.key"
+
+[store]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterShape:
+    """How many nodes where, and how objects are coded. `store` goes into every node's [store] section."""
+
+    nodes: int = 6
+    sites: int = 3
+    k: int = 4
+    m: int = 2
+    tenants: tuple[str, ...] = ("clinic",)
+    partitions: int = 256
+    versions_kept: int = 1
+    capacity_bytes: int = 1 << 40
+    store: Mapping[str, int] = field(default_factory=dict)
+
+
+class LocalCluster:
+    """Six nodes, or what the shape says, on loopback. Every process that it starts, it also ends."""
+
+    def __init__(self, directory: Path, cluster_map: ClusterMap, tenants: tuple[str, ...]) -> None:
+        self.directory = directory
+        self.map = cluster_map
+        self._tenants = tenants
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @classmethod
+    def create(cls, directory: Path, shape: ClusterShape, clock: Clock | None = None) -> LocalCluster:
+        """Make certificates, a signed map, a key ring and configurations in `directory`, replacing an earlier cluster.
+
+        Raises `ConfigurationError` when the directory holds something else.
+        """
+        if directory.exists() and any(directory.iterdir()):
+            if not (directory / _MARKER).exists():
+                raise ConfigurationError(f"{directory} is not empty and holds no development cluster")
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _MARKER).touch()
+        clock = clock or SystemClock()
+        authority = create_authority(secrets.token_hex(8), clock)
+        nodes = _issue_nodes(directory, authority, shape, clock)
+        policy = Policy(
+            f"{shape.k}-{shape.m}",
+            shape.k,
+            shape.m,
+            ("FR",),
+            Domain.SITE if shape.sites > 1 else Domain.NODE,
+            versions_kept=shape.versions_kept,
+        )
+        cluster_map = ClusterMap(authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name)
+        operator = issue_operator(authority, "operator", clock)
+        write_issued(operator, directory / "pki")
+        signer = x509.load_pem_x509_certificate(operator.certificate)
+        signer_key = load_pem_private_key(operator.key, None)
+        create_map_file(directory / "cluster.map", sign_map(cluster_map, signer, signer_key))  # type: ignore[arg-type]
+        _write_clients(directory, authority, shape, clock)
+        _write_nodes(directory, nodes, shape)
+        return cls(directory, cluster_map, shape.tenants)
+
+    # ---------------------------------------------------------------- what a user of the cluster needs
+
+    def client_config(self, tenant: str | None = None) -> Path:
+        """The client.toml of a tenant (default: the first)."""
+        tenant = tenant or self._tenants[0]
+        return self.directory / ("client.toml" if tenant == self._tenants[0] else f"{tenant}.toml")
+
+    def data(self, number: int) -> Path:
+        """The data directory of a node."""
+        return self._home(number) / "data"
+
+    def log(self, number: int) -> Path:
+        """The log of a node: JSON lines."""
+        return self._home(number) / "node.log"
+
+    def config(self, number: int) -> Path:
+        return self._home(number) / "node.toml"
+
+    def operator_tls(self) -> TlsFiles:
+        pki = self.directory / "pki"
+        return TlsFiles(pki / "ca.crt", pki / "operator.crt", pki / "operator.key")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(node.number for node in self.map.nodes)
+
+    def disk_bytes(self) -> int:
+        """What all data directories take on disk."""
+        return sum(disk_bytes(self.data(number)) for number in self.numbers)
+
+    def pid(self, number: int) -> int:
+        return self._processes[number].pid
+
+    # ---------------------------------------------------------------- life of the processes
+
+    async def start(self, numbers: Iterable[int] | None = None) -> None:
+        """Start nodes (default: all) and return when they serve. Raises `Unavailable` with the end of a failing log."""
+        chosen = tuple(self.numbers if numbers is None else numbers)
+        for number in chosen:
+            self._spawn(number)
+        await asyncio.gather(*(self.wait_ready(number) for number in chosen))
+
+    def _spawn(self, number: int) -> None:
+        command = [
+            str(Path(sys.executable).with_name("coffre")),
+            "node",
+            "run",
+            "--config",
+            str(self.config(number)),
+        ]
+        with self.log(number).open("ab") as log:
+            self._processes[number] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    async def wait_ready(self, number: int, timeout: float = 30.0) -> None:
+        """Return when the node's health service says SERVING."""
+        node = self.map.node(number)
+        options: list[tuple[str, str | int]] = [
+            ("grpc.ssl_target_name_override", tls_name(self.map.cluster_id, node.attributes)),
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.min_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 100),
+        ]
+        credentials = channel_credentials(self.operator_tls())
+        async with grpc.aio.secure_channel(node.address, credentials, options) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            deadline = asyncio.get_running_loop().time() + timeout
+            while True:
+                if self._processes[number].poll() is not None:
+                    raise Unavailable(f"{node.node_id} ended by itself: {self._last_words(number)}")
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    reply = await stub.Check(
+                        health_pb2.HealthCheckRequest(), timeout=2.0, wait_for_ready=True
+                    )
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(f"{node.node_id} does not serve: {self._last_words(number)}")
+
+    def _last_words(self, number: int) -> str:
+        return self.log(number).read_text("utf-8", "replace")[-2000:].strip()
+
+    def kill(self, number: int, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a node; a deadly one is waited for."""
+        process = self._processes[number]
+        process.send_signal(how)
+        if how in (signal.SIGKILL, signal.SIGTERM):
+            process.wait(timeout=30)
+
+    def running(self, number: int) -> bool:
+        return number in self._processes and self._processes[number].poll() is None
+
+    def stop(self) -> None:
+        """End every node: SIGTERM, then SIGKILL for one that does not listen."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    async def __aenter__(self) -> LocalCluster:
+        try:
+            await self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _home(self, number: int) -> Path:
+        return self.directory / "nodes" / self.map.node(number).node_id
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes that the files below a directory take on disk (blocks, not lengths)."""
+    total = 0
+    for root, _, files in os.walk(directory):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(root) / name).stat().st_blocks * 512
+    return total
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _issue_nodes(
+    directory: Path, authority: Authority, shape: ClusterShape, clock: Clock
+) -> tuple[MapNode, ...]:
+    write_authority(authority, directory / "pki")
+    nodes = []
+    for number, port in enumerate(_free_ports(shape.nodes), start=1):
+        site = (number - 1) % shape.sites
+        attributes = NodeAttributes(
+            f"node-{number}", f"server-{number}", f"site-{site + 1}", f"operator-{site + 1}", "FR"
+        )
+        write_issued(issue_node(authority, attributes, clock), directory / "pki")
+        nodes.append(
+            MapNode(
+                number,
+                attributes.node_id,
+                f"127.0.0.1:{port}",
+                attributes.server,
+                attributes.site,
+                attributes.operator,
+                attributes.jurisdiction,
+                shape.capacity_bytes,
+            )
+        )
+    return tuple(nodes)
+
+
+def _write_clients(directory: Path, authority: Authority, shape: ClusterShape, clock: Clock) -> None:
+    passphrase = secrets.token_urlsafe(24).encode()
+    passphrase_path = directory / "passphrase"
+    passphrase_path.touch(mode=0o600)
+    passphrase_path.write_bytes(passphrase + b"\n")
+    KeyRing.generate().save(directory / "keyring.json", passphrase)
+    for index, tenant in enumerate(shape.tenants):
+        write_issued(issue_tenant(authority, tenant, clock), directory / "pki")
+        name = "client.toml" if index == 0 else f"{tenant}.toml"
+        (directory / name).write_text(_CLIENT_TOML.format(tenant=tenant))
+
+
+def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape) -> None:
+    for node in nodes:
+        home = directory / "nodes" / node.node_id
+        home.mkdir(parents=True)
+        text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
+        text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
+        (home / "node.toml").write_text(text)

@@ -1,0 +1,230 @@
+"""Results: rows and their references, measured in turns, written as JSON and shown as a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import Enum, auto
+from hashlib import sha256
+from pathlib import Path
+
+from coffre.bench.references import Measurement
+from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.version import __version__
+from rich.console import Console
+from rich.table import Table
+
+__all__ = [
+    "Bound",
+    "Machine",
+    "Quantity",
+    "Row",
+    "Target",
+    "alternate",
+    "machine",
+    "print_table",
+    "row_of",
+    "write_results",
+]
+
+Measure = Callable[[], Awaitable[Measurement]]
+
+
+class Bound(Enum):
+    """Which side of the limit is good."""
+
+    AT_LEAST = "at least"
+    AT_MOST = "at most"
+
+
+class Quantity(Enum):
+    """What of a row a target is about."""
+
+    RATIO = auto()
+    VALUE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One published figure. `ratio` is value / reference; without a reference the last three are None."""
+
+    id: str
+    value: float
+    unit: str
+    reference: float | None
+    reference_id: str | None
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a row has to reach."""
+
+    bound: Bound
+    limit: float
+    quantity: Quantity = Quantity.RATIO
+
+    def reached(self, row: Row) -> bool:
+        """Raise `InvalidArgument` when the target is about a ratio that the row has not."""
+        found = row.ratio if self.quantity is Quantity.RATIO else row.value
+        if found is None:
+            raise InvalidArgument(f"row {row.id} has no reference, so its target cannot be a ratio")
+        return found >= self.limit if self.bound is Bound.AT_LEAST else found <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where the figures come from, without saying whose machine it is."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    python: str
+    filesystem: str
+
+
+def row_of(found: Measurement, reference: Measurement | None = None) -> Row:
+    """The row of one measurement, compared with `reference` if given."""
+    if reference is None:
+        return Row(found.id, found.value, found.unit, None, None, None)
+    ratio = found.value / reference.value
+    return Row(found.id, found.value, found.unit, reference.value, reference.id, ratio)
+
+
+async def alternate(product: Measure, reference: Measure, *, rounds: int) -> Row:
+    """Measure both in turns (reference, product, product, reference, ...) and take medians over `rounds`.
+
+    The ratio is the median of the ratios of each round, whose two halves are seconds apart; it is therefore
+    not exactly the quotient of the two medians beside it.
+    """
+    if rounds < 1:
+        raise InvalidArgument("at least one round")
+    products: list[Measurement] = []
+    references: list[Measurement] = []
+    for number in range(rounds):
+        if number % 2 == 0:
+            references.append(await reference())
+            products.append(await product())
+        else:
+            products.append(await product())
+            references.append(await reference())
+    return Row(
+        id=products[0].id,
+        value=statistics.median(found.value for found in products),
+        unit=products[0].unit,
+        reference=statistics.median(found.value for found in references),
+        reference_id=references[0].id,
+        ratio=statistics.median(p.value / r.value for p, r in zip(products, references, strict=True)),
+    )
+
+
+def machine(directory: Path) -> Machine:
+    """This machine, with the type of the filesystem that `directory` is on. Linux only."""
+    return Machine(
+        cpu=_field(Path("/proc/cpuinfo").read_text(), "model name") or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        filesystem=_filesystem(Path("/proc/self/mountinfo").read_text(), directory.resolve()),
+    )
+
+
+def write_results(path: Path, rows: Sequence[Row], *, seed: int, directory: Path, time: datetime) -> str:
+    """Write the run as JSON, all or nothing, and return the SHA-256 (hex) of its rows.
+
+    `directory` is where the disk was measured; `time` must know its zone. Raises `InvalidArgument` for a
+    figure that is not finite or an id that occurs twice.
+    """
+    if time.tzinfo is None:
+        raise InvalidArgument("the time of a result needs a zone")
+    listed = [asdict(row) for row in rows]
+    for row in rows:
+        if not all(math.isfinite(x) for x in (row.value, row.reference, row.ratio) if x is not None):
+            raise InvalidArgument(f"row {row.id} is not finite")
+    if len({row.id for row in rows}) != len(rows):
+        raise InvalidArgument("two rows have the same id")
+    content = {
+        "machine": asdict(machine(directory)),
+        "version": __version__,
+        "seed": seed,
+        "time": time.isoformat(timespec="seconds"),
+        "rows": listed,
+    }
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", encoding="utf-8") as sink:
+        json.dump(content, sink, indent=1, allow_nan=False)
+        sink.write("\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+    draft.replace(path)
+    return sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Console) -> bool:
+    """Show each row with its target, and return whether all targets are reached.
+
+    `targets` goes by row id. A target without a row is shown as not measured, which is not reached either.
+    """
+    table = Table("figure", "value", "unit", "reference", "of", "ratio", "target", "reached", box=None)
+    for column in (1, 3, 5):
+        table.columns[column].justify = "right"
+    table.columns[0].no_wrap = True
+    all_reached, seen = True, set()
+    for row in rows:
+        seen.add(row.id)
+        target = targets.get(row.id)
+        reached = target is None or target.reached(row)
+        all_reached = all_reached and reached
+        table.add_row(
+            *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id or ""),
+            *("" if row.ratio is None else f"{row.ratio:.3f}", "" if target is None else _wording(target)),
+            "" if target is None else "yes" if reached else "NO",
+        )
+    for missing in sorted(targets.keys() - seen):
+        all_reached = False
+        table.add_row(missing, "not measured", "", "", "", "", _wording(targets[missing]), "NO")
+    console.print(table)
+    return all_reached
+
+
+def _wording(target: Target) -> str:
+    what = "ratio " if target.quantity is Quantity.RATIO else ""
+    return f"{what}{target.bound.value} {_number(target.limit)}"
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits with an SI prefix: 12.34k, 56.78µ."""
+    if value is None:
+        return ""
+    if value == 0 or 0.1 <= abs(value) < 10_000:
+        return f"{value:.4g}"
+    power = min(max(math.floor(math.log10(abs(value)) / 3), -3), 4)
+    return f"{value / 1000.0**power:.4g}{'nµm kMGT'[power + 3].strip()}"
+
+
+def _field(text: str, name: str) -> str | None:
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _filesystem(mountinfo: str, directory: Path) -> str:
+    """Type of the mount that `directory` is below; format of `mountinfo` from proc_pid_mountinfo(5)."""
+    best, kind = -1, "unknown"
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        where = Path(before.split()[4].encode().decode("unicode_escape"))
+        # Of mounts on one path the last one listed is on top.
+        if directory.is_relative_to(where) and len(where.parts) >= best:
+            best, kind = len(where.parts), after.split()[0]
+    return kind

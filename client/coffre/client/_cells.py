@@ -1,0 +1,115 @@
+"""Cells of one segment: which are good, and what can be rebuilt from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+
+from coffre.client._sealing import OpenManifest, SegmentCipher
+from coffre.cluster.errors import IntegrityError
+from coffre.codec import codec, crc32c
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["CellSet", "join_cells", "open_segment", "rebuild_cells"]
+
+COMBINATIONS_MAX = 1000
+
+
+@dataclass(slots=True)
+class CellSet:
+    """Verified cells of one segment by shard index, and the indexes whose cells did not verify."""
+
+    good: dict[int, bytes] = field(default_factory=dict)
+    bad: set[int] = field(default_factory=set)
+
+    def add_versions(self, opened: OpenManifest, versions: Iterable[pb.Version]) -> None:
+        """Take the cells of a one-segment object that answers to a Read brought along."""
+        for version in versions:
+            if (
+                not version.HasField("shard_index")
+                or version.shard_index >= opened.manifest.k + opened.manifest.m
+            ):
+                continue
+            if version.damaged:
+                self.bad.add(version.shard_index)
+            elif version.cell and version.stamp == opened.manifest.stamp:
+                self.add(opened, version.shard_index, version.cell, version.cell_crc)
+
+    def add(self, opened: OpenManifest, shard_index: int, cell: bytes, crc: int) -> None:
+        """Take a cell when it has its checksum and is the one that the manifest names."""
+        named = opened.manifest.shard_crcs[4 * shard_index : 4 * shard_index + 4]
+        digest = crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little")
+        if crc32c(cell) == crc and digest == named:
+            self.good[shard_index] = cell
+            self.bad.discard(shard_index)
+        else:
+            self.bad.add(shard_index)
+
+
+def join_cells(k: int, m: int, cells: Mapping[int, bytes]) -> bytes:
+    """Return the ciphertext of a segment from any k cells. Raises `IntegrityError` when they do not fit together."""
+    if len({len(cell) for cell in cells.values()}) > 1:
+        raise IntegrityError("the cells of a segment differ in size")
+    missing = [index for index in range(k) if index not in cells]
+    if not missing:
+        return b"".join([cells[index] for index in range(k)])
+    size_bytes = len(next(iter(cells.values())))
+    rebuilt = {index: bytearray(size_bytes) for index in missing}
+    codec(k, m).reconstruct_into(cells, rebuilt)
+    return b"".join([cells[index] if index in cells else rebuilt[index] for index in range(k)])
+
+
+def open_segment(
+    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes]
+) -> bytes | memoryview:
+    """Return a segment's plaintext from k or more cells.
+
+    With more than k, a cell that lies under a matching checksum is found by leaving cells out. Raises `IntegrityError`.
+    """
+    return _open_some(opened, cipher, segment, cells)[0]
+
+
+def _open_some(
+    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes]
+) -> tuple[bytes | memoryview, dict[int, bytes]]:
+    """Return a segment's plaintext, and the k cells that it was decrypted from."""
+    manifest = opened.manifest
+    k, m = manifest.k, manifest.m
+    start = segment * manifest.segment_bytes
+    plain_bytes = min(manifest.segment_bytes, manifest.size_bytes - start)
+    ordered = sorted(cells)
+    for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
+        some = {index: cells[index] for index in chosen}
+        try:
+            return cipher.open(segment, join_cells(k, m, some), plain_bytes), some
+        except IntegrityError:
+            continue
+    raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")
+
+
+def rebuild_cells(
+    opened: OpenManifest, cells: CellSet, wanted: Iterable[int]
+) -> dict[int, tuple[bytes, int]]:
+    """Return the wanted cells of a one-segment object, each with its CRC32C; empty when fewer than k are good.
+
+    Only segments that decrypt are rebuilt, so nothing wrong is spread.
+    """
+    manifest = opened.manifest
+    k, m = manifest.k, manifest.m
+    if len(cells.good) < k:
+        return {}
+    cipher = SegmentCipher(opened.data_key, manifest.data_id, k)
+    _, true = _open_some(opened, cipher, 0, cells.good)
+    size_bytes = len(next(iter(true.values())))
+    rebuilt = {index: bytearray(size_bytes) for index in wanted if index not in true}
+    codec(k, m).reconstruct_into(true, rebuilt)
+    result = {}
+    for index in wanted:
+        cell = bytes(rebuilt[index]) if index in rebuilt else true[index]
+        crc = crc32c(cell)
+        named = manifest.shard_crcs[4 * index : 4 * index + 4]
+        if crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") != named:
+            raise IntegrityError("a rebuilt cell is not the one that the manifest names")
+        result[index] = (cell, crc)
+    return result

@@ -1,0 +1,261 @@
+"""Objects on their way out: the k fastest shards, hedged, verified, decoded around what is damaged or missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+
+from coffre.client._cells import open_segment
+from coffre.client._peers import Peers
+from coffre.client._reads import Found, Reader
+from coffre.client._sealing import OpenManifest, SegmentCipher
+from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, RetryableError, Unavailable
+from coffre.codec import crc32c
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Downloader"]
+
+WINDOW_SEGMENTS = 6  # how far a shard may run ahead of the segment that is wanted
+OPENING_SEGMENTS = 2
+RESTARTS_MAX = 3
+STREAM_TIMEOUT_SECONDS = 24 * 3600.0
+
+
+class Downloader:
+    """Reads the bytes of versions that were found."""
+
+    def __init__(self, peers: Peers, reader: Reader, pool: Executor, *, hedge_delay: float) -> None:
+        self._peers = peers
+        self._reader = reader
+        self._pool = pool
+        self._hedge_delay = hedge_delay
+
+    async def one_segment(self, found: Found, primaries: tuple[int, ...]) -> bytes | memoryview:
+        """Return a one-segment object from the cells that came with its manifest, or ask for more."""
+        opened, cells = found.opened, found.cells
+        manifest = opened.manifest
+        cipher = SegmentCipher(opened.data_key, manifest.data_id, manifest.k)
+        if len(cells.good) >= manifest.k:
+            try:
+                return open_segment(opened, cipher, 0, cells.good)
+            except IntegrityError:
+                pass  # a cell lies: more of them tell which
+        places = found.placement(primaries)
+        await self._reader.fetch_cells(opened.name, found, {*places, *primaries})
+        missing = set(range(manifest.k + manifest.m)) - set(cells.good)
+        self._report(opened, missing & cells.bad, primaries)
+        if len(cells.good) < manifest.k:
+            await self._reader.fetch_cells(opened.name, found, [peer.number for peer in self._peers.all()])
+        if len(cells.good) < manifest.k:
+            raise _too_few(opened, len(cells.good), cells.bad)
+        return open_segment(opened, cipher, 0, cells.good)
+
+    async def segments(
+        self, found: Found, primaries: tuple[int, ...], first: int, count: int
+    ) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the plaintext of `count` segments from `first` on, in order, in constant memory."""
+        assembly = _Assembly(self, found, found.placement(primaries), first, count)
+        cipher = SegmentCipher(found.opened.data_key, found.opened.manifest.data_id, found.opened.manifest.k)
+        loop = asyncio.get_running_loop()
+        opening: deque[tuple[int, dict[int, bytes], asyncio.Future[bytes | memoryview]]] = deque()
+
+        async def opened_next() -> bytes | memoryview:
+            segment, cells, future = opening.popleft()
+            try:
+                return await future
+            except IntegrityError:
+                every = await assembly.every_cell(segment, cells)
+                return await loop.run_in_executor(
+                    self._pool, open_segment, found.opened, cipher, segment, every
+                )
+
+        try:
+            for segment in range(first, first + count):
+                cells = await assembly.cells(segment)
+                opening.append(
+                    (
+                        segment,
+                        cells,
+                        loop.run_in_executor(self._pool, open_segment, found.opened, cipher, segment, cells),
+                    )
+                )
+                if len(opening) >= OPENING_SEGMENTS:
+                    yield await opened_next()
+            while opening:
+                yield await opened_next()
+        finally:
+            await assembly.close()
+            self._report(found.opened, assembly.damaged, primaries)
+
+    def read_shard(
+        self, opened: OpenManifest, node: int, index: int, first: int, count: int
+    ) -> AsyncIterator[pb.ReadShardReply]:
+        request = pb.ReadShardRequest(
+            epoch=self._peers.epoch,
+            tenant=self._peers.tenant,
+            bucket=opened.name.bucket,
+            key=opened.name.key,
+            stamp=opened.manifest.stamp,
+            shard_index=index,
+            first_segment=first,
+            segment_count=count,
+        )
+        return self._peers.transport.read_shard(node, request, STREAM_TIMEOUT_SECONDS)
+
+    @property
+    def hedge_delay(self) -> float:
+        return self._hedge_delay
+
+    def is_suspect(self, node: int) -> bool:
+        return node not in self._peers or self._peers[node].suspect
+
+    def note_failure(self, node: int) -> None:
+        self._peers[node].note_failure()
+
+    def _report(self, opened: OpenManifest, indexes: set[int], primaries: tuple[int, ...]) -> None:
+        """Queue shards for repair on two nodes, lazily."""
+        for index in indexes:
+            report = pb.Report(
+                bucket=opened.name.bucket, key=opened.name.key, stamp=opened.manifest.stamp, shard_index=index
+            )
+            healthy = [
+                node for place, node in enumerate(primaries) if place != index and not self.is_suspect(node)
+            ]
+            for node in healthy[:2]:
+                self._peers[node].writes.submit_lazily(pb.Operation(report=report))
+
+
+def _too_few(opened: OpenManifest, good: int, bad: set[int]) -> CoffreError:
+    k = opened.manifest.k
+    if good + len(bad) >= k:
+        return IntegrityError(f"{good} intact shards were found, {k} are needed; {len(bad)} are damaged")
+    return Unavailable(f"{good} shards of the object can be reached, {k} are needed")
+
+
+class _Assembly:
+    """Streams of shards, merged segment by segment."""
+
+    def __init__(
+        self, downloader: Downloader, found: Found, places: tuple[int, ...], first: int, count: int
+    ) -> None:
+        self._downloader = downloader
+        self._opened = found.opened
+        self._k = found.opened.manifest.k
+        self._places = places
+        self._end = first + count
+        self._current = first
+        self._cells: dict[int, dict[int, bytes]] = {}
+        self._moved = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._spare = sorted(
+            range(len(places)), key=lambda index: (downloader.is_suspect(places[index]), index)
+        )
+        self._failed: dict[int, CoffreError] = {}
+        self._starts: Counter[int] = Counter()
+        self.damaged: set[int] = set()
+
+    async def cells(self, segment: int) -> dict[int, bytes]:
+        """Wait for k cells of `segment`, asking further shards when some fail or lag."""
+        self._current = segment
+        self._moved.set()
+        self._moved = asyncio.Event()
+        while len(got := self._cells.setdefault(segment, {})) < self._k:
+            self._fill_up()
+            reachable = {index for index, task in self._tasks.items() if not task.done()} | set(got)
+            if len(reachable) < self._k:
+                raise self._too_few(segment)
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._downloader.hedge_delay if self._spare else None):
+                    await self._arrived.wait()
+            except TimeoutError:
+                if self._spare:
+                    self._start(self._spare.pop(0))
+        self._cells.pop(segment)
+        for old in [number for number in self._cells if number < segment]:
+            del self._cells[old]
+        return dict(sorted(got.items())[: self._k])
+
+    def _fill_up(self) -> None:
+        """Keep k streams running: spares first, then those that failed in a way that may pass."""
+        running = sum(not task.done() for task in self._tasks.values())
+        while running < self._k:
+            if not self._spare:
+                self._spare = [i for i, error in self._failed.items() if self._may_retry(i, error)]
+                for index in self._spare:
+                    del self._failed[index]
+            if not self._spare:
+                return
+            self._start(self._spare.pop(0))
+            running += 1
+
+    def _may_retry(self, index: int, error: CoffreError) -> bool:
+        return isinstance(error, RetryableError) and self._starts[index] <= RESTARTS_MAX
+
+    async def every_cell(self, segment: int, cells: dict[int, bytes]) -> dict[int, bytes]:
+        """All cells of one segment that can be had: some cell of `cells` lies under a matching checksum."""
+        every = dict(cells)
+
+        async def fetch(index: int) -> None:
+            await self._read(index, segment, 1, lambda _, cell: every.__setitem__(index, cell))
+
+        await asyncio.gather(
+            *(fetch(index) for index in range(len(self._places)) if index not in every),
+            return_exceptions=True,
+        )
+        return every
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _too_few(self, segment: int) -> CoffreError:
+        if not self._failed:
+            return Unavailable(f"segment {segment}: too few shards")
+        if all(isinstance(error, (IntegrityError, NotFound)) for error in self._failed.values()):
+            return IntegrityError(f"segment {segment}: {len(self._failed)} shards are damaged or missing")
+        return Unavailable("; ".join(f"shard {index}: {error}" for index, error in self._failed.items()))
+
+    def _start(self, index: int) -> None:
+        self._starts[index] += 1
+        self._tasks[index] = asyncio.create_task(self._run(index, self._current))
+
+    async def _run(self, index: int, first: int) -> None:
+        try:
+            await self._read(index, first, self._end - first, lambda seg, cell: self._take(index, seg, cell))
+        except CoffreError as error:
+            self._failed[index] = error
+            if isinstance(error, (IntegrityError, NotFound)):
+                self.damaged.add(index)
+            else:
+                self._downloader.note_failure(self._places[index])
+        finally:
+            self._arrived.set()
+
+    def _take(self, index: int, segment: int, cell: bytes) -> None:
+        if segment >= self._current:
+            self._cells.setdefault(segment, {})[index] = cell
+            if segment == self._current:
+                self._arrived.set()
+
+    async def _read(self, index: int, first: int, count: int, take: Callable[[int, bytes], None]) -> None:
+        """Read cells of one shard, verify each, hand them on; pause while too far ahead of the reader."""
+        expected = first
+        replies = self._downloader.read_shard(self._opened, self._places[index], index, first, count)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
+            async for reply in stream:
+                for cell in reply.cells:
+                    data = cell.data  # every look at it copies it
+                    if cell.segment != expected or crc32c(data) != cell.crc:
+                        raise IntegrityError(f"shard {index} is damaged at segment {expected}")
+                    take(cell.segment, data)
+                    expected += 1
+                while count > 1 and expected > self._current + WINDOW_SEGMENTS:
+                    await self._moved.wait()
+        if expected != first + count:
+            raise IntegrityError(f"shard {index} ends at segment {expected} instead of {first + count}")

@@ -1,0 +1,244 @@
+"""Listing: pages of many nodes merged in key order, each key decided as a head would (docs/consistency.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coffre.client._peers import Peers
+from coffre.client._reads import Found, Reader
+from coffre.client._replies import HELD
+from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._writes import Quorum
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    KeyUnavailable,
+    Unavailable,
+    Unsupported,
+)
+from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.cluster.versions import STAMP_BYTES
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Lister", "Page", "parse_token"]
+
+DECISIONS_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Live objects and common prefixes in key order; `after` starts the next page, None when this is the last."""
+
+    objects: tuple[OpenManifest, ...]
+    prefixes: tuple[str, ...]
+    after: bytes | None
+    after_prefix: bool = False
+
+    @property
+    def token(self) -> str | None:
+        """What `parse_token` reads: where the next page starts."""
+        return None if self.after is None else ("p" if self.after_prefix else "k") + self.after.hex()
+
+
+@dataclass(slots=True)
+class _Merged:
+    """What the nodes say of one key or prefix."""
+
+    entry: pb.ListEntry
+    by_node: dict[int, Sequence[pb.Version]]
+
+
+class Lister:
+    """Lists one bucket."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        quorum: Quorum,
+        partitions: int,
+        reader: Reader,
+        sealer: Sealer,
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._quorum = quorum
+        self._partitions = partitions
+        self._reader = reader
+        self._sealer = sealer
+
+    async def page(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        *,
+        after: bytes,
+        after_prefix: bool,
+        delimiter: str,
+        limit: int,
+    ) -> Page:
+        """Return up to `limit` entries behind `after`. A page may be short, or empty, and not be the last."""
+        request = pb.ListRequest(
+            epoch=self._peers.epoch,
+            tenant=tenant,
+            bucket=bucket,
+            prefix=prefix,
+            after=after,
+            after_prefix=after_prefix,
+            delimiter=delimiter,
+            limit=limit,
+        )
+        replies = await self._ask(request)
+        merged, end, end_is_prefix = _merge(replies, limit)
+        gate = asyncio.Semaphore(DECISIONS_IN_FLIGHT)
+
+        async def decide(position: bytes) -> OpenManifest | str | None:
+            async with gate:
+                return await self._decide(tenant, bucket, merged[position], replies)
+
+        decided = await asyncio.gather(*(decide(position) for position in sorted(merged)))
+        return Page(
+            tuple(entry for entry in decided if isinstance(entry, OpenManifest)),
+            tuple(entry for entry in decided if isinstance(entry, str)),
+            end,
+            end_is_prefix,
+        )
+
+    async def _ask(self, request: pb.ListRequest) -> dict[int, pb.ListReply]:
+        """Ask every node; the answers must contain R primaries of every partition."""
+        peers = self._peers.all()
+        calls = [self._peers.transport.list(peer.number, request, self._peers.timeout) for peer in peers]
+        replies: dict[int, pb.ListReply] = {}
+        errors: list[CoffreError] = []
+        for peer, reply in zip(peers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(reply, pb.ListReply) and _is_sound(reply, request):
+                replies[peer.number] = reply
+            elif isinstance(reply, pb.ListReply):
+                errors.append(IntegrityError(f"node {peer.number} lists what was not asked for"))
+            elif isinstance(reply, CoffreError):
+                errors.append(reply)
+            elif isinstance(reply, BaseException):
+                raise reply
+        silent = len(peers) - len(replies)
+        if silent > self._quorum.n - self._quorum.read or not replies:
+            if errors and len({type(error) for error in errors}) == 1 and not replies:
+                raise errors[0]
+            raise Unavailable(f"{len(replies)} of {len(peers)} nodes answer: too few for a complete list")
+        return replies
+
+    async def _decide(
+        self, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]
+    ) -> OpenManifest | str | None:
+        """The live object or the confirmed prefix, or None for what is deleted or was never acknowledged."""
+        entry = merged.entry
+        name = ObjectName(tenant, bucket, entry.key)
+        if entry.common_prefix:
+            return await self._decide_prefix(name, entry.common_prefix, merged)
+        opened = await self._decide_key(name, merged.by_node, replies)
+        return None if opened is None or opened.tombstone else opened
+
+    async def _decide_key(
+        self, name: ObjectName, by_node: dict[int, Sequence[pb.Version]], replies: dict[int, pb.ListReply]
+    ) -> OpenManifest | None:
+        primaries = self._placement.primaries(partition_of(name, self._partitions))
+        answered = sum(node in replies for node in primaries)
+        held = [v for versions in by_node.values() for v in versions if v.state in HELD]
+        newest = max(held, key=lambda version: version.stamp, default=None)
+        if newest is not None and answered >= self._quorum.read:
+            settled = [
+                v
+                for v in held
+                if v.stamp == newest.stamp and v.state == pb.STATE_SETTLED and v.sealed.manifest
+            ]
+            for version in settled:
+                try:
+                    opened = await self._sealer.open(name, version.sealed)
+                except (IntegrityError, KeyUnavailable, Unsupported):
+                    break  # perhaps somebody's copy is not genuine: decide with a full read
+                if opened.stamp.to_bytes() == newest.stamp:
+                    return opened
+                break
+        found = await self._reader.resolve(name)
+        return found.opened if found else None
+
+    async def _decide_prefix(self, witness: ObjectName, prefix: str, merged: _Merged) -> str | None:
+        """A prefix shows when a live key is below it: the witness of the nodes, or else any."""
+        found: Found | None = await self._reader.resolve(witness) if witness.key else None
+        if found is not None and not found.opened.tombstone:
+            return prefix
+        after: bytes | None = b""
+        while after is not None:
+            page = await self.page(
+                witness.tenant,
+                witness.bucket,
+                prefix,
+                after=after,
+                after_prefix=False,
+                delimiter="",
+                limit=100,
+            )
+            if page.objects:
+                return prefix
+            after = page.after
+        return None
+
+
+def _is_sound(reply: pb.ListReply, request: pb.ListRequest) -> bool:
+    """Whether a page has entries of this listing alone, and lets it go on."""
+    if reply.more and not reply.entries:
+        return False
+    return all(
+        (entry.common_prefix or entry.key).startswith(request.prefix)
+        and (not entry.common_prefix or entry.key.startswith(entry.common_prefix))
+        and 1 <= len(entry.key.encode()) <= KEY_BYTES_MAX
+        and all(len(version.stamp) == STAMP_BYTES for version in entry.versions)
+        for entry in reply.entries
+    ) and (not reply.more or _start(reply.entries[-1]) > request.after)
+
+
+def _start(entry: pb.ListEntry) -> bytes:
+    """Where a listing goes on after `entry`: behind everything below a common prefix."""
+    return (entry.common_prefix + "\U0010ffff" if entry.common_prefix else entry.key).encode()
+
+
+def _merge(replies: dict[int, pb.ListReply], limit: int) -> tuple[dict[bytes, _Merged], bytes | None, bool]:
+    """Merge pages up to where every node's page reaches; return the entries, and where the next page starts."""
+    ends = [reply.entries[-1] for reply in replies.values() if reply.more and reply.entries]
+    horizon = min((_position(entry) for entry in ends), default=None)
+    merged: dict[bytes, _Merged] = {}
+    for node, reply in replies.items():
+        for entry in reply.entries:
+            position = _position(entry)
+            if horizon is None or position <= horizon:
+                merged.setdefault(position, _Merged(entry, {})).by_node[node] = entry.versions
+    positions = sorted(merged)
+    if len(positions) > limit:
+        horizon = positions[limit - 1]
+        for position in positions[limit:]:
+            del merged[position]
+    if horizon is None:
+        return merged, None, False
+    last = merged[horizon].entry
+    return merged, horizon, bool(last.common_prefix)
+
+
+def _position(entry: pb.ListEntry) -> bytes:
+    return (entry.common_prefix or entry.key).encode()
+
+
+def parse_token(token: str | None) -> tuple[bytes, bool]:
+    """Where a page starts, and whether behind a whole common prefix. Raises `InvalidArgument`."""
+    if token is None:
+        return b"", False
+    try:
+        after = bytes.fromhex(token[1:])
+    except ValueError:
+        after = b""
+    if token[:1] not in {"k", "p"} or not after:
+        raise InvalidArgument("that token is not from a list of this cluster")
+    return after, token[0] == "p"

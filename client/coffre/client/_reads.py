@@ -1,0 +1,450 @@
+"""The reader's half of the register protocol (docs/consistency.md): find the newest version, complete it if needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coffre.client._cells import CellSet, rebuild_cells
+from coffre.client._peers import Peers
+from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
+from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._writes import Fate, Quorum, Shards, Writer
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import (
+    CoffreError,
+    Conflict,
+    IntegrityError,
+    KeyUnavailable,
+    Unavailable,
+    Unsupported,
+    error_of_status,
+)
+from coffre.cluster.names import ObjectName
+from coffre.cluster.placement import Placement
+from coffre.cluster.versions import Stamp
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Found", "Reader"]
+
+KNOWN_MAX = 65_536
+RESTARTS_MAX = 20
+SILENCE_SECONDS = 0.5  # after which the slow path first tries to decide without the silent nodes
+
+
+@dataclass(slots=True)
+class Found:
+    """An established version, and what the nodes that were asked said of it."""
+
+    opened: OpenManifest
+    sealed: pb.SealedManifest  # the copy that was verified
+    versions: Mapping[int, pb.Version]  # by node number
+    cells: CellSet = field(default_factory=CellSet)
+
+    def placement(self, primaries: Sequence[int]) -> tuple[int, ...]:
+        """The node of each shard: who says to hold it, else the manifest's hint, else the primary."""
+        places = list(primaries)
+        for version in self.versions.values():
+            if len(version.sealed.placement) == len(places) and version.state == pb.STATE_SETTLED:
+                places = list(version.sealed.placement)
+                break
+        for node, version in self.versions.items():
+            if version.HasField("shard_index") and version.shard_index < len(places):
+                places[version.shard_index] = node
+        return tuple(places)
+
+
+class Reader:
+    """Resolves names to established versions."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        placement: Placement,
+        quorum: Quorum,
+        partitions: int,
+        sealer: Sealer,
+        writer: Writer,
+        clock: Clock,
+        *,
+        hedge_delay: float,
+    ) -> None:
+        self._peers = peers
+        self._placement = placement
+        self._quorum = quorum
+        self._partitions = partitions
+        self._sealer = sealer
+        self._writer = writer
+        self._clock = clock
+        self._hedge_delay = hedge_delay
+        self._known: OrderedDict[ObjectName, bytes] = OrderedDict()
+
+    def note_established(self, name: ObjectName, stamp: Stamp) -> None:
+        """Remember that this client saw `stamp` established; bounded memory."""
+        self._known[name] = max(self._known.pop(name, b""), stamp.to_bytes())
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    async def resolve(self, name: ObjectName, *, want_cell: bool = False) -> Found | None:
+        """Return the newest established version, a tombstone too, or None when there is none.
+
+        Raises `Unavailable` when the nodes that answer cannot show which version is the newest.
+        """
+        replies = await self._collect(name, want_cell=want_cell)
+        if len(replies) >= self._quorum.read:
+            newest = newest_stamp(replies.values())
+            if newest is None:
+                return None
+            if self._is_established(name, newest, replies):
+                found = await self._open(name, newest, replies)
+                if found is not None:
+                    return found
+        grace: float | None = SILENCE_SECONDS
+        for _ in range(RESTARTS_MAX):
+            try:
+                return await self._resolve_slowly(name, want_cell=want_cell, grace=grace)
+            except Conflict:
+                continue  # something newer was settled meanwhile
+            except Unavailable:
+                if grace is None:
+                    raise
+                grace = None  # it takes the answers of those that are slow, too
+        raise Unavailable("the object changes faster than it can be read")
+
+    async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
+        """Return one given version when it is established, still kept and not deleted since, else None."""
+        for found in await self.history(name, down_to=stamp):
+            if found.opened.stamp == stamp:
+                return found
+        return None
+
+    async def history(self, name: ObjectName, *, down_to: Stamp | None = None) -> list[Found]:
+        """The established versions that are kept, newest first; a tombstone ends them.
+
+        A node that missed a delete still holds what was deleted; that is never shown.
+        """
+        newest = await self.resolve(name)
+        if newest is None:
+            return []
+        history = [newest]
+        if newest.opened.tombstone or newest.opened.stamp == down_to:
+            return history
+        replies = await self._ask(self._writer.primaries(name), name, every=True)
+        self._require_quorum(replies)
+        top = newest.opened.stamp.to_bytes()
+        stamps = {
+            v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top
+        }
+        for stamp in sorted(stamps, reverse=True):
+            if len(history) == self._placement.policy.versions_kept:
+                break
+            if (
+                self._is_established(name, stamp, replies)
+                or len(holding(stamp, replies)) >= self._quorum.write
+            ) and not self._is_lost(stamp, replies):
+                found = await self._open(name, stamp, replies)
+                if found is not None:
+                    if found.opened.tombstone:
+                        break
+                    history.append(found)
+        return history
+
+    # ---------------------------------------------------------------- the fast path
+
+    async def _collect(self, name: ObjectName, *, want_cell: bool) -> Replies:
+        """Ask enough primaries, more when some fail or are slow; return who answered."""
+        primaries = self._writer.primaries(name)
+        order = sorted(primaries, key=lambda node: self._peers[node].suspect)
+        first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
+        gather = Gather(self._peers, read_operation(name, want_cell=want_cell))
+        gather.ask(order[:first])
+        spare = order[first:]
+        while True:
+            if gather.answered(self._quorum, want_cell):
+                return gather.replies
+            if not gather.pending and not spare:
+                return gather.replies
+            failures = gather.failures
+            changed = await gather.wait(self._hedge_delay if spare else None)
+            if spare and (not changed or gather.failures > failures or not gather.pending):
+                gather.ask([spare.pop(0)])
+
+    def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
+        if self._known.get(name, b"") == stamp:
+            return True
+        return any(
+            v.stamp == stamp and v.state == pb.STATE_SETTLED
+            for versions in replies.values()
+            for v in versions
+        )
+
+    def _is_lost(self, stamp: bytes, replies: Replies) -> bool:
+        """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
+        silent = self._quorum.n - len(replies)
+        held = holding(stamp, replies).values()
+        objects = any(version.HasField("shard_index") for version in held)
+        return objects and len(shards_of(stamp, replies)) + silent < self._quorum.k
+
+    async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
+        """Open the manifest of `stamp`; replies whose copy does not verify are dropped.
+
+        Raises `KeyUnavailable` or `Unsupported` when more than m nodes give cause to, so not a few damaged ones.
+        """
+        refusals: list[CoffreError] = []
+        opened: OpenManifest | None = None
+        versions: dict[int, pb.Version] = {}
+        genuine: pb.SealedManifest | None = None
+        for node, held in holding(stamp, replies).items():
+            if not held.sealed.manifest:
+                continue  # the node's own copy is damaged
+            if genuine is None or held.sealed.manifest != genuine.manifest:
+                try:
+                    candidate = await self._sealer.open(name, held.sealed)
+                except IntegrityError:
+                    replies.pop(node)
+                    continue
+                except (KeyUnavailable, Unsupported) as error:
+                    refusals.append(error)
+                    replies.pop(node)
+                    continue
+                if candidate.stamp.to_bytes() != stamp:
+                    replies.pop(node)
+                    continue
+                opened, genuine = candidate, held.sealed
+            versions[node] = held
+        if opened is None or genuine is None:
+            if len(refusals) > self._quorum.m:
+                raise refusals[0]
+            return None
+        found = Found(opened, genuine, versions)
+        found.cells.add_versions(opened, versions.values())
+        return found
+
+    # ---------------------------------------------------------------- the slow path
+
+    async def _resolve_slowly(
+        self, name: ObjectName, *, want_cell: bool, grace: float | None
+    ) -> Found | None:
+        primaries = self._writer.primaries(name)
+        others = self._writer.understudies(name)
+        errors: list[CoffreError] = []
+        replies, beyond = await asyncio.gather(
+            self._ask(primaries, name, want_cell=want_cell, errors=errors, grace=grace),
+            self._ask(others, name, grace=grace),
+        )
+        dead: set[bytes] = set()
+        while True:
+            self._require_quorum(replies, errors)
+            stamp = newest_stamp(replies.values(), dead)
+            if stamp is None:
+                return None
+            found = await self._open(name, stamp, replies)
+            if found is None:
+                damaged = len(holding(stamp, replies))
+                if damaged + len(primaries) - len(replies) >= self._quorum.write:
+                    raise IntegrityError("every copy of the newest version's manifest is damaged")
+                dead.add(stamp)  # too few to have been acknowledged, whatever it was
+                continue
+            found.versions = {**holding(stamp, beyond), **found.versions}
+            if self._is_established(name, stamp, replies):
+                return found
+            voted = any(v.stamp == stamp and v.state == pb.STATE_ABORTED for r in replies.values() for v in r)
+            if voted:
+                elsewhere = len(holding(stamp, beyond)) + len(others) - len(beyond)
+                fate = await self._writer.give_up(
+                    name,
+                    found.opened.stamp,
+                    primaries,
+                    elsewhere=None if found.opened.tombstone else elsewhere,
+                )
+                if fate is Fate.UNKNOWN:
+                    raise Unavailable("too few nodes answer to tell whether the newest version stands")
+                if fate is Fate.DEAD:
+                    dead.add(stamp)
+                    continue
+            if self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
+                dead.add(stamp)
+                continue
+            await self._complete(name, found, replies, beyond, voted=voted)
+            return found
+
+    def _never_acknowledged(
+        self, found: Found, replies: Replies, beyond: Replies, primaries: int, others: int
+    ) -> bool:
+        """Whether neither its writer nor a reader can have seen the version at the bar.
+
+        A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
+        """
+        stamp = found.opened.stamp.to_bytes()
+        silent = primaries - len(replies)
+        holders = holding(stamp, replies)
+        if len(holders) + silent < self._quorum.write:
+            return True
+        if found.opened.tombstone:
+            return False
+        held = (*holders.values(), *holding(stamp, beyond).values())
+        shards = sum(version.HasField("shard_index") or version.damaged for version in held)
+        possible = shards + silent + others - len(beyond)
+        if possible >= self._quorum.shards:
+            return False
+        locked = sum(version.state == pb.STATE_LOCKED for version in holders.values())
+        return locked + silent < self._quorum.write or possible < self._quorum.k
+
+    async def _complete(
+        self, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
+    ) -> None:
+        """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
+
+        Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
+        """
+        primaries = self._writer.primaries(name)
+        opened, stamp = found.opened, found.opened.stamp.to_bytes()
+        placement = list(primaries)
+        for node, version in {**holding(stamp, beyond), **holding(stamp, replies)}.items():
+            if version.HasField("shard_index"):
+                placement[version.shard_index] = node
+        # Substitutes lock too: a vote to abort must not take away a shard that counts here.
+        nodes = (*primaries, *(node for node in holding(stamp, beyond) if node not in primaries))
+        cells = await self._missing_cells(name, found, nodes) if not opened.tombstone else {}
+        sealed = pb.SealedManifest()
+        sealed.CopyFrom(found.sealed)
+        del sealed.placement[:]
+        sealed.placement.extend(() if opened.tombstone else placement)
+        waiting: dict[asyncio.Future[pb.Outcome], int] = {}
+        for node in nodes:
+            accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
+            held = found.versions.get(node)
+            index = placement.index(node) if node in placement else None
+            intact = held is not None and held.HasField("shard_index") and not held.damaged
+            if index is not None and not opened.tombstone and not intact:
+                if opened.segments > 1:
+                    accept.shard_index, accept.staged = index, True
+                elif index in cells:
+                    accept.shard_index = index
+                    accept.cell, accept.cell_crc = cells[index]
+            waiting[self._peers[node].writes.submit(pb.Operation(accept=accept))] = node
+        locked, aborted, shards = 0, False, set[int]()
+        missed = short = True
+        while waiting and (missed or short):
+            # Enough to read is enough to answer; for a full set of shards only nodes that do answer are waited for.
+            answered, _ = await asyncio.wait(
+                waiting, timeout=None if missed else SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answered:
+                break
+            for future in answered:
+                node = waiting.pop(future)
+                if future.exception() is not None:
+                    continue
+                outcome = future.result()
+                if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
+                    raise Conflict("a newer version was settled")
+                aborted = aborted or outcome.code == Conflict.code
+                if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
+                    locked += node in primaries
+                    if outcome.has_shard and node in placement:
+                        shards.add(placement.index(node))
+            stored = self._quorum.n if opened.tombstone else len(shards)
+            missed = locked < self._quorum.write or stored < self._quorum.k
+            short = stored < self._quorum.shards
+        if missed and aborted and not voted:
+            raise Conflict("the version was given up meanwhile")
+        if missed:
+            raise Unavailable(
+                "the newest version is not established, and too few nodes answer to complete it"
+            )
+        self.note_established(name, opened.stamp)
+        if short:
+            return  # readable; what it replaces is kept until as many shards are there as a put would need
+        self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
+
+    async def _missing_cells(
+        self, name: ObjectName, found: Found, nodes: Sequence[int]
+    ) -> Mapping[int, tuple[bytes, int]]:
+        """Rebuild the cells that no node reports, for one-segment objects.
+
+        Raises `Unavailable` when too few cells can be had: what cannot be read must not be locked. (Of larger objects
+        D shards were synced before the first Accept; locking brings them in.)
+        """
+        opened = found.opened
+        if opened.segments > 1:
+            return {}
+        have = {v.shard_index for v in found.versions.values() if v.HasField("shard_index") and not v.damaged}
+        missing = set(range(self._quorum.n)) - have
+        if not missing:
+            return {}
+        versions = await self._ask(nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
+        found.cells.add_versions(opened, (v for held in versions.values() for v in held))
+        held_now = holding(opened.stamp.to_bytes(), versions)
+        if any(node in versions and node not in held_now for node in found.versions):
+            raise Conflict("the version was given up or overwritten meanwhile")
+        if len(found.cells.good) < self._quorum.k:
+            raise Unavailable("the newest version is not established, and too few of its shards answer")
+        return rebuild_cells(opened, found.cells, missing)
+
+    # ---------------------------------------------------------------- asking
+
+    async def holders(
+        self, name: ObjectName, stamp: Stamp, nodes: Iterable[int]
+    ) -> dict[int, pb.Version | None]:
+        """What each answering node of `nodes` says of one version, None when it does not hold it."""
+        raw = stamp.to_bytes()
+        replies = await self._ask(
+            [node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw
+        )
+        held = holding(raw, replies)
+        return {node: held.get(node) for node in replies}
+
+    async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
+        """Add the cells of a one-segment object that `nodes` hold to `found`."""
+        replies = await self._ask(
+            [node for node in nodes if node in self._peers],
+            name,
+            want_cell=True,
+            stamp=found.opened.stamp.to_bytes(),
+        )
+        found.cells.add_versions(found.opened, (v for held in replies.values() for v in held))
+
+    async def _ask(
+        self,
+        nodes: Sequence[int],
+        name: ObjectName,
+        *,
+        want_cell: bool = False,
+        stamp: bytes = b"",
+        every: bool = False,
+        errors: list[CoffreError] | None = None,
+        grace: float | None = None,
+    ) -> Replies:
+        """Ask all of `nodes` and return those that answered; what the others said goes to `errors`.
+
+        With `grace`, a node that has not answered after so many seconds counts as silent.
+        """
+        operation = read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
+        futures = [self._peers[node].reads.submit(operation) for node in nodes]
+        if futures:
+            await asyncio.wait(futures, timeout=grace)
+        replies: Replies = {}
+        for node, future in zip(nodes, futures, strict=True):
+            error: BaseException | None = Unavailable(f"node {node} does not answer")
+            if future.done():
+                error = future.exception()
+                if error is None and future.result().code:
+                    error = error_of_status(future.result().code, future.result().detail)
+            if error is None:
+                replies[node] = future.result().versions
+            elif errors is not None and isinstance(error, CoffreError):
+                errors.append(error)
+        return replies
+
+    def _require_quorum(self, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
+        if len(replies) >= self._quorum.read:
+            return
+        kinds = {type(error) for error in errors}
+        kind = kinds.pop() if len(kinds) == 1 else Unavailable
+        why = f" ({errors[0]})" if errors else ""
+        raise kind(
+            f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed{why}"
+        )

@@ -1,0 +1,232 @@
+"""What nodes may not read or forge: manifests under a seal, segments and metadata under the data key.
+
+Formats: docs/formats/manifest.md and docs/formats/segment.md.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import zstandard
+from coffre.client.keys import KeyProvider, WrappedKey
+from coffre.cluster.errors import IntegrityError, Unsupported
+from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import Stamp
+from coffre.proto import coffre_pb2 as pb
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import DecodeError
+
+__all__ = ["Draft", "OpenManifest", "Sealer", "SegmentCipher", "segment_count"]
+
+MANIFEST_FORMAT = 1
+MAC_BYTES = 16
+TAG_BYTES = 16
+SEGMENT_BYTES_MAX = 16 << 20
+_SEAL_LABEL = b"coffre manifest seal v1"
+_METADATA_NONCE = b"\xff" * 12
+_FRAME = struct.Struct("<BI")  # compression, payload bytes
+_RAW, _ZSTD = 0, 1
+_WORTHWHILE = 0.97  # keep a compressed segment when it is at least 3 % smaller
+_SKIP_MAX = 64
+
+
+def segment_count(size_bytes: int, segment_bytes: int) -> int:
+    """How many segments an object has; the empty object has one."""
+    return max(1, -(-size_bytes // segment_bytes))
+
+
+@dataclass(slots=True)
+class Draft:
+    """A version in the making: everything but its stamp. `manifest` is filled in except for stamp."""
+
+    name: ObjectName
+    data_key: bytes
+    manifest: pb.Manifest
+
+    def seal(self, stamp: Stamp, placement: tuple[int, ...]) -> pb.SealedManifest:
+        """Fix the stamp and seal. May be called again with another stamp."""
+        self.manifest.stamp = stamp.to_bytes()
+        raw = self.manifest.SerializeToString()
+        return pb.SealedManifest(manifest=raw, mac=_mac(self.data_key, self.name, raw), placement=placement)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenManifest:
+    """A manifest whose seal was verified, with its data key."""
+
+    name: ObjectName
+    manifest: pb.Manifest
+    data_key: bytes
+    stamp: Stamp
+
+    @property
+    def tombstone(self) -> bool:
+        return self.manifest.kind == pb.KIND_TOMBSTONE
+
+    @property
+    def segments(self) -> int:
+        return segment_count(self.manifest.size_bytes, self.manifest.segment_bytes)
+
+    def metadata(self) -> pb.Metadata:
+        """Decrypt the user's metadata. Raises `IntegrityError`."""
+        if not self.manifest.sealed_metadata:
+            return pb.Metadata()
+        try:
+            raw = AESGCM(self.data_key).decrypt(
+                _METADATA_NONCE, self.manifest.sealed_metadata, self.manifest.data_id
+            )
+        except InvalidTag:
+            raise IntegrityError("the metadata does not verify") from None
+        return pb.Metadata.FromString(raw)
+
+
+class Sealer:
+    """Makes drafts and opens sealed manifests, with the keys of one provider."""
+
+    def __init__(self, keys: KeyProvider, entropy: Callable[[int], bytes]) -> None:
+        self._keys = keys
+        self._entropy = entropy
+
+    async def draft(
+        self,
+        name: ObjectName,
+        kind: pb.Kind.ValueType,
+        *,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> Draft:
+        """Start a version with a new data key and data id."""
+        data_key, data_id = self._entropy(32), self._entropy(16)
+        wrapped = await self._keys.wrap(data_key, _wrap_context(name, data_id))
+        manifest = pb.Manifest(
+            format=MANIFEST_FORMAT,
+            kind=kind,
+            data_id=data_id,
+            key_id=wrapped.key_id,
+            wrapped_key=wrapped.wrapped,
+        )
+        if content_type or metadata:
+            plain = pb.Metadata(content_type=content_type, user=metadata or {}).SerializeToString(
+                deterministic=True
+            )
+            manifest.sealed_metadata = AESGCM(data_key).encrypt(_METADATA_NONCE, plain, data_id)
+        return Draft(name, data_key, manifest)
+
+    async def open(self, name: ObjectName, sealed: pb.SealedManifest) -> OpenManifest:
+        """Verify that the manifest was written for `name` by a holder of the keys.
+
+        Raises `IntegrityError`, `KeyUnavailable`, or `Unsupported` for a format of the future.
+        """
+        try:
+            manifest = pb.Manifest.FromString(sealed.manifest)
+        except DecodeError:
+            raise IntegrityError("a node returned a manifest that is not one") from None
+        if manifest.format != MANIFEST_FORMAT:
+            raise Unsupported(
+                f"this object has manifest format {manifest.format}; this client is too old for it"
+            )
+        data_key = await self._keys.unwrap(
+            WrappedKey(manifest.key_id, manifest.wrapped_key), _wrap_context(name, manifest.data_id)
+        )
+        if not hmac.compare_digest(_mac(data_key, name, sealed.manifest), sealed.mac):
+            raise IntegrityError("a node returned a manifest whose seal does not verify")
+        return OpenManifest(name, manifest, data_key, Stamp.from_bytes(manifest.stamp))
+
+
+def _wrap_context(name: ObjectName, data_id: bytes) -> bytes:
+    return data_id + name.context()
+
+
+def _mac(data_key: bytes, name: ObjectName, manifest: bytes) -> bytes:
+    seal_key = hmac.digest(data_key, _SEAL_LABEL, "sha256")
+    context = name.context()
+    return hmac.digest(seal_key, struct.pack("<I", len(context)) + context + manifest, "sha256")[:MAC_BYTES]
+
+
+class _PerThread(threading.local):
+    """Compression contexts: costly to make, and not to be shared between threads."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_per_thread = _PerThread()
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    found = _per_thread.compressors.get(level)
+    if found is None:
+        found = _per_thread.compressors[level] = zstandard.ZstdCompressor(level=level)
+    return found
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    return _per_thread.decompressor
+
+
+class SegmentCipher:
+    """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
+
+    A frame is a compression byte, the payload's size, the payload, and zeros up to a multiple of k (the tag counted).
+    One data key encrypts one write, so the segment's number is the nonce. Threads may share a cipher.
+    """
+
+    def __init__(self, data_key: bytes, data_id: bytes, k: int, *, compress_level: int | None = 3) -> None:
+        self._cipher = AESGCM(data_key)
+        self._data_id = data_id
+        self._k = k
+        self._compress_level = compress_level
+        self._skip = 0
+        self._skip_next = 1
+
+    def seal(self, segment: int, plain: bytes | bytearray | memoryview) -> bytes:
+        """Return the ciphertext of one segment; its length is a multiple of k."""
+        compression, payload = self._shrink(plain)
+        size_bytes = len(payload)
+        padding = -(_FRAME.size + size_bytes + TAG_BYTES) % self._k
+        frame = b"".join((_FRAME.pack(compression, size_bytes), payload, bytes(padding)))
+        return self._cipher.encrypt(segment.to_bytes(12, "big"), frame, self._data_id)
+
+    def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
+        """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
+        if self._compress_level is None or len(plain) < 64:
+            return _RAW, plain
+        if self._skip:
+            self._skip -= 1
+            return _RAW, plain
+        shrunk = _compressor(self._compress_level).compress(plain)
+        if len(shrunk) < len(plain) * _WORTHWHILE:
+            self._skip_next = 1
+            return _ZSTD, shrunk
+        self._skip = self._skip_next
+        self._skip_next = min(2 * self._skip_next, _SKIP_MAX)
+        return _RAW, plain
+
+    def open(
+        self, segment: int, sealed: bytes | bytearray | memoryview, plain_bytes: int
+    ) -> bytes | memoryview:
+        """Return the `plain_bytes` bytes of one segment. Raises `IntegrityError` when anything is not as written."""
+        try:
+            frame = self._cipher.decrypt(segment.to_bytes(12, "big"), sealed, self._data_id)
+        except InvalidTag:
+            raise IntegrityError(f"segment {segment} does not verify") from None
+        compression, size_bytes = _FRAME.unpack_from(frame)
+        payload = memoryview(frame)[_FRAME.size : _FRAME.size + size_bytes]
+        if compression == _ZSTD:
+            try:
+                plain: bytes | memoryview = _decompressor().decompress(payload, plain_bytes)
+            except zstandard.ZstdError:
+                raise IntegrityError(f"segment {segment} does not decompress") from None
+        elif compression == _RAW:
+            plain = payload
+        else:
+            raise Unsupported(f"segment compression {compression} is not known to this client")
+        if len(plain) != plain_bytes:
+            raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
+        return plain

@@ -1,0 +1,122 @@
+"""Streams of bytes and of work: cut, regroup, read files, run many calls a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from coffre.cluster.errors import CoffreError, InvalidArgument
+
+__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup"]
+
+SEGMENT_BYTES = 1 << 20
+MANY_IN_FLIGHT = 64
+FILE_CHUNK_BYTES = 1 << 20
+_PENDING = CoffreError("not done")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+async def cut(view: memoryview) -> AsyncIterator[bytes]:
+    for start in range(0, len(view), SEGMENT_BYTES):
+        yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
+
+
+async def regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """Cut a stream of chunks of any sizes into segments; memory stays at about two of them."""
+    buffer = bytearray()
+    async for chunk in chunks:
+        if not buffer and len(chunk) == SEGMENT_BYTES and isinstance(chunk, bytes):
+            yield chunk  # as it is: nobody can change it any more
+            continue
+        view = memoryview(chunk)
+        while len(buffer) + len(view) >= SEGMENT_BYTES:
+            take = SEGMENT_BYTES - len(buffer)
+            yield bytes(buffer) + bytes(view[:take]) if buffer else bytes(view[:take])
+            buffer.clear()
+            view = view[take:]
+        buffer += view
+    if buffer:
+        yield bytes(buffer)
+
+
+async def chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in first:
+        yield piece
+    async for piece in rest:
+        yield piece
+
+
+async def file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        while chunk := await loop.run_in_executor(None, file.read, FILE_CHUNK_BYTES):
+            yield chunk
+            if progress is not None:
+                progress(len(chunk))
+
+
+class ByteBudget:
+    """Back-pressure: at most so many bytes are worked on at once; callers wait their turn, first come first served."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold `size_bytes` of the budget. What exceeds the whole budget passes alone."""
+        if self._queue or not self._fits(size_bytes):
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append((size_bytes, turn))
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():
+                    self._release(size_bytes)
+                raise
+        else:
+            self._used_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._release(size_bytes)
+
+    def _fits(self, size_bytes: int) -> bool:
+        return not self._used_bytes or self._used_bytes + size_bytes <= self._limit_bytes
+
+    def _release(self, size_bytes: int) -> None:
+        self._used_bytes -= size_bytes
+        while self._queue and (self._queue[0][1].done() or self._fits(self._queue[0][0])):
+            waiting_bytes, turn = self._queue.popleft()
+            if not turn.done():
+                self._used_bytes += waiting_bytes
+                turn.set_result(None)
+
+
+async def each(
+    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]
+) -> list[_Result | CoffreError]:
+    """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
+    results: list[_Result | CoffreError] = []
+    source = enumerate(items)
+
+    async def work() -> None:
+        for place, item in source:
+            results.append(_PENDING)
+            try:
+                results[place] = await call(item)
+            except CoffreError as error:
+                results[place] = error
+
+    await asyncio.gather(*(work() for _ in range(MANY_IN_FLIGHT)))
+    return results

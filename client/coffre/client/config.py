@@ -1,0 +1,126 @@
+"""client.toml: where a client finds its cluster, its certificate and its keys, and `connect`."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from coffre.client.async_client import AsyncClient
+from coffre.client.keys import KeyProvider, KeyRing
+from coffre.client.model import ClientOptions
+from coffre.client.sync_client import Client
+from coffre.cluster.errors import ConfigurationError, Unauthenticated
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import Role
+from coffre.cluster.map import read_map
+from coffre.cluster.tls import TlsFiles, load_identity
+
+__all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
+
+CONFIG_VARIABLE = "COFFRE_CONFIG"
+PASSPHRASE_VARIABLE = "COFFRE_KEYRING_PASSPHRASE"
+DEFAULT_PLACES = (Path(".coffre/client.toml"), Path("~/.config/coffre/client.toml"))
+PASSPHRASE_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """Settings of one client; relative paths count from the file's own folder."""
+
+    map: Path
+    tls: TlsFiles
+    keyring: Path
+    passphrase_file: Path | None
+
+
+def find_config(given: Path | None) -> Path:
+    """Return the configuration to use: the one given, $COFFRE_CONFIG, ./.coffre, or ~/.config/coffre."""
+    if given is not None:
+        return given
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    for place in DEFAULT_PLACES:
+        if place.expanduser().exists():
+            return place.expanduser()
+    raise ConfigurationError(
+        "no cluster is configured: pass --config FILE, set COFFRE_CONFIG, or start a development cluster (`make run`)"
+    )
+
+
+def load_client_config(path: Path) -> ClientConfig:
+    """Read and check `path`. Raises `ConfigurationError`."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    required = ("map", "authority", "certificate", "key", "keyring")
+    known = {*required, "passphrase_file"}
+    for name, value in raw.items():
+        if name not in known or not isinstance(value, str):
+            raise ConfigurationError(
+                f"{path}: {name} is not a setting, or not text; known are {', '.join(sorted(known))}"
+            )
+    if missing := [name for name in required if name not in raw]:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
+    base = path.parent
+    return ClientConfig(
+        map=base / raw["map"],
+        tls=TlsFiles(base / raw["authority"], base / raw["certificate"], base / raw["key"]),
+        keyring=base / raw["keyring"],
+        passphrase_file=base / raw["passphrase_file"] if "passphrase_file" in raw else None,
+    )
+
+
+def load_passphrase(config: ClientConfig) -> bytes:
+    """The key ring's passphrase: from $COFFRE_KEYRING_PASSPHRASE, or the file that the configuration names."""
+    if given := os.environ.get(PASSPHRASE_VARIABLE):
+        return given.encode()
+    if config.passphrase_file is None:
+        raise ConfigurationError(
+            f"the key ring needs a passphrase: set {PASSPHRASE_VARIABLE} or passphrase_file"
+        )
+    try:
+        with config.passphrase_file.open("rb") as file:
+            return file.read(PASSPHRASE_BYTES_MAX).rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {config.passphrase_file}: {error.strerror}") from None
+
+
+async def connect(
+    config: ClientConfig | Path | None = None,
+    *,
+    keys: KeyProvider | None = None,
+    options: ClientOptions | None = None,
+) -> AsyncClient:
+    """Return a client of the cluster that the configuration describes. No node needs to answer yet.
+
+    Raises `ConfigurationError` or `Unauthenticated` when a file of the configuration is not usable.
+    """
+    if not isinstance(config, ClientConfig):
+        config = load_client_config(find_config(config))
+    cluster_map, _ = read_map(config.map, config.tls.authority)
+    identity = load_identity(config.tls)
+    if identity.role is not Role.TENANT:
+        raise Unauthenticated(
+            f"{config.tls.certificate} is not a tenant's certificate; only tenants store objects"
+        )
+    if identity.cluster_id != cluster_map.cluster_id:
+        raise ConfigurationError("the certificate and the cluster map are of different clusters")
+    keys = keys or KeyRing.load(config.keyring, load_passphrase(config))
+    return AsyncClient(
+        cluster_map, GrpcTransport(cluster_map, config.tls), keys, identity.name, options=options
+    )
+
+
+def connect_sync(
+    config: ClientConfig | Path | None = None,
+    *,
+    keys: KeyProvider | None = None,
+    options: ClientOptions | None = None,
+) -> Client:
+    """The same for code without an event loop."""
+    return Client(lambda: connect(config, keys=keys, options=options))

@@ -1,0 +1,80 @@
+"""What the client takes and returns: options, object infos, list pages, places of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coffre.cluster.errors import InvalidArgument
+
+__all__ = ["ClientOptions", "ListPage", "ObjectInfo", "ShardPlace", "check_metadata", "check_text"]
+
+METADATA_BYTES_MAX = 8 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How a client behaves. Times in seconds."""
+
+    compress_level: int | None = 3  # zstd; None: never compress
+    timeout: float = 5.0  # of one round trip
+    patience: float = 2.0  # how long reads and writes try again while too few nodes answer
+    hedge_delay: float = 0.05  # after which a read asks one more node
+    straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
+    stall_timeout: float = 10.0  # after which a streamed write leaves a stuck node behind
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What is known of one version without reading its data."""
+
+    bucket: str
+    key: str
+    version: str  # 32 hexadecimal digits
+    size_bytes: int
+    unixtime_ms: int
+    content_type: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    deleted: bool = False  # a tombstone, in a list of versions
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing in key order. `next_token` is None on the last page."""
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """Where one shard of an object lies, and how it is."""
+
+    shard_index: int
+    parity: bool
+    node_id: str
+    site: str
+    operator: str
+    state: str  # "ok", "damaged", "missing" or "unreachable"
+    size_bytes: int
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise `InvalidArgument` for text that has no UTF-8 encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} must be valid Unicode; this one has a lone surrogate") from None
+
+
+def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
+    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together, or are not Unicode."""
+    texts = [content_type, *metadata, *metadata.values()]
+    for text in texts:
+        check_text("metadata", text)
+    size_bytes = sum(len(text.encode()) for text in texts)
+    if size_bytes > METADATA_BYTES_MAX:
+        raise InvalidArgument(
+            f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit"
+        )

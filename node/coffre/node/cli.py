@@ -1,0 +1,38 @@
+"""`coffre node`: run a storage node."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+import uvloop
+from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.clock import SystemClock
+from coffre.node.config import load_node_config
+from coffre.node.logs import set_up_logs
+from coffre.node.server import serve
+
+__all__ = ["node"]
+
+
+@click.group()
+def node() -> None:
+    """Run a storage node."""
+
+
+@node.command()
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="node.toml",
+)
+@one_line_errors
+def run(config_path: Path) -> None:
+    """Serve until SIGTERM; in-flight work that was acknowledged is kept."""
+    config = load_node_config(config_path)
+    set_up_logs(config.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(config, SystemClock()))

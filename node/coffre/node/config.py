@@ -1,0 +1,78 @@
+"""node.toml: what an administrator tells one node."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.tls import TlsFiles
+from coffre.node.store import StoreOptions
+
+__all__ = ["NodeConfig", "load_node_config"]
+
+_TOP = {"listen": str, "data": str, "map": str, "log_level": str, "tls": dict, "store": dict}
+_STORE = {
+    field.name: float if field.name == "staging_expiry" else int
+    for field in fields(StoreOptions)
+    if field.name != "versions_kept"
+}
+_LEVELS = {"debug", "info", "warning", "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Settings of one node; relative paths count from the file's own folder."""
+
+    listen: str  # host:port
+    data: Path
+    map: Path
+    tls: TlsFiles
+    store: StoreOptions
+    log_level: str = "info"
+
+
+def load_node_config(path: Path) -> NodeConfig:
+    """Read and check `path`. Raises `ConfigurationError` that names the setting and what it should be."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    _check(path, "", raw, _TOP)
+    tls, store = raw.get("tls", {}), raw.get("store", {})
+    _check(path, "tls.", tls, {"authority": str, "certificate": str, "key": str})
+    _check(path, "store.", store, _STORE)
+    missing = [name for name in ("listen", "data", "map") if name not in raw]
+    missing += [f"tls.{name}" for name in ("authority", "certificate", "key") if name not in tls]
+    if missing:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
+    level = raw.get("log_level", "info")
+    if level not in _LEVELS:
+        raise ConfigurationError(f"{path}: log_level is one of {', '.join(sorted(_LEVELS))}, not {level!r}")
+    base = path.parent
+    return NodeConfig(
+        listen=raw["listen"],
+        data=base / raw["data"],
+        map=base / raw["map"],
+        tls=TlsFiles(base / tls["authority"], base / tls["certificate"], base / tls["key"]),
+        store=StoreOptions(**store),
+        log_level=level,
+    )
+
+
+def _check(path: Path, prefix: str, table: dict[str, object], known: Mapping[str, type]) -> None:
+    for name, value in table.items():
+        if name not in known:
+            raise ConfigurationError(
+                f"{path}: unknown setting {prefix}{name}; known are {', '.join(sorted(known))}"
+            )
+        kind = known[name]
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or isinstance(value, bool):
+            raise ConfigurationError(f"{path}: {prefix}{name} must be a {kind.__name__}")
+        if isinstance(value, (int, float)) and value <= 0:
+            raise ConfigurationError(f"{path}: {prefix}{name} must be greater than zero")

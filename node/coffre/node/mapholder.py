@@ -1,0 +1,27 @@
+"""The signed cluster map that a node works on, and the placements that follow from it."""
+
+from __future__ import annotations
+
+from coffre.cluster.errors import PolicyViolation
+from coffre.cluster.map import ClusterMap
+from coffre.cluster.placement import Placement
+
+__all__ = ["MapHolder"]
+
+
+class MapHolder:
+    """Holds the current map, verified, with its signed bytes."""
+
+    def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
+        self.map = cluster_map
+        self.signed = signed
+        self._placements = {
+            (policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies
+        }
+
+    def placement_for(self, k: int, m: int) -> Placement:
+        """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""
+        try:
+            return self._placements[k, m]
+        except KeyError:
+            raise PolicyViolation(f"no storage policy of this cluster codes {k}+{m}") from None

@@ -1,0 +1,121 @@
+"""One node as a process: TLS, gRPC, health, reflection, background work, and a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import grpc
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import ConfigurationError, RetryableError
+from coffre.cluster.identity import Role
+from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map
+from coffre.cluster.tls import load_identity, server_credentials
+from coffre.node.config import NodeConfig
+from coffre.node.handler import Handler
+from coffre.node.lmdb_store import LmdbStore
+from coffre.node.mapholder import MapHolder
+from coffre.node.servicer import Servicer
+from coffre.node.store import ShardStore
+from coffre.proto import coffre_pb2 as pb
+from coffre.proto import coffre_pb2_grpc as pb_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+__all__ = ["serve"]
+
+_log = logging.getLogger("coffre.node")
+
+MESSAGE_BYTES_MAX = 4 << 20
+CALLS_MAX = 256
+STOP_GRACE_SECONDS = 3.0
+RECLAIM_IDLE_SECONDS = 1.0
+SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
+
+
+async def serve(config: NodeConfig, clock: Clock) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
+    cluster_map, signed = read_map(config.map, config.tls.authority)
+    entry = _own_entry(config, cluster_map, clock)
+    config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = await LmdbStore.open(config.data, config.store, clock)
+    try:
+        handler = Handler(entry.number, entry.node_id, store, MapHolder(cluster_map, signed), clock)
+        server, health_servicer = _server(config, handler, cluster_map.cluster_id, clock)
+        await server.start()
+        reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
+        await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        _log.info(
+            "serving", extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch}
+        )
+        await stop.wait()
+        _log.info("stopping", extra={"node": entry.node_id})
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(STOP_GRACE_SECONDS)
+        reclaimer.cancel()
+        await asyncio.gather(reclaimer, return_exceptions=True)
+    finally:
+        await store.close()
+    _log.info("stopped", extra={"node": entry.node_id})
+
+
+def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> MapNode:
+    """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
+    identity = load_identity(config.tls, clock)
+    if identity.role is not Role.NODE or identity.attributes is None:
+        raise ConfigurationError(f"{config.tls.certificate} is not a node's certificate")
+    if identity.cluster_id != cluster_map.cluster_id:
+        raise ConfigurationError("this node's certificate and the cluster map are of different clusters")
+    for entry in cluster_map.nodes:
+        if entry.node_id == identity.name:
+            if entry.attributes != identity.attributes:
+                raise ConfigurationError(
+                    f"the map says another server, site, operator or jurisdiction of {entry.node_id} than its "
+                    "certificate: issue the certificate again or sign a corrected map"
+                )
+            if entry.state is NodeState.REMOVED:
+                raise ConfigurationError(f"{entry.node_id} was removed from the cluster; join as a new node")
+            return entry
+    raise ConfigurationError(f"{identity.name} is not in the cluster map")
+
+
+def _server(
+    config: NodeConfig, handler: Handler, cluster_id: str, clock: Clock
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # two nodes on one port must not share it in silence
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # clients ping every 30 s in calls
+            ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
+        ],
+        maximum_concurrent_rpcs=CALLS_MAX,
+    )
+    pb_grpc.add_NodeServicer_to_server(Servicer(handler, cluster_id), server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        server.add_secure_port(config.listen, server_credentials(config.tls, clock))
+    except RuntimeError:
+        raise ConfigurationError(
+            f"cannot listen on {config.listen}: the address is in use or not of this host"
+        ) from None
+    return server, health_servicer
+
+
+async def _reclaim_forever(store: ShardStore, clock: Clock) -> None:
+    while True:
+        try:
+            freed_bytes = await store.reclaim()
+        except RetryableError as error:
+            _log.warning("reclaim postponed", extra={"error": type(error).__name__})
+            freed_bytes = 0
+        if not freed_bytes:
+            await clock.sleep(RECLAIM_IDLE_SECONDS)

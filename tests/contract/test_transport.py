@@ -1,0 +1,333 @@
+"""One suite for both transports: the loopback, and gRPC over mutual TLS on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from coffre.cluster import errors
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import CoffreError, DeadlineExceeded, PermissionDenied, Unavailable
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import Identity, NodeAttributes
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.testing import Members, make_members
+from coffre.cluster.tls import server_credentials
+from coffre.cluster.transport import LoopbackTransport, Transport
+from coffre.codec import crc32c
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+from coffre.node.server import MESSAGE_BYTES_MAX
+from coffre.node.servicer import Servicer
+from coffre.proto import coffre_pb2 as pb
+from coffre.proto import coffre_pb2_grpc as pb_grpc
+
+CLUSTER_ID = "0123456789abcdef"
+NODES = [NodeAttributes(f"n{i}", f"s{i}", f"site{i}", f"op{i}", "FR") for i in range(1, 4)]
+MIB = 1 << 20
+TRAVELLING = sorted(
+    {
+        cls
+        for name in errors.__all__
+        if isinstance(cls := getattr(errors, name), type) and cls.__dict__.get("code")
+    },
+    key=lambda cls: cls.__name__,
+)
+
+
+class Node(Handler):
+    """A real handler that can be told to fail, to wait, or to talk without end."""
+
+    error: CoffreError | Exception | None = None
+    gate: asyncio.Event
+    reached: asyncio.Event
+    cancelled: asyncio.Event
+    taken = 0
+    sent = 0
+    endless = False
+
+    async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
+        await self._obey()
+        return await super().batch(peer, request)
+
+    async def _obey(self) -> None:
+        self.reached.set()
+        if self.error is not None:
+            raise self.error
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def write_shard(
+        self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
+    ) -> pb.WriteShardReply:
+        async def counted() -> AsyncIterator[pb.WriteShardRequest]:
+            async for request in requests:
+                await self._obey()
+                self.taken += 1
+                yield request
+
+        return await super().write_shard(peer, counted())
+
+    async def read_shard(
+        self, peer: Identity, request: pb.ReadShardRequest
+    ) -> AsyncIterator[pb.ReadShardReply]:
+        await self._obey()
+        try:
+            if self.endless:
+                while True:
+                    self.sent += 1
+                    yield pb.ReadShardReply(cells=[pb.Cell(data=bytes(MIB))])
+            async for reply in super().read_shard(peer, request):
+                yield reply
+        finally:
+            self.cancelled.set()
+
+
+@dataclass(slots=True)
+class Bench:
+    """A transport of the tenant "clinic" to nodes 1 and 2 (3 is down), and one of the operator "alice"."""
+
+    tenant: Transport
+    operator: Transport
+    nodes: dict[int, Node]
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return make_members(
+        tmp_path_factory.mktemp("transport") / "pki", CLUSTER_ID, NODES, ["clinic"], ["alice"]
+    )
+
+
+@asynccontextmanager
+async def served(nodes: dict[int, Node], members: Members) -> AsyncIterator[dict[int, int]]:
+    servers, ports = [], {}
+    for number, node in nodes.items():
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
+            ]
+        )
+        pb_grpc.add_NodeServicer_to_server(Servicer(node, CLUSTER_ID), server)
+        ports[number] = server.add_secure_port("127.0.0.1:0", server_credentials(members.files(f"n{number}")))
+        await server.start()
+        servers.append(server)
+    try:
+        yield ports
+    finally:
+        await asyncio.gather(*(server.stop(None) for server in servers))
+
+
+def map_of(ports: dict[int, int]) -> ClusterMap:
+    nodes = tuple(
+        MapNode(
+            i,
+            a.node_id,
+            f"127.0.0.1:{ports.get(i, 1)}",
+            a.server,
+            a.site,
+            a.operator,
+            a.jurisdiction,
+            1 << 40,
+        )
+        for i, a in enumerate(NODES, 1)
+    )
+    return ClusterMap(CLUSTER_ID, 1, 64, nodes, (Policy("2+1", 2, 1, ("FR",), Domain.NODE),), "2+1")
+
+
+@pytest.fixture(params=["loopback", "grpc"])
+async def bench(request: pytest.FixtureRequest, members: Members) -> AsyncIterator[Bench]:
+    placeholder = MapHolder(map_of({2: 2, 3: 3}), b"the signed map")
+    nodes: dict[int, Node] = {}
+    for number in (1, 2):
+        clock = SystemClock()
+        node = Node(number, f"n{number}", MemoryStore(clock), placeholder, clock)
+        node.gate, node.reached, node.cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        node.gate.set()
+        nodes[number] = node
+    if request.param == "loopback":
+        transports = [LoopbackTransport(members.identity(who), nodes) for who in ("clinic", "alice")]
+        yield Bench(transports[0], transports[1], nodes)
+        return
+    async with served(nodes, members) as ports:
+        cluster_map = map_of(ports)
+        tenant, operator = (GrpcTransport(cluster_map, members.files(who)) for who in ("clinic", "alice"))
+        try:
+            yield Bench(tenant, operator, nodes)
+        finally:
+            await tenant.close()
+            await operator.close()
+
+
+def read(key: str = "k") -> pb.BatchRequest:
+    operation = pb.Operation(read=pb.Read(bucket="b", key=key))
+    return pb.BatchRequest(epoch=1, tenant="clinic", operations=[operation])
+
+
+async def shard(cells: int, size: int = 1000) -> AsyncIterator[pb.WriteShardRequest]:
+    yield pb.WriteShardRequest(
+        header=pb.ShardHeader(epoch=1, tenant="clinic", data_id=bytes(16), shard_index=0)
+    )
+    for segment in range(cells):
+        data = segment.to_bytes(2, "big") * (size // 2)
+        yield pb.WriteShardRequest(cells=[pb.Cell(segment=segment, crc=crc32c(data), data=data)])
+
+
+async def test_every_call_arrives(bench: Bench) -> None:
+    reply = await bench.tenant.batch(1, read(), 5)
+    assert [outcome.code for outcome in reply.outcomes] == [0]
+    written = await bench.tenant.write_shard(1, shard(3), 5)
+    assert (written.cell_count, written.size_bytes) == (3, 3000)
+    await bench.tenant.drop_shard(
+        1, pb.DropShardRequest(tenant="clinic", data_id=bytes(16), shard_index=0), 5
+    )
+    assert not bench.nodes[1]._store._staging  # type: ignore[attr-defined]  # of the memory store
+    listing = await bench.tenant.list(2, pb.ListRequest(epoch=1, tenant="clinic", bucket="b"), 5)
+    assert (list(listing.entries), listing.more) == ([], False)
+    status = await bench.operator.status(2, 5)
+    assert (status.node_number, status.node_id, status.epoch) == (2, "n2", 1)
+    request = pb.ReadShardRequest(epoch=1, tenant="clinic", bucket="b", key="k", stamp=bytes(16))
+    with pytest.raises(errors.NotFound):
+        await anext(bench.tenant.read_shard(1, request, 5))
+
+
+async def test_the_map_is_for_every_member(bench: Bench) -> None:
+    for transport in (bench.tenant, bench.operator):
+        assert (await transport.get_map(1, pb.GetMapRequest(), 5)).signed_map == b"the signed map"
+        assert (await transport.get_map(1, pb.GetMapRequest(known_epoch=1), 5)).signed_map == b""
+
+
+async def test_who_calls_is_known_by_certificate(bench: Bench) -> None:
+    with pytest.raises(PermissionDenied):
+        await bench.tenant.status(1, 5)
+    with pytest.raises(PermissionDenied):
+        await bench.operator.batch(1, read(), 5)
+    with pytest.raises(PermissionDenied):
+        await bench.tenant.batch(1, pb.BatchRequest(epoch=1, tenant="lab"), 5)
+    with pytest.raises(PermissionDenied):
+        await bench.operator.write_shard(1, shard(1), 5)
+
+
+@pytest.mark.parametrize("cls", TRAVELLING, ids=lambda cls: cls.__name__)
+async def test_every_error_crosses_unchanged(bench: Bench, cls: type[CoffreError]) -> None:
+    expected = errors.InvalidArgument if cls is errors.PolicyViolation else cls
+    bench.nodes[1].error = cls("what happened: é\n50 %")
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: bench.tenant.batch(1, read(), 5),
+        lambda: bench.tenant.write_shard(1, shard(2), 5),
+        lambda: anext(bench.tenant.read_shard(1, pb.ReadShardRequest(), 5)),
+    ]
+    for call in calls:
+        with pytest.raises(CoffreError) as caught:
+            await call()
+        assert type(caught.value) in {expected, cls}
+        assert "what happened: é" in str(caught.value) or cls is DeadlineExceeded  # gRPC's own text says it
+
+
+async def test_a_bug_of_the_node_shows_nothing_of_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    bench.nodes[1].error = ZeroDivisionError("Mme Durand")
+    if isinstance(bench.tenant, LoopbackTransport):
+        with pytest.raises(ZeroDivisionError):
+            await bench.tenant.batch(1, read(), 5)
+        return
+    with pytest.raises(errors.InternalError) as caught:
+        await bench.tenant.batch(1, read(), 5)
+    assert "Durand" not in str(caught.value)
+
+
+async def test_a_node_that_does_not_answer_in_time(bench: Bench) -> None:
+    bench.nodes[1].gate.clear()
+    for call in (
+        bench.tenant.batch(1, read(), 0.05),
+        bench.tenant.write_shard(1, shard(2), 0.05),
+        anext(bench.tenant.read_shard(1, pb.ReadShardRequest(), 0.05)),
+    ):
+        with pytest.raises(DeadlineExceeded):
+            await call
+    assert (await bench.tenant.batch(2, read(), 5)).outcomes  # the other one does
+
+
+async def test_cancelling_a_call_reaches_the_node(bench: Bench) -> None:
+    bench.nodes[1].gate.clear()
+    call = asyncio.create_task(bench.tenant.batch(1, read(), 60))
+    await bench.nodes[1].reached.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(5):
+        await bench.nodes[1].cancelled.wait()
+
+
+async def test_a_node_that_is_down_or_not_there(bench: Bench) -> None:
+    for number in (3, 99):
+        with pytest.raises(Unavailable):
+            await bench.tenant.batch(number, read(), 5)
+        with pytest.raises(Unavailable):
+            await bench.tenant.write_shard(number, shard(2), 5)
+        with pytest.raises(Unavailable):
+            await anext(bench.tenant.read_shard(number, pb.ReadShardRequest(), 5))
+
+
+async def test_large_messages(bench: Bench) -> None:
+    written = await bench.tenant.write_shard(1, shard(5, size=2 * MIB), 20)
+    assert written.size_bytes == 10 * MIB
+    request = pb.BatchRequest(epoch=1, tenant="clinic")
+    while request.ByteSize() < 3 * MIB:
+        request.operations.add(read=pb.Read(bucket="b", key="k" * 1000, stamp=bytes(4096)))
+    reply = await bench.tenant.batch(1, request, 5)
+    assert len(reply.outcomes) == len(request.operations)
+    assert {outcome.code for outcome in reply.outcomes} == {errors.InvalidArgument.code}  # of the stamp
+
+
+async def test_a_source_that_raises_ends_the_call_with_its_own_error(bench: Bench) -> None:
+    async def broken() -> AsyncIterator[pb.WriteShardRequest]:
+        async with aclosing(shard(3)) as requests:  # type: ignore[type-var]  # an async generator
+            async for request in requests:
+                yield request
+        raise KeyError("the source broke")
+
+    with pytest.raises(KeyError, match="the source broke"):
+        await bench.tenant.write_shard(1, broken(), 5)
+    assert not bench.nodes[1]._store._staging  # type: ignore[attr-defined]  # of the memory store
+
+
+async def test_a_slow_node_holds_the_writer_back(bench: Bench) -> None:
+    drawn = 0
+
+    async def endless() -> AsyncIterator[pb.WriteShardRequest]:
+        nonlocal drawn
+        async with aclosing(shard(10_000, size=MIB)) as requests:  # type: ignore[type-var]  # an async generator
+            async for request in requests:
+                drawn += 1
+                yield request
+
+    bench.nodes[1].gate.clear()
+    call = asyncio.create_task(bench.tenant.write_shard(1, endless(), 60))
+    await asyncio.wait({call}, timeout=0.3)  # time enough to draw everything, were it not held back
+    assert drawn < 32
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_a_slow_reader_holds_the_node_back(bench: Bench) -> None:
+    node = bench.nodes[1]
+    node.endless = True
+    async with aclosing(bench.tenant.read_shard(1, pb.ReadShardRequest(), 60)) as replies:  # type: ignore[type-var]
+        await anext(replies)
+        waiting = asyncio.create_task(node.cancelled.wait())
+        await asyncio.wait({waiting}, timeout=0.3)  # time enough to send a lot, were it not held back
+        assert node.sent < 32
+    async with asyncio.timeout(5):
+        await waiting  # the reader went, and the node knows

@@ -1,0 +1,49 @@
+"""`coffre dev bench` on a real cluster: one row, its JSON, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def nodes_below(directory: Path) -> list[str]:
+    """Command lines of processes that have to do with a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            if str(directory) in line:
+                found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("figure", ["get_4k_c64", "node_memory_1g"])
+def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
+    output, directory = tmp_path / "out" / "figures.json", tmp_path / "clusters"
+    ended = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("coffre")),
+            *("dev", "bench", "--quick", "--only", figure),
+            *("--dir", str(directory), "--output", str(output)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert figure in ended.stdout
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["id"] == figure
+    assert row["value"] > 0
+    assert row["ratio"] == pytest.approx(row["value"] / row["reference"])
+    assert not directory.exists()
+    assert not nodes_below(directory)

@@ -1,0 +1,98 @@
+"""A node as a process: health, reflection, configuration errors, logs, a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from coffre.bench.local_cluster import LocalCluster
+from coffre.cluster.identity import tls_name
+from coffre.cluster.tls import channel_credentials
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+COFFRE = str(Path(sys.executable).with_name("coffre"))
+
+
+def open_channel(cluster: LocalCluster, number: int) -> grpc.aio.Channel:
+    node = cluster.map.node(number)
+    options = [("grpc.ssl_target_name_override", tls_name(cluster.map.cluster_id, node.attributes))]
+    return grpc.aio.secure_channel(node.address, channel_credentials(cluster.operator_tls()), options)
+
+
+async def test_health(running_cluster: LocalCluster) -> None:
+    async with open_channel(running_cluster, 2) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "coffre.v1.Node"):
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_reflection(running_cluster: LocalCluster) -> None:
+    async with open_channel(running_cluster, 2) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for reply in stub.ServerReflectionInfo(iter([request]), timeout=5):
+            names = {service.name for service in reply.list_services_response.service}
+            assert {"coffre.v1.Node", "grpc.health.v1.Health"} <= names
+            break
+        else:
+            pytest.fail("no answer")
+
+
+def run_node(config: Path) -> str:
+    """Start a node that cannot start; return its one line."""
+    done = subprocess.run([COFFRE, "node", "run", "--config", str(config)], capture_output=True, timeout=30)
+    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
+    assert done.returncode in (2, 6), done.stderr.decode()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def changed(cluster: LocalCluster, directory: Path, old: str, new: str) -> Path:
+    """Node 1's configuration with a change, below `directory`."""
+    text = cluster.config(1).read_text().replace("../../", f"{cluster.directory}/")
+    assert old in text
+    path = directory / "node.toml"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('data = "data"', "data = 3", "data must be"),
+        ('data = "data"', "", "lacks data"),
+        ("[store]", "[store]\nspeed = 3", "unknown setting store.speed"),
+        ("[store]", "[store]\nreserve_bytes = -1", "greater than zero"),
+        ("node-1.crt", "node-2.crt", "key"),
+        ("node-1", "clinic", "not a node's certificate"),
+        ("cluster.map", "pki/ca.crt", "map"),
+        ('log_level = "info"', 'log_level = "loud"', "log_level is one of"),
+        ('data = "data"', "data = ", "not valid TOML"),
+    ],
+)
+def test_configuration_errors(
+    running_cluster: LocalCluster, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    assert words in run_node(changed(running_cluster, tmp_path, old, new))
+
+
+def test_the_directory_and_the_port_are_its_own(running_cluster: LocalCluster, tmp_path: Path) -> None:
+    data = running_cluster.data(1)
+    text = running_cluster.config(1).read_text()
+    port = running_cluster.map.node(1).address.rsplit(":", 1)[1]
+    same_data = changed(running_cluster, tmp_path, 'data = "data"', f'data = "{data}"')
+    assert "another process" in run_node(same_data).lower()
+    assert text == running_cluster.config(1).read_text()
+    same_port = changed(running_cluster, tmp_path, 'data = "data"', f'data = "{tmp_path / "other"}"')
+    assert port in run_node(same_port)
+
+
+def test_logs_are_json(running_cluster: LocalCluster) -> None:
+    events = [json.loads(line)["event"] for line in running_cluster.log(3).read_text().splitlines()]
+    assert "serving" in events

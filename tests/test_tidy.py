@@ -1,0 +1,130 @@
+"""Style as a test: sizes of functions and modules, the direction of imports, and what nobody below `main` may call."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("proto", "codec", "cluster", "node", "client", "bench")
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 500
+
+MAY_IMPORT = {
+    "proto": {"proto"},
+    "codec": {"codec"},
+    "cluster": {"cluster", "proto", "codec"},
+    "node": {"node", "cluster", "proto", "codec"},
+    "client": {"client", "cli", "cluster", "proto", "codec"},
+    "bench": set(ROOMS),
+}
+
+# The wall clock, randomness and sockets are passed in. Where `main` is, they are made.
+BANNED = {
+    "time.time",
+    "time.time_ns",
+    "time.sleep",
+    "datetime.now",
+    "datetime.utcnow",
+    "date.today",
+    "random.random",
+    "random.randint",
+    "random.choice",
+    "random.shuffle",
+    "random.Random",
+    "secrets.token_bytes",
+    "secrets.token_hex",
+    "uuid.uuid4",
+    "socket.socket",
+    "socket.create_connection",
+    "os.urandom",
+}
+MAKES_ITS_OWN = {
+    "cluster/coffre/cluster/clock.py": {"time.time_ns"},  # the real Clock
+    "node/coffre/node/lmdb_store.py": {"uuid.uuid4"},  # a store's id, drawn once when its directory is made
+    "cluster/coffre/cluster/cli.py": {"secrets.token_hex", "os.urandom"},  # main
+    "bench/coffre/bench": BANNED,  # measures, starts processes, makes its own certificates
+}
+
+
+def modules() -> list[Path]:
+    found = []
+    for room in ROOMS:
+        found += [p for p in (ROOT / room / "coffre").rglob("*.py") if "_pb2" not in p.name]
+    return sorted(found)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(params=modules(), ids=relative)
+def module(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_modules_are_small(module: Path) -> None:
+    assert len(module.read_text("utf-8").splitlines()) <= MODULE_LINES_MAX
+
+
+def test_modules_say_what_they_are_for(module: Path) -> None:
+    tree = ast.parse(module.read_text("utf-8"))
+    docstring = ast.get_docstring(tree)
+    assert docstring, "a module starts with a docstring"
+    assert docstring.splitlines()[0].rstrip().endswith((".", ":")) or "\n" in docstring
+
+
+def test_functions_fit_a_screen(module: Path) -> None:
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{relative(module)}: {node.name} has {lines} lines"
+
+
+def imported_rooms(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "coffre" else [f"coffre.{a.name}" for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "coffre" and len(parts) > 1:
+                yield parts[1]
+
+
+def test_imports_go_one_way(module: Path) -> None:
+    room = relative(module).split("/")[0]
+    for imported in imported_rooms(ast.parse(module.read_text("utf-8"))):
+        assert imported in MAY_IMPORT[room], f"{relative(module)} imports coffre.{imported}"
+
+
+def test_time_chance_and_network_are_passed_in(module: Path) -> None:
+    allowed = {
+        call for place, calls in MAKES_ITS_OWN.items() if relative(module).startswith(place) for call in calls
+    }
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ".".join(ast.unparse(node.func).split(".")[-2:])
+            assert name not in BANNED - allowed, f"{relative(module)}:{node.lineno} calls {name}"
+
+
+def test_no_namespace_is_closed() -> None:
+    assert not [room for room in ROOMS if (ROOT / room / "coffre" / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_tests_do_not_sleep_for_a_state(path: Path) -> None:
+    """asyncio.sleep(0) lets others run; any other sleep in a test waits for something that should be waited for."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep"}:
+            argument = ast.unparse(node.args[0])
+            paced = "pace" in argument.lower()  # a named pace of load, not a wait
+            assert argument == "0" or paced, f"{path.name}:{node.lineno} sleeps {argument}"

@@ -1,0 +1,176 @@
+"""Results: ratios, targets, the published JSON, and the table that says whether a target is reached."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from coffre.bench.references import Measurement
+from coffre.bench.result import (
+    Bound,
+    Quantity,
+    Row,
+    Target,
+    _filesystem,
+    _number,
+    alternate,
+    machine,
+    print_table,
+    row_of,
+    write_results,
+)
+from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.version import __version__
+from rich.console import Console
+
+NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
+ROW = Row("put_4k", 4000.0, "puts/s", 8000.0, "grpc_unary_4k", 0.5)
+
+
+def one(name: str, value: float) -> Measurement:
+    return Measurement(name, value, "calls/s", "")
+
+
+def shown(rows: list[Row], targets: dict[str, Target]) -> tuple[str, bool]:
+    sink = io.StringIO()
+    reached = print_table(rows, targets, Console(file=sink, width=200))
+    return sink.getvalue(), reached
+
+
+def test_a_row_carries_its_reference() -> None:
+    assert row_of(one("put", 4.0), one("raw", 8.0)) == Row("put", 4.0, "calls/s", 8.0, "raw", 0.5)
+    assert row_of(one("put", 4.0)) == Row("put", 4.0, "calls/s", None, None, None)
+
+
+async def test_reference_and_product_take_turns_and_the_ratio_is_of_each_round() -> None:
+    """The machine slows down to a tenth in the last round; ratios of neighbours do not notice."""
+    speeds = iter([8.0, 4.0, 5.0, 10.0, 0.8, 0.4])
+    turns: list[str] = []
+
+    def measure(name: str) -> Measurement:
+        turns.append(name)
+        return one(name, next(speeds))
+
+    async def product() -> Measurement:
+        return measure("put")
+
+    async def reference() -> Measurement:
+        return measure("raw")
+
+    row = await alternate(product, reference, rounds=3)
+    assert turns == ["raw", "put", "put", "raw", "raw", "put"]
+    assert row == Row("put", 4.0, "calls/s", 8.0, "raw", 0.5)
+    with pytest.raises(InvalidArgument):
+        await alternate(product, reference, rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "reached"),
+    [
+        (Target(Bound.AT_LEAST, 0.5), True),
+        (Target(Bound.AT_LEAST, 0.51), False),
+        (Target(Bound.AT_MOST, 0.5), True),
+        (Target(Bound.AT_MOST, 0.49), False),
+        (Target(Bound.AT_LEAST, 4000, Quantity.VALUE), True),
+        (Target(Bound.AT_LEAST, 4001, Quantity.VALUE), False),
+    ],
+)
+def test_a_target_is_reached_on_its_good_side(target: Target, reached: bool) -> None:
+    assert target.reached(ROW) is reached
+    text, all_reached = shown([ROW], {"put_4k": target})
+    assert all_reached is reached
+    assert target.bound.value in text
+    assert ("yes" in text) is reached
+    assert ("NO" in text) is not reached
+
+
+def test_what_is_not_a_number_reaches_no_target() -> None:
+    row = Row("x", math.nan, "s", 1.0, "y", math.nan)
+    assert not Target(Bound.AT_LEAST, 0).reached(row)
+    assert not Target(Bound.AT_MOST, 1).reached(row)
+
+
+def test_a_ratio_target_without_a_reference_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="no reference"):
+        Target(Bound.AT_LEAST, 1).reached(Row("x", 1.0, "s", None, None, None))
+
+
+def test_a_target_that_nobody_measured_is_not_reached() -> None:
+    text, all_reached = shown([ROW], {"get_4k": Target(Bound.AT_LEAST, 0.5)})
+    assert "not measured" in text
+    assert not all_reached
+
+
+def test_the_published_file_has_its_machine_version_seed_time_and_rows(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    digest = write_results(path, [ROW], seed=7, directory=tmp_path, time=NOON)
+    content = json.loads(path.read_text())
+    assert list(content) == ["machine", "version", "seed", "time", "rows"]
+    assert (content["version"], content["seed"]) == (__version__, 7)
+    assert content["time"] == "2025-01-01T12:00:00+00:00"
+    assert [Row(**row) for row in content["rows"]] == [ROW]
+    assert list(tmp_path.iterdir()) == [path]
+    assert digest == write_results(path, [ROW], seed=8, directory=tmp_path, time=NOON)
+    assert digest != write_results(path, [row_of(one("put", 1.0))], seed=7, directory=tmp_path, time=NOON)
+
+
+@pytest.mark.parametrize(
+    ("rows", "time", "message"),
+    [
+        ([Row("x", math.inf, "s", None, None, None)], NOON, "not finite"),
+        ([Row("x", 1.0, "s", 1.0, "y", math.nan)], NOON, "not finite"),
+        ([ROW, ROW], NOON, "same id"),
+        ([ROW], NOON.replace(tzinfo=None), "zone"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_and_the_old_file_stays(
+    rows: list[Row], time: datetime, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("the old one")
+    with pytest.raises(InvalidArgument, match=message):
+        write_results(path, rows, seed=1, directory=tmp_path, time=time)
+    assert path.read_text() == "the old one"
+
+
+def test_the_machine_is_described_but_not_named(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    assert found.cores >= 1
+    assert found.memory_bytes > 1 << 28
+    assert found.filesystem != "unknown"
+    assert "" not in (found.cpu, found.kernel, found.python, found.filesystem)
+    assert set(asdict(found)) == {"cpu", "cores", "memory_bytes", "kernel", "python", "filesystem"}
+
+
+def test_the_filesystem_is_that_of_the_nearest_mount() -> None:
+    mounts = "\n".join(
+        [
+            "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/a rw",
+            "22 21 8:2 / /srv/disk rw - xfs /dev/b rw",
+            "23 21 8:3 / /with\\040space rw shared:2 master:3 - btrfs /dev/c rw",
+        ]
+    )
+    assert _filesystem(mounts, Path("/srv/disk/bench")) == "xfs"
+    assert _filesystem(mounts, Path("/srv/diskette")) == "ext4"
+    assert _filesystem(mounts, Path("/with space/x")) == "btrfs"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (9999.0, "9999"),
+        (123456.0, "123.5k"),
+        (2.5e9, "2.5G"),
+        (0.0002, "200µ"),
+    ],
+)
+def test_numbers_have_four_digits_and_a_prefix(value: float | None, text: str) -> None:
+    assert _number(value) == text

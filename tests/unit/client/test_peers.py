@@ -1,0 +1,147 @@
+"""Lanes: many operations in few messages, and a failure that stays where it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from coffre.client._peers import MESSAGE_BYTES_MAX, OPERATIONS_MAX, Peers
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.transport import LoopbackTransport
+from coffre.proto import coffre_pb2 as pb
+
+
+class Recorder(LoopbackTransport):
+    """Answers every operation with its own key as detail, when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(Identity("00112233445566aa", Role.TENANT, "t"), {})
+        self.requests: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failures: list[CoffreError] = []
+        self.under_way = self.under_way_max = 0
+
+    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+        self.requests.append([operation.read.key or operation.settle.key for operation in request.operations])
+        self.under_way += 1
+        self.under_way_max = max(self.under_way_max, self.under_way)
+        await self.gate.wait()
+        self.under_way -= 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return pb.BatchReply(
+            outcomes=[pb.Outcome(detail=operation.read.key) for operation in request.operations]
+        )
+
+
+@pytest.fixture
+def transport() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def peers(transport: Recorder) -> Peers:
+    return Peers([1], transport, ManualClock(), epoch=1, tenant="t", timeout=1.0, shards=6)
+
+
+def read(key: str) -> pb.Operation:
+    return pb.Operation(read=pb.Read(bucket="b", key=key))
+
+
+async def test_concurrent_operations_travel_together_and_in_order(peers: Peers, transport: Recorder) -> None:
+    futures = [peers[1].reads.submit(read(f"{i}")) for i in range(64)]
+    outcomes = await asyncio.gather(*futures)
+    assert [outcome.detail for outcome in outcomes] == [f"{i}" for i in range(64)]
+    assert len(transport.requests) == 1
+    assert transport.requests[0] == [f"{i}" for i in range(64)]
+
+
+async def test_while_messages_are_under_way_the_next_gather(peers: Peers, transport: Recorder) -> None:
+    transport.gate.clear()
+    futures = []
+    for i in range(64):
+        futures.append(peers[1].reads.submit(read(f"{i}")))
+        await asyncio.sleep(0)
+    transport.gate.set()
+    await asyncio.gather(*futures)
+    assert len(transport.requests) <= 4
+    assert transport.under_way_max == 2
+    assert sorted((key for request in transport.requests for key in request), key=int) == [
+        f"{i}" for i in range(64)
+    ]
+
+
+async def test_messages_are_bounded(peers: Peers, transport: Recorder) -> None:
+    await asyncio.gather(*(peers[1].reads.submit(read(f"{i}")) for i in range(300)))
+    assert [len(request) for request in transport.requests] == [OPERATIONS_MAX, OPERATIONS_MAX, 44]
+    transport.requests.clear()
+    big = pb.Operation(read=pb.Read(bucket="b", key="k", stamp=bytes(MESSAGE_BYTES_MAX // 2)))
+    await asyncio.gather(*(peers[1].reads.submit(big) for _ in range(4)))
+    assert [len(request) for request in transport.requests] == [1, 1, 1, 1]
+
+
+async def test_an_unanswered_message_fails_its_own_operations_alone(
+    peers: Peers, transport: Recorder
+) -> None:
+    transport.gate.clear()
+    first = peers[1].reads.submit(read("a"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = peers[1].reads.submit(read("b"))
+    transport.failures.append(Unavailable("lost"))
+    transport.gate.set()
+    with pytest.raises(Unavailable):
+        await first
+    assert (await second).detail == "b"
+    assert peers[1].suspect is False  # the second answered
+    transport.failures.append(Unavailable("lost"))
+    with pytest.raises(Unavailable):
+        await peers[1].reads.submit(read("c"))
+    assert peers[1].suspect
+
+
+async def test_an_abandoned_operation_harms_nobody(peers: Peers, transport: Recorder) -> None:
+    transport.gate.clear()
+    first, second = (peers[1].reads.submit(read(key)) for key in "ab")
+    await asyncio.sleep(0)
+    first.cancel()
+    transport.gate.set()
+    assert (await second).detail == "b"
+    transport.failures.append(Unavailable("lost"))
+    peers[1].reads.submit(read("nobody waits"))
+    await peers.drain()
+
+
+async def test_lazy_operations_ride_along_and_drain_waits_for_them(peers: Peers, transport: Recorder) -> None:
+    settle = pb.Operation(settle=pb.Settle(bucket="b", key="lazy", stamp=bytes(16)))
+    peers[1].writes.submit_lazily(settle)
+    await asyncio.sleep(0)
+    assert transport.requests == []
+    await peers[1].writes.submit(read("eager"))
+    assert transport.requests == [["lazy", "eager"]]
+    peers[1].writes.submit_lazily(settle)
+    await peers.drain()
+    assert transport.requests[1:] == [["lazy"]]
+
+
+async def test_reads_do_not_wait_for_writes(peers: Peers, transport: Recorder) -> None:
+    transport.gate.clear()
+    writes = [peers[1].writes.submit(read(f"w{i}")) for i in range(3)]
+    reading = peers[1].reads.submit(read("r"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert ["r"] in transport.requests
+    transport.gate.set()
+    await asyncio.gather(*writes, reading)
+
+
+async def test_suspicion_passes_with_time(transport: Recorder) -> None:
+    clock = ManualClock()
+    peers = Peers([1], transport, clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    peers[1].note_failure()
+    assert peers[1].suspect
+    clock.advance(11)
+    assert not peers[1].suspect

@@ -1,0 +1,315 @@
+"""Large objects in constant memory: odd sources, nodes that die or stall, readers that walk away, substitutes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from coffre.bench.in_process import InProcessCluster
+from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
+from coffre.proto import coffre_pb2 as pb
+from google.protobuf.message import Message
+
+MIB = 1 << 20
+MakeCluster = Callable[..., InProcessCluster]
+
+
+async def chunks(data: bytes, sizes: list[int]) -> AsyncIterator[bytes]:
+    position = 0
+    while position < len(data):
+        size = sizes[position % len(sizes)]
+        yield data[position : position + size]
+        position += size
+
+
+async def used_bytes(cluster: InProcessCluster) -> int:
+    return sum([(await store.status()).live_bytes for store in cluster.stores.values()])
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 3 * MIB + 11])
+async def test_streams_of_unknown_size_in_odd_chunks(cluster: InProcessCluster, size: int) -> None:
+    client = cluster.client()
+    data = random.Random(size).randbytes(size)
+    for sizes in ([7777, 1, 300_001], [MIB], [2 * MIB + 3], [MIB - 1, 2]):
+        info = await client.put("b", "k", chunks(data, sizes))
+        assert info.size_bytes == size
+        assert await client.get("b", "k") == data
+    assert await client.get("b", "k", start=size // 2, length=MIB) == data[size // 2 :][:MIB]
+
+
+async def test_a_source_that_raises_leaves_nothing(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+
+    async def broken(good: int) -> AsyncIterator[bytes]:
+        for _ in range(good):
+            yield bytes(MIB)
+        raise ValueError("the source broke")
+
+    for good in (0, 1, 2, 6):
+        with pytest.raises(ValueError, match="the source broke"):
+            await client.put("b", "k", broken(good))
+    await client.flush()
+    assert await used_bytes(cluster) == 0
+    with pytest.raises(NotFound):
+        await client.get("b", "k")
+
+
+@pytest.mark.parametrize("nodes", [6, 9])
+@pytest.mark.parametrize("dies_at", [0, 1, 3, 5, 8])
+async def test_a_node_that_dies_in_mid_stream(make_cluster: MakeCluster, nodes: int, dies_at: int) -> None:
+    """Message 0 is the header, 1 to 6 the cells; 8 is after the end, when the node should sync and answer."""
+    cluster = make_cluster(4, 2, nodes=nodes)
+    client = cluster.client()
+    data = random.Random(1).randbytes(5 * MIB + 9)
+    victim = 2
+    sent = 0
+
+    async def die(node: int, message: Message) -> None:
+        nonlocal sent
+        if node == victim and isinstance(message, pb.WriteShardRequest):
+            if sent == dies_at:
+                raise Unavailable("the node died")
+            sent += 1
+
+    async def die_late(node: int, message: Message) -> None:
+        if node == victim and dies_at == 8 and isinstance(message, pb.WriteShardReply):
+            raise Unavailable("the node died")
+
+    cluster.network.before, cluster.network.after = die, die_late
+    async with asyncio.timeout(5):
+        await client.put("b", "k", data)
+    cluster.network.heal()
+    cluster.network.down = {victim}
+    assert await cluster.client().get("b", "k") == data
+
+
+@pytest.mark.parametrize("size", [MIB + 1, 2 * MIB + 1])
+async def test_a_short_stream_moves_to_a_substitute_even_at_its_end(
+    make_cluster: MakeCluster, size: int
+) -> None:
+    """All segments and the end are gone when the node fails: the substitute gets them again, and the end."""
+    cluster = make_cluster(4, 2, nodes=9)
+    client = cluster.client()
+    failed: set[int] = set()
+
+    async def refuse_sync(node: int, message: Message) -> None:
+        if isinstance(message, pb.WriteShardReply) and len(failed) < 2 and node not in failed:
+            failed.add(node)
+            raise Unavailable("the node died at its sync")
+
+    cluster.network.after = refuse_sync
+    async with asyncio.timeout(5):
+        await client.put("b", "k", bytes(size))
+    cluster.network.heal()
+    assert len(failed) == 2
+    cluster.network.down = set(failed)
+    assert await cluster.client().get("b", "k") == bytes(size)
+
+
+@pytest.mark.parametrize("where", ["cells", "end"])
+async def test_a_stalled_node_is_left_behind(cluster: InProcessCluster, where: str) -> None:
+    client = cluster.client()
+    data = random.Random(2).randbytes(9 * MIB)
+    never = asyncio.Event()
+
+    async def stall(node: int, message: Message) -> None:
+        if node == 3 and isinstance(
+            message, pb.WriteShardRequest if where == "cells" else pb.WriteShardReply
+        ):
+            await never.wait()
+
+    cluster.network.before = cluster.network.after = stall
+    async with asyncio.timeout(5):
+        await client.put("b", "k", data)
+    cluster.network.heal()
+    cluster.network.down = {3}
+    assert await cluster.client().get("b", "k") == data
+
+
+async def test_too_many_stalled_or_dead_nodes_are_an_error(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    await client.put("b", "k", b"old")
+    never = asyncio.Event()
+
+    async def stall(node: int, message: Message) -> None:
+        if node <= 2 and isinstance(message, pb.WriteShardRequest):
+            await never.wait()
+
+    cluster.network.before = stall
+    with pytest.raises(CoffreError) as caught:
+        await client.put("b", "k", bytes(9 * MIB))
+    assert "nothing was written" in str(caught.value)
+    cluster.network.heal()
+    cluster.network.down = set(cluster.stores)
+    with pytest.raises(Unavailable):
+        await client.put("b", "k", bytes(9 * MIB))
+    cluster.network.heal()
+    assert await client.get("b", "k") == b"old"
+    await client.delete("b", "k")
+    await client.flush()
+    assert not any(store._staging for store in cluster.stores.values())
+
+
+async def test_a_refused_large_put_frees_what_was_staged(cluster: InProcessCluster) -> None:
+    """Shards are staged, then the Accepts fail: nothing of the data stays on the nodes that answer."""
+    client = cluster.client()
+
+    async def no_accepts(node: int, message: Message) -> None:
+        if node <= 2 and isinstance(message, pb.BatchRequest):
+            raise Unavailable("no")
+
+    cluster.network.before = no_accepts
+    with pytest.raises(Unavailable):
+        await client.put("b", "k", bytes(3 * MIB))
+    cluster.network.heal()
+    assert await used_bytes(cluster) == 0
+
+
+async def test_a_cancelled_large_put_frees_what_was_staged(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    begun = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(MIB)
+            begun.set()
+
+    put = asyncio.create_task(client.put("b", "k", endless()))
+    await begun.wait()
+    put.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert await used_bytes(cluster) == 0
+
+
+async def test_walking_away_from_a_stream_leaks_nothing(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    await client.put("b", "k", random.Random(3).randbytes(20 * MIB))
+    await client.flush()
+    tasks = asyncio.all_tasks()
+    pieces = client.get_stream("b", "k")
+    await anext(pieces)
+    assert len(asyncio.all_tasks()) > len(tasks)
+    await pieces.aclose()
+    assert asyncio.all_tasks() == tasks
+    async for _ in client.get_stream("b", "k"):
+        break  # closed by the event loop's hooks, later
+    await asyncio.sleep(0)
+    reader = asyncio.create_task(client.get("b", "k"))
+    await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
+async def test_nodes_that_die_while_a_stream_is_read(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    data = random.Random(4).randbytes(20 * MIB)
+    await client.put("b", "k", data)
+    got = bytearray()
+    async for piece in client.get_stream("b", "k"):
+        got += piece
+        if len(got) == 3 * MIB:
+            cluster.network.down = {1, 2}
+        if len(got) == 10 * MIB:
+            cluster.network.down = {5, 6}
+    assert got == data
+
+
+async def test_memory_stays_bounded(cluster: InProcessCluster) -> None:
+    """64 MiB in and out, compressible so that the stores themselves (this process) stay small."""
+
+    async def source() -> AsyncIterator[bytes]:
+        for number in range(64):
+            yield number.to_bytes(1, "big") * MIB
+
+    client = cluster.client()
+    tracemalloc.start()
+    try:
+        await client.put("b", "k", source())
+        size = 0
+        async for piece in client.get_stream("b", "k"):
+            size += len(piece)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size == 64 * MIB
+    assert peak < 24 * MIB
+
+
+async def test_a_slow_reader_holds_the_nodes_back(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    await client.put("b", "k", random.Random(5).randbytes(30 * MIB))
+    replies = 0
+
+    async def count(node: int, reply: Message) -> None:
+        nonlocal replies
+        if isinstance(reply, pb.ReadShardReply):
+            replies += 1
+
+    cluster.network.after = count
+    pieces = client.get_stream("b", "k")
+    await anext(pieces)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    # A reply carries up to 1 MiB of 256 KiB cells: far fewer than the 30 segments may be under way.
+    assert replies <= 4 * 4
+    await pieces.aclose()
+
+
+async def test_a_file_appears_only_when_whole(cluster: InProcessCluster, tmp_path: Path) -> None:
+    client = cluster.client()
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(random.Random(6).randbytes(3 * MIB + 1))
+    seen: list[int] = []
+    await client.put_file("b", "k", source, progress=seen.append)
+    assert sum(seen) == 3 * MIB + 1
+    assert await client.get_file("b", "k", target) == 3 * MIB + 1
+    assert target.read_bytes() == source.read_bytes()
+    target.write_bytes(b"precious")
+    cluster.network.down = {1, 2, 3}
+    with pytest.raises(Unavailable):
+        await client.get_file("b", "k", target)
+    assert target.read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    cluster.network.heal()
+    with pytest.raises(InvalidArgument):
+        await client.put_file("b", "k", tmp_path / "absent")
+    with pytest.raises(InvalidArgument):
+        await client.get_file("b", "k", tmp_path / "no" / "folder")
+
+
+async def test_many_with_mixed_outcomes(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    items = [(f"k{i}" if i % 7 else "", b"%d" % i) for i in range(200)]
+    outcomes = await client.put_many("b", items)
+    for i, outcome in enumerate(outcomes):
+        assert isinstance(outcome, InvalidArgument) == (i % 7 == 0)
+    got = await client.get_many("b", [f"k{i}" for i in range(205)])
+    for i, value in enumerate(got):
+        if i % 7 == 0 or i >= 200:
+            assert isinstance(value, NotFound)
+        else:
+            assert value == b"%d" % i
+
+
+async def test_many_gets_of_large_cells_fit_in_messages(cluster: InProcessCluster) -> None:
+    """128 cells of 256 KiB are more than a message may carry: the node says so, and they are asked for again."""
+    client = cluster.client()
+    data = random.Random(8).randbytes(MIB)
+    await client.put_many("b", [(f"k{i}", data) for i in range(64)])
+    await client.flush()
+    largest = 0
+
+    async def measure(node: int, reply: Message) -> None:
+        nonlocal largest
+        largest = max(largest, reply.ByteSize())
+
+    cluster.network.after = measure
+    got = await asyncio.gather(*(client.get("b", f"k{i}") for i in range(64)))
+    assert all(value == data for value in got)
+    assert largest < 5 * MIB
