@@ -231,13 +231,15 @@ class Committer:
             self._index.grow_if_needed()
             while not self._try(jobs):
                 self._index.grow()
+        except lmdb.DiskError as error:
+            _fail(jobs, ResourceExhausted(f"the disk of this node is full: {error}"))
         except OSError as error:
             if error.errno in _FULL:
                 _fail(jobs, ResourceExhausted("the disk of this node is full"))
             else:
                 self._break(jobs, error)
         except lmdb.Error as error:
-            if self._space.free_bytes() < _FULL_BYTES:
+            if self._space.is_full() and not isinstance(error, lmdb.PanicError):
                 # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
                 _fail(jobs, ResourceExhausted("the disk of this node is full"))
             else:

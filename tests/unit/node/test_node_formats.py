@@ -9,7 +9,8 @@ from coffre.node.records import LargeShard, decode_record, encode_record
 from coffre.node.rows import LargeFile, LargeState, Location
 from coffre.node.store import QueueRepair, State
 from coffre.node.votes import Entry
-from store_cases import accept, adopt, name, stamp
+
+from tests.unit.node.store_cases import accept, adopt, name, stamp
 
 DATA_ID = bytes(range(16))
 LARGE = LargeShard(9, DATA_ID, 3, 3000, 0x01020304)
