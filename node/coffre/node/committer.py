@@ -66,6 +66,11 @@ class DiskSpace:
         capacity = self._options.capacity_bytes
         return free if capacity is None else max(min(free, capacity - self.used_bytes()), 0)
 
+    def is_full(self) -> bool:
+        """Whether the disk itself, whatever the quota, has next to nothing left."""
+        stat = os.statvfs(self._root)
+        return stat.f_bavail * stat.f_frsize < _FULL_BYTES
+
     def room_bytes(self) -> int:
         """What is free above the reserve. A small quota keeps an eighth of itself as its reserve."""
         reserve, capacity = self._options.reserve_bytes, self._options.capacity_bytes
@@ -234,7 +239,7 @@ class Committer:
             else:
                 self._break(jobs, error)
         except lmdb.Error as error:
-            if self._space.free_bytes() < _FULL_BYTES:
+            if self._space.is_full() and not isinstance(error, lmdb.PanicError):
                 # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
                 _fail(jobs, ResourceExhausted("the disk of this node is full"))
             else:

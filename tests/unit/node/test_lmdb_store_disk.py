@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ResourceExhausted
+from coffre.node.chores import Copy, MoveRecords
 from coffre.node.lmdb_store import LmdbStore
+from coffre.node.rows import Location
 from coffre.node.store import Abort, StoreOptions
 
 from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
@@ -260,3 +262,37 @@ async def test_many_callers_share_few_syncs_and_a_bounded_queue(tmp_path: Path) 
     await store.close()
     for task in pending:
         assert (await task)[0].error is None
+
+
+async def test_a_record_is_synced_before_the_index_refers_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await LmdbStore.open(tmp_path, options(), ManualClock())
+    seen: list[bool] = []
+    fdatasync = os.fdatasync
+
+    def watched(fd: int) -> None:
+        fdatasync(fd)
+        seen.append(store._reader.row(name()) is None)
+
+    monkeypatch.setattr("coffre.node.volumes.os.fdatasync", watched)
+    await store.apply([accept(1)])
+    assert seen == [True]
+    assert store._reader.row(name()) is not None
+    await store.close()
+
+
+async def test_a_copy_of_a_record_that_moved_on_is_not_taken(tmp_path: Path) -> None:
+    store = await LmdbStore.open(tmp_path, options(), ManualClock())
+    await store.apply([accept(1)])
+    row = store._reader.row(name())
+    assert row is not None
+    held = row.entries[0].record
+    assert isinstance(held, Location)
+    with store._parts.index.reading() as txn:
+        key = store._parts.index.find(txn, name())
+    assert key is not None
+    stale = Copy(key, stamp(1), held._replace(offset=held.offset + 1), bytes(held.size_bytes))
+    assert await store._committer.run([MoveRecords([stale])]) == [0]
+    assert store._reader.row(name()) == row
+    await store.close()
