@@ -240,6 +240,25 @@ async def test_memory_stays_bounded(cluster: InProcessCluster) -> None:
     assert peak < 24 * MIB
 
 
+async def test_cells_of_several_segments_travel_in_one_message(cluster: InProcessCluster) -> None:
+    """A message per cell made the nodes slow; a message above 4 MiB is refused by a real node."""
+    sent: dict[int, list[pb.WriteShardRequest]] = {}
+
+    async def note(node: int, message: Message) -> None:
+        if isinstance(message, pb.WriteShardRequest) and message.cells:
+            sent.setdefault(node, []).append(message)
+
+    cluster.network.before = note
+    data = random.Random(1).randbytes(10 * MIB)
+    await cluster.client().put("b", "k", data)
+    assert len(sent) == 6
+    for messages in sent.values():
+        assert [cell.segment for message in messages for cell in message.cells] == list(range(10))
+        assert len(messages) <= 3
+        assert max(message.ByteSize() for message in messages) < 2 * MIB
+    assert await cluster.client().get("b", "k") == data
+
+
 async def test_a_slow_reader_holds_the_nodes_back(cluster: InProcessCluster) -> None:
     client = cluster.client()
     await client.put("b", "k", random.Random(5).randbytes(30 * MIB))
