@@ -242,10 +242,10 @@ async def test_memory_stays_bounded(cluster: InProcessCluster) -> None:
 
 async def test_cells_of_several_segments_travel_in_one_message(cluster: InProcessCluster) -> None:
     """A message per cell made the nodes slow; a message above 4 MiB is refused by a real node."""
-    sent: dict[int, list[pb.WriteShardRequest]] = {}
+    sent: dict[int, list[ShardChunk]] = {}
 
-    async def note(node: int, message: Message) -> None:
-        if isinstance(message, pb.WriteShardRequest) and message.cells:
+    async def note(node: int, message: Traffic) -> None:
+        if isinstance(message, ShardChunk) and message.cells:
             sent.setdefault(node, []).append(message)
 
     cluster.network.before = note
