@@ -23,9 +23,9 @@ from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.node.server import MESSAGE_BYTES_MAX
-from coffre.node.servicer import Servicer
+from coffre.node.servicer import Servicer, add_servicer
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto import coffre_pb2_grpc as pb_grpc
+from coffre.proto.shard_stream import ShardChunk, WireCell
 
 CLUSTER_ID = "0123456789abcdef"
 NODES = [NodeAttributes(f"n{i}", f"s{i}", f"site{i}", f"op{i}", "FR") for i in range(1, 4)]
@@ -65,10 +65,8 @@ class Node(Handler):
             self.cancelled.set()
             raise
 
-    async def write_shard(
-        self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
-    ) -> pb.WriteShardReply:
-        async def counted() -> AsyncIterator[pb.WriteShardRequest]:
+    async def write_shard(self, peer: Identity, requests: AsyncIterator[ShardChunk]) -> pb.WriteShardReply:
+        async def counted() -> AsyncIterator[ShardChunk]:
             async for request in requests:
                 await self._obey()
                 self.taken += 1
@@ -76,15 +74,13 @@ class Node(Handler):
 
         return await super().write_shard(peer, counted())
 
-    async def read_shard(
-        self, peer: Identity, request: pb.ReadShardRequest
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
         await self._obey()
         try:
             if self.endless:
                 while True:
                     self.sent += 1
-                    yield pb.ReadShardReply(cells=[pb.Cell(data=bytes(MIB))])
+                    yield ShardChunk(cells=[WireCell(data=bytes(MIB))])
             async for reply in super().read_shard(peer, request):
                 yield reply
         finally:
@@ -117,7 +113,7 @@ async def served(nodes: dict[int, Node], members: Members) -> AsyncIterator[dict
                 ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
             ]
         )
-        pb_grpc.add_NodeServicer_to_server(Servicer(node, CLUSTER_ID), server)
+        add_servicer(server, Servicer(node, CLUSTER_ID))
         ports[number] = server.add_secure_port("127.0.0.1:0", server_credentials(members.files(f"n{number}")))
         await server.start()
         servers.append(server)
@@ -173,13 +169,11 @@ def read(key: str = "k") -> pb.BatchRequest:
     return pb.BatchRequest(epoch=1, tenant="clinic", operations=[operation])
 
 
-async def shard(cells: int, size: int = 1000) -> AsyncIterator[pb.WriteShardRequest]:
-    yield pb.WriteShardRequest(
-        header=pb.ShardHeader(epoch=1, tenant="clinic", data_id=bytes(16), shard_index=0)
-    )
+async def shard(cells: int, size: int = 1000) -> AsyncIterator[ShardChunk]:
+    yield ShardChunk(header=pb.ShardHeader(epoch=1, tenant="clinic", data_id=bytes(16), shard_index=0))
     for segment in range(cells):
         data = segment.to_bytes(2, "big") * (size // 2)
-        yield pb.WriteShardRequest(cells=[pb.Cell(segment=segment, crc=crc32c(data), data=data)])
+        yield ShardChunk(cells=[WireCell(segment=segment, crc=crc32c(data), data=data)])
 
 
 async def test_every_call_arrives(bench: Bench) -> None:
@@ -291,7 +285,7 @@ async def test_large_messages(bench: Bench) -> None:
 
 
 async def test_a_source_that_raises_ends_the_call_with_its_own_error(bench: Bench) -> None:
-    async def broken() -> AsyncIterator[pb.WriteShardRequest]:
+    async def broken() -> AsyncIterator[ShardChunk]:
         async with aclosing(shard(3)) as requests:  # type: ignore[type-var]  # an async generator
             async for request in requests:
                 yield request
@@ -305,7 +299,7 @@ async def test_a_source_that_raises_ends_the_call_with_its_own_error(bench: Benc
 async def test_a_slow_node_holds_the_writer_back(bench: Bench) -> None:
     drawn = 0
 
-    async def endless() -> AsyncIterator[pb.WriteShardRequest]:
+    async def endless() -> AsyncIterator[ShardChunk]:
         nonlocal drawn
         async with aclosing(shard(10_000, size=MIB)) as requests:  # type: ignore[type-var]  # an async generator
             async for request in requests:

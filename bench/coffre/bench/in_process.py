@@ -19,15 +19,17 @@ from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.node.store import StoreOptions
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk, decode_read, decode_write, encode_read, encode_write
 from google.protobuf.message import Message
 
-__all__ = ["QUICK", "InProcessCluster", "Network", "in_process_cluster"]
+__all__ = ["QUICK", "InProcessCluster", "Network", "Traffic", "in_process_cluster"]
 
 CLUSTER_ID = "00112233445566aa"
 PARTITIONS = 64
 QUICK = ClientOptions(
     timeout=0.5, patience=0.05, hedge_delay=0.01, straggler_grace=0.02, stall_timeout=0.2, compress_level=1
 )
+Traffic = Message | ShardChunk
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -36,7 +38,7 @@ def _copy(message: _Message) -> _Message:
     return type(message).FromString(message.SerializeToString())
 
 
-async def _pass(node: int, message: Message) -> None:
+async def _pass(node: int, message: Traffic) -> None:
     return None
 
 
@@ -49,8 +51,8 @@ class Network:
     """
 
     down: set[int] = field(default_factory=set)
-    before: Callable[[int, Message], Awaitable[None]] = _pass
-    after: Callable[[int, Message], Awaitable[None]] = _pass
+    before: Callable[[int, Traffic], Awaitable[None]] = _pass
+    after: Callable[[int, Traffic], Awaitable[None]] = _pass
     messages: int = 0
 
     def heal(self) -> None:
@@ -58,7 +60,7 @@ class Network:
         self.down.clear()
         self.before = self.after = _pass
 
-    async def send(self, node: int, request: Message) -> None:
+    async def send(self, node: int, request: Traffic) -> None:
         self.messages += 1
         await self.before(node, request)
         if node in self.down:
@@ -79,12 +81,12 @@ class _NetworkTransport(LoopbackTransport):
         return reply
 
     async def write_shard(
-        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+        self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
     ) -> pb.WriteShardReply:
-        async def sent() -> AsyncIterator[pb.WriteShardRequest]:
+        async def sent() -> AsyncIterator[ShardChunk]:
             async for request in requests:
                 await self._network.send(node, request)
-                yield _copy(request)
+                yield decode_write(encode_write(request))
 
         reply = _copy(await super().write_shard(node, sent(), timeout))
         await self._network.after(node, reply)
@@ -92,12 +94,12 @@ class _NetworkTransport(LoopbackTransport):
 
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    ) -> AsyncIterator[ShardChunk]:
         await self._network.send(node, request)
         replies = super().read_shard(node, _copy(request), timeout)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # an async generator
             async for reply in stream:
-                copied = _copy(reply)
+                copied = decode_read(encode_read(reply))
                 await self._network.after(node, copied)
                 if node in self._network.down:
                     raise Unavailable(f"node {node} does not answer")

@@ -47,7 +47,7 @@ class CellSet:
             self.bad.add(shard_index)
 
 
-def join_cells(k: int, m: int, cells: Mapping[int, bytes]) -> bytes:
+def join_cells(k: int, m: int, cells: Mapping[int, bytes | memoryview]) -> bytes:
     """Return the ciphertext of a segment from any k cells. Raises `IntegrityError` when they do not fit together."""
     if len({len(cell) for cell in cells.values()}) > 1:
         raise IntegrityError("the cells of a segment differ in size")
@@ -61,7 +61,7 @@ def join_cells(k: int, m: int, cells: Mapping[int, bytes]) -> bytes:
 
 
 def open_segment(
-    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes]
+    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes | memoryview]
 ) -> bytes | memoryview:
     """Return a segment's plaintext from k or more cells.
 
@@ -71,8 +71,8 @@ def open_segment(
 
 
 def _open_some(
-    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes]
-) -> tuple[bytes | memoryview, dict[int, bytes]]:
+    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes | memoryview]
+) -> tuple[bytes | memoryview, dict[int, bytes | memoryview]]:
     """Return a segment's plaintext, and the k cells that it was decrypted from."""
     manifest = opened.manifest
     k, m = manifest.k, manifest.m
@@ -106,7 +106,7 @@ def rebuild_cells(
     codec(k, m).reconstruct_into(true, rebuilt)
     result = {}
     for index in wanted:
-        cell = bytes(rebuilt[index]) if index in rebuilt else true[index]
+        cell = bytes(rebuilt[index] if index in rebuilt else true[index])
         crc = crc32c(cell)
         named = manifest.shard_crcs[4 * index : 4 * index + 4]
         if crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") != named:

@@ -15,6 +15,7 @@ from coffre.client._sealing import OpenManifest, SegmentCipher
 from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, RetryableError, Unavailable
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk
 
 __all__ = ["Downloader"]
 
@@ -60,7 +61,9 @@ class Downloader:
         assembly = _Assembly(self, found, found.placement(primaries), first, count)
         cipher = SegmentCipher(found.opened.data_key, found.opened.manifest.data_id, found.opened.manifest.k)
         loop = asyncio.get_running_loop()
-        opening: deque[tuple[int, dict[int, bytes], asyncio.Future[bytes | memoryview]]] = deque()
+        opening: deque[tuple[int, dict[int, bytes | memoryview], asyncio.Future[bytes | memoryview]]] = (
+            deque()
+        )
 
         async def opened_next() -> bytes | memoryview:
             segment, cells, future = opening.popleft()
@@ -92,7 +95,7 @@ class Downloader:
 
     def read_shard(
         self, opened: OpenManifest, node: int, index: int, first: int, count: int
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    ) -> AsyncIterator[ShardChunk]:
         request = pb.ReadShardRequest(
             epoch=self._peers.epoch,
             tenant=self._peers.tenant,
@@ -147,7 +150,7 @@ class _Assembly:
         self._places = places
         self._end = first + count
         self._current = first
-        self._cells: dict[int, dict[int, bytes]] = {}
+        self._cells: dict[int, dict[int, bytes | memoryview]] = {}
         self._moved = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -158,7 +161,7 @@ class _Assembly:
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
 
-    async def cells(self, segment: int) -> dict[int, bytes]:
+    async def cells(self, segment: int) -> dict[int, bytes | memoryview]:
         """Wait for k cells of `segment`, asking further shards when some fail or lag."""
         self._current = segment
         self._moved.set()
@@ -196,7 +199,9 @@ class _Assembly:
     def _may_retry(self, index: int, error: CoffreError) -> bool:
         return isinstance(error, RetryableError) and self._starts[index] <= RESTARTS_MAX
 
-    async def every_cell(self, segment: int, cells: dict[int, bytes]) -> dict[int, bytes]:
+    async def every_cell(
+        self, segment: int, cells: dict[int, bytes | memoryview]
+    ) -> dict[int, bytes | memoryview]:
         """All cells of one segment that can be had: some cell of `cells` lies under a matching checksum."""
         every = dict(cells)
 
@@ -237,23 +242,24 @@ class _Assembly:
         finally:
             self._arrived.set()
 
-    def _take(self, index: int, segment: int, cell: bytes) -> None:
+    def _take(self, index: int, segment: int, cell: bytes | memoryview) -> None:
         if segment >= self._current:
             self._cells.setdefault(segment, {})[index] = cell
             if segment == self._current:
                 self._arrived.set()
 
-    async def _read(self, index: int, first: int, count: int, take: Callable[[int, bytes], None]) -> None:
+    async def _read(
+        self, index: int, first: int, count: int, take: Callable[[int, bytes | memoryview], None]
+    ) -> None:
         """Read cells of one shard, verify each, hand them on; pause while too far ahead of the reader."""
         expected = first
         replies = self._downloader.read_shard(self._opened, self._places[index], index, first, count)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:
-                    data = cell.data  # every look at it copies it
-                    if cell.segment != expected or crc32c(data) != cell.crc:
+                    if cell.segment != expected or crc32c(cell.data) != cell.crc:
                         raise IntegrityError(f"shard {index} is damaged at segment {expected}")
-                    take(cell.segment, data)
+                    take(cell.segment, cell.data)
                     expected += 1
                 while count > 1 and expected > self._current + WINDOW_SEGMENTS:
                     await self._moved.wait()

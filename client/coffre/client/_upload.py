@@ -24,6 +24,7 @@ from coffre.cluster.errors import (
 from coffre.cluster.placement import Placement
 from coffre.codec import codec, crc32c
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk, WireCell
 
 __all__ = ["CodedSegment", "SegmentCoder", "Uploader"]
 
@@ -135,7 +136,7 @@ class _ShardStream:
                     return
                 self.node = substitute
 
-    async def _requests(self) -> AsyncIterator[pb.WriteShardRequest]:
+    async def _requests(self) -> AsyncIterator[ShardChunk]:
         peers = self._uploader.peers
         header = pb.ShardHeader(
             epoch=peers.epoch,
@@ -143,7 +144,7 @@ class _ShardStream:
             data_id=self._draft.manifest.data_id,
             shard_index=self.index,
         )
-        yield pb.WriteShardRequest(header=header)
+        yield ShardChunk(header=header)
         for group in list(self._retained or ()):
             yield self._request(group)
         while not self._ended:
@@ -157,13 +158,9 @@ class _ShardStream:
                     self._retained = None
             yield self._request(group_or_end)
 
-    def _request(self, group: Group) -> pb.WriteShardRequest:
-        request = pb.WriteShardRequest()
-        for coded in group:  # filled in place: assigning a Cell would copy it once more
-            request.cells.add(
-                segment=coded.segment, crc=coded.crcs[self.index], data=bytes(coded.cells[self.index])
-            )
-        return request
+    def _request(self, group: Group) -> ShardChunk:
+        index = self.index
+        return ShardChunk([WireCell(coded.segment, coded.crcs[index], coded.cells[index]) for coded in group])
 
 
 class Uploader:

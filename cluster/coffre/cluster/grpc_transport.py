@@ -23,6 +23,7 @@ from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.tls import TlsFiles, channel_credentials
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
+from coffre.proto.shard_stream import ShardChunk, decode_read, encode_write
 from grpc import aio
 
 if TYPE_CHECKING:
@@ -46,12 +47,21 @@ _Reply = TypeVar("_Reply")
 
 
 @dataclass(frozen=True, slots=True)
+class _Stub:
+    """The calls over one channel. Messages that carry cells have codecs of their own, which copy less."""
+
+    write_shard: aio.StreamUnaryMultiCallable[ShardChunk, pb.WriteShardReply]
+    read_shard: aio.UnaryStreamMultiCallable[pb.ReadShardRequest, ShardChunk]
+    others: NodeAsyncStub
+
+
+@dataclass(frozen=True, slots=True)
 class _Line:
     """Open channels to one node, used in turn."""
 
     node: MapNode
     channels: tuple[aio.Channel, ...]
-    stubs: Iterator[NodeAsyncStub]
+    stubs: Iterator[_Stub]
 
 
 class GrpcTransport:
@@ -108,13 +118,13 @@ class GrpcTransport:
 
     async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).Batch(request, timeout=timeout))
+        return await _answer(line, timeout, next(line.stubs).others.Batch(request, timeout=timeout))
 
     async def write_shard(
-        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+        self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
     ) -> pb.WriteShardReply:
         line = self._line(node)
-        call = next(line.stubs).WriteShard(timeout=timeout)
+        call = next(line.stubs).write_shard(timeout=timeout)
         endings = _Endings(call)
         try:
             # Not handed to gRPC as an iterator: it would turn an error of the iterator into a cancellation.
@@ -138,9 +148,9 @@ class GrpcTransport:
 
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    ) -> AsyncIterator[ShardChunk]:
         line = self._line(node)
-        call = next(line.stubs).ReadShard(request, timeout=timeout)
+        call = next(line.stubs).read_shard(request, timeout=timeout)
         try:
             async for reply in call:
                 yield reply
@@ -154,19 +164,21 @@ class GrpcTransport:
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
         line = self._line(node)
-        await _answer(line, timeout, next(line.stubs).DropShard(request, timeout=timeout))
+        await _answer(line, timeout, next(line.stubs).others.DropShard(request, timeout=timeout))
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).List(request, timeout=timeout))
+        return await _answer(line, timeout, next(line.stubs).others.List(request, timeout=timeout))
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).Status(pb.StatusRequest(), timeout=timeout))
+        return await _answer(
+            line, timeout, next(line.stubs).others.Status(pb.StatusRequest(), timeout=timeout)
+        )
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).GetMap(request, timeout=timeout))
+        return await _answer(line, timeout, next(line.stubs).others.GetMap(request, timeout=timeout))
 
     # ---------------------------------------------------------------- channels
 
@@ -214,10 +226,15 @@ class GrpcTransport:
         )
 
 
-def _stub(channel: aio.Channel) -> NodeAsyncStub:
+def _stub(channel: aio.Channel) -> _Stub:
+    service = pb.DESCRIPTOR.services_by_name["Node"].full_name
     # One class serves both kinds of channel; the generated types call it by two names.
-    stub: NodeAsyncStub = pb_grpc.NodeStub(channel)
-    return stub
+    others: NodeAsyncStub = pb_grpc.NodeStub(channel)
+    return _Stub(
+        channel.stream_unary(f"/{service}/WriteShard", encode_write, pb.WriteShardReply.FromString),
+        channel.unary_stream(f"/{service}/ReadShard", pb.ReadShardRequest.SerializeToString, decode_read),
+        others,
+    )
 
 
 def _same_line(one: MapNode, other: MapNode) -> bool:

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from coffre.cluster.errors import DeadlineExceeded, Unavailable
 from coffre.cluster.identity import Identity
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk
 
 __all__ = ["LoopbackTransport", "NodeHandler", "Transport"]
 
@@ -30,12 +31,12 @@ class Transport(Protocol):
     async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply: ...
 
     async def write_shard(
-        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+        self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
     ) -> pb.WriteShardReply: ...
 
     def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
-    ) -> AsyncIterator[pb.ReadShardReply]: ...
+    ) -> AsyncIterator[ShardChunk]: ...
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None: ...
 
@@ -54,12 +55,10 @@ class NodeHandler(Protocol):
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply: ...
 
     async def write_shard(
-        self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
+        self, peer: Identity, requests: AsyncIterator[ShardChunk]
     ) -> pb.WriteShardReply: ...
 
-    def read_shard(
-        self, peer: Identity, request: pb.ReadShardRequest
-    ) -> AsyncIterator[pb.ReadShardReply]: ...
+    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]: ...
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
 
@@ -88,13 +87,13 @@ class LoopbackTransport:
         return await _within(timeout, node, self._handler(node).batch(self._identity, request))
 
     async def write_shard(
-        self, node: int, requests: AsyncIterator[pb.WriteShardRequest], timeout: float
+        self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
     ) -> pb.WriteShardReply:
         return await _within(timeout, node, self._handler(node).write_shard(self._identity, requests))
 
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    ) -> AsyncIterator[ShardChunk]:
         deadline = asyncio.get_running_loop().time() + timeout
         replies = self._handler(node).read_shard(self._identity, request)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # handlers return async generators

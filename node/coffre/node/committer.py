@@ -33,6 +33,7 @@ _COMPANY_SECONDS = 0.05  # how long settles alone wait for something that needs 
 _BATCH_ITEMS_MAX = 4096
 _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest
+_FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MUTATIONS = (Accept, Settle, Abort, QueueRepair, DropRepair)
 
@@ -64,6 +65,11 @@ class DiskSpace:
         free = stat.f_bavail * stat.f_frsize
         capacity = self._options.capacity_bytes
         return free if capacity is None else max(min(free, capacity - self.used_bytes()), 0)
+
+    def is_full(self) -> bool:
+        """Whether the disk itself, whatever the quota, has next to nothing left."""
+        stat = os.statvfs(self._root)
+        return stat.f_bavail * stat.f_frsize < _FULL_BYTES
 
     def room_bytes(self) -> int:
         """What is free above the reserve. A small quota keeps an eighth of itself as its reserve."""
@@ -233,14 +239,22 @@ class Committer:
             else:
                 self._break(jobs, error)
         except lmdb.Error as error:
-            self._break(jobs, error)
+            if self._space.is_full() and not isinstance(error, lmdb.PanicError):
+                # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
+                _fail(jobs, ResourceExhausted("the disk of this node is full"))
+            else:
+                self._break(jobs, error)
         except Exception as error:  # noqa: BLE001 - its callers must hear of it
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
                 return
             _log.exception("a mutation failed")
-            kept = error if isinstance(error, CoffreError) else InternalError(f"the store failed: {error!r}")
+            kept = (
+                error
+                if isinstance(error, CoffreError)
+                else InternalError(f"the store failed ({type(error).__name__})")
+            )
             _fail(jobs, kept)
 
     def _break(self, jobs: list[_Job], error: Exception) -> None:

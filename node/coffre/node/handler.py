@@ -37,6 +37,7 @@ from coffre.node.store import (
     StoredVersion,
 )
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk, WireCell
 from google.protobuf.message import DecodeError
 
 __all__ = ["Handler"]
@@ -192,14 +193,12 @@ class Handler:
 
     # ---------------------------------------------------------------- large shards
 
-    async def write_shard(
-        self, peer: Identity, requests: AsyncIterator[pb.WriteShardRequest]
-    ) -> pb.WriteShardReply:
+    async def write_shard(self, peer: Identity, requests: AsyncIterator[ShardChunk]) -> pb.WriteShardReply:
         writer = None
         try:
             async for request in requests:
                 if writer is None:
-                    header = request.header
+                    header = request.header or pb.ShardHeader()
                     self._admit(peer, header.tenant, header.epoch)
                     if len(header.data_id) != DATA_ID_BYTES or header.shard_index >= SHARDS_MAX:
                         raise InvalidArgument(
@@ -218,19 +217,14 @@ class Handler:
             cell_count=staged.cell_count, size_bytes=staged.size_bytes, shard_crc=staged.shard_crc
         )
 
-    async def read_shard(
-        self, peer: Identity, request: pb.ReadShardRequest
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
         self._admit(peer, request.tenant, request.epoch)
         name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
         chunks = self._store.read_cells(
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count
         )
         async for chunk in chunks:
-            reply = pb.ReadShardReply()
-            for cell in chunk:  # filled in place: assigning a Cell would copy it once more
-                reply.cells.add(segment=cell.segment, crc=cell.crc, data=cell.data)
-            yield reply
+            yield ShardChunk([WireCell(cell.segment, cell.crc, cell.data) for cell in chunk])
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
         self._admit(peer, request.tenant)
@@ -324,5 +318,5 @@ def _put_version(target: pb.Version, version: StoredVersion) -> None:
     if version.shard_index is not None:
         target.shard_index = version.shard_index
     if version.cell is not None:
-        target.cell = version.cell.data
+        target.cell = bytes(version.cell.data)
         target.cell_crc = version.cell.crc

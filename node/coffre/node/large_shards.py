@@ -84,7 +84,7 @@ class LargeShardWriter:
                 raise IntegrityError("the cell does not have its checksum: damaged on the way")
 
     def append(self, cells: Sequence[StoredCell]) -> None:
-        buffers: list[bytes] = []
+        buffers: list[bytes | memoryview] = []
         offset = self.file_bytes
         for cell in cells:
             buffers.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
@@ -107,7 +107,7 @@ class LargeShardWriter:
         os.fsync(self._handle.fd)
         sync_directory(self.path.parent)
 
-    def _write(self, buffers: list[bytes]) -> None:
+    def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
         for start in range(0, len(buffers), _BUFFERS_MAX):
             part = buffers[start : start + _BUFFERS_MAX]
             size_bytes = sum(map(len, part))

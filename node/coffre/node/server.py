@@ -16,10 +16,8 @@ from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
-from coffre.node.servicer import Servicer
+from coffre.node.servicer import SERVICE, Servicer, add_servicer
 from coffre.node.store import ShardStore
-from coffre.proto import coffre_pb2 as pb
-from coffre.proto import coffre_pb2_grpc as pb_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -31,7 +29,6 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALLS_MAX = 256
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
-SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
 
 
 async def serve(config: NodeConfig, clock: Clock) -> None:
@@ -97,7 +94,7 @@ def _server(
         ],
         maximum_concurrent_rpcs=CALLS_MAX,
     )
-    pb_grpc.add_NodeServicer_to_server(Servicer(handler, cluster_id), server)
+    add_servicer(server, Servicer(handler, cluster_id))
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

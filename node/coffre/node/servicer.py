@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from coffre.cluster.errors import CoffreError, InternalError
@@ -12,17 +12,18 @@ from coffre.cluster.identity import Identity
 from coffre.cluster.tls import peer_identity
 from coffre.node.handler import Handler
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto import coffre_pb2_grpc as pb_grpc
+from coffre.proto.shard_stream import ShardChunk, decode_write, encode_read
 
-__all__ = ["Servicer"]
+__all__ = ["SERVICE", "Servicer", "add_servicer"]
 
 _log = logging.getLogger("coffre.node")
+SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
 _Reply = TypeVar("_Reply")
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _Context = grpc.aio.ServicerContext  # generic in request and reply, which every method here knows already
 
 
-class Servicer(pb_grpc.NodeServicer):
+class Servicer:
     """Implements the `Node` service for one node."""
 
     def __init__(self, handler: Handler, cluster_id: str) -> None:
@@ -34,7 +35,7 @@ class Servicer(pb_grpc.NodeServicer):
 
     async def WriteShard(
         self,
-        request: AsyncIterator[pb.WriteShardRequest],
+        request: AsyncIterator[ShardChunk],
         context: _Context,  # type: ignore[type-arg]
     ) -> pb.WriteShardReply:
         return await self._run(
@@ -45,7 +46,7 @@ class Servicer(pb_grpc.NodeServicer):
         self,
         request: pb.ReadShardRequest,
         context: _Context,  # type: ignore[type-arg]
-    ) -> AsyncIterator[pb.ReadShardReply]:
+    ) -> AsyncIterator[ShardChunk]:
         try:
             async for reply in self._handler.read_shard(self._peer(context), request):
                 yield reply
@@ -81,6 +82,27 @@ class Servicer(pb_grpc.NodeServicer):
             )
             await _refuse(context, InternalError("the node failed; its log says where"))
             raise
+
+
+def add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
+    """Let `server` serve the `Node` service, with the hand-written codecs for messages that carry cells."""
+    unary = grpc.unary_unary_rpc_method_handler
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {  # each has types of its own
+        "Batch": unary(servicer.Batch, pb.BatchRequest.FromString, pb.BatchReply.SerializeToString),
+        "DropShard": unary(
+            servicer.DropShard, pb.DropShardRequest.FromString, pb.DropShardReply.SerializeToString
+        ),
+        "List": unary(servicer.List, pb.ListRequest.FromString, pb.ListReply.SerializeToString),
+        "Status": unary(servicer.Status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString),
+        "GetMap": unary(servicer.GetMap, pb.GetMapRequest.FromString, pb.GetMapReply.SerializeToString),
+        "WriteShard": grpc.stream_unary_rpc_method_handler(
+            servicer.WriteShard, decode_write, pb.WriteShardReply.SerializeToString
+        ),
+        "ReadShard": grpc.unary_stream_rpc_method_handler(
+            servicer.ReadShard, pb.ReadShardRequest.FromString, encode_read
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 async def _refuse(context: _Context, error: CoffreError) -> NoReturn:  # type: ignore[type-arg]

@@ -140,7 +140,7 @@ class StoredCell:
 
     segment: int
     crc: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,14 +98,17 @@ def abort(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
     """Vote ABORTED on `stamp`, unless the vote is cast already; the verdict's state tells what it is."""
     place, present = _find(entries, stamp)
     marker = Entry(stamp, State.ABORTED)
+    # An Accept of this stamp is refused for ever by a newer settled version: then there is nothing to remember.
+    overtaken = any(entry.state == State.SETTLED for entry in entries[:place])
     if present is None:
-        if any(entry.state == State.SETTLED for entry in entries[:place]):
-            # An Accept of this stamp is refused for ever by the newer version, so there is nothing to
-            # remember.
+        if overtaken:
             return Verdict(entries, state=State.ABORTED)
         return _insert(entries, place, marker, State.ABORTED)
     if present.state != State.ACCEPTED:
         return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
+    if overtaken:
+        rest = entries[:place] + entries[place + 1 :]
+        return Verdict(rest, changed=True, freed=(present,), state=State.ABORTED)
     return Verdict(_put(entries, place, marker), changed=True, freed=(present,), state=State.ABORTED)
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster
+from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, KeyRing
 from coffre.cluster.errors import (
     CoffreError,
@@ -23,7 +23,7 @@ from coffre.cluster.placement import Placement
 from coffre.codec import crc32c
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
-from google.protobuf.message import Message
+from coffre.proto.shard_stream import ShardChunk, encode_write
 
 MIB = 1 << 20
 MakeCluster = Callable[..., InProcessCluster]
@@ -38,7 +38,7 @@ def primaries(cluster: InProcessCluster, key: str) -> tuple[int, ...]:
 def lie(cluster: InProcessCluster, liars: set[int], change: Callable[[pb.Version], None]) -> None:
     """Change every version that the liars return."""
 
-    async def after(node: int, reply: Message) -> None:
+    async def after(node: int, reply: Traffic) -> None:
         if node not in liars:
             return
         if isinstance(reply, pb.BatchReply):
@@ -136,7 +136,7 @@ async def test_liars_do_not_stop_a_reader_that_completes_a_write(
     writer = cluster.client()
     nodes = primaries(cluster, "k")
 
-    async def lose_settles(node: int, request: Message) -> None:
+    async def lose_settles(node: int, request: Traffic) -> None:
         if isinstance(request, pb.BatchRequest):
             for operation in list(request.operations):
                 if operation.HasField("settle"):
@@ -159,7 +159,7 @@ async def test_garbage_outcomes_end_the_call_and_hang_nobody(cluster: InProcessC
     client = cluster.client()
     await client.put("b", "k", b"value")
 
-    async def garble(node: int, reply: Message) -> None:
+    async def garble(node: int, reply: Traffic) -> None:
         if node == 1 and isinstance(reply, pb.BatchReply):
             for outcome in reply.outcomes:
                 outcome.code = 99
@@ -172,7 +172,7 @@ async def test_garbage_outcomes_end_the_call_and_hang_nobody(cluster: InProcessC
         await client.put("b", "k", b"new")  # two of six are of no use
     cluster.network.heal()
 
-    async def bad_newest(node: int, reply: Message) -> None:
+    async def bad_newest(node: int, reply: Traffic) -> None:
         if node == 1 and isinstance(reply, pb.BatchReply):
             for outcome in reply.outcomes:
                 outcome.code, outcome.newest_stamp = 10, b"x"
@@ -260,7 +260,7 @@ async def test_a_version_that_a_reader_locked_counts_only_with_enough_shards(
     await writer.flush()
 
     # The writer reaches three nodes; before it gives up, somebody locks the version on four.
-    async def cut(node: int, request: Message) -> None:
+    async def cut(node: int, request: Traffic) -> None:
         accepts = isinstance(request, pb.BatchRequest) and any(
             operation.HasField("accept") for operation in request.operations
         )
@@ -270,7 +270,7 @@ async def test_a_version_that_a_reader_locked_counts_only_with_enough_shards(
 
     locked: list[int] = []
 
-    async def lock_by_hand(node: int, request: Message) -> None:
+    async def lock_by_hand(node: int, request: Traffic) -> None:
         await cut(node, request)
         aborts = isinstance(request, pb.BatchRequest) and [
             operation.abort for operation in request.operations if operation.HasField("abort")
@@ -326,7 +326,7 @@ async def test_split_votes_are_decided_the_same_by_everyone(
     await writer.put("b", "k", b"before")
     await writer.flush()
 
-    async def no_settles(node: int, request: Message) -> None:
+    async def no_settles(node: int, request: Traffic) -> None:
         if isinstance(request, pb.BatchRequest) and any(
             operation.HasField("settle") for operation in request.operations
         ):
@@ -376,7 +376,7 @@ async def test_substitutes_take_shards_and_are_found(
     data = random.Random(size).randbytes(size)
     nodes = primaries(cluster, "k")
 
-    async def lose_settles(node: int, request: Message) -> None:
+    async def lose_settles(node: int, request: Traffic) -> None:
         if isinstance(request, pb.BatchRequest):
             kept = [operation for operation in request.operations if not operation.HasField("settle")]
             if len(kept) < len(request.operations) and not settles:
@@ -464,8 +464,9 @@ async def test_without_the_key_nothing_opens(cluster: InProcessCluster) -> None:
 async def test_no_plaintext_reaches_a_node(cluster: InProcessCluster) -> None:
     seen = bytearray()
 
-    async def listen(node: int, message: Message) -> None:
-        seen.extend(message.SerializeToString())
+    async def listen(node: int, message: Traffic) -> None:
+        raw = encode_write(message) if isinstance(message, ShardChunk) else message.SerializeToString()
+        seen.extend(raw)
 
     cluster.network.before = listen
     client = cluster.client()
@@ -583,7 +584,7 @@ async def test_a_node_that_lists_nonsense_is_left_out(cluster: InProcessCluster)
     for nonsense in (outside, endless, backwards, empty_key):
 
         async def after(
-            node: int, reply: Message, nonsense: Callable[[pb.ListReply], None] = nonsense
+            node: int, reply: Traffic, nonsense: Callable[[pb.ListReply], None] = nonsense
         ) -> None:
             if node in {3, 4} and isinstance(reply, pb.ListReply):
                 nonsense(reply)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Network
+from coffre.bench.in_process import QUICK, InProcessCluster, Network, Traffic
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     ClockSkew,
@@ -19,7 +19,6 @@ from coffre.cluster.errors import (
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.proto import coffre_pb2 as pb
-from google.protobuf.message import Message
 
 MIB = 1 << 20
 SIZES = (0, 1, 63, 64, 4096, MIB - 1, MIB, MIB + 1, 2 * MIB + 17)
@@ -126,7 +125,7 @@ async def test_a_refused_put_leaves_nothing_even_when_nodes_come_back(
     await client.put("b", "old", b"before")
     await client.flush()
 
-    async def lose_answers(node: int, reply: Message) -> None:
+    async def lose_answers(node: int, reply: Traffic) -> None:
         if node in down and isinstance(reply, pb.BatchReply | pb.WriteShardReply):
             raise Unavailable("the answer is lost")
 
@@ -137,7 +136,7 @@ async def test_a_refused_put_leaves_nothing_even_when_nodes_come_back(
             any_cluster.network.after = lose_answers
         else:
 
-            async def lose_aborts(node: int, request: Message) -> None:
+            async def lose_aborts(node: int, request: Traffic) -> None:
                 aborts = isinstance(request, pb.BatchRequest) and any(
                     op.HasField("abort") for op in request.operations
                 )
@@ -180,7 +179,7 @@ async def test_nodes_that_refuse_at_first_and_accept_later_are_told_to_give_up(
         cluster.stores[node].set_capacity(0)
     accepts = 0
 
-    async def make_room(node: int, request: Message) -> None:
+    async def make_room(node: int, request: Traffic) -> None:
         nonlocal accepts
         if isinstance(request, pb.BatchRequest) and any(op.HasField("accept") for op in request.operations):
             accepts += 1

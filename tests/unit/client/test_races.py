@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Network
+from coffre.bench.in_process import InProcessCluster, Network, Traffic
 from coffre.client import AsyncClient
 from coffre.cluster.errors import NotFound, Unavailable
-from coffre.proto import coffre_pb2 as pb
-from google.protobuf.message import Message
+from coffre.proto.shard_stream import ShardChunk
 
 MIB = 1 << 20
 MakeCluster = Callable[..., InProcessCluster]
@@ -56,7 +55,7 @@ def shuffle_network(cluster: InProcessCluster, seed: int) -> None:
     """Requests and replies overtake each other."""
     rng = random.Random(seed)
 
-    async def wait(node: int, message: Message) -> None:
+    async def wait(node: int, message: Traffic) -> None:
         await jitter(rng)
 
     cluster.network.before = cluster.network.after = wait
@@ -133,8 +132,8 @@ async def test_a_stream_of_an_overwritten_object_says_so(cluster: InProcessClust
     await other.put("b", "k", b"short")
     await other.flush()
 
-    async def cut(node: int, reply: Message) -> None:
-        if isinstance(reply, pb.ReadShardReply):
+    async def cut(node: int, reply: Traffic) -> None:
+        if isinstance(reply, ShardChunk):
             raise Unavailable("the connection broke")
 
     cluster.network.after = cut  # what streams now asks again, and finds the shards gone
@@ -189,12 +188,12 @@ def doomed_network(messages: int, *, rng: random.Random) -> Network:
     """Delivers that many messages, in whatever order they come, and drops everything after; loses some answers."""
     network = Network()
 
-    async def before(node: int, message: Message) -> None:
+    async def before(node: int, message: Traffic) -> None:
         await jitter(rng)
         if network.messages > messages:
             raise Unavailable("the writer is dead")
 
-    async def after(node: int, message: Message) -> None:
+    async def after(node: int, message: Traffic) -> None:
         if rng.random() < 0.2:
             raise Unavailable("the answer is lost")
 
@@ -285,7 +284,7 @@ async def test_chaos_has_only_register_histories(
     history = History()
     done = False
 
-    async def weather(node: int, message: Message) -> None:
+    async def weather(node: int, message: Traffic) -> None:
         await jitter(rng)
         if rng.random() < 0.03:
             raise Unavailable("lost")

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster
+from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk, encode_write
 from google.protobuf.message import Message
 
 MIB = 1 << 20
@@ -68,14 +69,14 @@ async def test_a_node_that_dies_in_mid_stream(make_cluster: MakeCluster, nodes: 
     victim = 2
     sent = 0
 
-    async def die(node: int, message: Message) -> None:
+    async def die(node: int, message: Traffic) -> None:
         nonlocal sent
-        if node == victim and isinstance(message, pb.WriteShardRequest):
+        if node == victim and isinstance(message, ShardChunk):
             if sent == dies_at:
                 raise Unavailable("the node died")
             sent += 1
 
-    async def die_late(node: int, message: Message) -> None:
+    async def die_late(node: int, message: Traffic) -> None:
         if node == victim and dies_at == 8 and isinstance(message, pb.WriteShardReply):
             raise Unavailable("the node died")
 
@@ -96,7 +97,7 @@ async def test_a_short_stream_moves_to_a_substitute_even_at_its_end(
     client = cluster.client()
     failed: set[int] = set()
 
-    async def refuse_sync(node: int, message: Message) -> None:
+    async def refuse_sync(node: int, message: Traffic) -> None:
         if isinstance(message, pb.WriteShardReply) and len(failed) < 2 and node not in failed:
             failed.add(node)
             raise Unavailable("the node died at its sync")
@@ -116,10 +117,8 @@ async def test_a_stalled_node_is_left_behind(cluster: InProcessCluster, where: s
     data = random.Random(2).randbytes(9 * MIB)
     never = asyncio.Event()
 
-    async def stall(node: int, message: Message) -> None:
-        if node == 3 and isinstance(
-            message, pb.WriteShardRequest if where == "cells" else pb.WriteShardReply
-        ):
+    async def stall(node: int, message: Traffic) -> None:
+        if node == 3 and isinstance(message, ShardChunk if where == "cells" else pb.WriteShardReply):
             await never.wait()
 
     cluster.network.before = cluster.network.after = stall
@@ -135,8 +134,8 @@ async def test_too_many_stalled_or_dead_nodes_are_an_error(cluster: InProcessClu
     await client.put("b", "k", b"old")
     never = asyncio.Event()
 
-    async def stall(node: int, message: Message) -> None:
-        if node <= 2 and isinstance(message, pb.WriteShardRequest):
+    async def stall(node: int, message: Traffic) -> None:
+        if node <= 2 and isinstance(message, ShardChunk):
             await never.wait()
 
     cluster.network.before = stall
@@ -158,7 +157,7 @@ async def test_a_refused_large_put_frees_what_was_staged(cluster: InProcessClust
     """Shards are staged, then the Accepts fail: nothing of the data stays on the nodes that answer."""
     client = cluster.client()
 
-    async def no_accepts(node: int, message: Message) -> None:
+    async def no_accepts(node: int, message: Traffic) -> None:
         if node <= 2 and isinstance(message, pb.BatchRequest):
             raise Unavailable("no")
 
@@ -243,10 +242,10 @@ async def test_memory_stays_bounded(cluster: InProcessCluster) -> None:
 
 async def test_cells_of_several_segments_travel_in_one_message(cluster: InProcessCluster) -> None:
     """A message per cell costs each node several switches of threads; one above 4 MiB is refused by a real node."""
-    sent: dict[int, list[pb.WriteShardRequest]] = {}
+    sent: dict[int, list[ShardChunk]] = {}
 
-    async def note(node: int, message: Message) -> None:
-        if isinstance(message, pb.WriteShardRequest) and message.cells:
+    async def note(node: int, message: Traffic) -> None:
+        if isinstance(message, ShardChunk) and message.cells:
             sent.setdefault(node, []).append(message)
 
     cluster.network.before = note
@@ -256,7 +255,7 @@ async def test_cells_of_several_segments_travel_in_one_message(cluster: InProces
     for messages in sent.values():
         assert [cell.segment for message in messages for cell in message.cells] == list(range(10))
         assert len(messages) <= 3
-        assert max(message.ByteSize() for message in messages) < 2 * MIB
+        assert max(len(encode_write(message)) for message in messages) < 2 * MIB
     assert await cluster.client().get("b", "k") == data
 
 
@@ -265,9 +264,9 @@ async def test_a_slow_reader_holds_the_nodes_back(cluster: InProcessCluster) -> 
     await client.put("b", "k", random.Random(5).randbytes(30 * MIB))
     replies = 0
 
-    async def count(node: int, reply: Message) -> None:
+    async def count(node: int, reply: Traffic) -> None:
         nonlocal replies
-        if isinstance(reply, pb.ReadShardReply):
+        if isinstance(reply, ShardChunk):
             replies += 1
 
     cluster.network.after = count
@@ -324,8 +323,9 @@ async def test_many_gets_of_large_cells_fit_in_messages(cluster: InProcessCluste
     await client.flush()
     largest = 0
 
-    async def measure(node: int, reply: Message) -> None:
+    async def measure(node: int, reply: Traffic) -> None:
         nonlocal largest
+        assert isinstance(reply, Message)
         largest = max(largest, reply.ByteSize())
 
     cluster.network.after = measure

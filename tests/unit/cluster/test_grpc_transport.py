@@ -28,6 +28,7 @@ from coffre.cluster.testing import Members
 from coffre.cluster.tls import TlsFiles, peer_identity, server_credentials
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
+from coffre.proto.shard_stream import ShardChunk, WireCell
 from grpc import aio
 
 _Context = aio.ServicerContext  # generic, and the test does not care in what
@@ -139,9 +140,9 @@ def open_stage(members: Members) -> Open:
     return stage
 
 
-async def shards(count: int) -> AsyncIterator[pb.WriteShardRequest]:
+async def shards(count: int) -> AsyncIterator[ShardChunk]:
     for segment in range(count):
-        yield pb.WriteShardRequest(cells=[pb.Cell(segment=segment, data=bytes(1 << 20))])
+        yield ShardChunk(cells=[WireCell(segment=segment, data=bytes(1 << 20))])
 
 
 async def test_every_call(members: Members, open_stage: Open) -> None:
@@ -289,8 +290,8 @@ async def test_a_close_during_a_call_is_an_error_and_no_cancellation(open_stage:
 
 
 async def test_an_error_of_the_sender_is_its_own(open_stage: Open) -> None:
-    async def broken() -> AsyncIterator[pb.WriteShardRequest]:
-        yield pb.WriteShardRequest()
+    async def broken() -> AsyncIterator[ShardChunk]:
+        yield ShardChunk()
         raise NotFound("the source is gone")
 
     async with open_stage() as stage:

@@ -15,7 +15,8 @@ from pathlib import Path
 from coffre.cluster.clock import SystemClock
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import Abort, StoreOptions
-from store_cases import accept, adopt, cells, name, settle, stamp
+
+from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=32 << 10)
 
@@ -54,9 +55,10 @@ async def write_until_killed(path: Path, seed: int, turn: int) -> None:
     sys.stdout.flush()
 
     async def reclaim() -> None:
+        pace_seconds = 0.005
         while True:
             if not await store.reclaim():
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(pace_seconds)
 
     rng = random.Random(f"{seed} {turn}")
     tasks = [work(store, random.Random(rng.random()), task, turn * 100_000) for task in range(6)]

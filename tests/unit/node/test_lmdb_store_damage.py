@@ -13,7 +13,8 @@ from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityErro
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.rows import seal
 from coffre.node.store import StoredCell, StoreOptions
-from store_cases import accept, adopt, cells, name, settle, stamp
+
+from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=64 << 10)
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ResourceExhausted
+from coffre.node.chores import Copy, MoveRecords
 from coffre.node.lmdb_store import LmdbStore
+from coffre.node.rows import Location
 from coffre.node.store import Abort, StoreOptions
-from store_cases import accept, adopt, cells, name, settle, stamp
+
+from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
 
 
 def options(**changes: int) -> StoreOptions:
@@ -130,13 +133,8 @@ async def test_a_full_disk_without_a_reserve(small_disk: Path) -> None:
 
 async def _fill_with_ballast(store: LmdbStore, disk: Path) -> LmdbStore:
     """Take every free byte from outside, and see that a delete is refused and not broken."""
-    with (disk / "more").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
-            pass
+    with (disk / "more").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        list(iter(lambda: file.write(bytes(4096)), 0))
     big = [Abort(name(f"none {number} " + "n" * 900), 7, stamp(1)) for number in range(400)]
     with pytest.raises(ResourceExhausted):
         await store.apply(big)
@@ -264,3 +262,37 @@ async def test_many_callers_share_few_syncs_and_a_bounded_queue(tmp_path: Path) 
     await store.close()
     for task in pending:
         assert (await task)[0].error is None
+
+
+async def test_a_record_is_synced_before_the_index_refers_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await LmdbStore.open(tmp_path, options(), ManualClock())
+    seen: list[bool] = []
+    fdatasync = os.fdatasync
+
+    def watched(fd: int) -> None:
+        fdatasync(fd)
+        seen.append(store._reader.row(name()) is None)
+
+    monkeypatch.setattr("coffre.node.volumes.os.fdatasync", watched)
+    await store.apply([accept(1)])
+    assert seen == [True]
+    assert store._reader.row(name()) is not None
+    await store.close()
+
+
+async def test_a_copy_of_a_record_that_moved_on_is_not_taken(tmp_path: Path) -> None:
+    store = await LmdbStore.open(tmp_path, options(), ManualClock())
+    await store.apply([accept(1)])
+    row = store._reader.row(name())
+    assert row is not None
+    held = row.entries[0].record
+    assert isinstance(held, Location)
+    with store._parts.index.reading() as txn:
+        key = store._parts.index.find(txn, name())
+    assert key is not None
+    stale = Copy(key, stamp(1), held._replace(offset=held.offset + 1), bytes(held.size_bytes))
+    assert await store._committer.run([MoveRecords([stale])]) == [0]
+    assert store._reader.row(name()) == row
+    await store.close()

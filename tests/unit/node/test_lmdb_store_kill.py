@@ -17,9 +17,11 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import State
-from kill_target import OPTIONS, cell_of
-from store_cases import cells, name, stamp
 
+from tests.unit.node.kill_target import OPTIONS, cell_of
+from tests.unit.node.store_cases import cells, name, stamp
+
+ROOT = Path(__file__).parents[3]
 ROUNDS = 30
 SEED = 20261124
 
@@ -28,8 +30,10 @@ class Target:
     """The forking process of kill_target.py."""
 
     def __init__(self, path: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("kill_target.py")), str(path), str(SEED)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.unit.node.kill_target", str(path), str(SEED)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
 
     def run_and_kill(self, turn: int, delay: float) -> list[tuple[str, str, int]]:
         """What a process acknowledged before it was killed `delay` seconds after it was ready."""
@@ -113,9 +117,15 @@ async def test_kills_at_random_moments(tmp_path: Path, target: Target) -> None:
 
 async def test_a_second_process_is_told_to_go(tmp_path: Path) -> None:
     store = await LmdbStore.open(tmp_path / "node", OPTIONS, SystemClock())
-    script = Path(__file__).with_name("kill_target.py")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, script, tmp_path / "node", "1", stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        sys.executable,
+        "-m",
+        "tests.unit.node.kill_target",
+        tmp_path / "node",
+        "1",
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
     )
     _, errors = await asyncio.wait_for(process.communicate(b"1\n"), 30)
     assert b"ConfigurationError" in errors
