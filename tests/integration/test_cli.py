@@ -83,6 +83,17 @@ def test_errors_are_one_line(running_cluster: LocalCluster, tmp_path: Path) -> N
     assert "cannot read" in one_line(nowhere, 2)
 
 
+def test_a_range_that_fails_leaves_the_file_alone(running_cluster: LocalCluster, tmp_path: Path) -> None:
+    ok(running_cluster, "put", "-", "cli/range", stdin=b"0123456789")
+    target = tmp_path / "part"
+    target.write_bytes(b"precious")
+    one_line(run(running_cluster, "get", "cli/none", str(target), "--range", "0-3"), 3)
+    assert target.read_bytes() == b"precious"
+    ok(running_cluster, "get", "cli/range", str(target), "--range", "2-5")
+    assert target.read_bytes() == b"2345"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
     from coffre.bench.local_cluster import ClusterShape
 

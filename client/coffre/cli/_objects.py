@@ -7,11 +7,11 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import click
 import uvloop
@@ -191,17 +191,18 @@ def get(
         raise InvalidArgument("the key gives no file name; name the TARGET")
 
     async def work(client: AsyncClient) -> int:
-        if str(path) == "-" or byte_range is not None:
-            size_bytes = 0
-            sink = sys.stdout.buffer if str(path) == "-" else path.open("wb")
-            async with aclosing(
-                client.get_stream(bucket, key, start=start, length=length, version=version)
-            ) as pieces:
-                async for piece in pieces:
-                    sink.write(piece)
-                    size_bytes += len(piece)
-            sink.flush()
-            return size_bytes
+        pieces = client.get_stream(bucket, key, start=start, length=length, version=version)
+        if str(path) == "-":
+            return await _pour(pieces, sys.stdout.buffer)
+        if byte_range is not None:
+            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+            try:
+                with partial.open("wb") as file:
+                    size_bytes = await _pour(pieces, file)
+                partial.replace(path)
+                return size_bytes
+            finally:
+                partial.unlink(missing_ok=True)
         total_bytes = (await client.head(bucket, key, version=version)).size_bytes
         with _progress(total_bytes, "fetching", quiet=quiet) as advance:
             return await client.get_file(bucket, key, path, version=version, progress=advance)
@@ -209,6 +210,17 @@ def get(
     size_bytes = _run(ctx, work)
     if str(path) != "-" and not quiet:
         click.echo(f"{path}  {size_bytes} bytes")
+
+
+async def _pour(pieces: AsyncGenerator[bytes | memoryview], sink: BinaryIO) -> int:
+    """Write a stream out; return its size."""
+    size_bytes = 0
+    async with aclosing(pieces) as stream:
+        async for piece in stream:
+            sink.write(piece)
+            size_bytes += len(piece)
+    sink.flush()
+    return size_bytes
 
 
 def _parse_range(text: str | None) -> tuple[int, int | None]:

@@ -1,0 +1,77 @@
+"""Placement is law on the node, too: a client that breaks the policy is refused, and nothing is stored."""
+
+from __future__ import annotations
+
+import pytest
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import HybridClock
+from coffre.codec import crc32c
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+from coffre.proto import coffre_pb2 as pb
+
+CLUSTER_ID = "00112233445566aa"
+TENANT = Identity(CLUSTER_ID, Role.TENANT, "clinic")
+LAWFUL = (1, 4, 2, 5, 3, 6)  # two of each site
+
+
+def node(number: int, site: int, operator: int, jurisdiction: str = "FR") -> MapNode:
+    place = (f"server{number}", f"site{site}", f"operator{operator}", jurisdiction)
+    return MapNode(number, f"n{number}", f"127.0.0.1:{7000 + number}", *place, 1 << 40)
+
+
+# Sites 1 to 3 with three nodes each; number 10 at a site and with an operator of its own, but in another country.
+NODES = (*(node(n, (n - 1) % 3 + 1, (n - 1) % 3 + 1) for n in range(1, 10)), node(10, 4, 4, "US"))
+POLICY = Policy("4+2", 4, 2, ("FR",), Domain.SITE)
+MAP = ClusterMap(CLUSTER_ID, 1, 16, NODES, (POLICY,), POLICY.name)
+
+
+def request(placement: tuple[int, ...]) -> pb.BatchRequest:
+    cell = b"a cell"
+    crc = crc32c(cell)
+    manifest = pb.Manifest(
+        format=1,
+        kind=pb.KIND_OBJECT,
+        stamp=HybridClock(SystemClock(), 1).issue().to_bytes(),
+        data_id=bytes(16),
+        size_bytes=10,
+        segment_bytes=1 << 20,
+        k=4,
+        m=2,
+        shard_crcs=crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") * 6,
+    )
+    sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16), placement=placement)
+    accept = pb.Accept(bucket="b", key="k", sealed=sealed, shard_index=0, cell=cell, cell_crc=crc)
+    return pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)])
+
+
+async def send(placement: tuple[int, ...]) -> tuple[int, int]:
+    """The outcome's code, and how many versions node 1 holds afterwards."""
+    store = MemoryStore(SystemClock())
+    handler = Handler(1, "n1", store, MapHolder(MAP, b""), SystemClock())
+    reply = await handler.batch(TENANT, request(placement))
+    return reply.outcomes[0].code, len(await store.read(ObjectName("clinic", "b", "k")))
+
+
+async def test_a_lawful_placement_is_taken() -> None:
+    assert await send(LAWFUL) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        (1, 4, 7, 2, 5, 3),  # three shards at site 1, which may be lost
+        (1, 1, 2, 5, 3, 6),  # two shards on one node
+        (1, 4, 2, 5, 3, 10),  # a country that the policy does not allow
+        (1, 4, 2, 5, 3, 99),  # no such node
+        (1, 4, 2, 5, 3),  # too few
+        (4, 1, 2, 5, 3, 6),  # lawful, but shard 0 is not this node's
+    ],
+)
+async def test_an_unlawful_placement_is_refused(placement: tuple[int, ...]) -> None:
+    assert await send(placement) == (InvalidArgument.code, 0)
