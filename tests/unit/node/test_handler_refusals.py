@@ -1,10 +1,10 @@
-"""Placement is law on the node, too: a client that breaks the policy is refused, and nothing is stored."""
+"""What a node refuses, and then does not store: placements that break the policy, and cells damaged on the way."""
 
 from __future__ import annotations
 
 import pytest
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.errors import IntegrityError, InvalidArgument
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName
@@ -50,11 +50,13 @@ def request(placement: tuple[int, ...]) -> pb.BatchRequest:
     return pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)])
 
 
-async def send(placement: tuple[int, ...]) -> tuple[int, int]:
-    """The outcome's code, and how many versions node 1 holds afterwards."""
+async def send(placement: tuple[int, ...], cell: bytes = b"a cell") -> tuple[int, int]:
+    """The outcome's code, and how many versions node 1 holds afterwards. The checksums are those of `a cell`."""
     store = MemoryStore(SystemClock())
     handler = Handler(1, "n1", store, MapHolder(MAP, b""), SystemClock())
-    reply = await handler.batch(TENANT, request(placement))
+    asked = request(placement)
+    asked.operations[0].accept.cell = cell
+    reply = await handler.batch(TENANT, asked)
     return reply.outcomes[0].code, len(await store.read(ObjectName("clinic", "b", "k")))
 
 
@@ -75,3 +77,8 @@ async def test_a_lawful_placement_is_taken() -> None:
 )
 async def test_an_unlawful_placement_is_refused(placement: tuple[int, ...]) -> None:
     assert await send(placement) == (InvalidArgument.code, 0)
+
+
+@pytest.mark.parametrize("cell", [b"", b"a celL", b"a cell "])
+async def test_a_cell_damaged_on_the_way_is_refused(cell: bytes) -> None:
+    assert await send(LAWFUL, cell) == (IntegrityError.code, 0)
