@@ -50,7 +50,7 @@ soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
-	@$(BIN)/coffre dev bench $(ARGS)
+	@$(BIN)/coffre bench figures $(ARGS)
 
 .PHONY: proto
 proto: setup  ## regenerate the committed stubs from coffre.proto

@@ -1,4 +1,4 @@
-"""`coffre dev bench` on a real cluster: one row, its JSON, and nothing left behind."""
+"""`coffre bench figures` on a real cluster: one row, its JSON, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     ended = subprocess.run(
         [
             str(Path(sys.executable).with_name("coffre")),
-            *("dev", "bench", "--quick", "--only", figure),
+            *("bench", "figures", "--quick", "--only", figure),
             *("--dir", str(directory), "--output", str(output)),
         ],
         capture_output=True,

@@ -1,24 +1,16 @@
-"""`coffre dev`: the demo and the figures, on development clusters."""
+"""`coffre dev`: the demo, on a development cluster."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import uvloop
 from coffre.bench.demo import DemoOptions, run_demo
-from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
-from coffre.bench.result import machine, print_table, write_results
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.version import __version__
 from rich.console import Console
 
 __all__ = ["dev"]
@@ -55,90 +47,3 @@ def run(once: bool, scale: str, seed: int, directory: Path, data: Path) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         intact = runner.run(run_demo(options, SystemClock(), Console()))
     sys.exit(0 if intact else 1)
-
-
-@dev.command()
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(TARGETS)), help="This figure alone; may be repeated."
-)
-@click.option("--quick", is_flag=True, help="A few seconds, to see that it works. The values mean nothing.")
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of what is stored.")
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    default=Path(".coffre-bench"),
-    show_default=True,
-    help="Where the clusters live meanwhile, on the disk in question; removed afterwards.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Where the figures go as JSON. Default: bench/results/latest.json, but with --quick nowhere.",
-)
-@one_line_errors
-def bench(only: tuple[str, ...], quick: bool, seed: int, directory: Path, output: Path | None) -> None:
-    """Measure the published figures beside their references. A missed target is no error."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    if output is None and not quick:
-        output = Path("bench/results/latest.json")
-    clock = SystemClock()
-    with _workplace(directory.resolve()) as place:
-        scale = QUICK if quick else FULL
-        found = _measure(FigureOptions(place, frozenset(only), scale, seed), clock, console)
-        host = machine(place)
-        console.print(
-            f"coffre {__version__}, seed {seed}; {host.cpu}, {host.cores} cores shared by the client and all nodes, "
-            f"{host.memory_bytes / 1e9:.0f} GB, kernel {host.kernel}, Python {host.python}, {host.filesystem}",
-            soft_wrap=True,
-        )
-        print_table(
-            found.rows, {name: TARGETS[name] for name in TARGETS if not only or name in only}, console
-        )
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            now = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
-            digest = write_results(output, found.rows, seed=seed, directory=place, time=now)
-            console.print(f"written to {output}; SHA-256 of the rows {digest}", soft_wrap=True)
-    _conclude(found, quick, console)
-    sys.exit(1 if found.failures else 0)
-
-
-def _measure(options: FigureOptions, clock: SystemClock, console: Console) -> Figures:
-    """Run to the end, or until SIGINT or SIGTERM, and end every process on the way out."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-
-        async def measure() -> Figures:
-            task = asyncio.current_task()
-            assert task is not None
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-            return await measure_figures(options, clock, console)
-
-        try:
-            return runner.run(measure())
-        except asyncio.CancelledError:
-            sys.exit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """The directory, made when it is not there, and then removed, too."""
-    made = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield directory
-    finally:
-        if made:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _conclude(found: Figures, quick: bool, console: Console) -> None:
-    if quick:
-        console.print("a quick run: the values are no figures")
-    if missed := found.missed():
-        console.print(f"[yellow]targets not reached: {', '.join(missed)}", soft_wrap=True)
-    elif not found.failures:
-        console.print("all targets reached")
-    for name, why in found.failures.items():
-        console.print(f"[red]not measured: {name}:[/] ", end="")
-        console.print(why, markup=False, soft_wrap=True)

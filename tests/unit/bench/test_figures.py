@@ -19,7 +19,7 @@ from coffre.bench import figures
 from coffre.bench._isal import IsalMissing
 from coffre.bench._memory import anonymous_bytes, measure_memory, parse_rollup
 from coffre.bench._workload import BLOCK_BYTES, Blocks, _check_piece, sustained_rate
-from coffre.bench.cli import dev
+from coffre.bench.bench_cli import bench
 from coffre.bench.codec import measure_encode
 from coffre.bench.figures import QUICK, TARGETS, FigureOptions, Figures, measure_figures
 from coffre.bench.result import Bound, Row
@@ -256,7 +256,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
 
 
 def test_the_command_writes_what_it_measured_and_cleans_up(runner: CliRunner, tmp_path: Path) -> None:
-    ended = runner.invoke(dev, ["bench", "--only", "encode_4_2_vs_isal", "--seed", "7"])
+    ended = runner.invoke(bench, ["figures", "--only", "encode_4_2_vs_isal", "--seed", "7"])
     assert ended.exit_code == 0, ended.output
     written = json.loads((tmp_path / "bench/results/latest.json").read_text())
     assert written["seed"] == 7
@@ -269,7 +269,7 @@ def test_the_command_writes_what_it_measured_and_cleans_up(runner: CliRunner, tm
 
 
 def test_a_quick_run_does_not_replace_the_figures(runner: CliRunner, tmp_path: Path) -> None:
-    ended = runner.invoke(dev, ["bench", "--only", "encode_4_2_vs_isal", "--quick"])
+    ended = runner.invoke(bench, ["figures", "--only", "encode_4_2_vs_isal", "--quick"])
     assert ended.exit_code == 0, ended.output
     assert "no figures" in ended.output
     assert not list(tmp_path.iterdir())
@@ -283,8 +283,8 @@ def test_a_missed_target_is_said_and_is_no_failure(
     async def measured(*arguments: object) -> Figures:
         return Figures([slow])
 
-    monkeypatch.setattr("coffre.bench.cli.measure_figures", measured)
-    ended = runner.invoke(dev, ["bench", "--only", "encode_4_2_vs_isal", "--quick"])
+    monkeypatch.setattr("coffre.bench.bench_cli.measure_figures", measured)
+    ended = runner.invoke(bench, ["figures", "--only", "encode_4_2_vs_isal", "--quick"])
     assert ended.exit_code == 0
     assert "targets not reached: encode_4_2_vs_isal" in ended.output
 
@@ -295,13 +295,13 @@ def test_what_could_not_be_measured_is_said_and_is_a_failure(
     async def failed(*arguments: object) -> Figures:
         return Figures(failures={"put_256m": "[disk] full"})
 
-    monkeypatch.setattr("coffre.bench.cli.measure_figures", failed)
-    ended = runner.invoke(dev, ["bench", "--only", "put_256m", "--quick"])
+    monkeypatch.setattr("coffre.bench.bench_cli.measure_figures", failed)
+    ended = runner.invoke(bench, ["figures", "--only", "put_256m", "--quick"])
     assert ended.exit_code == 1
     assert "not measured: put_256m: [disk] full" in ended.output
 
 
 def test_an_unknown_figure_is_refused(runner: CliRunner) -> None:
-    ended = runner.invoke(dev, ["bench", "--only", "put_4k"])
+    ended = runner.invoke(bench, ["figures", "--only", "put_4k"])
     assert ended.exit_code == 2
     assert "put_4k_c64" in ended.output
