@@ -25,6 +25,7 @@ from coffre.node.memory_store import MemoryStore
 from coffre.node.server import MESSAGE_BYTES_MAX
 from coffre.node.servicer import Servicer, add_servicer
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, WireCell
 
 CLUSTER_ID = "0123456789abcdef"
@@ -254,13 +255,36 @@ async def test_a_node_that_does_not_answer_in_time(bench: Bench) -> None:
 
 async def test_cancelling_a_call_reaches_the_node(bench: Bench) -> None:
     bench.nodes[1].gate.clear()
-    call = asyncio.create_task(bench.tenant.batch(1, read(), 60))
+    call = asyncio.create_task(bench.tenant.write_shard(1, shard(2), 60))
     await bench.nodes[1].reached.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     async with asyncio.timeout(5):
         await bench.nodes[1].cancelled.wait()
+
+
+async def test_batches_do_not_wait_for_one_another(bench: Bench) -> None:
+    bench.nodes[1].gate.clear()
+    waiting = asyncio.create_task(bench.tenant.batch(1, read("slow"), 60))
+    await bench.nodes[1].reached.wait()
+    bench.nodes[1].gate, gate = asyncio.Event(), bench.nodes[1].gate
+    bench.nodes[1].gate.set()
+    for _ in range(20):
+        assert (await bench.tenant.batch(1, read("quick"), 5)).votes
+    assert not waiting.done()
+    gate.set()
+    assert (await waiting).votes
+
+
+async def test_packed_operations_are_the_same_message(bench: Bench) -> None:
+    plain = read()
+    packed = pb.PackedBatchRequest(
+        epoch=1, tenant="clinic", operations=[operation.SerializeToString() for operation in plain.operations]
+    )
+    assert expanded(await bench.tenant.batch(1, packed, 5)).outcomes == (
+        expanded(await bench.tenant.batch(1, plain, 5)).outcomes
+    )
 
 
 async def test_a_node_that_is_down_or_not_there(bench: Bench) -> None:

@@ -79,7 +79,12 @@ async def raw_status(cluster: LocalCluster, credentials: grpc.ChannelCredentials
         request.operations.add().read.bucket = "b"
         request.operations[0].read.key = "k"
         try:
-            await stub.Batch(request, timeout=5)
+            call = stub.Exchange(timeout=5)
+            await call.write(request)
+            reply = await call.read()
+            assert isinstance(reply, pb.BatchReply)
+            if reply.code:
+                return next(status for status in grpc.StatusCode if status.value[0] == reply.code)
         except grpc.aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK

@@ -11,6 +11,7 @@ from typing import TypeVar
 from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import Unavailable
+from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.transport import LoopbackTransport
@@ -19,6 +20,7 @@ from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.node.store import StoreOptions
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, decode_read, decode_write, encode_read, encode_write
 from google.protobuf.message import Message
 
@@ -74,9 +76,10 @@ class _NetworkTransport(LoopbackTransport):
         super().__init__(identity, handlers)
         self._network = network
 
-    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
-        await self._network.send(node, request)
-        reply = _copy(await super().batch(node, _copy(request), timeout))
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        sent = pb.BatchRequest.FromString(request.SerializeToString())
+        await self._network.send(node, sent)
+        reply = expanded(_copy(await super().batch(node, _copy(sent), timeout)))
         await self._network.after(node, reply)
         return reply
 

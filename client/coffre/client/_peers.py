@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import VOTES, outcome_of, outcomes_of
 
-__all__ = ["Lane", "Peer", "Peers"]
+__all__ = ["Lane", "Peer", "Peers", "Sink"]
 
 OPERATIONS_MAX = 128
 MESSAGE_BYTES_MAX = 1 << 20
@@ -25,100 +26,186 @@ MESSAGES_IN_FLIGHT_MAX = 2
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
 STATUS_CODE_MAX = 16  # of gRPC
+_READ_TAG = 0x22  # what a serialized Operation with a Read begins with
 
 
-@dataclass(slots=True)
-class _Waiting:
-    operation: pb.Operation
-    size_bytes: int
-    done: asyncio.Future[pb.Outcome] | None  # None: nobody waits
+class Sink(Protocol):
+    """Takes what becomes of one operation; called once."""
+
+    def voted(self, vote: int) -> None:
+        """A change that was done (coffre.proto.batches says what the byte means)."""
+
+    def answered(self, outcome: pb.Outcome) -> None: ...
+
+    def failed(self, error: CoffreError) -> None:
+        """The node did not answer, or refused the whole message."""
+
+
+class _Nobody:
+    """For operations whose outcome nobody needs."""
+
+    def voted(self, vote: int) -> None: ...
+
+    def answered(self, outcome: pb.Outcome) -> None: ...
+
+    def failed(self, error: CoffreError) -> None: ...
+
+
+class _Awaited:
+    """For operations that one caller waits for."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[pb.Outcome]) -> None:
+        self.future = future
+
+    def voted(self, vote: int) -> None:
+        self.answered(outcome_of(vote))
+
+    def answered(self, outcome: pb.Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+    def failed(self, error: CoffreError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # a straggler that nobody waits for any more is no leak
+
+
+_NOBODY = _Nobody()
+_Waiting = tuple[bytes, Sink]  # a serialized Operation, and who wants its outcome
 
 
 class Lane:
     """One stream of batches to one node. Reads and writes have a lane each, so that no read waits for a sync."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, marks: Callable[[], tuple[bytes, ...]]) -> None:
         self._peer = peer
+        self._marks = marks
+        self._told: tuple[bytes, ...] = ()
         self._waiting: deque[_Waiting] = deque()
         self._in_flight = 0
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bound: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the first call, looked up once: asking asyncio costs a system call."""
+        if self._bound is None:
+            self._bound = asyncio.get_running_loop()
+        return self._bound
+
+    def post(self, operation: bytes, sink: Sink) -> None:
+        """Queue a serialized operation; `sink` is told what becomes of it."""
+        self._waiting.append((operation, sink))
+        if not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+            self._schedule()
 
     def submit(self, operation: pb.Operation) -> asyncio.Future[pb.Outcome]:
         """Queue an operation. The future gets its outcome, or a `CoffreError` when the node did not answer."""
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(operation, operation.ByteSize(), done))
-        self._schedule()
+        done: asyncio.Future[pb.Outcome] = self._loop.create_future()
+        self.post(operation.SerializeToString(), _Awaited(done))
         return done
 
     def submit_lazily(self, operation: pb.Operation) -> None:
         """Queue an operation whose outcome nobody needs; it goes with the next message, or soon on its own."""
-        self._waiting.append(_Waiting(operation, operation.ByteSize(), None))
+        self._waiting.append((operation.SerializeToString(), _NOBODY))
+        self.remind()
+
+    def remind(self) -> None:
+        """What waits lazily, or a new mark, goes soon on its own when nothing else takes it along."""
         if self._timer is None and not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
-            self._timer = asyncio.get_running_loop().call_later(SETTLE_DELAY_SECONDS, self._flush)
+            self._timer = self._loop.call_later(SETTLE_DELAY_SECONDS, self._flush)
 
     async def drain(self) -> None:
         """Return when nothing waits or travels any more."""
-        while self._waiting or self._tasks:
+        while True:
             self._flush()
+            if not self._tasks:
+                return
             await asyncio.gather(*self._tasks)
 
     def _schedule(self) -> None:
         """Flush once everybody who is ready to run has queued what it has."""
-        if not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._flush_due = True
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
-            batch = [self._waiting.popleft()]
-            size_bytes = batch[0].size_bytes
-            while self._waiting and len(batch) < OPERATIONS_MAX:
-                size_bytes += self._waiting[0].size_bytes
-                if size_bytes > MESSAGE_BYTES_MAX:
-                    break
-                batch.append(self._waiting.popleft())
+        while self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+            marks = self._new_marks()
+            batch = self._next_batch()
+            if not batch and not marks:
+                return
             self._in_flight += 1
-            task = asyncio.create_task(self._send(batch))
+            task = self._loop.create_task(self._send(batch, marks))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, batch: list[_Waiting]) -> None:
+    def _new_marks(self) -> list[bytes]:
+        marks = self._marks()
+        if marks == self._told:
+            return []
+        new = [mark for mark in marks if mark not in self._told]
+        self._told = marks
+        return new
+
+    def _next_batch(self) -> list[_Waiting]:
+        waiting = self._waiting
+        batch: list[_Waiting] = []
+        size_bytes = 0
+        while waiting and len(batch) < OPERATIONS_MAX:
+            size_bytes += len(waiting[0][0])
+            if batch and size_bytes > MESSAGE_BYTES_MAX:
+                break
+            batch.append(waiting.popleft())
+        return batch
+
+    async def _send(self, batch: list[_Waiting], marks: list[bytes]) -> None:
         try:
-            outcomes = await self._peer.batch([waiting.operation for waiting in batch])
-            again: list[_Waiting] = []
-            for place, (waiting, outcome) in enumerate(zip(batch, outcomes, strict=True)):
-                if place and outcome.code == ResourceExhausted.code and waiting.operation.HasField("read"):
-                    again.append(waiting)  # the reply was full; the first read of a message always fits
-                elif waiting.done is not None and not waiting.done.done():
-                    waiting.done.set_result(outcome)
-            self._waiting.extendleft(reversed(again))
+            reply = await self._peer.exchange([operation for operation, _ in batch], marks)
+            if reply.outcomes:
+                self._deliver(batch, reply)
+            else:
+                for (_, sink), vote in zip(batch, reply.votes, strict=True):
+                    sink.voted(vote)
         except CoffreError as error:
             _fail(batch, error)
             if isinstance(error, RetryableError):
                 # The node does not answer: what waits behind would only wait as long again, and pile up.
-                _fail(self._waiting, error)
+                waiting = list(self._waiting)
                 self._waiting.clear()
+                _fail(waiting, error)
         except BaseException:
             # A bug, or the end of the loop: nobody may wait for ever.
             _fail(batch, InternalError("the call ended in an unexpected way"))
             raise
         finally:
             self._in_flight -= 1
-            if self._waiting:
+            if self._waiting and not self._flush_due:
                 self._schedule()
+
+    def _deliver(self, batch: list[_Waiting], reply: pb.BatchReply) -> None:
+        again: list[_Waiting] = []
+        for place, (waiting, outcome) in enumerate(zip(batch, outcomes_of(reply), strict=True)):
+            operation, sink = waiting
+            if isinstance(outcome, int):
+                sink.voted(outcome)
+            elif place and outcome.code == ResourceExhausted.code and operation[0] == _READ_TAG:
+                again.append(waiting)  # the reply was full; the first read of a message always fits
+            else:
+                sink.answered(outcome)
+        self._waiting.extendleft(reversed(again))
 
 
 def _fail(operations: Iterable[_Waiting], error: CoffreError) -> None:
-    for waiting in operations:
-        if waiting.done is not None and not waiting.done.done():
-            waiting.done.set_exception(error)
-            waiting.done.exception()  # a straggler that nobody waits for any more is no leak
+    for _, sink in operations:
+        sink.failed(error)
 
 
 class Peer:
@@ -126,8 +213,8 @@ class Peer:
 
     def __init__(self, number: int, peers: Peers) -> None:
         self.number = number
-        self.reads = Lane(self)
-        self.writes = Lane(self)
+        self.reads = Lane(self, tuple)
+        self.writes = Lane(self, peers.marks)
         self._peers = peers
         self._failures = 0
         self._suspect_until = 0.0
@@ -146,40 +233,44 @@ class Peer:
     def note_success(self) -> None:
         self._failures = 0
 
-    async def batch(self, operations: Iterable[pb.Operation]) -> list[pb.Outcome]:
-        """One round trip. Raises `CoffreError`."""
+    async def exchange(self, operations: list[bytes], marks: list[bytes]) -> pb.BatchReply:
+        """One round trip with serialized operations. Raises `CoffreError`."""
         peers = self._peers
-        request = pb.BatchRequest(epoch=peers.epoch, tenant=peers.tenant, operations=operations)
+        request = pb.PackedBatchRequest(
+            epoch=peers.epoch, tenant=peers.tenant, operations=operations, settled=marks
+        )
         begun = peers.clock.monotonic()
         try:
             reply = await peers.transport.batch(self.number, request, peers.timeout)
         except RetryableError:
             self.note_failure()
             raise
-        self.note_success()
+        self._failures = 0
         self.latency += 0.2 * (peers.clock.monotonic() - begun - self.latency)
-        if len(reply.outcomes) != len(request.operations):
-            raise InternalError(
-                f"node {self.number} answered {len(reply.outcomes)} of {len(request.operations)}"
-            )
-        if not all(map(self._is_sound, reply.outcomes)):
+        votes, outcomes = reply.votes, reply.outcomes
+        answers = len(votes) if votes else len(outcomes)
+        if answers != len(operations) or (votes and votes.count(0) != len(outcomes)):
+            raise InternalError(f"node {self.number} did not answer {len(operations)} operations one by one")
+        if votes.translate(None, VOTES) or not all(map(self._is_sound, outcomes)):
             raise InternalError(f"node {self.number} answered with what no node can mean")
-        return list(reply.outcomes)
+        return reply
 
     def _is_sound(self, outcome: pb.Outcome) -> bool:
         """Whether the rest of the client may rely on codes, stamps and indexes; unknown places are forgotten."""
         if outcome.code > STATUS_CODE_MAX or len(outcome.newest_stamp) not in (0, STAMP_BYTES):
             return False
+        peers = self._peers
         for version in outcome.versions:
-            if len(version.stamp) != STAMP_BYTES or version.shard_index >= self._peers.shards:
+            if len(version.stamp) != STAMP_BYTES or version.shard_index >= peers.shards:
                 return False
-            if any(node not in self._peers for node in version.sealed.placement):
-                del version.sealed.placement[:]
+            placement = version.sealed.placement
+            if not peers.numbers.issuperset(placement):
+                del placement[:]
         return True
 
 
 class Peers:
-    """All nodes of the map."""
+    """All nodes of the map. `marks` says what this client wants the nodes to know of its versions."""
 
     def __init__(
         self,
@@ -191,6 +282,7 @@ class Peers:
         tenant: str,
         timeout: float,
         shards: int,
+        marks: Callable[[], tuple[bytes, ...]] = tuple,
     ) -> None:
         self.transport = transport
         self.clock = clock
@@ -198,7 +290,9 @@ class Peers:
         self.tenant = tenant
         self.timeout = timeout  # seconds, of one round trip
         self.shards = shards  # of one object: k + m
-        self._peers = {number: Peer(number, self) for number in numbers}
+        self.marks = marks
+        self.numbers = frozenset(numbers)
+        self._peers = {number: Peer(number, self) for number in sorted(self.numbers)}
 
     def __getitem__(self, number: int) -> Peer:
         return self._peers[number]

@@ -158,18 +158,15 @@ class Reader:
         primaries = self._writer.primaries(name)
         order = sorted(primaries, key=lambda node: self._peers[node].suspect)
         first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
-        gather = Gather(self._peers, read_operation(name, want_cell=want_cell))
-        gather.ask(order[:first])
-        spare = order[first:]
-        while True:
-            if gather.answered(self._quorum, want_cell):
-                return gather.replies
-            if not gather.pending and not spare:
-                return gather.replies
-            failures = gather.failures
-            changed = await gather.wait(self._hedge_delay if spare else None)
-            if spare and (not changed or gather.failures > failures or not gather.pending):
-                gather.ask([spare.pop(0)])
+        gather = Gather(
+            self._peers,
+            read_operation(name, want_cell=want_cell).SerializeToString(),
+            self._quorum,
+            order[first:],
+            want_cell=want_cell,
+            hedge_delay=self._hedge_delay,
+        )
+        return await gather.run(order[:first])
 
     def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
         if self._known.get(name, b"") == stamp:

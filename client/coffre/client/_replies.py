@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from coffre.client._peers import Peers
 from coffre.client._writes import Quorum
-from coffre.cluster.errors import CoffreError, error_of_status
+from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 
@@ -19,55 +19,115 @@ Replies = dict[int, Sequence[pb.Version]]  # by node number
 
 
 class Gather:
-    """Answers to one Read, as they come."""
+    """Answers to one Read: enough of them, from spare nodes when some fail or are slow.
 
-    def __init__(self, peers: Peers, operation: pb.Operation) -> None:
+    `first` nodes are asked at once, `spare` ones one by one: after a failure, or when `hedge_delay` seconds passed.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        operation: bytes,
+        quorum: Quorum,
+        spare: list[int],
+        *,
+        want_cell: bool,
+        hedge_delay: float,
+    ) -> None:
         self._peers = peers
         self._operation = operation
-        self._changed: asyncio.Future[None] | None = None
+        self._quorum = quorum
+        self._spare = spare
+        self._want_cell = want_cell
+        self._hedge_delay = hedge_delay
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pending = 0
+        self._newest = b""
+        self._cells = 0
         self.replies: Replies = {}
-        self.error: CoffreError | None = None
-        self.failures = 0
-        self.pending = 0
 
-    def ask(self, nodes: Iterable[int]) -> None:
-        for node in nodes:
-            self.pending += 1
-            future = self._peers[node].reads.submit(self._operation)
-            future.add_done_callback(lambda done, node=node: self._take(node, done))  # type: ignore[misc]
+    async def run(self, first: Iterable[int]) -> Replies:
+        for node in first:
+            self._ask(node)
+        if self._spare:
+            self._timer = self._loop.call_later(self._hedge_delay, self._hedge)
+        try:
+            await self._done
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+        return self.replies
 
-    def _take(self, node: int, done: asyncio.Future[pb.Outcome]) -> None:
-        self.pending -= 1
-        error = done.exception()
-        if error is not None:
-            self.failures += 1
-        else:
-            outcome = done.result()
-            if outcome.code:
-                self.failures += 1
-                self.error = error_of_status(outcome.code, outcome.detail)
+    def _ask(self, node: int) -> None:
+        self._pending += 1
+        self._peers[node].reads.post(self._operation, _Asked(self, node))
+
+    def _hedge(self) -> None:
+        """Nothing came for a while, or too little: ask one node more."""
+        self._timer = None
+        if self._done.done() or not self._spare:
+            return
+        self._ask(self._spare.pop(0))
+        if self._spare:
+            self._timer = self._loop.call_later(self._hedge_delay, self._hedge)
+
+    def take(self, node: int, versions: Sequence[pb.Version] | None) -> None:
+        """The answer of a node; None when it failed."""
+        self._pending -= 1
+        if self._done.done():
+            return
+        if versions is not None:
+            self.replies[node] = versions
+            self._note(versions)
+        elif self._spare:
+            self._ask(self._spare.pop(0))
+        if self._answered():
+            self._done.set_result(None)
+        elif not self._pending:
+            if self._spare:
+                self._ask(self._spare.pop(0))
             else:
-                self.replies[node] = outcome.versions
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+                self._done.set_result(None)
 
-    async def wait(self, timeout: float | None) -> bool:
-        """Wait for the next answer; False when `timeout` seconds pass without one."""
-        self._changed = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._changed], timeout=timeout)
-        return bool(done)
-
-    def answered(self, quorum: Quorum, want_cell: bool) -> bool:
-        if len(self.replies) < quorum.read:
+    def _answered(self) -> bool:
+        replies, quorum = self.replies, self._quorum
+        if len(replies) < quorum.read:
             return False
-        if not want_cell or not self.pending:
+        if not self._want_cell or not self._pending:
             return True
-        newest = newest_stamp(self.replies.values())
-        if newest is None:
-            return True
-        held = holding(newest, self.replies).values()
-        with_cells = sum(bool(version.cell) for version in held)
-        return with_cells >= quorum.k or not with_cells
+        return self._cells >= quorum.k or not self._cells
+
+    def _note(self, versions: Sequence[pb.Version]) -> None:
+        """Keep count of the cells of the newest version that any node holds."""
+        for version in versions:
+            if version.state not in HELD:
+                continue
+            stamp = version.stamp
+            if stamp > self._newest:
+                self._newest, self._cells = stamp, 0
+            if stamp == self._newest and version.cell:
+                self._cells += 1
+
+
+class _Asked:
+    """One node's part of a `Gather`."""
+
+    __slots__ = ("_gather", "_node")
+
+    def __init__(self, gather: Gather, node: int) -> None:
+        self._gather = gather
+        self._node = node
+
+    def voted(self, vote: int) -> None:
+        self._gather.take(self._node, None)  # no answer to a Read
+
+    def answered(self, outcome: pb.Outcome) -> None:
+        self._gather.take(self._node, None if outcome.code else outcome.versions)
+
+    def failed(self, error: CoffreError) -> None:
+        self._gather.take(self._node, None)
 
 
 def read_operation(
@@ -78,11 +138,15 @@ def read_operation(
     )
 
 
-def newest_stamp(replies: Iterable[Sequence[pb.Version]], dead: Iterable[bytes] = ()) -> bytes | None:
+def newest_stamp(replies: Iterable[Sequence[pb.Version]], dead: Collection[bytes] = ()) -> bytes | None:
     """The newest stamp that some node holds."""
-    dead = set(dead)
-    stamps = (v.stamp for versions in replies for v in versions if v.state in HELD)
-    return max((stamp for stamp in stamps if stamp not in dead), default=None)
+    newest: bytes | None = None
+    for versions in replies:
+        for version in versions:
+            stamp = version.stamp
+            if (newest is None or stamp > newest) and version.state in HELD and stamp not in dead:
+                newest = stamp
+    return newest
 
 
 def holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import zstandard
@@ -48,7 +48,7 @@ class Draft:
     data_key: bytes
     manifest: pb.Manifest
 
-    def seal(self, stamp: Stamp, placement: tuple[int, ...]) -> pb.SealedManifest:
+    def seal(self, stamp: Stamp, placement: Sequence[int]) -> pb.SealedManifest:
         """Fix the stamp and seal. May be called again with another stamp."""
         self.manifest.stamp = stamp.to_bytes()
         raw = self.manifest.SerializeToString()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from coffre.client._peers import Peers
 from coffre.client._sealing import Draft
+from coffre.client._stamps import Issuer
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
@@ -26,8 +27,9 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.cluster.versions import HybridClock, Stamp
+from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import VOTE_REPLACES, VOTE_SHARD, accept_operation, vote_of
 
 __all__ = ["Fate", "Quorum", "Shards", "Writer"]
 
@@ -83,7 +85,7 @@ class Shards:
     """The data of a version: one cell for each node, or shards that were staged there before."""
 
     placement: list[int]  # node number by shard index
-    cells: Sequence[bytes] = ()
+    cells: Sequence[bytes | memoryview] = ()
     cell_crcs: Sequence[int] = ()
     staged: frozenset[int] = (
         frozenset()
@@ -97,10 +99,13 @@ class Shards:
 class _Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
-    def __init__(self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool) -> None:
+    def __init__(
+        self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.quorum = quorum
-        self._primaries = frozenset(primaries)
+        self._primaries = primaries
         self._needs_shards = needs_shards
+        self._loop = loop
         self._manifests: set[int] = set()
         self._shards: set[int] = set()
         self._took: set[int] = set()
@@ -111,13 +116,17 @@ class _Round:
         self.aborted = False
         self.errors: dict[int, CoffreError] = {}
         self._ambiguous: set[int] = set()
-        self.decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.replacing: set[int] = set()  # nodes that hold other versions, which a Settle would trim
+        self.on_late_replace: Callable[[int], None] | None = None
+        self.on_failure: Callable[[int, int | None], None] | None = None
+        self.decided: asyncio.Future[None] = loop.create_future()
+        self._finished: asyncio.Future[None] | None = None
 
     @property
     def enough(self) -> bool:
-        shards = not self._needs_shards or len(self._shards) >= self.quorum.shards
-        return shards and len(self._manifests) >= self.quorum.write
+        if self._needs_shards and len(self._shards) < self.quorum.shards:
+            return False
+        return len(self._manifests) >= self.quorum.write
 
     @property
     def possible_holders(self) -> set[int]:
@@ -137,66 +146,83 @@ class _Round:
             f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
         )
 
-    def expect(
-        self,
-        node: int,
-        shard_index: int | None,
-        future: asyncio.Future[pb.Outcome],
-        on_failure: Callable[[int, int | None], None],
-    ) -> None:
-        """Count the answer of `node` when it comes."""
+    def expect(self, node: int) -> None:
+        """One more answer is to come."""
         self.pending += 1
         self._asked.add(node)
 
-        def answered(done: asyncio.Future[pb.Outcome]) -> None:
-            self.pending -= 1
-            error = done.exception()
-            if error is not None:
-                (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
-                self._fail(node, shard_index, error, on_failure)
-            else:
-                self._take(node, shard_index, done.result(), on_failure)
-            self._decide()
+    async def finish(self, timeout: float | None = None) -> None:
+        """Wait for every answer, for `timeout` seconds at most."""
+        if self.pending:
+            self._finished = self._loop.create_future()
+            await asyncio.wait([self._finished], timeout=timeout)
 
-        future.add_done_callback(answered)
+    def took(self, node: int, shard_index: int | None, vote: int) -> None:
+        self._took.add(node)
+        if node in self._primaries:
+            self._manifests.add(node)
+        if shard_index is not None and vote & VOTE_SHARD:
+            self._shards.add(shard_index)
+        if vote & VOTE_REPLACES:
+            self.replacing.add(node)
+            if self.on_late_replace is not None:
+                self.on_late_replace(node)
+        self._count()
 
-    def _fail(
-        self,
-        node: int,
-        shard_index: int | None,
-        error: BaseException,
-        on_failure: Callable[[int, int | None], None],
-    ) -> None:
-        self.errors[node] = error if isinstance(error, CoffreError) else Unavailable("the call was cancelled")
-        if not self.decided.done():
-            on_failure(node, shard_index)
-
-    def _take(
-        self,
-        node: int,
-        shard_index: int | None,
-        outcome: pb.Outcome,
-        on_failure: Callable[[int, int | None], None],
-    ) -> None:
+    def heard(self, node: int, shard_index: int | None, outcome: pb.Outcome) -> None:
         if outcome.code == ABORTED_CODE:
             self.newest = max(self.newest, outcome.newest_stamp)
             self.aborted = True
             self._refused.add(node)
         elif outcome.code:
             self._refused.add(node)
-            self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail), on_failure)
+            self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
         else:
-            self._took.add(node)
-            if node in self._primaries:
-                self._manifests.add(node)
-            if shard_index is not None and outcome.has_shard:
-                self._shards.add(shard_index)
+            vote = vote_of(outcome.state, has_shard=outcome.has_shard, replaces=outcome.replaces)
+            self.took(node, shard_index, vote)
+            return
+        self._count()
 
-    def _decide(self) -> None:
-        if (self.enough or self.aborted or not self.pending) and not self.decided.done():
+    def failed(self, node: int, shard_index: int | None, error: CoffreError) -> None:
+        (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
+        self._fail(node, shard_index, error)
+        self._count()
+
+    def _fail(self, node: int, shard_index: int | None, error: CoffreError) -> None:
+        self.errors[node] = error
+        if not self.decided.done() and self.on_failure is not None:
+            self.on_failure(node, shard_index)
+
+    def _count(self) -> None:
+        self.pending -= 1
+        if not self.decided.done() and (not self.pending or self.aborted or self.enough):
             self.decided.set_result(None)
-        if not self.pending and not self.finished.done():
-            self.finished.set_result(None)
+        if not self.pending and self._finished is not None and not self._finished.done():
+            self._finished.set_result(None)
+
+    def reopen(self) -> None:
+        """Nodes are asked once more: a new chance to be decided."""
+        self.decided = self._loop.create_future()
+
+
+class _Part:
+    """What one node was asked to take: tells its round what became of it."""
+
+    __slots__ = ("node", "round", "shard_index")
+
+    def __init__(self, round_: _Round, node: int, shard_index: int | None) -> None:
+        self.round = round_
+        self.node = node
+        self.shard_index = shard_index
+
+    def voted(self, vote: int) -> None:
+        self.round.took(self.node, self.shard_index, vote)
+
+    def answered(self, outcome: pb.Outcome) -> None:
+        self.round.heard(self.node, self.shard_index, outcome)
+
+    def failed(self, error: CoffreError) -> None:
+        self.round.failed(self.node, self.shard_index, error)
 
 
 class Writer:
@@ -208,7 +234,7 @@ class Writer:
         placement: Placement,
         quorum: Quorum,
         partitions: int,
-        hybrid: HybridClock,
+        issuer: Issuer,
         clock: Clock,
         *,
         straggler_grace: float,
@@ -218,7 +244,7 @@ class Writer:
         self._placement = placement
         self._quorum = quorum
         self._partitions = partitions
-        self._hybrid = hybrid
+        self._issuer = issuer
         self._clock = clock
         self._straggler_grace = straggler_grace
         self._patience = patience
@@ -238,27 +264,54 @@ class Writer:
         or the nodes' own error when they refused.
         """
         for attempt in range(ATTEMPTS_MAX):
-            stamp = self._hybrid.issue()
-            round_ = await self._accept(draft, shards, stamp)
-            if round_.enough and not round_.aborted:
-                self.settle(draft.name, stamp, shards)
+            stamp = self._issuer.issue()
+            stands = False
+            try:
+                stands = await self._try(draft, shards, stamp)
+            finally:
+                if not stands:
+                    self._issuer.given_up(stamp)
+            if stands:
                 return stamp
-            holders = round_.possible_holders
-            elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
-            staged = shards is not None and shards.is_staged
-            fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
-            if fate is Fate.ESTABLISHED:
-                await self._confirm(draft, shards, stamp)
-                return stamp
-            if fate is Fate.UNKNOWN:
-                raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
-            if not round_.aborted:
-                raise _refusal(round_)
-            if round_.newest:
-                self._hybrid.observe(Stamp.from_bytes(round_.newest))
             if attempt > 4:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
+
+    async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> bool:
+        """Write a version under one stamp; False when a newer one stood in the way. Raises as `establish`."""
+        round_ = await self._accept(draft, shards, stamp)
+        if round_.enough and not round_.aborted:
+            self._established(draft.name, stamp, shards, round_)
+            return True
+        holders = round_.possible_holders
+        elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
+        staged = shards is not None and shards.is_staged
+        fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
+        if fate is Fate.ESTABLISHED:
+            await self._confirm(draft, shards, stamp)
+            self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, shards))
+            return True
+        if fate is Fate.UNKNOWN:
+            raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
+        if not round_.aborted:
+            raise _refusal(round_)
+        if round_.newest:
+            self._issuer.observe(Stamp.from_bytes(round_.newest))
+        return False
+
+    def _established(self, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: _Round) -> None:
+        """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
+        primaries = self.primaries(name)
+        self._issuer.established(stamp, lambda: self.settle(name, stamp, shards))
+        if shards is not None and tuple(shards.placement) != primaries:
+            self.settle(name, stamp, shards)
+            return
+        for node in round_.replacing:
+            self.settle(name, stamp, shards, (node,))
+        if round_.pending:
+            round_.on_late_replace = lambda node: self.settle(name, stamp, shards, (node,))
+        for node in primaries:
+            self._peers[node].writes.remind()
 
     async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
         """A reader locked the version that was given up: bring it to the bar before it counts as written.
@@ -266,8 +319,8 @@ class Writer:
         Votes say that it stands, not that enough shards are there; the writer still has them all.
         """
         round_ = await self._accept(draft, shards, stamp, lock=True)
-        if not round_.enough and not round_.finished.done():
-            await asyncio.shield(round_.finished)
+        if not round_.enough:
+            await round_.finish()
         if round_.newest > stamp.to_bytes():
             return  # settled, and overwritten since
         if not round_.enough:
@@ -278,20 +331,15 @@ class Writer:
         self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
     ) -> _Round:
         primaries = self.primaries(draft.name)
-        round_ = _Round(self._quorum, primaries, shards is not None)
+        loop = asyncio.get_running_loop()
+        round_ = _Round(self._quorum, primaries, shards is not None, loop)
         deadline = self._clock.monotonic() + self._patience
+        partition = partition_of(draft.name, self._partitions)
         sender = _Sender(
-            self._peers,
-            self._placement,
-            round_,
-            draft,
-            shards,
-            stamp,
-            partition_of(draft.name, self._partitions),
-            lock=lock,
+            self._peers, self._placement, round_, draft, shards, stamp, partition, primaries, lock=lock
         )
-        sender.send_all(primaries)
-        await asyncio.shield(round_.decided)
+        sender.send_all()
+        await round_.decided
         while (
             not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
         ):
@@ -299,9 +347,9 @@ class Writer:
                 break
             await self._clock.sleep(0.1)
             sender.retry()
-            await asyncio.shield(round_.decided)
-        if round_.enough and not round_.finished.done() and not sender.waits_for_suspects():
-            await asyncio.wait([round_.finished], timeout=self._straggler_grace)
+            await round_.decided
+        if round_.pending and round_.enough and not sender.waits_for_suspects():
+            await round_.finish(self._straggler_grace)
         return round_
 
     async def give_up(
@@ -355,8 +403,10 @@ class Writer:
             return Fate.DEAD
         return Fate.ESTABLISHED if kept >= self._quorum.write else Fate.UNKNOWN
 
-    def settle(self, name: ObjectName, stamp: Stamp, shards: Shards | None) -> None:
-        """Let the nodes know, lazily, that the version is established."""
+    def settle(
+        self, name: ObjectName, stamp: Stamp, shards: Shards | None, nodes: Collection[int] = ()
+    ) -> None:
+        """Let the nodes (by default all that may hold it) know, lazily, that the version is established."""
         primaries = self.primaries(name)
         moved = shards is not None and tuple(shards.placement) != primaries
         operation = pb.Operation(
@@ -367,8 +417,7 @@ class Writer:
                 placement=shards.placement if moved and shards is not None else (),
             )
         )
-        nodes = {*primaries, *shards.placement} if shards is not None else set(primaries)
-        for node in nodes:
+        for node in nodes or {*primaries, *(shards.placement if shards is not None else ())}:
             self._peers[node].writes.submit_lazily(operation)
 
 
@@ -384,6 +433,7 @@ class _Sender:
         shards: Shards | None,
         stamp: Stamp,
         partition: int,
+        primaries: tuple[int, ...],
         *,
         lock: bool,
     ) -> None:
@@ -394,35 +444,43 @@ class _Sender:
         self._shards = shards
         self._stamp = stamp
         self._partition = partition
+        self._primaries = primaries
         self._lock = lock
         self._tried: set[int] = set()
         self._to_retry: list[tuple[int, int | None]] = []
+        round_.on_failure = self._on_failure
 
-    def send_all(self, primaries: Sequence[int]) -> None:
-        shards = self._shards
-        sealed = self._draft.seal(self._stamp, tuple(shards.placement) if shards else ())
-        self._tried = {*primaries, *(shards.placement if shards else ())}
+    def send_all(self) -> None:
+        shards, primaries = self._shards, self._primaries
+        common = self._common()
         if shards is None:
+            self._tried.update(primaries)
             for node in primaries:
-                self._send(node, None, sealed)
+                self._send(node, None, common)
             return
+        self._tried.update(primaries, shards.placement)
         for index, node in enumerate(shards.placement):
-            self._send(node, index if not shards.is_staged or index in shards.staged else None, sealed)
-        for node in set(primaries) - set(shards.placement):
-            self._send(node, None, sealed)
+            self._send(node, index if not shards.is_staged or index in shards.staged else None, common)
+        for node in primaries:
+            if node not in shards.placement:
+                self._send(node, None, common)
 
-    def _send(self, node: int, index: int | None, sealed: pb.SealedManifest) -> None:
+    def _common(self) -> bytes:
+        """What every node gets: an Accept without a shard."""
         name, shards = self._draft.name, self._shards
-        accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock)
-        if index is not None and shards is not None:
-            accept.shard_index = index
-            if shards.is_staged:
-                accept.staged = True
-            else:
-                accept.cell = shards.cells[index]
-                accept.cell_crc = shards.cell_crcs[index]
-        future = self._peers[node].writes.submit(pb.Operation(accept=accept))
-        self._round.expect(node, index, future, self._on_failure)
+        sealed = self._draft.seal(self._stamp, shards.placement if shards is not None else ())
+        return pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock).SerializeToString()
+
+    def _send(self, node: int, index: int | None, common: bytes) -> None:
+        shards = self._shards
+        if index is None or shards is None:
+            operation = accept_operation(common)
+        elif shards.is_staged:
+            operation = accept_operation(common, index, staged=True)
+        else:
+            operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
+        self._round.expect(node)
+        self._peers[node].writes.post(operation, _Part(self._round, node, index))
 
     def _on_failure(self, node: int, index: int | None) -> None:
         """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
@@ -436,7 +494,7 @@ class _Sender:
             if substitute not in self._tried and substitute in allowed:
                 self._tried.add(substitute)
                 shards.placement[index] = substitute
-                self._send(substitute, index, self._draft.seal(self._stamp, tuple(shards.placement)))
+                self._send(substitute, index, self._common())
                 return
 
     def can_retry(self) -> bool:
@@ -445,13 +503,12 @@ class _Sender:
     def retry(self) -> None:
         """Ask the nodes that failed once more, with a new chance for the round to be decided."""
         again, self._to_retry = self._to_retry, []
-        self._round.decided = asyncio.get_running_loop().create_future()
-        self._round.finished = asyncio.get_running_loop().create_future()
-        placement = tuple(self._shards.placement) if self._shards else ()
-        sealed = self._draft.seal(self._stamp, placement)
+        self._round.reopen()
+        placement = self._shards.placement if self._shards else ()
+        common = self._common()
         for node, index in again:
             moved = index is not None and placement[index] != node
-            self._send(node, None if moved else index, sealed)
+            self._send(node, None if moved else index, common)
 
     def waits_for_suspects(self) -> bool:
         """True when every node still to answer failed recently, so that waiting for it is no use."""

@@ -25,6 +25,7 @@ from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
+from coffre.client._stamps import Issuer
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Quorum, Shards, Writer
@@ -43,7 +44,7 @@ from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.placement import Placement
 from coffre.cluster.transport import Transport
-from coffre.cluster.versions import HybridClock, Stamp
+from coffre.cluster.versions import Stamp
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
@@ -85,6 +86,7 @@ class AsyncClient:
         self._quorum = quorum = Quorum(policy.k, policy.m)
         placement = Placement(cluster_map, policy)
         numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
+        issuer = Issuer(clock, entropy)
         self._peers = peers = Peers(
             numbers,
             transport,
@@ -93,8 +95,8 @@ class AsyncClient:
             tenant=tenant,
             timeout=options.timeout,
             shards=quorum.n,
+            marks=lambda: issuer.marks,
         )
-        hybrid = HybridClock(clock, int.from_bytes(entropy(8), "big"))
         partitions = cluster_map.partitions
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
@@ -104,7 +106,7 @@ class AsyncClient:
             placement,
             quorum,
             partitions,
-            hybrid,
+            issuer,
             clock,
             straggler_grace=options.straggler_grace,
             patience=options.patience,
@@ -223,7 +225,7 @@ class AsyncClient:
         crcs = (crc32c(crc.to_bytes(4, "little")) for crc in coded.crcs)
         draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in crcs)
         places = list(self._writer.primaries(draft.name))
-        return Shards(places, [bytes(cell) for cell in coded.cells], coded.crcs)
+        return Shards(places, coded.cells, coded.crcs)
 
     async def put_file(
         self,

@@ -18,6 +18,7 @@ from coffre.cluster.errors import (
     Unavailable,
     error_of_status,
 )
+from coffre.cluster.exchange import Batch, Exchange
 from coffre.cluster.identity import tls_name
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.tls import TlsFiles, channel_credentials
@@ -50,18 +51,20 @@ _Reply = TypeVar("_Reply")
 class _Stub:
     """The calls over one channel. Messages that carry cells have codecs of their own, which copy less."""
 
+    exchange: aio.StreamStreamMultiCallable[Batch, pb.BatchReply]
     write_shard: aio.StreamUnaryMultiCallable[ShardChunk, pb.WriteShardReply]
     read_shard: aio.UnaryStreamMultiCallable[pb.ReadShardRequest, ShardChunk]
     others: NodeAsyncStub
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Line:
-    """Open channels to one node, used in turn."""
+    """Open channels to one node, used in turn, and the exchange that its batches share."""
 
     node: MapNode
     channels: tuple[aio.Channel, ...]
     stubs: Iterator[_Stub]
+    exchange: Exchange | None = None
 
 
 class GrpcTransport:
@@ -116,9 +119,21 @@ class GrpcTransport:
 
     # ---------------------------------------------------------------- calls
 
-    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).others.Batch(request, timeout=timeout))
+        exchange = line.exchange
+        if exchange is None or exchange.error is not None:
+            exchange = line.exchange = self._begin_exchange(line)
+        reply = await exchange.send(request, timeout)
+        if reply.code:
+            raise error_of_status(reply.code, f"{_called(line.node)}: {reply.detail}")
+        return reply
+
+    def _begin_exchange(self, line: _Line) -> Exchange:
+        def translate(error: aio.AioRpcError) -> CoffreError:
+            return _translate(line.node, _ending_of(error), 0.0)
+
+        return Exchange(next(line.stubs).exchange(), translate, _called(line.node))
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
@@ -231,6 +246,7 @@ def _stub(channel: aio.Channel) -> _Stub:
     # One class serves both kinds of channel; the generated types call it by two names.
     others: NodeAsyncStub = pb_grpc.NodeStub(channel)
     return _Stub(
+        channel.stream_stream(f"/{service}/Exchange", _serialize, pb.BatchReply.FromString),
         channel.stream_unary(f"/{service}/WriteShard", encode_write, pb.WriteShardReply.FromString),
         channel.unary_stream(f"/{service}/ReadShard", pb.ReadShardRequest.SerializeToString, decode_read),
         others,
@@ -245,7 +261,12 @@ def _same_line(one: MapNode, other: MapNode) -> bool:
     )
 
 
+def _serialize(batch: Batch) -> bytes:
+    return batch.SerializeToString()
+
+
 async def _close(lines: list[_Line], grace: float | None) -> None:
+    await asyncio.gather(*(line.exchange.finish(grace) for line in lines if line.exchange is not None))
     await asyncio.gather(*(channel.close(grace) for line in lines for channel in line.channels))
 
 
@@ -335,7 +356,11 @@ def _translate(node: MapNode, ending: _Ending, timeout: float) -> CoffreError:
             "; check that both certificates are valid and of this cluster, and that the node's says the same "
             "server, site, operator and jurisdiction as the map (coffre pki show)"
         )
-    return error_of_status(status.value[0], f"node {node.node_id} ({node.address}): {detail}")
+    return error_of_status(status.value[0], f"{_called(node)}: {detail}")
+
+
+def _called(node: MapNode) -> str:
+    return f"node {node.node_id} ({node.address})"
 
 
 _CONNECTION_STATUSES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 from coffre.cluster.errors import DeadlineExceeded, Unavailable
+from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
@@ -28,7 +29,7 @@ class Transport(Protocol):
     within `timeout` seconds, permanent ones when it refuses.
     """
 
-    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply: ...
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply: ...
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
@@ -83,7 +84,9 @@ class LoopbackTransport:
             raise Unavailable(f"node {node} does not answer")
         return handler
 
-    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        if isinstance(request, pb.PackedBatchRequest):
+            request = pb.BatchRequest.FromString(request.SerializeToString())
         return await _within(timeout, node, self._handler(node).batch(self._identity, request))
 
     async def write_shard(

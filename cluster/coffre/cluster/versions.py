@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["STAMP_BYTES", "HybridClock", "Stamp"]
+__all__ = ["STAMP_BYTES", "HybridClock", "Stamp", "unixtime_ms_of"]
 
 STAMP_BYTES = 16
 _COUNTER_BITS = 16
@@ -50,15 +50,24 @@ class Stamp:
             raise InvalidArgument(f"{text!r} is not a version id (32 hexadecimal digits)") from None
 
 
+def unixtime_ms_of(stamp: bytes) -> int:
+    """The wall-clock part of a stamp's 16 bytes, in milliseconds since 1970."""
+    return int.from_bytes(stamp[:6], "big")
+
+
 class HybridClock:
     """Issues stamps that grow: above every stamp issued or observed, and close to the wall clock."""
 
     def __init__(self, clock: Clock, writer: int) -> None:
+        self._clock = clock
+        self._last = 0
+        self.renew(writer)
+
+    def renew(self, writer: int) -> None:
+        """Go on as another writer, above every stamp so far."""
         if not 0 <= writer < _HLC_LIMIT:
             raise InvalidArgument("a writer id is an unsigned 64-bit number")
-        self._clock = clock
         self._writer = writer
-        self._last = 0
 
     def issue(self) -> Stamp:
         """Return a stamp above all seen so far."""

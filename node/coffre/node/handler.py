@@ -5,7 +5,7 @@ Least privilege: tenants reach their own buckets and nothing else; operators and
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
@@ -22,12 +22,13 @@ from coffre.cluster.errors import (
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.version import __version__
-from coffre.cluster.versions import STAMP_BYTES, Stamp
+from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
 from coffre.node.store import (
     Abort,
     Accept,
+    Mark,
     Mutation,
     Outcome,
     QueueRepair,
@@ -37,12 +38,14 @@ from coffre.node.store import (
     StoredVersion,
 )
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import vote_of
 from coffre.proto.shard_stream import ShardChunk, WireCell
 from google.protobuf.message import DecodeError
 
 __all__ = ["Handler"]
 
 OPERATIONS_MAX = 1024
+MARKS_MAX = 64
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
@@ -64,41 +67,46 @@ class Handler:
     # ---------------------------------------------------------------- small operations
 
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
-        self._admit(peer, request.tenant, request.epoch)
-        if len(request.operations) > OPERATIONS_MAX:
-            raise InvalidArgument(f"a batch has at most {OPERATIONS_MAX} operations")
-        reply = pb.BatchReply()
-        outcomes = [reply.outcomes.add() for _ in request.operations]
-        mutations: list[Mutation] = []
-        targets: list[pb.Outcome] = []
+        """Carry out the operations, and return their outcomes in order. Raises what refuses the message as a whole."""
+        tenant = request.tenant
+        self._admit(peer, tenant, request.epoch)
+        operations = list(request.operations)
+        if len(operations) > OPERATIONS_MAX or len(request.settled) > MARKS_MAX:
+            raise InvalidArgument(
+                f"a batch has at most {OPERATIONS_MAX} operations and {MARKS_MAX} marks of settled versions"
+            )
+        mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled]
+        marks = len(mutations)
+        found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation
         reply_bytes = 0
-        for operation, outcome in zip(request.operations, outcomes, strict=True):
+        for operation in operations:
             try:
-                if operation.HasField("read"):
+                which = operation.WhichOneof("operation")
+                if which == "read":
                     if reply_bytes >= REPLY_BYTES:
                         raise ResourceExhausted("this reply is full: ask again")
-                    await self._read(request.tenant, operation.read, outcome)
+                    outcome = await self._read(tenant, operation.read)
                     reply_bytes += outcome.ByteSize()
+                    found.append(outcome)
                 else:
-                    mutations.append(self._mutation(request.tenant, operation))
-                    targets.append(outcome)
+                    mutations.append(self._mutation(tenant, which, operation))
+                    found.append(None)
             except CoffreError as error:
-                _put_error(outcome, error)
-        if mutations:
-            for target, result in zip(targets, await self._store.apply(mutations), strict=True):
-                _put_outcome(target, result)
-        return reply
+                found.append(_refusal(error))
+        results = await self._store.apply(mutations) if mutations else []
+        return _reply(found, results[marks:])
 
-    async def _read(self, tenant: str, read: pb.Read, outcome: pb.Outcome) -> None:
+    async def _read(self, tenant: str, read: pb.Read) -> pb.Outcome:
         if read.stamp and len(read.stamp) != STAMP_BYTES:
             raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
         name = ObjectName(tenant, read.bucket, read.key)
         versions = await self._store.read(name, stamp=read.stamp, every=read.all, want_cell=read.want_cell)
+        outcome = pb.Outcome()
         for version in versions:
             _put_version(outcome.versions.add(), version)
+        return outcome
 
-    def _mutation(self, tenant: str, operation: pb.Operation) -> Mutation:
-        which = operation.WhichOneof("operation")
+    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation) -> Mutation:
         if which == "accept":
             return self._accept(tenant, operation.accept)
         if which == "settle":
@@ -126,34 +134,36 @@ class Handler:
         return name, partition_of(name, self._maps.map.partitions)
 
     def _accept(self, tenant: str, accept: pb.Accept) -> Accept:
+        sealed = accept.sealed
+        raw = sealed.manifest
         try:
-            manifest = pb.Manifest.FromString(accept.sealed.manifest)
+            manifest = pb.Manifest.FromString(raw)
         except DecodeError:
             raise InvalidArgument("the manifest is not a manifest") from None
         if manifest.format != MANIFEST_FORMAT:
             raise Unsupported(f"manifest format {manifest.format} is not known to this node")
-        name, partition = self._place(tenant, accept.bucket, accept.key, manifest.stamp)
-        self._check_stamp(manifest.stamp)
-        if len(manifest.data_id) != DATA_ID_BYTES or len(accept.sealed.mac) != 16:
+        stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
+        name, partition = self._place(tenant, accept.bucket, accept.key, stamp)
+        self._check_stamp(stamp)
+        if len(data_id) != DATA_ID_BYTES or len(mac) != 16:
             raise InvalidArgument("a manifest needs a data id and a seal of 16 bytes each")
-        placement = tuple(accept.sealed.placement)
+        placement = tuple(sealed.placement[:])
         shard_index = accept.shard_index if accept.HasField("shard_index") else None
-        tombstone = manifest.kind == pb.KIND_TOMBSTONE
-        if tombstone:
+        if kind == pb.KIND_TOMBSTONE:
             if shard_index is not None or placement:
                 raise InvalidArgument("a tombstone has no shards")
-        elif manifest.kind == pb.KIND_OBJECT:
+        elif kind == pb.KIND_OBJECT:
             self._check_shard(accept, manifest, placement, shard_index)
         else:
-            raise Unsupported(f"manifest kind {manifest.kind} is not known to this node")
+            raise Unsupported(f"manifest kind {kind} is not known to this node")
         return Accept(
             name,
             partition,
-            manifest.stamp,
-            tombstone,
-            manifest.data_id,
-            accept.sealed.manifest,
-            accept.sealed.mac,
+            stamp,
+            kind == pb.KIND_TOMBSTONE,
+            data_id,
+            raw,
+            mac,
             placement,
             shard_index,
             accept.cell,
@@ -163,7 +173,7 @@ class Handler:
         )
 
     def _check_stamp(self, stamp: bytes) -> None:
-        ahead_ms = Stamp.from_bytes(stamp).unixtime_ms - self._clock.unixtime_ms()
+        ahead_ms = unixtime_ms_of(stamp) - self._clock.unixtime_ms()
         if ahead_ms > CLOCK_SKEW_MS_MAX:
             raise ClockSkew(
                 f"the writer's clock is {ahead_ms / 1000:.0f} s ahead of node {self._node_id}'s; "
@@ -173,12 +183,11 @@ class Handler:
     def _check_shard(
         self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
     ) -> None:
-        n = manifest.k + manifest.m
-        if len(placement) != n or len(manifest.shard_crcs) != 4 * n:
-            raise InvalidArgument(
-                f"a {manifest.k}+{manifest.m} manifest places {n} shards and has {n} checksums"
-            )
-        self._maps.placement_for(manifest.k, manifest.m).check(placement)
+        k, m, shard_crcs = manifest.k, manifest.m, manifest.shard_crcs
+        n = k + m
+        if len(placement) != n or len(shard_crcs) != 4 * n:
+            raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} checksums")
+        self._maps.placement_for(k, m).check(placement)
         if shard_index is None:
             return
         if shard_index >= n or placement[shard_index] != self._number:
@@ -186,7 +195,7 @@ class Handler:
         if accept.staged:
             return
         # That the cell has its checksum is the store's to see; here, that the checksum is the manifest's.
-        expected = manifest.shard_crcs[4 * shard_index : 4 * shard_index + 4]
+        expected = shard_crcs[4 * shard_index : 4 * shard_index + 4]
         if crc32c(accept.cell_crc.to_bytes(4, "little")).to_bytes(4, "little") != expected:
             raise IntegrityError("the cell is not the one that the manifest names")
 
@@ -289,18 +298,36 @@ class Handler:
             )
 
 
-def _put_error(target: pb.Outcome, error: CoffreError) -> None:
-    target.code = error.code or InternalError.code  # 0 would say that it was done
-    target.detail = str(error)
+def _mark(tenant: str, stamp: bytes) -> Mark:
+    if len(stamp) != STAMP_BYTES:
+        raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
+    return Mark(tenant, stamp)
 
 
-def _put_outcome(target: pb.Outcome, outcome: Outcome) -> None:
-    if outcome.error is not None:
-        _put_error(target, outcome.error)
-    if outcome.state is not None:
-        target.state = pb.State.ValueType(outcome.state)
-    target.newest_stamp = outcome.newest_stamp
-    target.has_shard = outcome.has_shard
+def _reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) -> pb.BatchReply:
+    """One byte for each change that was done, a whole outcome for everything else."""
+    votes = bytearray()
+    outcomes: list[pb.Outcome] = []
+    following = iter(results)
+    for outcome in found:
+        if outcome is None:
+            result = next(following)
+            if result.error is None:
+                votes.append(vote_of(result.state or 0, has_shard=result.has_shard, replaces=result.replaces))
+                continue
+            outcome = _refusal(result.error)
+            outcome.newest_stamp = result.newest_stamp
+            if result.state is not None:
+                outcome.state = pb.State.ValueType(result.state)
+        votes.append(0)
+        outcomes.append(outcome)
+    return pb.BatchReply(outcomes=outcomes, votes=bytes(votes))
+
+
+def _refusal(error: CoffreError) -> pb.Outcome:
+    return pb.Outcome(
+        code=error.code or InternalError.code, detail=str(error)
+    )  # code 0 would say that it was done
 
 
 def _put_version(target: pb.Version, version: StoredVersion) -> None:

@@ -26,7 +26,7 @@ __all__ = ["serve"]
 _log = logging.getLogger("coffre.node")
 
 MESSAGE_BYTES_MAX = 4 << 20
-CALLS_MAX = 256
+CALLS_MAX = 1024  # every client keeps one open
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
 
@@ -43,7 +43,8 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
     store = await LmdbStore.open(config.data, config.store, clock)
     try:
         handler = Handler(entry.number, entry.node_id, store, MapHolder(cluster_map, signed), clock)
-        server, health_servicer = _server(config, handler, cluster_map.cluster_id, clock)
+        servicer = Servicer(handler, cluster_map.cluster_id)
+        server, health_servicer = _server(config, servicer, clock)
         await server.start()
         reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
         await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -54,6 +55,7 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
         await stop.wait()
         _log.info("stopping", extra={"node": entry.node_id})
         await health_servicer.enter_graceful_shutdown()
+        servicer.end_exchanges()
         await server.stop(STOP_GRACE_SECONDS)
         reclaimer.cancel()
         await asyncio.gather(reclaimer, return_exceptions=True)
@@ -83,7 +85,7 @@ def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> Map
 
 
 def _server(
-    config: NodeConfig, handler: Handler, cluster_id: str, clock: Clock
+    config: NodeConfig, servicer: Servicer, clock: Clock
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         options=[
@@ -94,7 +96,7 @@ def _server(
         ],
         maximum_concurrent_rpcs=CALLS_MAX,
     )
-    add_servicer(server, Servicer(handler, cluster_id))
+    add_servicer(server, servicer)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, NoReturn, TypeVar
@@ -17,9 +18,14 @@ from coffre.proto.shard_stream import ShardChunk, decode_write, encode_read
 __all__ = ["SERVICE", "Servicer", "add_servicer"]
 
 _log = logging.getLogger("coffre.node")
+BATCHES_AT_ONCE = (
+    64  # of all callers; what is beyond waits in its caller's exchange, which is then not read on
+)
+BATCHES_PER_EXCHANGE = 8
 SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
 _Reply = TypeVar("_Reply")
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
+_BUG = "the node failed; its log says where"
 _Context = grpc.aio.ServicerContext  # generic in request and reply, which every method here knows already
 
 
@@ -29,9 +35,21 @@ class Servicer:
     def __init__(self, handler: Handler, cluster_id: str) -> None:
         self._handler = handler
         self._cluster_id = cluster_id
+        self._places = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self._exchanges: set[_Exchange] = set()
 
-    async def Batch(self, request: pb.BatchRequest, context: _Context) -> pb.BatchReply:  # type: ignore[type-arg]
-        return await self._run("batch", self._handler.batch(self._peer(context), request), context)
+    async def Exchange(self, requests: AsyncIterator[pb.BatchRequest], context: _Context) -> None:  # type: ignore[type-arg]
+        exchange = _Exchange(self._handler, self._peer(context), context, self._places)
+        self._exchanges.add(exchange)
+        try:
+            await exchange.run()
+        finally:
+            self._exchanges.discard(exchange)
+
+    def end_exchanges(self) -> None:
+        """Take no further batch; every exchange ends when those that came are answered."""
+        for exchange in self._exchanges:
+            exchange.stop()
 
     async def WriteShard(
         self,
@@ -76,19 +94,99 @@ class Servicer:
         except CoffreError as error:
             await _refuse(context, error)
         except Exception as error:
-            # The text may hold a name or bytes of a record: only the class and the place are logged.
-            _log.error(
-                "internal error", extra={"method": method, "error": type(error).__name__}, exc_info=True
-            )
-            await _refuse(context, InternalError("the node failed; its log says where"))
+            _log_bug(method, error)
+            await _refuse(context, InternalError(_BUG))
             raise
+
+
+class _Exchange:
+    """One caller's open call: batches are worked on side by side, each is answered when it is done."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        peer: Identity,
+        context: _Context,  # type: ignore[type-arg]
+        places: asyncio.Semaphore,
+    ) -> None:
+        self._handler = handler
+        self._peer = peer
+        self._context = context
+        self._places = places
+        self._own_places = asyncio.Semaphore(BATCHES_PER_EXCHANGE)
+        self._writing = asyncio.Lock()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._task = asyncio.current_task()
+        self._reads = False
+        self._stopped = False
+
+    async def run(self) -> None:
+        try:
+            while not self._stopped:
+                await self._own_places.acquire()
+                request = None if self._stopped else await self._next()
+                if request is None:
+                    break
+                await self._places.acquire()
+                task = asyncio.create_task(self._answer(request))
+                self._answering.add(task)
+                task.add_done_callback(self._answered)
+            await asyncio.gather(*self._answering)
+        finally:
+            for task in self._answering:
+                task.cancel()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._reads and self._task is not None:
+            self._task.cancel()
+
+    async def _next(self) -> pb.BatchRequest | None:
+        """The next batch; None when the caller is done, or this node stops."""
+        self._reads = True
+        try:
+            request = await self._context.read()
+        except asyncio.CancelledError:
+            if not self._stopped or self._task is None:
+                raise
+            self._task.uncancel()  # that was `stop`
+            return None
+        finally:
+            self._reads = False
+        return request if isinstance(request, pb.BatchRequest) else None
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._places.release()
+        self._own_places.release()
+        if not task.cancelled() and task.exception() is not None and self._task is not None:
+            self._task.cancel()  # the caller is gone
+
+    async def _answer(self, request: pb.BatchRequest) -> None:
+        try:
+            reply = await self._handler.batch(self._peer, request)
+        except CoffreError as error:
+            reply = pb.BatchReply(code=error.code or InternalError.code, detail=str(error))
+        except Exception as error:  # noqa: BLE001 - its caller must hear of it, and the others are not to blame
+            _log_bug("batch", error)
+            reply = pb.BatchReply(code=InternalError.code, detail=_BUG)
+        reply.number = request.number
+        async with self._writing:
+            await self._context.write(reply)
+
+
+def _log_bug(method: str, error: Exception) -> None:
+    # The text may hold a name or bytes of a record: only the class and the place are logged.
+    _log.error("internal error", extra={"method": method, "error": type(error).__name__}, exc_info=True)
 
 
 def add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
     """Let `server` serve the `Node` service, with the hand-written codecs for messages that carry cells."""
     unary = grpc.unary_unary_rpc_method_handler
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {  # each has types of its own
-        "Batch": unary(servicer.Batch, pb.BatchRequest.FromString, pb.BatchReply.SerializeToString),
+        "Exchange": grpc.stream_stream_rpc_method_handler(
+            servicer.Exchange, pb.BatchRequest.FromString, pb.BatchReply.SerializeToString
+        ),
         "DropShard": unary(
             servicer.DropShard, pb.DropShardRequest.FromString, pb.DropShardReply.SerializeToString
         ),

@@ -470,29 +470,76 @@ Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 @_typing.final
 class BatchRequest(_message.Message):
+    """`settled`: stamps; every version that such a stamp's writer wrote for this tenant, up to and with it, is established.
+    Like Settle it needs no sync.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     tenant: _builtins.str
+    number: _builtins.int
+    """of this message in its exchange: replies come in any order"""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
+    @_builtins.property
+    def settled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         tenant: _builtins.str = ...,
         operations: _abc.Iterable[Global___Operation] | None = ...,
+        settled: _abc.Iterable[_builtins.bytes] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "operations", b"operations", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchRequest: _TypeAlias = BatchRequest  # noqa: Y015
+
+@_typing.final
+class PackedBatchRequest(_message.Message):
+    """The same bytes as a BatchRequest whose operations were serialized before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    tenant: _builtins.str
+    number: _builtins.int
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def settled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        operations: _abc.Iterable[_builtins.bytes] | None = ...,
+        settled: _abc.Iterable[_builtins.bytes] | None = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedBatchRequest: _TypeAlias = PackedBatchRequest  # noqa: Y015
 
 @_typing.final
 class Version(_message.Message):
@@ -554,6 +601,7 @@ class Outcome(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     HAS_SHARD_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     detail: _builtins.str
     newest_stamp: _builtins.bytes
@@ -562,6 +610,8 @@ class Outcome(_message.Message):
     """after Accept and Abort: what this node's vote is now"""
     has_shard: _builtins.bool
     """after Accept: the node holds a shard of the version"""
+    replaces: _builtins.bool
+    """after Accept: the node holds other versions, which a Settle would trim"""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]: ...
     def __init__(
@@ -573,10 +623,11 @@ class Outcome(_message.Message):
         versions: _abc.Iterable[Global___Version] | None = ...,
         state: Global___State.ValueType = ...,
         has_shard: _builtins.bool = ...,
+        replaces: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "has_shard", b"has_shard", "newest_stamp", b"newest_stamp", "state", b"state", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "has_shard", b"has_shard", "newest_stamp", b"newest_stamp", "replaces", b"replaces", "state", b"state", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -584,19 +635,37 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class BatchReply(_message.Message):
+    """`votes` has a byte for each operation. 0: its outcome is the next one of `outcomes`. Otherwise it is a change that was
+    done, and the byte says all there is: 0x80, the state, 0x08 has_shard, 0x10 replaces. (No `votes`: all are in `outcomes`.)
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    votes: _builtins.bytes
+    number: _builtins.int
+    """that of the request"""
+    code: _builtins.int
+    """the whole message was refused before anything of it was done"""
+    detail: _builtins.str
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]: ...
     def __init__(
         self,
         *,
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        votes: _builtins.bytes = ...,
+        number: _builtins.int = ...,
+        code: _builtins.int = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "number", b"number", "outcomes", b"outcomes", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

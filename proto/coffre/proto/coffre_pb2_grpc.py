@@ -34,8 +34,8 @@ class NodeStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Batch = channel.unary_unary(
-                '/coffre.v1.Node/Batch',
+        self.Exchange = channel.stream_stream(
+                '/coffre.v1.Node/Exchange',
                 request_serializer=coffre_dot_proto_dot_coffre__pb2.BatchRequest.SerializeToString,
                 response_deserializer=coffre_dot_proto_dot_coffre__pb2.BatchReply.FromString,
                 _registered_method=True)
@@ -74,7 +74,7 @@ class NodeStub:
 class NodeServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Batch(self, request, context):
+    def Exchange(self, request_iterator, context):
         """Tenants: own buckets. Operators and nodes: none of these.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -122,8 +122,8 @@ class NodeServicer:
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Batch': grpc.unary_unary_rpc_method_handler(
-                    servicer.Batch,
+            'Exchange': grpc.stream_stream_rpc_method_handler(
+                    servicer.Exchange,
                     request_deserializer=coffre_dot_proto_dot_coffre__pb2.BatchRequest.FromString,
                     response_serializer=coffre_dot_proto_dot_coffre__pb2.BatchReply.SerializeToString,
             ),
@@ -169,7 +169,7 @@ class Node:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Batch(request,
+    def Exchange(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -179,10 +179,10 @@ class Node:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/coffre.v1.Node/Batch',
+            '/coffre.v1.Node/Exchange',
             coffre_dot_proto_dot_coffre__pb2.BatchRequest.SerializeToString,
             coffre_dot_proto_dot_coffre__pb2.BatchReply.FromString,
             options,

@@ -36,7 +36,7 @@ class NodeStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
-    Batch: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]
+    Exchange: _grpc.StreamStreamMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]
     """Tenants: own buckets. Operators and nodes: none of these."""
     WriteShard: _grpc.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]
     ReadShard: _grpc.UnaryStreamMultiCallable[_coffre_pb2.ReadShardRequest, _coffre_pb2.ReadShardReply]
@@ -50,7 +50,7 @@ class NodeStub:
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Batch: _aio.UnaryUnaryMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]  # type: ignore[assignment]
+    Exchange: _aio.StreamStreamMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]  # type: ignore[assignment]
     """Tenants: own buckets. Operators and nodes: none of these."""
     WriteShard: _aio.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]  # type: ignore[assignment]
     ReadShard: _aio.UnaryStreamMultiCallable[_coffre_pb2.ReadShardRequest, _coffre_pb2.ReadShardReply]  # type: ignore[assignment]
@@ -63,11 +63,11 @@ class NodeAsyncStub(NodeStub):
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
-    def Batch(
+    def Exchange(
         self,
-        request: _coffre_pb2.BatchRequest,
+        request_iterator: _MaybeAsyncIterator[_coffre_pb2.BatchRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_coffre_pb2.BatchReply, _abc.Awaitable[_coffre_pb2.BatchReply]]:
+    ) -> _typing.Union[_abc.Iterator[_coffre_pb2.BatchReply], _abc.AsyncIterator[_coffre_pb2.BatchReply]]:
         """Tenants: own buckets. Operators and nodes: none of these."""
 
     @_abc_1.abstractmethod

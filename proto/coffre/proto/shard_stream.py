@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import varint
 
 __all__ = ["ShardChunk", "WireCell", "decode_read", "decode_write", "encode_read", "encode_write"]
 
@@ -41,7 +42,7 @@ def encode_write(chunk: ShardChunk) -> bytes:
     parts: list[bytes | memoryview] = []
     if chunk.header is not None:
         header = chunk.header.SerializeToString()
-        parts += (bytes((_HEADER_OF_WRITE,)), _varint(len(header)), header)
+        parts += (bytes((_HEADER_OF_WRITE,)), varint(len(header)), header)
     return _encode(parts, _CELL_OF_WRITE, chunk.cells)
 
 
@@ -74,15 +75,15 @@ def _encode(parts: list[bytes | memoryview], tag: int, cells: Sequence[WireCell]
         head = bytearray()
         if cell.segment:
             head.append(_SEGMENT)
-            head += _varint(cell.segment)
+            head += varint(cell.segment)
         if cell.crc:
             head.append(_CRC)
             head += _FIXED32.pack(cell.crc)
         size_bytes = len(cell.data)
         if size_bytes:
             head.append(_DATA)
-            head += _varint(size_bytes)
-        parts += (bytes((tag,)), _varint(len(head) + size_bytes), bytes(head), cell.data)
+            head += varint(size_bytes)
+        parts += (bytes((tag,)), varint(len(head) + size_bytes), bytes(head), cell.data)
     return b"".join(parts)
 
 
@@ -114,15 +115,6 @@ def _decode(raw: bytes, tag: int) -> list[WireCell] | None:
     except (IndexError, struct.error):
         return None
     return cells
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def _read_varint(raw: bytes, place: int) -> tuple[int, int]:

@@ -7,10 +7,12 @@ import asyncio
 import pytest
 from coffre.client._peers import MESSAGE_BYTES_MAX, OPERATIONS_MAX, Peers
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.errors import CoffreError, InternalError, Unavailable
+from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.transport import LoopbackTransport
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import vote_of
 
 
 class Recorder(LoopbackTransport):
@@ -22,9 +24,12 @@ class Recorder(LoopbackTransport):
         self.gate = asyncio.Event()
         self.gate.set()
         self.failures: list[CoffreError] = []
+        self.marks: list[list[bytes]] = []
         self.under_way = self.under_way_max = 0
 
-    async def batch(self, node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        request = pb.BatchRequest.FromString(request.SerializeToString())
+        self.marks.append(list(request.settled))
         self.requests.append([operation.read.key or operation.settle.key for operation in request.operations])
         self.under_way += 1
         self.under_way_max = max(self.under_way_max, self.under_way)
@@ -125,6 +130,60 @@ async def test_lazy_operations_ride_along_and_drain_waits_for_them(peers: Peers,
     peers[1].writes.submit_lazily(settle)
     await peers.drain()
     assert transport.requests[1:] == [["lazy"]]
+
+
+async def test_marks_ride_along_once_and_go_alone_when_nothing_else_does(transport: Recorder) -> None:
+    marks = [b"1" * 16]
+    peers = Peers(
+        [1],
+        transport,
+        ManualClock(),
+        epoch=1,
+        tenant="t",
+        timeout=1.0,
+        shards=6,
+        marks=lambda: tuple(marks),
+    )
+    await peers[1].writes.submit(read("a"))
+    await peers[1].writes.submit(read("b"))
+    assert transport.marks == [[b"1" * 16], []]
+    marks[0] = b"2" * 16
+    peers[1].writes.remind()
+    await peers[1].reads.submit(read("c"))
+    assert transport.marks[2:] == [[]]  # reads carry none
+    await peers.drain()
+    assert transport.requests[3:] == [[]]
+    assert transport.marks[3:] == [[b"2" * 16]]
+    await peers.drain()
+    assert len(transport.requests) == 4
+
+
+async def test_votes_are_told_in_order_and_must_fit(peers: Peers, transport: Recorder) -> None:
+    replies: list[pb.BatchReply] = []
+
+    async def batch(node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        return replies.pop(0)
+
+    transport.batch = batch  # type: ignore[method-assign]
+    vote = vote_of(pb.STATE_ACCEPTED, has_shard=True, replaces=True)
+    replies.append(pb.BatchReply(votes=bytes((vote, 0, vote)), outcomes=[pb.Outcome(code=5)]))
+    outcomes = await asyncio.gather(*(peers[1].writes.submit(read(key)) for key in "abc"))
+    assert [outcome.code for outcome in outcomes] == [0, 5, 0]
+    assert outcomes[2].state == pb.STATE_ACCEPTED
+    assert outcomes[2].has_shard
+    assert outcomes[2].replaces
+    for wrong in (
+        pb.BatchReply(votes=bytes((vote,))),
+        pb.BatchReply(votes=bytes((vote, 0, vote))),
+        pb.BatchReply(votes=bytes((vote, vote, vote)), outcomes=[pb.Outcome()]),
+        pb.BatchReply(votes=bytes((vote, vote, 0x87))),
+        pb.BatchReply(votes=bytes((vote, vote, 1))),
+    ):
+        replies.append(wrong)
+        futures = [peers[1].writes.submit(read(key)) for key in "abc"]
+        for future in futures:
+            with pytest.raises(InternalError):
+                await future
 
 
 async def test_reads_do_not_wait_for_writes(peers: Peers, transport: Recorder) -> None:

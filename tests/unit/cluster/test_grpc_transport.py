@@ -44,6 +44,7 @@ class Echo(pb_grpc.NodeServicer):
         self.entered = asyncio.Event()
         self.hold: asyncio.Event | None = None
         self.cancelled = asyncio.Event()
+        self.exchanges = 0
 
     async def _meet(self, context: _Context) -> None:  # type: ignore[type-arg]
         self.peers.append(peer_identity(context.auth_context(), CLUSTER_ID))
@@ -57,9 +58,16 @@ class Echo(pb_grpc.NodeServicer):
                 self.cancelled.set()
                 raise
 
-    async def Batch(self, request: pb.BatchRequest, context: _Context) -> pb.BatchReply:  # type: ignore[type-arg]
-        await self._meet(context)
-        return pb.BatchReply(outcomes=[pb.Outcome(detail=request.tenant)])
+    async def Exchange(
+        self,
+        request_iterator: AsyncIterator[pb.BatchRequest],
+        context: _Context,  # type: ignore[type-arg]
+    ) -> AsyncIterator[pb.BatchReply]:
+        self.exchanges += 1
+        async for request in request_iterator:
+            if not self.peers or request.operations:
+                await self._meet(context)
+            yield pb.BatchReply(outcomes=[pb.Outcome(detail=request.tenant)], number=request.number)
 
     async def WriteShard(
         self,
@@ -237,13 +245,76 @@ async def test_every_status_arrives_as_its_class(open_stage: Open, status: grpc.
         stage.echo.status = status
         transport = stage.transport
         with pytest.raises(kind, match="node n1") as caught:
-            await transport.batch(1, pb.BatchRequest(), 30)
+            await transport.batch(1, BATCH, 30)
         assert type(caught.value) is kind
         with pytest.raises(kind, match="node n1"):
             await transport.write_shard(1, shards(64), 30)
         with pytest.raises(kind, match="node n1"):
             async for _ in transport.read_shard(1, pb.ReadShardRequest(segment_count=1), 30):
                 pass
+
+
+BATCH = pb.BatchRequest(tenant="t", operations=[pb.Operation()])
+
+
+async def test_batches_share_one_call(open_stage: Open) -> None:
+    async with open_stage() as stage:
+        replies = await asyncio.gather(
+            *(stage.transport.batch(1, pb.BatchRequest(tenant=f"t{i}"), 30) for i in range(50))
+        )
+        assert [reply.outcomes[0].detail for reply in replies] == [f"t{i}" for i in range(50)]
+        assert stage.echo.exchanges == 1
+
+
+async def test_after_a_missed_deadline_batches_go_on_over_a_new_call(open_stage: Open) -> None:
+    async with open_stage() as stage:
+        stage.echo.hold = asyncio.Event()
+        waiting = asyncio.create_task(stage.transport.batch(1, pb.BatchRequest(tenant="behind"), 30))
+        with pytest.raises(DeadlineExceeded, match=r"node n1 .*no answer within 0\.2 s"):
+            await stage.transport.batch(1, BATCH, 0.2)
+        with pytest.raises(Unavailable, match="node n1"):
+            await waiting  # nobody knows whether the node saw it
+        stage.echo.hold = None
+        assert (await stage.transport.batch(1, BATCH, 30)).outcomes[0].detail == "t"
+        assert stage.echo.exchanges == 2
+
+
+async def test_a_caller_that_gives_up_disturbs_no_other(open_stage: Open) -> None:
+    async with open_stage() as stage:
+        stage.echo.hold = asyncio.Event()
+        leaving = asyncio.create_task(stage.transport.batch(1, BATCH, 30))
+        staying = asyncio.create_task(stage.transport.batch(1, pb.BatchRequest(tenant="stays"), 30))
+        await stage.echo.entered.wait()
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        stage.echo.hold.set()
+        assert (await staying).outcomes[0].detail == "stays"
+        assert stage.echo.exchanges == 1
+
+
+async def test_a_close_ends_batches_with_an_error_and_no_cancellation(open_stage: Open) -> None:
+    async with open_stage() as stage:
+        stage.echo.hold = asyncio.Event()
+        task = asyncio.create_task(stage.transport.batch(1, BATCH, 30))
+        await stage.echo.entered.wait()
+        await stage.transport.close()
+        with pytest.raises(Cancelled, match="node n1"):
+            await task
+
+
+async def test_a_move_lets_batches_under_way_end(open_stage: Open) -> None:
+    async with open_stage() as old, open_stage() as new:
+        old.echo.hold = asyncio.Event()
+        task = asyncio.create_task(old.transport.batch(1, BATCH, 30))
+        await old.echo.entered.wait()
+        update = asyncio.create_task(old.transport.update_map(dataclasses.replace(new.cluster_map, epoch=2)))
+        await asyncio.sleep(0)
+        assert (await old.transport.batch(1, pb.BatchRequest(tenant="new"), 30)).outcomes
+        assert new.echo.exchanges == 1
+        old.echo.hold.set()
+        assert (await task).outcomes[0].detail == "t"
+        await update
 
 
 async def test_nobody_there(members: Members) -> None:

@@ -14,6 +14,7 @@ from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import expanded
 
 CLUSTER_ID = "00112233445566aa"
 TENANT = Identity(CLUSTER_ID, Role.TENANT, "clinic")
@@ -56,7 +57,7 @@ async def send(placement: tuple[int, ...], cell: bytes = b"a cell") -> tuple[int
     handler = Handler(1, "n1", store, MapHolder(MAP, b""), SystemClock())
     asked = request(placement)
     asked.operations[0].accept.cell = cell
-    reply = await handler.batch(TENANT, asked)
+    reply = expanded(await handler.batch(TENANT, asked))
     return reply.outcomes[0].code, len(await store.read(ObjectName("clinic", "b", "k")))
 
 

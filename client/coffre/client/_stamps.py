@@ -1,0 +1,92 @@
+"""Stamps of one client, and its marks: up to where everything that it wrote is established (docs/consistency.md)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.versions import HybridClock, Stamp
+
+__all__ = ["Issuer"]
+
+RETIRED_MAX = 16
+BLOCKED_MS = 250  # how old an open version may be before those above it are settled one by one
+
+
+@dataclass(slots=True)
+class _Open:
+    """A version under way, or established above one that is: `settle` tells the nodes of it alone."""
+
+    settle: Callable[[], None] | None = None
+    done: bool = False
+
+
+class Issuer:
+    """Issues stamps in order, each open until it is established or given up.
+
+    A mark is a stamp: every version of its writer up to it is established. A client that gives up a version takes a new
+    writer id, so what was given up never lies below a mark.
+    """
+
+    def __init__(self, clock: Clock, entropy: Callable[[int], bytes]) -> None:
+        self._clock = clock
+        self._entropy = entropy
+        self._hybrid = HybridClock(clock, self._new_writer())
+        self._open: OrderedDict[Stamp, _Open] = OrderedDict()
+        self._mark: Stamp | None = None
+        self._retired: list[bytes] = []
+
+    def issue(self) -> Stamp:
+        """A stamp above all seen so far. It must end in `established` or `given_up`."""
+        stamp = self._hybrid.issue()
+        self._open[stamp] = _Open()
+        return stamp
+
+    def observe(self, stamp: Stamp) -> None:
+        """Move above `stamp`, which another writer issued."""
+        self._hybrid.observe(stamp)
+
+    @property
+    def marks(self) -> tuple[bytes, ...]:
+        """What nodes should know: the marks of the last writer ids that this client had, the current one last."""
+        if self._mark is None:
+            return tuple(self._retired)
+        return (*self._retired, self._mark.to_bytes())
+
+    def established(self, stamp: Stamp, settle: Callable[[], None]) -> None:
+        """The version stands. A mark will say so, or `settle` is called where none can, or not soon."""
+        entry = self._open.get(stamp)
+        if entry is None:
+            settle()  # of a writer id that was given up meanwhile
+            return
+        entry.done, entry.settle = True, settle
+        while self._open:
+            first, entry = next(iter(self._open.items()))
+            if not entry.done:
+                if first.unixtime_ms + BLOCKED_MS < self._clock.unixtime_ms():
+                    self._settle_done()
+                return
+            del self._open[first]
+            self._mark = first
+
+    def given_up(self, stamp: Stamp) -> None:
+        """The version does not stand, or nobody knows: no mark may ever cover it."""
+        if self._open.pop(stamp, None) is None:
+            return  # its writer id is gone already
+        self._settle_done()
+        self._open.clear()
+        if self._mark is not None:
+            self._retired = [*self._retired, self._mark.to_bytes()][-RETIRED_MAX:]
+            self._mark = None
+        self._hybrid.renew(self._new_writer())
+
+    def _settle_done(self) -> None:
+        for entry in self._open.values():
+            if entry.done and entry.settle is not None:
+                entry.settle()
+                entry.settle = None
+
+    def _new_writer(self) -> int:
+        return int.from_bytes(self._entropy(8), "big")

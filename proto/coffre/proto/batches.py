@@ -1,0 +1,105 @@
+"""Small operations written by hand: what all nodes get alike is serialized once, and most outcomes are one byte.
+
+The bytes are those of coffre.proto: `PackedBatchRequest` takes operations that are serialized already, and the tests
+hold both equal. A vote is one byte of `BatchReply.votes`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = [
+    "VOTES",
+    "VOTE_REPLACES",
+    "VOTE_SHARD",
+    "VOTE_STATE",
+    "accept_operation",
+    "expanded",
+    "outcome_of",
+    "outcomes_of",
+    "varint",
+    "vote_of",
+]
+
+VOTE_STATE = 0x07
+VOTE_SHARD = 0x08
+VOTE_REPLACES = 0x10
+_DONE = 0x80
+VOTES = bytes(vote for vote in range(256) if vote == 0 or (vote & 0xE0 == _DONE and vote & VOTE_STATE <= 4))
+"""Every byte that a node may send."""
+
+_ACCEPT = 0x0A  # tags: Operation.accept, then fields of Accept
+_SHARD_INDEX, _CELL, _CELL_CRC = 0x20, 0x2A, 0x35
+_STAGED = b"\x38\x01"
+_FIXED32 = struct.Struct("<BI")
+
+
+def accept_operation(
+    common: bytes,
+    shard_index: int | None = None,
+    cell: bytes | memoryview = b"",
+    cell_crc: int = 0,
+    *,
+    staged: bool = False,
+) -> bytes:
+    """A serialized `Operation` with an Accept: `common` is an Accept without what differs from node to node."""
+    if shard_index is None:
+        return b"%c%b%b" % (_ACCEPT, varint(len(common)), common)
+    head = b"%c%b" % (_SHARD_INDEX, varint(shard_index))
+    if staged:
+        head += _STAGED
+    elif cell:
+        head += b"%b%c%b" % (_FIXED32.pack(_CELL_CRC, cell_crc), _CELL, varint(len(cell)))
+    elif cell_crc:
+        head += _FIXED32.pack(_CELL_CRC, cell_crc)
+    size_bytes = len(common) + len(head) + len(cell)
+    return b"".join((b"%c%b" % (_ACCEPT, varint(size_bytes)), common, head, cell))
+
+
+def vote_of(state: int, *, has_shard: bool, replaces: bool) -> int:
+    """The byte of a change that was done; `state` 0: the node keeps no state of that version."""
+    return _DONE | state | (VOTE_SHARD if has_shard else 0) | (VOTE_REPLACES if replaces else 0)
+
+
+def outcome_of(vote: int) -> pb.Outcome:
+    """The outcome that a byte stands for."""
+    return pb.Outcome(
+        state=pb.State.ValueType(vote & VOTE_STATE),
+        has_shard=bool(vote & VOTE_SHARD),
+        replaces=bool(vote & VOTE_REPLACES),
+    )
+
+
+def outcomes_of(reply: pb.BatchReply) -> Iterator[int | pb.Outcome]:
+    """The outcomes of a reply in order: a vote's byte, or a whole outcome. Ends early when some are missing."""
+    outcomes = iter(reply.outcomes)
+    for vote in reply.votes:
+        if vote:
+            yield vote
+            continue
+        outcome = next(outcomes, None)
+        if outcome is None:
+            return
+        yield outcome
+    yield from outcomes
+
+
+def expanded(reply: pb.BatchReply) -> pb.BatchReply:
+    """The same reply with every outcome in full."""
+    outcomes = [outcome_of(found) if isinstance(found, int) else found for found in outcomes_of(reply)]
+    return pb.BatchReply(outcomes=outcomes, number=reply.number, code=reply.code, detail=reply.detail)
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it, seven bits a byte."""
+    if number < 0x80:
+        return b"%c" % number
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
