@@ -50,11 +50,12 @@ def accept_operation(
         return b"%c%b%b" % (_ACCEPT, varint(len(common)), common)
     head = b"%c%b" % (_SHARD_INDEX, varint(shard_index))
     if staged:
+        cell = b""
         head += _STAGED
-    elif cell:
-        head += b"%b%c%b" % (_FIXED32.pack(_CELL_CRC, cell_crc), _CELL, varint(len(cell)))
-    elif cell_crc:
+    else:
         head += _FIXED32.pack(_CELL_CRC, cell_crc)
+        if cell:
+            head += b"%c%b" % (_CELL, varint(len(cell)))
     size_bytes = len(common) + len(head) + len(cell)
     return b"".join((b"%c%b" % (_ACCEPT, varint(size_bytes)), common, head, cell))
 
