@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import fcntl
 import functools
 import getpass
@@ -357,6 +358,15 @@ class NodeDirectory:
     def _meta(self, key: bytes) -> bytes:
         return _unseal(key, self._txn.get(key, b"", db=self._tables["meta"]))
 
+    def mark(self, tenant: bytes, writer: bytes) -> bytes:
+        """Up to which stamp a writer's versions are known here to be established; empty when nothing is known.
+        Raises `Damage`."""
+        if "writers" not in self._tables:
+            return b""
+        key = tenant + b"\0" + writer
+        value = self._txn.get(key, db=self._tables["writers"])
+        return b"" if value is None else _unseal(key, bytes(value))
+
     # ------------------------------------------------------------ names
 
     def buckets(self, problems: Problems) -> Iterator[tuple[str, str, bytes]]:
@@ -461,6 +471,8 @@ def _open_index(path: Path) -> tuple[Any, dict[str, Any]]:
     """A read transaction and the tables. lmdb's types differ between its releases, hence Any."""
     env = lmdb.open(str(path), readonly=True, lock=False, create=False, max_dbs=16)
     tables = {name: env.open_db(name.encode(), create=False) for name in ("meta", "directories", "objects")}
+    with contextlib.suppress(lmdb.NotFoundError):  # in directories that only older releases wrote
+        tables["writers"] = env.open_db(b"writers", create=False)
     return env.begin(), tables
 
 
@@ -844,7 +856,7 @@ class Recovery:
     def _settled(self, context: bytes, stamp: bytes, held: list[Held]) -> bool | None:
         """Whether a version is known to be established; None when its writer gave it up."""
         states = [each.entry.state for each in held]
-        if SETTLED in states:
+        if SETTLED in states or (set(states) != {ABORTED} and self._is_marked(context, stamp)):
             return True
         if LOCKED in states:
             try:
@@ -854,6 +866,17 @@ class Recovery:
             except Damage:
                 pass  # told when the version itself is opened
         return None if ABORTED in states else False
+
+    def _is_marked(self, context: bytes, stamp: bytes) -> bool:
+        """Whether some node knows that this stamp's writer had everything up to it acknowledged."""
+        tenant = context.partition(b"\0")[0]
+        for node in self.nodes:
+            try:
+                if stamp <= node.mark(tenant, stamp[8:]):
+                    return True
+            except Damage:
+                self.problems.add(f"{node.path}: the mark of a writer is damaged", serious=False)
+        return False
 
     def _version(
         self,

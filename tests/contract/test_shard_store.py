@@ -26,6 +26,8 @@ from coffre.node.store import (
     Accept,
     DropRepair,
     Listing,
+    Mark,
+    Mutation,
     Outcome,
     PartitionDigest,
     QueueRepair,
@@ -113,7 +115,11 @@ def abort(number: int, key: str = "key") -> Abort:
     return Abort(name(key), 7, stamp(number))
 
 
-async def one(store: ShardStore, mutation: Accept | Abort | Settle | QueueRepair | DropRepair) -> Outcome:
+def mark(number: int, tenant: str = "tenant") -> Mark:
+    return Mark(tenant, stamp(number))
+
+
+async def one(store: ShardStore, mutation: Mutation) -> Outcome:
     (outcome,) = await store.apply([mutation])
     return outcome
 
@@ -311,10 +317,13 @@ async def test_one_bad_mutation_does_not_touch_the_others(store: ShardStore) -> 
         dataclasses.replace(accept(1), tombstone=True),
         dataclasses.replace(settle(1), placement=(1,) * 256),
         dataclasses.replace(abort(1), partition=-1),
+        dataclasses.replace(mark(1), stamp=b""),
+        dataclasses.replace(mark(1), tenant="a\0b"),
+        dataclasses.replace(mark(1), tenant=""),
     ],
     ids=lambda m: type(m).__name__,
 )
-async def test_a_mutation_that_cannot_be_is_refused(store: ShardStore, mutation: Accept) -> None:
+async def test_a_mutation_that_cannot_be_is_refused(store: ShardStore, mutation: Mutation) -> None:
     assert isinstance((await one(store, mutation)).error, InvalidArgument)
     assert await states(store) == []
 
@@ -339,6 +348,107 @@ async def test_tenants_and_buckets_do_not_meet(store: ShardStore) -> None:
     assert version.stamp == stamp(1)
     listing = await store.list("a.b", "c", "")
     assert [entry.versions[0].stamp for entry in listing.entries] == [stamp(2)]
+
+
+# ------------------------------------------------------------------ marks
+
+
+async def shown(store: ShardStore) -> list[list[tuple[int, State]]]:
+    """The versions of "key" by each way to read them; they must not differ."""
+    listing = await store.list("tenant", "bucket", "")
+    rows = [row async for row in store.partition_rows(7)]
+    listed = [entry.versions for entry in listing.entries if entry.key == "key"]
+    partition = [row.versions for row in rows if row.name == name()]
+    every = await store.read(name(), every=True)
+    single = tuple([v for version in every for v in await store.read(name(), stamp=version.stamp)])
+    found = [*listed, await store.read(name()), *partition, every, single]
+    return [[(int.from_bytes(v.stamp[:8], "big"), v.state) for v in versions] for versions in found]
+
+
+async def test_a_mark_settles_what_its_writer_wrote_up_to_it(store: ShardStore) -> None:
+    await store.apply(
+        [accept(1, "a"), accept(2, "b", lock=True), accept(3, "c"), accept(2, "d", tombstone=True)]
+    )
+    assert await one(store, mark(2)) == Outcome()
+    assert await states(store, "a") == [(1, State.SETTLED)]
+    assert await states(store, "b") == [(2, State.SETTLED)]
+    assert await states(store, "c") == [(3, State.ACCEPTED)]
+    assert await states(store, "d") == [(2, State.SETTLED)]
+    await one(store, accept(2, "later"))  # a copy that comes after the mark is established all the same
+    assert await states(store, "later") == [(2, State.SETTLED)]
+
+
+async def test_every_read_knows_the_marks(store: ShardStore) -> None:
+    await store.apply([accept(1), accept(2), abort(3), accept(4), mark(2)])
+    down, whole = [(4, State.ACCEPTED), (3, State.ABORTED), (2, State.SETTLED)], [(1, State.SETTLED)]
+    assert await shown(store) == [down, down, down + whole, down + whole, down + whole]
+
+
+async def test_a_mark_is_its_writer_s_and_its_tenant_s(store: ShardStore) -> None:
+    other = b"\0" * 15 + b"\1"
+    await store.apply([accept(1), accept(1, tenant="other"), Mark("tenant", stamp(9)[:8] + other[8:])])
+    assert await states(store) == [(1, State.ACCEPTED)]
+    await one(store, Mark("other", stamp(9)))
+    assert await states(store) == [(1, State.ACCEPTED)]
+    (version,) = await store.read(name(tenant="other"))
+    assert version.state is State.SETTLED
+
+
+async def test_a_mark_only_moves_up(store: ShardStore) -> None:
+    await store.apply([accept(5), mark(6), mark(4)])
+    assert await states(store) == [(5, State.SETTLED)]
+    await one(store, mark(3))
+    assert await states(store) == [(5, State.SETTLED)]
+
+
+async def test_a_mark_leaves_votes_to_give_up_alone(store: ShardStore) -> None:
+    await store.apply([abort(5), mark(9)])
+    assert await states(store) == [(5, State.ABORTED)]
+    assert isinstance((await one(store, accept(5))).error, Conflict)
+
+
+async def test_what_a_mark_settles_counts_where_votes_are_decided(store: ShardStore) -> None:
+    outcomes = await store.apply([accept(5), mark(5), abort(5), accept(4, lock=True), accept(5, lock=True)])
+    assert outcomes[2].state is State.SETTLED
+    assert isinstance(outcomes[3].error, Conflict)
+    assert outcomes[3].newest_stamp == stamp(5)
+    assert outcomes[4].state is State.SETTLED
+    assert (await one(store, abort(5))).state is State.SETTLED  # in a later transaction, too
+    assert (await one(store, abort(3))).state is State.ABORTED
+    assert await states(store) == [(5, State.SETTLED)]
+    await one(store, QueueRepair(name(), 7, stamp(4), 0))
+    assert (await store.status()).repair_queue == 0
+
+
+async def test_a_mark_trims_nothing_and_a_settle_below_it_does(store: ShardStore) -> None:
+    await store.apply([accept(1), abort(2), accept(3), mark(3)])
+    assert len(await states(store)) == 3
+    assert (await one(store, settle(3))).state is State.SETTLED
+    assert await states(store) == [(3, State.SETTLED)]
+    status = await store.status()
+    assert (status.shards, status.objects) == (1, 1)
+    assert (await store.partition_digest(7)).versions == 1
+
+
+async def test_settle_of_what_a_mark_settled_brings_the_placement(store: ShardStore) -> None:
+    await store.apply([accept(1), mark(1), settle(1, placement=(9, 1, 2))])
+    assert (await store.read(name()))[0].placement == (9, 1, 2)
+
+
+async def test_an_accept_tells_whether_it_replaces(store: ShardStore, options: StoreOptions) -> None:
+    assert not (await one(store, accept(5))).replaces
+    assert not (await one(store, accept(5, lock=True))).replaces
+    assert (await one(store, accept(6))).replaces
+    await one(store, settle(6))
+    assert not (await one(store, accept(6))).replaces
+    await one(store, abort(9))
+    assert not (await one(store, accept(6))).replaces  # a Settle of it leaves the newer vote alone
+    assert (await one(store, accept(10, tombstone=True))).replaces
+    options.versions_kept = 2
+    await store.apply([accept(1, "b"), settle(1, "b")])
+    assert not (await one(store, accept(2, "b"))).replaces
+    assert (await one(store, accept(3, "b"))).replaces
+    assert not (await one(store, accept(2, "b", lock=True))).replaces
 
 
 # ------------------------------------------------------------------ listing
@@ -581,7 +691,7 @@ async def test_a_staged_shard_expires(store: ShardStore, clock: ManualClock, opt
 async def test_an_aborted_version_gives_its_staged_shard_back(store: ShardStore) -> None:
     await stage(store, cells(2))
     await store.apply([accept(1, staged=True), abort(1)])
-    assert await one(store, accept(2, staged=True)) == Outcome(State.ACCEPTED, has_shard=True)
+    assert await one(store, accept(2, staged=True)) == Outcome(State.ACCEPTED, has_shard=True, replaces=True)
     assert await read_all(store, 2) == cells(2)
 
 

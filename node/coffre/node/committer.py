@@ -22,7 +22,7 @@ from coffre.node.chores import Chore, ForgetFiles
 from coffre.node.index import Index
 from coffre.node.large_shards import large_path
 from coffre.node.rows import Counters
-from coffre.node.store import Abort, Accept, DropRepair, Mutation, QueueRepair, Settle, StoreOptions
+from coffre.node.store import Abort, Accept, DropRepair, Mark, Mutation, QueueRepair, Settle, StoreOptions
 from coffre.node.transaction import Transaction
 from coffre.node.volumes import Volumes
 
@@ -35,7 +35,7 @@ _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest
 _FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MUTATIONS = (Accept, Settle, Abort, QueueRepair, DropRepair)
+_MUTATIONS = (Accept, Mark, Settle, Abort, QueueRepair, DropRepair)
 
 Item = Mutation | Chore
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import lmdb
 from coffre.cluster.errors import ConfigurationError, IntegrityError
 from coffre.cluster.names import ObjectName
+from coffre.node.marks import Marks
 from coffre.node.rows import (
     REST_BYTES_MAX,
     Counters,
@@ -40,6 +41,7 @@ _TABLES = (
     b"large",
     b"volumes",
     b"repairs",
+    b"writers",
 )
 
 
@@ -121,7 +123,9 @@ class Index:
             self.large,
             self.volumes,
             self.repairs,
+            writers,
         ) = tables
+        self.marks = Marks(writers)
 
     def close(self) -> None:
         with self.gate.alone():

@@ -6,8 +6,9 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
+from coffre.cluster.names import check_tenant
 from coffre.codec import crc32c
-from coffre.node.store import Abort, Accept, DropRepair, Mutation, QueueRepair, Settle
+from coffre.node.store import Abort, Accept, DropRepair, Mark, Mutation, QueueRepair, Settle
 
 __all__ = [
     "CELL_BYTES_MAX",
@@ -34,6 +35,8 @@ def check(mutation: Mutation) -> CoffreError | None:
     """The error in a mutation that no store can take, or None."""
     if len(mutation.stamp) != STAMP_BYTES:
         return InvalidArgument(f"a stamp has {STAMP_BYTES} bytes, not {len(mutation.stamp)}")
+    if isinstance(mutation, Mark):
+        return _check_tenant(mutation.tenant)
     if not 0 <= mutation.partition <= NUMBER_MAX:
         return InvalidArgument(f"a partition is between 0 and {NUMBER_MAX}, not {mutation.partition}")
     if isinstance(mutation, Accept):
@@ -45,6 +48,14 @@ def check(mutation: Mutation) -> CoffreError | None:
     if isinstance(mutation, (QueueRepair, DropRepair)):
         return _check_shard_index(mutation.shard_index)
     return InvalidArgument(f"{type(mutation).__name__} is not a mutation")
+
+
+def _check_tenant(tenant: str) -> CoffreError | None:
+    try:
+        check_tenant(tenant)
+    except InvalidArgument as error:
+        return error
+    return None
 
 
 def _check_accept(accept: Accept) -> CoffreError | None:

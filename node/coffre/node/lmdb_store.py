@@ -44,6 +44,7 @@ from coffre.node.rows import (
 )
 from coffre.node.store import (
     Listing,
+    Mark,
     Mutation,
     Outcome,
     PartitionDigest,
@@ -218,7 +219,7 @@ class LmdbStore:
 
     async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
         self._check_open()
-        lazy = all(type(mutation) is Settle for mutation in mutations)
+        lazy = all(isinstance(mutation, (Settle, Mark)) for mutation in mutations)
         return await self._committer.run(mutations, lazy=lazy)
 
     async def read(

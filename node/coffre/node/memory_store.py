@@ -1,14 +1,13 @@
 """The store of one node in memory: for tests and simulation. It can crash, fill up, and rot.
 
-Durable is what a sync covered: every `apply` but one of `Settle`s alone, and every committed staging. `crash`
-goes back to that; all else is the same as on a disk.
+Durable is what a sync covered: every `apply` but one of `Settle`s and `Mark`s alone, and every committed
+staging. `crash` goes back to that; all else is the same as on a disk.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -17,12 +16,15 @@ from coffre.codec import crc32c
 from coffre.node import votes
 from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES, check, check_stage, digest_of
 from coffre.node.listing import list_page
+from coffre.node.memory_rows import Partition, Record, Row, Shard, record_of
 from coffre.node.store import (
     Abort,
     Accept,
     DropRepair,
+    KeyMutation,
     Listing,
     ListingEntry,
+    Mark,
     Mutation,
     Outcome,
     PartitionDigest,
@@ -43,49 +45,7 @@ __all__ = ["MemoryStore"]
 
 _Bucket = tuple[str, str]
 _ShardId = tuple[str, bytes, int]
-
-
-class _Shard:
-    """The cells of one shard, with the checksums that they came with."""
-
-    def __init__(self, first_segment: int = 0) -> None:
-        self.first_segment = first_segment
-        self.cells: list[tuple[int, bytearray]] = []
-        self.expires_ms = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(data) for _, data in self.cells)
-
-    def cell(self, place: int) -> StoredCell | None:
-        """The cell at `place`, or None when it does not verify."""
-        crc, data = self.cells[place]
-        return StoredCell(self.first_segment + place, crc, bytes(data)) if crc32c(data) == crc else None
-
-
-@dataclass(slots=True, eq=False)
-class _Record:
-    accept: Accept
-    shard: _Shard | None
-    manifest_rotten: bool = False
-
-
-@dataclass(slots=True)
-class _Row:
-    partition: int
-    entries: tuple[Entry, ...] = ()
-
-
-@dataclass(slots=True)
-class _Partition:
-    digest: int = 0
-    versions: int = 0
-    names: set[ObjectName] = field(default_factory=set)
-
-
-def _record(entry: Entry) -> _Record:
-    assert isinstance(entry.record, _Record)
-    return entry.record
+_Writer = tuple[str, bytes]  # tenant, id
 
 
 class MemoryStore:
@@ -94,12 +54,14 @@ class MemoryStore:
     def __init__(self, clock: Clock, options: StoreOptions | None = None) -> None:
         self._clock = clock
         self._options = options or StoreOptions()
-        self._rows: dict[ObjectName, _Row] = {}
+        self._rows: dict[ObjectName, Row] = {}
         self._keys: dict[_Bucket, list[bytes]] = {}
-        self._partitions: dict[int, _Partition] = {}
-        self._staging: dict[_ShardId, _Shard] = {}
+        self._partitions: dict[int, Partition] = {}
+        self._staging: dict[_ShardId, Shard] = {}
         self._repairs: dict[tuple[ObjectName, bytes, int | None], QueueRepair] = {}
+        self._marks: dict[_Writer, bytes] = {}
         self._unsynced: dict[ObjectName, tuple[Entry, ...]] = {}  # entries at the last sync
+        self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
         self._used_bytes = 0
         self._damaged = 0
         self._syncs = 0
@@ -109,10 +71,12 @@ class MemoryStore:
     # ---------------------------------------------------------------- faults
 
     def crash(self) -> None:
-        """Lose what was not synced, and start again: settles alone, and shards that were being staged."""
+        """Lose what was not synced, and start again: settles and marks alone, and shards that were being staged."""
         for name, entries in self._unsynced.items():
             self._put_entries(name, self._rows[name].partition, entries)
+        self._marks.update(self._unsynced_marks)
         self._unsynced.clear()
+        self._unsynced_marks.clear()
         self._incarnation += 1
         self._closed = False
 
@@ -122,13 +86,13 @@ class MemoryStore:
 
     def flip_cell(self, name: ObjectName, stamp: bytes, offset: int = 0, segment: int = 0) -> None:
         """Flip one bit of a stored cell."""
-        shard = _record(self._entry(name, stamp)).shard
+        shard = record_of(self._entry(name, stamp)).shard
         assert shard is not None
         shard.cells[segment][1][offset] ^= 1
 
     def rot_manifest(self, name: ObjectName, stamp: bytes) -> None:
         """Let the manifest of a version fail its checksum from now on."""
-        _record(self._entry(name, stamp)).manifest_rotten = True
+        record_of(self._entry(name, stamp)).manifest_rotten = True
 
     def _entry(self, name: ObjectName, stamp: bytes) -> Entry:
         row = self._rows.get(name)
@@ -142,22 +106,25 @@ class MemoryStore:
     async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
         self._check_open()
         outcomes = [self._apply_one(mutation) for mutation in mutations]
-        if any(not isinstance(mutation, Settle) for mutation in mutations):
+        if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):
             self._sync()
         return outcomes
 
     def _sync(self) -> None:
         self._unsynced.clear()
+        self._unsynced_marks.clear()
         self._syncs += 1
 
     def _apply_one(self, mutation: Mutation) -> Outcome:
         error = check(mutation)
         if error is not None:
             return Outcome(error=error)
+        if isinstance(mutation, Mark):
+            return self._mark(mutation)
         row = self._rows.get(mutation.name)
         if row is not None and row.partition != mutation.partition:
             return Outcome(error=InvalidArgument("this object is in another partition"))
-        entries = row.entries if row else ()
+        entries = self._entries(mutation.name)
         if isinstance(mutation, (QueueRepair, DropRepair)):
             return self._note_repair(mutation, entries)
         if isinstance(mutation, Accept):
@@ -166,13 +133,28 @@ class MemoryStore:
             verdict = votes.abort(entries, mutation.stamp)
         else:
             verdict = votes.settle(entries, mutation.stamp, mutation.placement, self._options.versions_kept)
-        self._carry_out(mutation, entries, verdict)
+        self._carry_out(mutation, verdict)
         return _outcome(verdict)
+
+    def _mark(self, mark: Mark) -> Outcome:
+        writer = (mark.tenant, mark.stamp[8:])
+        held = self._marks.get(writer, b"")
+        if mark.stamp > held:
+            self._unsynced_marks.setdefault(writer, held)
+            self._marks[writer] = mark.stamp
+        return Outcome()
+
+    def _entries(self, name: ObjectName) -> tuple[Entry, ...]:
+        """The versions of a name, with what marks say about them."""
+        row = self._rows.get(name)
+        if row is None:
+            return ()
+        return votes.promoted(row.entries, lambda writer: self._marks.get((name.tenant, writer), b""))
 
     def _accept(self, accept: Accept, entries: tuple[Entry, ...]) -> Outcome:
         shard, staged = self._shard_for(accept)
         shard_index = accept.shard_index if shard is not None else None
-        record = _Record(accept, shard)
+        record = Record(accept, shard)
         proposal = Entry(
             accept.stamp,
             State.ACCEPTED,
@@ -193,19 +175,20 @@ class MemoryStore:
             del self._staging[staged]
         if verdict.stored:
             self._used_bytes += added_bytes
-        self._carry_out(accept, entries, verdict)
+        self._carry_out(accept, verdict)
         if any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries):
             self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
-        return _outcome(verdict)
+        replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
+        return _outcome(verdict, replaces=replaces and verdict.error is None)
 
-    def _shard_for(self, accept: Accept) -> tuple[_Shard | None, _ShardId | None]:
+    def _shard_for(self, accept: Accept) -> tuple[Shard | None, _ShardId | None]:
         if accept.shard_index is None:
             return None, None
         if accept.staged:
             key = (accept.name.tenant, accept.data_id, accept.shard_index)
             shard = self._staging.get(key)
             return shard, key if shard is not None else None
-        shard = _Shard()
+        shard = Shard()
         shard.cells.append((accept.cell_crc, bytearray(accept.cell)))
         return shard, None
 
@@ -221,13 +204,14 @@ class MemoryStore:
             self._repairs[key] = repair
         return Outcome()
 
-    def _carry_out(self, mutation: Mutation, before: tuple[Entry, ...], verdict: Verdict) -> None:
+    def _carry_out(self, mutation: KeyMutation, verdict: Verdict) -> None:
         if not verdict.changed:
             return
-        self._unsynced.setdefault(mutation.name, before)
+        row = self._rows.get(mutation.name)
+        self._unsynced.setdefault(mutation.name, row.entries if row else ())
         self._put_entries(mutation.name, mutation.partition, verdict.entries)
         for entry in verdict.freed:
-            record = _record(entry)
+            record = record_of(entry)
             self._used_bytes -= len(record.accept.manifest) + len(record.accept.cell)
             if record.shard is not None and record.accept.staged:
                 if isinstance(mutation, Abort):
@@ -237,7 +221,7 @@ class MemoryStore:
             if not any(kept.stamp == entry.stamp for kept in verdict.entries if kept.state != State.ABORTED):
                 self._forget_repairs(mutation.name, entry.stamp)
 
-    def _keep_staged(self, record: _Record) -> None:
+    def _keep_staged(self, record: Record) -> None:
         accept, shard = record.accept, record.shard
         assert shard is not None
         assert accept.shard_index is not None
@@ -249,8 +233,8 @@ class MemoryStore:
             del self._repairs[key]
 
     def _put_entries(self, name: ObjectName, partition: int, entries: tuple[Entry, ...]) -> None:
-        row = self._rows.setdefault(name, _Row(partition))
-        holder = self._partitions.setdefault(partition, _Partition())
+        row = self._rows.setdefault(name, Row(partition))
+        holder = self._partitions.setdefault(partition, Partition())
         for entry in set(row.entries) ^ set(entries):
             if entry.state != State.ABORTED:
                 holder.digest ^= digest_of(name.context(), entry.stamp, entry.tombstone)
@@ -273,8 +257,7 @@ class MemoryStore:
         self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
     ) -> tuple[StoredVersion, ...]:
         self._check_open()
-        row = self._rows.get(name)
-        entries = row.entries if row else ()
+        entries = self._entries(name)
         if stamp:
             entries = tuple(entry for entry in entries if entry.stamp == stamp)
         elif not every:
@@ -289,7 +272,7 @@ class MemoryStore:
     def _version(self, name: ObjectName, entry: Entry, want_cell: bool) -> StoredVersion:
         if entry.state == State.ABORTED:
             return StoredVersion(entry.state, entry.stamp)
-        record = _record(entry)
+        record = record_of(entry)
         cell: StoredCell | None = None
         damaged = record.manifest_rotten
         if want_cell and not damaged and record.shard is not None and not record.accept.staged:
@@ -313,7 +296,7 @@ class MemoryStore:
     def _is_damaged(self, entry: Entry) -> bool:
         if entry.state == State.ABORTED:
             return False
-        record = _record(entry)
+        record = record_of(entry)
         shard = record.shard
         return record.manifest_rotten or (
             shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
@@ -329,7 +312,7 @@ class MemoryStore:
     ) -> AsyncIterator[Sequence[StoredCell]]:
         self._check_open()
         entry = self._entry(name, stamp)
-        record = _record(entry)
+        record = record_of(entry)
         if record.shard is None or entry.shard_index != shard_index:
             raise NotFound("this node does not hold that shard")
         cells = record.shard.cells
@@ -365,7 +348,7 @@ class MemoryStore:
 
         def scan(start: bytes) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:
             for place in range(bisect_left(keys, start), len(keys)):
-                yield keys[place], self._rows[ObjectName(tenant, bucket, keys[place].decode())].entries
+                yield keys[place], self._entries(ObjectName(tenant, bucket, keys[place].decode()))
 
         page = list_page(
             scan,
@@ -384,16 +367,16 @@ class MemoryStore:
 
     async def partition_digest(self, partition: int) -> PartitionDigest:
         self._check_open()
-        held = self._partitions.get(partition, _Partition())
+        held = self._partitions.get(partition, Partition())
         return PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
 
     async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
         self._check_open()
-        held = self._partitions.get(partition, _Partition())
+        held = self._partitions.get(partition, Partition())
         for name in sorted(held.names, key=ObjectName.context):
-            row = self._rows.get(name)
-            if row is not None:
-                yield PartitionRow(name, self._versions(name, row.entries))
+            entries = self._entries(name)
+            if entries:
+                yield PartitionRow(name, self._versions(name, entries))
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:
         self._check_open()
@@ -405,7 +388,7 @@ class MemoryStore:
     async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
         self._check_open()
         check_stage(data_id, shard_index)
-        return _Writer(self, (tenant, data_id, shard_index), self._incarnation)
+        return _StagedWriter(self, (tenant, data_id, shard_index), self._incarnation)
 
     async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         self._check_open()
@@ -451,18 +434,18 @@ class MemoryStore:
             raise Unavailable("the store is closed")
 
 
-def _outcome(verdict: Verdict) -> Outcome:
-    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard)
+def _outcome(verdict: Verdict, *, replaces: bool = False) -> Outcome:
+    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard, replaces)
 
 
-class _Writer:
+class _StagedWriter:
     """`StagedWriter` in memory."""
 
     def __init__(self, store: MemoryStore, key: _ShardId, incarnation: int) -> None:
         self._store = store
         self._key = key
         self._incarnation = incarnation
-        self._shard: _Shard | None = _Shard()
+        self._shard: Shard | None = Shard()
 
     async def write(self, cells: Sequence[StoredCell]) -> None:
         shard = self._open_shard()
@@ -493,7 +476,7 @@ class _Writer:
     async def discard(self) -> None:
         self._shard = None
 
-    def _open_shard(self) -> _Shard:
+    def _open_shard(self) -> Shard:
         self._store._check_open()
         if self._shard is None or self._incarnation != self._store._incarnation:
             raise Unavailable("this shard is not being staged any more")

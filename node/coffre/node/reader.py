@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
+import lmdb
 from coffre.cluster.errors import IntegrityError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
@@ -19,6 +20,7 @@ from coffre.node import votes
 from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
 from coffre.node.listing import Page, list_page
+from coffre.node.marks import MarkView
 from coffre.node.records import Record, decode_record
 from coffre.node.rows import Location, Row, decode_repair, decode_row
 from coffre.node.store import (
@@ -84,7 +86,12 @@ class Reader:
         with self._index.reading() as txn:
             key = self._index.find(txn, name)
             value = None if key is None else txn.get(key, db=self._index.objects)
-        return None if value is None or key is None else decode_row(key, value)
+            return None if value is None or key is None else self._row(txn, name.tenant, key, value)
+
+    def _row(self, txn: lmdb.Transaction[bytes], tenant: str, key: bytes, value: bytes) -> Row:
+        """A row with what marks say about its entries."""
+        partition, entries = decode_row(key, value)
+        return Row(partition, votes.promoted(entries, MarkView(self._index.marks, txn, tenant)))
 
     async def read(
         self, name: ObjectName, stamp: bytes, every: bool, want_cell: bool
@@ -248,12 +255,13 @@ class Reader:
             partitions: dict[bytes, int] = {}
             with self._index.reading() as txn:
                 code = self._index.root(txn, tenant, bucket)
+                mark_of = MarkView(self._index.marks, txn, tenant)
 
                 def scan(start: bytes) -> Iterator[tuple[bytes, tuple[Entry, ...]]]:
                     if code is not None:
                         for key, _, row in self._index.scan(txn, code, start):
                             partitions[key] = row.partition
-                            yield key, row.entries
+                            yield key, votes.promoted(row.entries, mark_of)
 
                 page = list_page(
                     scan,
@@ -336,8 +344,9 @@ class Reader:
                 if value is None:
                     return None
                 name = self._index.name_of(txn, key)
+                row = self._row(txn, name.tenant, key, value)
             try:
-                return PartitionRow(name, self.versions(name, decode_row(key, value)))
+                return PartitionRow(name, self.versions(name, row))
             except _Moved:
                 continue
         raise IntegrityError("a volume of this node is missing")

@@ -29,13 +29,16 @@ __all__ = [
     "Row",
     "decode_directory",
     "decode_large",
+    "decode_mark",
     "decode_repair",
     "decode_row",
     "directory_code",
     "encode_directory",
     "encode_large",
+    "encode_mark",
     "encode_repair",
     "encode_row",
+    "mark_key",
     "seal",
     "staging_key",
     "unseal",
@@ -275,6 +278,24 @@ def decode_repair(key: bytes, value: bytes) -> tuple[QueueRepair, bool]:
     )
     assert len(stamp) == STAMP_BYTES
     return QueueRepair(name, partition, stamp, None if index == _NO_SHARD else index), bool(found_here)
+
+
+# ------------------------------------------------------------------ writers
+
+
+def mark_key(tenant: str, writer: bytes) -> bytes:
+    """The key of a writer's mark; `writer` is the last 8 bytes of its stamps."""
+    return b"%s\0%s" % (tenant.encode(), writer)
+
+
+def encode_mark(key: bytes, stamp: bytes) -> bytes:
+    return seal(key, stamp)
+
+
+def decode_mark(key: bytes, value: bytes) -> bytes:
+    """The stamp up to which all of a writer's versions are established. Raises `IntegrityError`: a wrong one
+    would settle what nobody acknowledged."""
+    return unseal(key, value)
 
 
 # ------------------------------------------------------------------ counters

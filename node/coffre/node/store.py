@@ -22,8 +22,10 @@ __all__ = [
     "Abort",
     "Accept",
     "DropRepair",
+    "KeyMutation",
     "Listing",
     "ListingEntry",
+    "Mark",
     "Mutation",
     "Outcome",
     "PartitionDigest",
@@ -95,6 +97,20 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Note that every version which this stamp's writer (its last 8 bytes) wrote in this tenant's buckets, up to
+    and with this stamp, is established. Does not ask for a sync of its own.
+
+    Such a version IS settled wherever entries are read or decided; what a version replaces is trimmed by its
+    `Settle` alone. A mark only moves up. A writer that gives up a version goes on under another id, so
+    nothing that was given up lies below a mark.
+    """
+
+    tenant: str
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class QueueRepair:
     """Remember that a shard of this version, here or elsewhere, is damaged or missing.
 
@@ -118,7 +134,8 @@ class DropRepair:
     shard_index: int | None
 
 
-Mutation = Accept | Abort | Settle | QueueRepair | DropRepair
+KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair  # of one object
+Mutation = KeyMutation | Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +146,7 @@ class Outcome:
     error: CoffreError | None = None
     newest_stamp: bytes = b""  # the newer stamp that stood in the way of an Accept
     has_shard: bool = False  # after Accept: this node holds a shard of the version
+    replaces: bool = False  # after Accept: a Settle of the version would trim other entries of the key
 
 
 # ------------------------------------------------------------------ reads
@@ -254,7 +272,8 @@ class ShardStore(Protocol):
 
     async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
         """Decide the mutations in order and return once all of them are durable (group commit across callers;
-        a call of `Settle`s alone may return before its sync). One failing mutation does not touch the others.
+        a call of `Settle`s and `Mark`s alone may return before its sync). One failing mutation does not touch
+        the others.
 
         `Abort` of a version with an adopted large shard puts the shard back into staging, for the
         writer's next stamp. An `Accept` with a shard for a version whose own shard here does not verify

@@ -28,8 +28,10 @@ from coffre.node.rows import (
     decode_repair,
     decode_row,
     encode_large,
+    encode_mark,
     encode_repair,
     encode_row,
+    mark_key,
     seal,
     staging_key,
     unseal,
@@ -38,6 +40,8 @@ from coffre.node.store import (
     Abort,
     Accept,
     DropRepair,
+    KeyMutation,
+    Mark,
     Mutation,
     Outcome,
     QueueRepair,
@@ -84,6 +88,7 @@ class Transaction:
         self._room_bytes = room_bytes
         self._repairs = self.txn.stat(index.repairs)["entries"] > 0
         self._rows: dict[bytes, Row] = {}  # as they will be
+        self._marks: dict[bytes, bytes] = {}  # those that moved
         self._digests: dict[int, list[int]] = {}
         self._live: dict[int, int] = {}
         self._segments: list[tuple[int, int, list[bytes]]] = []  # volume, offset, buffers
@@ -100,18 +105,26 @@ class Transaction:
         error = check(mutation)
         if error is not None:
             return Outcome(error=error)
+        if isinstance(mutation, Mark):
+            return self._mark(mutation)
         context = mutation.name.context()
         try:
             return _APPLY[type(mutation)](self, mutation, context)
         except CoffreError as failure:
             return Outcome(error=failure)
 
-    def row_of(self, mutation: Mutation, context: bytes) -> tuple[bytes, Row]:
+    def row_of(self, mutation: KeyMutation, context: bytes) -> tuple[bytes, Row]:
+        """The row of a mutation's object, with what marks say about its entries."""
         name = mutation.name
         key = self._keys.key(name, context[len(name.tenant) + len(name.bucket) + 2 :])
         row = self._row(key)
         if row.entries and row.partition != mutation.partition:
             raise InvalidArgument("this object is in another partition")
+        if row.entries:
+            tenant = name.tenant
+            entries = votes.promoted(row.entries, lambda writer: self._mark_at(mark_key(tenant, writer)))
+            if entries is not row.entries:
+                row = Row(row.partition, entries)
         return key, row
 
     def _row(self, key: bytes) -> Row:
@@ -157,7 +170,8 @@ class Transaction:
             for entry in verdict.entries:
                 if entry.stamp == accept.stamp and entry.shard_index == accept.shard_index:
                     self._drop_repair(context, accept.stamp, accept.shard_index)
-        return Outcome(verdict.state, None, b"", verdict.has_shard)
+        replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
+        return Outcome(verdict.state, None, b"", verdict.has_shard, replaces)
 
     def _abort(self, abort: Abort, context: bytes) -> Outcome:
         key, row = self.row_of(abort, context)
@@ -180,6 +194,16 @@ class Transaction:
                 self._forget_repairs(context, entry.stamp)
             self._put_row(key, row, settle.partition, verdict)
         return Outcome(verdict.state, None, b"", verdict.has_shard)
+
+    def _mark(self, mark: Mark) -> Outcome:
+        key = mark_key(mark.tenant, mark.stamp[8:])
+        if mark.stamp > self._mark_at(key):
+            self._marks[key] = mark.stamp
+        return Outcome()
+
+    def _mark_at(self, key: bytes) -> bytes:
+        mark = self._marks.get(key)
+        return self.index.marks.get(self.txn, key) if mark is None else mark
 
     def _queue_repair(self, repair: QueueRepair, context: bytes, *, found_here: bool = False) -> Outcome:
         _, row = self.row_of(repair, context)
@@ -274,7 +298,7 @@ class Transaction:
         self._lengths[self._active] = self._end
         self._live[self._active] = self._live.get(self._active, 0) + len(record)
 
-    def _free(self, entry: Entry, mutation: Mutation, *, give_back: bool) -> None:
+    def _free(self, entry: Entry, mutation: KeyMutation, *, give_back: bool) -> None:
         location = entry.record
         assert isinstance(location, Location)
         self._live[location.volume] = self._live.get(location.volume, 0) - location.size_bytes
@@ -368,6 +392,8 @@ class Transaction:
                 self.txn.put(key, encode_row(key, row.partition, row.entries), db=index.objects)
             else:
                 self.txn.delete(key, db=index.objects)
+        for key, stamp in self._marks.items():
+            self.txn.put(key, encode_mark(key, stamp), db=index.marks.table)
         for partition, (digest, versions) in self._digests.items():
             prefix = partition_prefix(partition)
             body = DIGEST.pack(digest.to_bytes(16, "big"), versions)
@@ -390,6 +416,7 @@ class Transaction:
         for number in self.dropped:
             del self._volumes.table[number]
         self._keys.committed()
+        index.marks.committed(self._marks)
 
     @property
     def syncs(self) -> int:

@@ -7,15 +7,30 @@ is never trimmed.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from coffre.cluster.errors import CoffreError, Conflict, ResourceExhausted
 from coffre.node.store import State
 
-__all__ = ["ENTRIES_MAX", "Entry", "Verdict", "abort", "accept", "down_to_settled", "is_wanted", "settle"]
+__all__ = [
+    "ENTRIES_MAX",
+    "Entry",
+    "MarkOf",
+    "Verdict",
+    "abort",
+    "accept",
+    "down_to_settled",
+    "is_wanted",
+    "promoted",
+    "replaces",
+    "settle",
+]
 
 ENTRIES_MAX = 4096
+
+# A writer's mark, by the 8 bytes of its id: up to this stamp all that it wrote is established. Empty: none.
+MarkOf = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,21 @@ class Verdict:
     error: CoffreError | None = None
     newest_stamp: bytes = b""
     has_shard: bool = False
+
+
+def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
+    """The entries as their writers' marks make them: ACCEPTED or LOCKED at or below the mark is SETTLED."""
+    for entry in entries:
+        if entry.state < State.SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
+            break
+    else:
+        return entries
+    return tuple(
+        replace(entry, state=State.SETTLED)
+        if entry.state < State.SETTLED and entry.stamp <= mark_of(entry.stamp[8:])
+        else entry
+        for entry in entries
+    )
 
 
 def accept(entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, damaged: bool = False) -> Verdict:
@@ -123,8 +153,10 @@ def settle(
         # Established on other nodes against this node's vote. The vote is spent; a newer Accept may bring the
         # version.
         return Verdict(entries[:place] + entries[place + 1 :], changed=True)
-    if present.state == State.SETTLED and placement in ((), present.placement):
-        return Verdict(entries, state=State.SETTLED, has_shard=present.shard_index is not None)
+    has_shard = present.shard_index is not None
+    known = present.state == State.SETTLED and placement in ((), present.placement)
+    if len(entries) == 1 and known:
+        return Verdict(entries, state=State.SETTLED, has_shard=has_shard)
     entry = Entry(
         stamp,
         State.SETTLED,
@@ -135,11 +167,17 @@ def settle(
         placement or present.placement,
     )
     if len(entries) == 1:
-        return Verdict((entry,), True, state=State.SETTLED, has_shard=entry.shard_index is not None)
+        return Verdict((entry,), True, state=State.SETTLED, has_shard=has_shard)
+    # A mark may have settled it before, and trims nothing.
     kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))
-    return Verdict(
-        kept, changed=True, freed=freed, state=State.SETTLED, has_shard=entry.shard_index is not None
-    )
+    if known and len(kept) == len(entries):
+        return Verdict(entries, state=State.SETTLED, has_shard=has_shard)
+    return Verdict(kept, changed=True, freed=freed, state=State.SETTLED, has_shard=has_shard)
+
+
+def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bool:
+    """Whether a Settle of `stamp` would trim other entries."""
+    return len(entries) > 1 and len(settle(entries, stamp, (), versions_kept).entries) < len(entries)
 
 
 def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:

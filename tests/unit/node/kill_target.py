@@ -1,4 +1,5 @@
-"""A process that writes to a store until it is killed; it prints a line for each acknowledged mutation.
+"""A process that writes to a store until it is killed; it prints a line for each acknowledged mutation, and
+before each settle and mark.
 
 Arguments: directory, seed. For each round number on its standard input it forks such a process, prints
 "ready" and its id, and "killed" when it is dead. Each key is written by one task, in order of its stamps.
@@ -16,7 +17,7 @@ from coffre.cluster.clock import SystemClock
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import Abort, StoreOptions
 
-from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
+from tests.unit.node.store_cases import accept, adopt, cells, mark, name, settle, stamp, written
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=32 << 10)
 
@@ -25,14 +26,21 @@ def cell_of(key: str, number: int) -> bytes:
     return f"{key} {number} ".encode() * 40
 
 
+def say(kind: str, key: str, number: int) -> None:
+    sys.stdout.write(f"{kind}\t{key}\t{number}\n")
+    sys.stdout.flush()
+
+
 async def work(store: LmdbStore, rng: random.Random, task: int, base: int) -> None:
+    writer_id = task
     for step in range(1, 100_000):
-        key, number = f"key {task} {rng.randrange(8)}", base + step
+        key, number = f"key {task} {rng.randrange(8)}", written(base + step, writer_id)
         kind = rng.choice(["put", "put", "put", "lock", "delete", "abort", "large"])
         if kind == "abort":
             (outcome,) = await store.apply([Abort(name(key), 7, stamp(number))])
+            writer_id += 100  # what it gave up must not lie below one of its marks
         elif kind == "large":
-            data_id = number.to_bytes(8, "big") + task.to_bytes(8, "big")
+            data_id = number.to_bytes(16, "big")
             writer = await store.stage("tenant", data_id, 1)
             await writer.write(cells(20))
             await writer.commit()
@@ -43,10 +51,13 @@ async def work(store: LmdbStore, rng: random.Random, task: int, base: int) -> No
             )
             (outcome,) = await store.apply([mutation])
         assert outcome.error is None, outcome
-        sys.stdout.write(f"{kind}\t{key}\t{number}\n")
-        sys.stdout.flush()
+        say(kind, key, number)
         if kind != "abort" and rng.random() < 0.7:
+            say("settle", key, number)
             await store.apply([settle(number, key)])
+        elif kind != "abort" and rng.random() < 0.5:
+            say("mark", key, number)
+            await store.apply([mark(number)])
 
 
 async def write_until_killed(path: Path, seed: int, turn: int) -> None:

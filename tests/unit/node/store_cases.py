@@ -6,11 +6,16 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.store import Accept, Settle, StoredCell, StoreOptions
+from coffre.node.store import Accept, Mark, Settle, StoredCell, StoreOptions
 
 
 def stamp(number: int) -> bytes:
     return number.to_bytes(16, "big")
+
+
+def written(turn: int, writer: int = 0) -> int:
+    """The number of a writer's stamp: a mark covers the turns of its writer up to its own."""
+    return turn << 64 | writer
 
 
 def name(key: str = "key") -> ObjectName:
@@ -32,6 +37,10 @@ def adopt(number: int, key: str = "key", data_id: bytes = bytes(16)) -> Accept:
 
 def settle(number: int, key: str = "key") -> Settle:
     return Settle(name(key), 7, stamp(number))
+
+
+def mark(number: int) -> Mark:
+    return Mark("tenant", stamp(number))
 
 
 def cells(count: int, size_bytes: int = 1000) -> list[StoredCell]:

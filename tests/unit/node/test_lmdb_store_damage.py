@@ -12,9 +12,9 @@ from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.rows import seal
-from coffre.node.store import StoredCell, StoreOptions
+from coffre.node.store import Abort, State, StoredCell, StoreOptions
 
-from tests.unit.node.store_cases import accept, adopt, cells, name, settle, stamp
+from tests.unit.node.store_cases import accept, adopt, cells, mark, name, settle, stamp, written
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=64 << 10)
 
@@ -127,6 +127,50 @@ async def test_every_part_of_a_large_shard(tmp_path: Path) -> None:
         assert found == cells(5, 300)[: len(found)]
         await store.close()
         flip(path, offset)
+
+
+async def test_a_damaged_mark_is_no_mark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = await reopen(tmp_path)
+    await store.apply([accept(written(3)), accept(written(7), "later"), mark(written(5))])
+    await store.close()
+    store = await reopen(tmp_path)
+    env, writers = store._parts.index.env, store._parts.index.marks.table
+    with env.begin() as txn:
+        ((key, value),) = list(txn.cursor(db=writers))
+    for bit in range(len(value) * 8):
+        raw = bytearray(value)
+        raw[bit // 8] ^= 1 << bit % 8
+        for row_key, row in ((key, bytes(raw)), (key[:-1] + b"\1", value), (b"other" + key[6:], value)):
+            with env.begin(write=True) as txn:
+                txn.drop(writers, delete=False)
+                txn.put(row_key, row, db=writers)
+            caplog.clear()
+            assert [v.state for v in await store.read(name())] == [State.ACCEPTED]
+            assert [v.state for v in await store.read(name("later"))] == [State.ACCEPTED]
+            assert ("counts as none" in caplog.text) == (row_key == key)
+    await store.apply([mark(written(4))])
+    assert [v.state for v in await store.read(name())] == [State.SETTLED]
+    assert [v.state for v in await store.read(name("later"))] == [State.ACCEPTED]
+    await store.close()
+
+
+async def test_marks_outlive_a_restart_and_a_full_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coffre.node.marks._CACHED_MAX", 2)
+    store = await reopen(tmp_path)
+    await store.apply([accept(written(3)), mark(written(5))])
+    for writer in range(1, 9):
+        await store.apply([mark(written(5, writer))])
+    await store.apply([mark(written(2))])
+    for _ in range(2):
+        assert [v.state for v in await store.read(name())] == [State.SETTLED]
+        assert len(store._parts.index.marks._cached) <= 2
+        await store.close()
+        store = await reopen(tmp_path)
+    (outcome,) = await store.apply([Abort(name(), 7, stamp(written(3)))])
+    assert outcome.state is State.SETTLED
+    await store.close()
 
 
 async def test_an_accept_replaces_a_damaged_shard(tmp_path: Path) -> None:

@@ -67,7 +67,28 @@ def target(tmp_path: Path) -> Iterator[Target]:
     target.close()
 
 
-async def check(path: Path, acknowledged: dict[str, dict[int, str]]) -> None:
+class Established:
+    """What may show as settled: what a process was about to settle, or to mark, when it was killed."""
+
+    def __init__(self) -> None:
+        self._settled: set[tuple[str, int]] = set()
+        self._marks: dict[int, int] = {}
+        self.by_mark = 0
+
+    def note(self, kind: str, key: str, number: int) -> None:
+        if kind == "settle":
+            self._settled.add((key, number))
+        else:
+            writer = number % (1 << 64)
+            self._marks[writer] = max(self._marks.get(writer, 0), number)
+
+    def check(self, key: str, number: int) -> None:
+        if (key, number) not in self._settled:
+            assert number <= self._marks.get(number % (1 << 64), 0), f"nobody settled {key!r} {number}"
+            self.by_mark += 1
+
+
+async def check(path: Path, acknowledged: dict[str, dict[int, str]], established: Established) -> None:
     store = await LmdbStore.open(path, OPTIONS, SystemClock())
     status = await store.status()
     assert status.damaged == 0
@@ -85,6 +106,8 @@ async def check(path: Path, acknowledged: dict[str, dict[int, str]]) -> None:
         assert (key in listed) == any(v.state is not State.ABORTED for v in versions)
         for number, version in held.items():
             assert not version.damaged
+            if version.state is State.SETTLED:
+                established.check(key, number)
             if version.state is State.ABORTED or version.tombstone:
                 continue
             shards += 1
@@ -104,12 +127,17 @@ async def check(path: Path, acknowledged: dict[str, dict[int, str]]) -> None:
 async def test_kills_at_random_moments(tmp_path: Path, target: Target) -> None:
     rng = random.Random(SEED)
     acknowledged: dict[str, dict[int, str]] = {}
+    established = Established()
     total = 0
     for turn in range(ROUNDS):
         for kind, key, number in target.run_and_kill(turn, rng.uniform(0.005, 0.15)):
+            if kind in ("settle", "mark"):
+                established.note(kind, key, number)
+                continue
             acknowledged.setdefault(key, {})[number] = kind
             total += 1
-        await check(tmp_path / "node", acknowledged)
+        await check(tmp_path / "node", acknowledged, established)
+    assert established.by_mark > ROUNDS, "no version was settled by a mark"
     assert total > ROUNDS * 5
     numbers = [int(path.stem) for path in (tmp_path / "node" / "volumes").iterdir()]
     assert max(numbers) > 2 * len(numbers), "no kill met a reclaim that had emptied a volume"

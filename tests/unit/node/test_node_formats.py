@@ -93,3 +93,19 @@ def test_other_rows() -> None:
     assert rows.encode_directory(b"\0tenant\0bucket", 300).hex() == "000000000000012ca854d619"
     assert rows.directory_code(300).hex() == "02012c"
     assert rows.directory_code(1).hex() == "0101"
+
+
+def test_marks() -> None:
+    key = rows.mark_key("tenant", b"\1\2\3\4\5\6\7\x08")
+    assert key.hex() == "74656e616e74000102030405060708"
+    value = rows.encode_mark(key, bytes(7) + b"\x2a\1\2\3\4\5\6\7\x08")
+    assert value.hex() == "000000000000002a0102030405060708d26eabf3"
+    assert rows.decode_mark(key, value) == value[:16]
+    raw = bytearray(value)
+    for bit in range(len(raw) * 8):
+        raw[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(IntegrityError):
+            rows.decode_mark(key, bytes(raw))
+        raw[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(IntegrityError):
+        rows.decode_mark(rows.mark_key("tenans", key[-8:]), value)

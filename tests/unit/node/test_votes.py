@@ -15,7 +15,8 @@ A, L, S, X = State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED
 
 
 def stamp(number: int) -> bytes:
-    return number.to_bytes(16, "big")
+    """Even numbers are of one writer, odd ones of another."""
+    return number.to_bytes(8, "big") + (number % 2).to_bytes(8, "big")
 
 
 def entry(number: int, state: State = A, *, shard: int | None = 0, tombstone: bool = False) -> Entry:
@@ -25,7 +26,12 @@ def entry(number: int, state: State = A, *, shard: int | None = 0, tombstone: bo
 
 
 def shape(entries: tuple[Entry, ...]) -> list[tuple[int, State]]:
-    return [(int.from_bytes(e.stamp, "big"), e.state) for e in entries]
+    return [(int.from_bytes(e.stamp[:8], "big"), e.state) for e in entries]
+
+
+def marks(*numbers: int) -> votes.MarkOf:
+    held = {stamp(number)[8:]: stamp(number) for number in numbers}
+    return lambda writer: held.get(writer, b"")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,54 @@ def test_a_tombstone_that_settles_late_still_ends_the_history() -> None:
     assert shape(votes.settle(held, stamp(2), (), 5).entries) == [(3, S), (2, S)]
 
 
+@pytest.mark.parametrize(
+    ("held", "marked", "found"),
+    [
+        ([(4, A), (3, A), (2, L), (1, A)], (4,), [(4, S), (3, A), (2, S), (1, A)]),
+        ([(4, A), (3, A), (2, L), (1, A)], (2, 1), [(4, A), (3, A), (2, S), (1, S)]),
+        ([(4, X), (2, S), (1, L)], (4, 3), [(4, X), (2, S), (1, S)]),
+        ([(4, A)], (3, 2), [(4, A)]),
+        ([(4, A), (3, A)], (), [(4, A), (3, A)]),
+        ([], (3,), []),
+    ],
+)
+def test_marks_promote(
+    held: list[tuple[int, State]], marked: tuple[int, ...], found: list[tuple[int, State]]
+) -> None:
+    entries = tuple(entry(number, state) for number, state in held)
+    after = votes.promoted(entries, marks(*marked))
+    assert shape(after) == found
+    assert [(e.stamp, e.record) for e in after] == [(e.stamp, e.record) for e in entries]
+    assert (after is entries) == (shape(entries) == found)
+
+
+@pytest.mark.parametrize(
+    ("held", "number", "kept", "expected"),
+    [
+        ([(3, A)], 3, 1, False),
+        ([(3, A), (2, S)], 3, 1, True),
+        ([(3, A), (2, X)], 3, 2, True),
+        ([(3, A), (2, S)], 3, 2, False),
+        ([(3, A), (2, A), (1, S)], 3, 2, True),
+        ([(4, X), (3, A)], 3, 1, False),
+        ([(4, S), (3, A)], 3, 2, False),
+    ],
+)
+def test_what_a_version_replaces(
+    held: list[tuple[int, State]], number: int, kept: int, expected: bool
+) -> None:
+    entries = tuple(entry(number, state) for number, state in held)
+    assert votes.replaces(entries, stamp(number), kept) is expected
+
+
+def test_a_settle_after_a_mark_trims() -> None:
+    marked = votes.promoted((entry(3, A), entry(2, A), entry(1, X)), marks(3))
+    verdict = votes.settle(marked, stamp(3), (), 1)
+    assert (verdict.changed, shape(verdict.entries)) == (True, [(3, S)])
+    assert verdict.freed == (entry(2, A),)
+    assert not votes.settle(verdict.entries, stamp(3), (), 1).changed
+
+
 def test_the_limit() -> None:
     full = tuple(entry(number, X) for number in range(ENTRIES_MAX, 0, -1))
     assert isinstance(votes.accept(full, entry(9999), lock=True).error, ResourceExhausted)
@@ -119,7 +173,8 @@ class VotesMachine(RuleBasedStateMachine):
         self.entries = ()
         self.locked: set[bytes] = set()
         self.aborted: set[bytes] = set()
-        self.settled: set[bytes] = set()
+        self.settled: set[bytes] = set()  # by a Settle: what is older was trimmed
+        self.marked: set[bytes] = set()
         self.live: set[object] = set()
         self.record = 0
 
@@ -154,9 +209,18 @@ class VotesMachine(RuleBasedStateMachine):
         else:
             # Trimmed or never seen: only below an established version is the vote not remembered.
             assert verdict.state is X
-            assert verdict.changed or stamp(number) < max(self.settled)
+            assert verdict.changed or stamp(number) < max(self.settled | self.marked)
         if verdict.state is X:
             self.aborted.add(stamp(number))
+
+    @rule(number=stamps)
+    def mark(self, number: int) -> None:
+        """Entries are promoted before they are decided on; doing it at once is the same."""
+        self.entries = votes.promoted(self.entries, marks(number))
+        for e in self.entries:
+            if e.stamp <= stamp(number) and e.stamp[8:] == stamp(number)[8:] and e.state is not X:
+                assert e.state is S
+                self.marked.add(e.stamp)
 
     @rule(number=stamps)
     def settle(self, number: int) -> None:
@@ -174,11 +238,12 @@ class VotesMachine(RuleBasedStateMachine):
         assert order == sorted(set(order), reverse=True)
         if self.settled:
             newest = max(self.settled)
-            held = [e for e in self.entries if e.stamp == newest]
-            assert [e.state for e in held] == [S]
             older = [e for e in self.entries if e.stamp < newest]
             assert len(older) < self.kept or (self.kept == 1 and not older)
             assert all(e.state is not X for e in older)
+        if self.settled | self.marked:
+            newest = max(self.settled | self.marked)
+            assert [e.state for e in self.entries if e.stamp == newest] == [S]
         for e in self.entries:
             if e.stamp in self.locked:
                 assert e.state in (L, S)

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import lmdb
 import pytest
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.names import ObjectName
 from coffre.codec import Codec, crc32c
+from coffre.node.lmdb_store import LmdbStore
 from coffre.node.rows import Location, encode_row
-from coffre.node.store import State
+from coffre.node.store import Accept, Mark, State, StoreOptions
 from coffre.node.votes import Entry
 from coffre.proto import coffre_pb2 as pb
 
@@ -169,3 +173,49 @@ def held(*states: int) -> list[object]:
 def test_states(states: tuple[int, ...], expected: bool | None) -> None:
     run = recover.Recovery([], {}, None, False, recover.Problems())
     assert run._settled(b"t\0b\0k", b"\1" * 16, held(*states)) is expected
+
+
+@pytest.fixture
+async def marked(tmp_path: Path) -> Path:
+    """A node that holds two versions of one writer as accepted, the first below its mark, and one of another."""
+    store = await LmdbStore.open(tmp_path, StoreOptions(map_bytes=1 << 20), ManualClock())
+    for key, stamp in (("a", MARKED), ("b", ABOVE), ("c", OTHER)):
+        name = ObjectName("t", "b", key)
+        await store.apply([Accept(name, 7, stamp, False, bytes(16), b"m", b"", (), 0)])
+    await store.apply([Mark("t", MARKED)])
+    await store.close()
+    return tmp_path
+
+
+MARKED, ABOVE, OTHER = bytes(7) + b"\1" + b"w" * 8, bytes(7) + b"\2" + b"w" * 8, bytes(8) + b"x" * 8
+
+
+async def test_a_mark_settles_what_is_accepted(marked: Path) -> None:
+    accepted, aborted = recover.ACCEPTED, recover.ABORTED
+    node = recover.NodeDirectory(marked)
+    run = recover.Recovery([node], {}, None, False, recover.Problems())
+    assert run._settled(b"t\0b\0a", MARKED, held(accepted, accepted)) is True
+    assert run._settled(b"t\0b\0a", MARKED, held(accepted, aborted)) is True
+    assert run._settled(b"t\0b\0a", MARKED, held(aborted)) is None
+    assert run._settled(b"t\0b\0b", ABOVE, held(accepted)) is False
+    assert run._settled(b"t\0b\0c", OTHER, held(accepted)) is False
+    assert run._settled(b"u\0b\0a", MARKED, held(accepted)) is False
+
+
+async def test_a_damaged_mark_settles_nothing_and_is_told(
+    marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lmdb.open(str(marked / "index"), max_dbs=16) as env, env.begin(write=True) as txn:
+        table = env.open_db(b"writers", txn=txn, create=False)
+        ((key, value),) = [(bytes(key), bytes(value)) for key, value in txn.cursor(db=table)]
+        txn.put(key, ABOVE + value[16:], db=table)
+    run = recover.Recovery([recover.NodeDirectory(marked)], {}, None, False, recover.Problems())
+    assert run._settled(b"t\0b\0a", MARKED, held(recover.ACCEPTED)) is False
+    assert "the mark of a writer is damaged" in capsys.readouterr().err
+
+
+async def test_a_directory_without_marks_is_read(marked: Path) -> None:
+    with lmdb.open(str(marked / "index"), max_dbs=16) as env, env.begin(write=True) as txn:
+        txn.drop(env.open_db(b"writers", txn=txn, create=False))
+    run = recover.Recovery([recover.NodeDirectory(marked)], {}, None, False, recover.Problems())
+    assert run._settled(b"t\0b\0a", MARKED, held(recover.ACCEPTED)) is False

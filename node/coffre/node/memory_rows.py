@@ -1,0 +1,62 @@
+"""What the store in memory keeps of a version, a key and a partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coffre.cluster.names import ObjectName
+from coffre.codec import crc32c
+from coffre.node.store import Accept, StoredCell
+from coffre.node.votes import Entry
+
+__all__ = ["Partition", "Record", "Row", "Shard", "record_of"]
+
+
+class Shard:
+    """The cells of one shard, with the checksums that they came with."""
+
+    def __init__(self, first_segment: int = 0) -> None:
+        self.first_segment = first_segment
+        self.cells: list[tuple[int, bytearray]] = []
+        self.expires_ms = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(data) for _, data in self.cells)
+
+    def cell(self, place: int) -> StoredCell | None:
+        """The cell at `place`, or None when it does not verify."""
+        crc, data = self.cells[place]
+        return StoredCell(self.first_segment + place, crc, bytes(data)) if crc32c(data) == crc else None
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """An accepted version's manifest, and its shard if one came."""
+
+    accept: Accept
+    shard: Shard | None
+    manifest_rotten: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    """The versions of one key."""
+
+    partition: int
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(slots=True)
+class Partition:
+    """What a partition holds, and its digest."""
+
+    digest: int = 0
+    versions: int = 0
+    names: set[ObjectName] = field(default_factory=set)
+
+
+def record_of(entry: Entry) -> Record:
+    """The record of an entry that is not aborted."""
+    assert isinstance(entry.record, Record)
+    return entry.record
