@@ -695,6 +695,24 @@ async def test_an_aborted_version_gives_its_staged_shard_back(store: ShardStore)
     assert await read_all(store, 2) == cells(2)
 
 
+async def test_a_version_that_lost_a_race_gives_its_staged_shard_back_when_it_is_trimmed(
+    store: ShardStore,
+) -> None:
+    """Its writer was told that a newer version stands in the way, and tries again above that one."""
+    await stage(store, cells(2))
+    await store.apply([accept(1, staged=True), accept(2), settle(2)])
+    assert await states(store) == [(2, State.SETTLED)]
+    assert (await one(store, accept(3, staged=True))).has_shard
+    assert await read_all(store, 3) == cells(2)
+
+
+async def test_a_large_shard_that_was_established_is_freed_when_it_is_trimmed(store: ShardStore) -> None:
+    await stage(store, cells(2))
+    await store.apply([accept(1, staged=True), settle(1), accept(2), settle(2)])
+    assert isinstance((await one(store, accept(3, staged=True))).error, NotFound)
+    assert await states(store) == [(2, State.SETTLED)]
+
+
 async def test_data_staged_for_one_tenant_is_not_another_s(store: ShardStore) -> None:
     await stage(store, cells(2))
     assert isinstance((await one(store, accept(1, staged=True, tenant="other"))).error, NotFound)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._replies import HELD
+from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
-from coffre.client._writes import Quorum
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from coffre.client._cells import CellSet, rebuild_cells
 from coffre.client._peers import Peers
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
+from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
-from coffre.client._writes import Fate, Quorum, Shards, Writer
+from coffre.client._writes import Fate, Shards, Writer
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
 from coffre.client._peers import Peers
-from coffre.client._writes import Quorum
+from coffre.client._rounds import Quorum
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb

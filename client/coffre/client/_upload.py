@@ -9,8 +9,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
+from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, SegmentCipher
-from coffre.client._writes import Quorum, Shards, understudies
+from coffre.client._writes import Shards, understudies
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,

@@ -4,66 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
+from coffre.client._rounds import Part, Quorum, Round
 from coffre.client._sealing import Draft
 from coffre.client._stamps import Issuer
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
-    Conflict,
-    InvalidArgument,
     OutcomeUnknown,
     PermanentError,
-    PermissionDenied,
     RetryableError,
-    StaleMap,
-    Unauthenticated,
     Unavailable,
-    Unsupported,
-    error_of_status,
 )
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.batches import VOTE_REPLACES, VOTE_SHARD, accept_operation, vote_of
+from coffre.proto.batches import accept_operation
 
-__all__ = ["Fate", "Quorum", "Shards", "Writer"]
+__all__ = ["Fate", "Shards", "Writer"]
 
 ATTEMPTS_MAX = 100
-ABORTED_CODE = Conflict.code
-# What a node says of a whole message before it looks into it, so nothing of it was carried out.
-PLAIN_REFUSALS = (InvalidArgument, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
-
-
-@dataclass(frozen=True, slots=True)
-class Quorum:
-    """The arithmetic of docs/consistency.md for one policy."""
-
-    k: int
-    m: int
-
-    @property
-    def n(self) -> int:
-        return self.k + self.m
-
-    @property
-    def write(self) -> int:
-        """W: manifests on primaries."""
-        return self.n // 2 + 1
-
-    @property
-    def read(self) -> int:
-        """R: answers that meet every W."""
-        return self.n - self.write + 1
-
-    @property
-    def shards(self) -> int:
-        """D: synced shards."""
-        return self.k + 1
 
 
 def understudies(placement: Placement, quorum: Quorum, partition: int) -> tuple[int, ...]:
@@ -94,135 +58,6 @@ class Shards:
     @property
     def is_staged(self) -> bool:
         return not self.cells
-
-
-class _Round:
-    """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
-
-    def __init__(
-        self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.quorum = quorum
-        self._primaries = primaries
-        self._needs_shards = needs_shards
-        self._loop = loop
-        self._manifests: set[int] = set()
-        self._shards: set[int] = set()
-        self._took: set[int] = set()
-        self._asked: set[int] = set()
-        self._refused: set[int] = set()
-        self.pending = 0
-        self.newest = b""
-        self.aborted = False
-        self.errors: dict[int, CoffreError] = {}
-        self._ambiguous: set[int] = set()
-        self.replacing: set[int] = set()  # nodes that hold other versions, which a Settle would trim
-        self.on_late_replace: Callable[[int], None] | None = None
-        self.on_failure: Callable[[int, int | None], None] | None = None
-        self.decided: asyncio.Future[None] = loop.create_future()
-        self._finished: asyncio.Future[None] | None = None
-
-    @property
-    def enough(self) -> bool:
-        if self._needs_shards and len(self._shards) < self.quorum.shards:
-            return False
-        return len(self._manifests) >= self.quorum.write
-
-    @property
-    def possible_holders(self) -> set[int]:
-        """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
-        return self._asked - (self._refused - self._ambiguous - self._took)
-
-    @property
-    def unanswered(self) -> set[int]:
-        """Nodes that were asked and have said nothing yet."""
-        return self._asked - self._refused - self._ambiguous - self._manifests - self._took
-
-    def summary(self) -> str:
-        failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
-        want = f"{self.quorum.shards} shards and " if self._needs_shards else ""
-        return (
-            f"{want}{self.quorum.write} manifests are needed, "
-            f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
-        )
-
-    def expect(self, node: int) -> None:
-        """One more answer is to come."""
-        self.pending += 1
-        self._asked.add(node)
-
-    async def finish(self, timeout: float | None = None) -> None:
-        """Wait for every answer, for `timeout` seconds at most."""
-        if self.pending:
-            self._finished = self._loop.create_future()
-            await asyncio.wait([self._finished], timeout=timeout)
-
-    def took(self, node: int, shard_index: int | None, vote: int) -> None:
-        self._took.add(node)
-        if node in self._primaries:
-            self._manifests.add(node)
-        if shard_index is not None and vote & VOTE_SHARD:
-            self._shards.add(shard_index)
-        if vote & VOTE_REPLACES:
-            self.replacing.add(node)
-            if self.on_late_replace is not None:
-                self.on_late_replace(node)
-        self._count()
-
-    def heard(self, node: int, shard_index: int | None, outcome: pb.Outcome) -> None:
-        if outcome.code == ABORTED_CODE:
-            self.newest = max(self.newest, outcome.newest_stamp)
-            self.aborted = True
-            self._refused.add(node)
-        elif outcome.code:
-            self._refused.add(node)
-            self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
-        else:
-            vote = vote_of(outcome.state, has_shard=outcome.has_shard, replaces=outcome.replaces)
-            self.took(node, shard_index, vote)
-            return
-        self._count()
-
-    def failed(self, node: int, shard_index: int | None, error: CoffreError) -> None:
-        (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
-        self._fail(node, shard_index, error)
-        self._count()
-
-    def _fail(self, node: int, shard_index: int | None, error: CoffreError) -> None:
-        self.errors[node] = error
-        if not self.decided.done() and self.on_failure is not None:
-            self.on_failure(node, shard_index)
-
-    def _count(self) -> None:
-        self.pending -= 1
-        if not self.decided.done() and (not self.pending or self.aborted or self.enough):
-            self.decided.set_result(None)
-        if not self.pending and self._finished is not None and not self._finished.done():
-            self._finished.set_result(None)
-
-    def reopen(self) -> None:
-        """Nodes are asked once more: a new chance to be decided."""
-        self.decided = self._loop.create_future()
-
-
-class _Part:
-    """What one node was asked to take: tells its round what became of it."""
-
-    __slots__ = ("node", "round", "shard_index")
-
-    def __init__(self, round_: _Round, node: int, shard_index: int | None) -> None:
-        self.round = round_
-        self.node = node
-        self.shard_index = shard_index
-
-    def voted(self, vote: int) -> None:
-        self.round.took(self.node, self.shard_index, vote)
-
-    def answered(self, outcome: pb.Outcome) -> None:
-        self.round.heard(self.node, self.shard_index, outcome)
-
-    def failed(self, error: CoffreError) -> None:
-        self.round.failed(self.node, self.shard_index, error)
 
 
 class Writer:
@@ -299,7 +134,7 @@ class Writer:
             self._issuer.observe(Stamp.from_bytes(round_.newest))
         return False
 
-    def _established(self, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: _Round) -> None:
+    def _established(self, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round) -> None:
         """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
         primaries = self.primaries(name)
         self._issuer.established(stamp, lambda: self.settle(name, stamp, shards))
@@ -329,10 +164,10 @@ class Writer:
 
     async def _accept(
         self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
-    ) -> _Round:
+    ) -> Round:
         primaries = self.primaries(draft.name)
         loop = asyncio.get_running_loop()
-        round_ = _Round(self._quorum, primaries, shards is not None, loop)
+        round_ = Round(self._quorum, primaries, shards is not None, loop)
         deadline = self._clock.monotonic() + self._patience
         partition = partition_of(draft.name, self._partitions)
         sender = _Sender(
@@ -428,7 +263,7 @@ class _Sender:
         self,
         peers: Peers,
         placement: Placement,
-        round_: _Round,
+        round_: Round,
         draft: Draft,
         shards: Shards | None,
         stamp: Stamp,
@@ -480,7 +315,7 @@ class _Sender:
         else:
             operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
         self._round.expect(node)
-        self._peers[node].writes.post(operation, _Part(self._round, node, index))
+        self._peers[node].writes.post(operation, Part(self._round, node, index))
 
     def _on_failure(self, node: int, index: int | None) -> None:
         """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
@@ -515,7 +350,7 @@ class _Sender:
         return all(self._peers[node].suspect for node in self._round.unanswered)
 
 
-def _refusal(round_: _Round) -> CoffreError:
+def _refusal(round_: Round) -> CoffreError:
     """The error that says best why a round failed."""
     errors = list(round_.errors.values())
     for error in errors:

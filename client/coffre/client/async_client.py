@@ -24,11 +24,12 @@ from coffre.client._download import Downloader
 from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
+from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
 from coffre.client._stamps import Issuer
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
-from coffre.client._writes import Quorum, Shards, Writer
+from coffre.client._writes import Shards, Writer
 from coffre.client.keys import KeyProvider
 from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock

@@ -14,6 +14,7 @@ __all__ = [
     "CELL_BYTES_MAX",
     "CHUNK_BYTES",
     "DATA_ID_BYTES",
+    "RETRY_SECONDS",
     "STAMP_BYTES",
     "check",
     "check_stage",
@@ -29,6 +30,7 @@ CELL_BYTES_MAX = 8 << 20
 SHARDS_MAX = 255
 NUMBER_MAX = 0xFFFF  # node numbers and partitions
 CHUNK_BYTES = 1 << 20
+RETRY_SECONDS = 600.0  # how long a shard that a version gave back waits for its writer's next stamp
 
 
 def check(mutation: Mutation) -> CoffreError | None:

@@ -14,7 +14,7 @@ from coffre.cluster.errors import IntegrityError, InvalidArgument, NotFound, Res
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
 from coffre.node import votes
-from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES, check, check_stage, digest_of
+from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES, RETRY_SECONDS, check, check_stage, digest_of
 from coffre.node.listing import list_page
 from coffre.node.memory_rows import Partition, Record, Row, Shard, record_of
 from coffre.node.store import (
@@ -214,7 +214,7 @@ class MemoryStore:
             record = record_of(entry)
             self._used_bytes -= len(record.accept.manifest) + len(record.accept.cell)
             if record.shard is not None and record.accept.staged:
-                if isinstance(mutation, Abort):
+                if isinstance(mutation, Abort) or entry.state == State.ACCEPTED:
                     self._keep_staged(record)
                 else:
                     self._used_bytes -= record.shard.size_bytes
@@ -225,7 +225,7 @@ class MemoryStore:
         accept, shard = record.accept, record.shard
         assert shard is not None
         assert accept.shard_index is not None
-        shard.expires_ms = self._clock.unixtime_ms() + int(self._options.staging_expiry * 1000)
+        shard.expires_ms = self._clock.unixtime_ms() + int(RETRY_SECONDS * 1000)
         self._staging[accept.name.tenant, accept.data_id, accept.shard_index] = shard
 
     def _forget_repairs(self, name: ObjectName, stamp: bytes) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, NotFound, ResourceExhausted
 from coffre.node import votes
 from coffre.node.index import Index, WriteKeys, partition_prefix
-from coffre.node.limits import check, digest_of
+from coffre.node.limits import RETRY_SECONDS, check, digest_of
 from coffre.node.records import LargeShard, decode_record, encode_record
 from coffre.node.rows import (
     DIGEST,
@@ -189,7 +189,8 @@ class Transaction:
         verdict = votes.settle(row.entries, settle.stamp, settle.placement, self._options.versions_kept)
         if verdict.changed:
             for entry in verdict.freed:
-                self._free(entry, settle, give_back=False)
+                # Its writer may have been told that a newer version stands in the way: it tries again above that.
+                self._free(entry, settle, give_back=entry.state == State.ACCEPTED)
                 self._count(settle.partition, context, entry, -1)
                 self._forget_repairs(context, entry.stamp)
             self._put_row(key, row, settle.partition, verdict)
@@ -351,7 +352,8 @@ class Transaction:
     def _give_back(self, number: int, owner: bytes) -> None:
         file = self.large_file(number)
         if file is not None:
-            staged = dataclasses.replace(file, state=LargeState.STAGED, expires_ms=self.expires_ms)
+            expires_ms = self.now_ms + int(RETRY_SECONDS * 1000)
+            staged = dataclasses.replace(file, state=LargeState.STAGED, expires_ms=expires_ms)
             self.put_large(number, staged)
             self.put_staged(owner, number)
 

@@ -17,6 +17,7 @@ from coffre.cluster.errors import (
     PermissionDenied,
     Unavailable,
 )
+from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
@@ -194,7 +195,7 @@ async def test_a_crash_of_the_transport_hangs_nobody(cluster: InProcessCluster) 
     batch = client._transport.batch
     failures: list[BaseException] = []
 
-    async def broken(node: int, request: pb.BatchRequest, timeout: float) -> pb.BatchReply:
+    async def broken(node: int, request: Batch, timeout: float) -> pb.BatchReply:
         if node <= 2:
             raise ZeroDivisionError
         return await batch(node, request, timeout)
