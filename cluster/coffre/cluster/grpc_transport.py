@@ -131,7 +131,12 @@ class GrpcTransport:
 
     def _begin_exchange(self, line: _Line) -> Exchange:
         def translate(error: aio.AioRpcError) -> CoffreError:
-            return _translate(line.node, _ending_of(error), 0.0)
+            ending = _ending_of(error)
+            if ending.status is grpc.StatusCode.INTERNAL:
+                # A node's own failure travels in its reply. This is grpc.aio's word for a message that was being
+                # sent when the connection broke, and it hides the true status.
+                ending = _Ending(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+            return _translate(line.node, ending, 0.0)
 
         return Exchange(next(line.stubs).exchange(), translate, _called(line.node))
 

@@ -276,7 +276,8 @@ class ShardStore(Protocol):
         the others.
 
         `Abort` of a version with an adopted large shard puts the shard back into staging, for the
-        writer's next stamp; so does a `Settle` that trims a version that was merely accepted. An `Accept` with a shard for a version whose own shard here does not verify
+        writer's next stamp; so does a `Settle` that trims a version that was merely accepted.
+        An `Accept` with a shard for a version whose own shard here does not verify
         replaces the damaged one. Raises `ResourceExhausted` when the call alone is larger than the queue."""
 
     async def read(
