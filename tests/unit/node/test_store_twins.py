@@ -26,17 +26,17 @@ from coffre.node.store import (
     StoreOptions,
 )
 
-KEYS = ["a", "b", "c/d", "x" * 401, "x" * 801, "é"]
+KEYS = ["a", "c/d", "x" * 401]
 BATCHES = 60
 
 
 def name_of(rng: random.Random) -> tuple[ObjectName, int]:
     key = rng.randrange(len(KEYS))
-    return ObjectName(rng.choice(["t", "u"]), "bucket", KEYS[key]), key % 3
+    return ObjectName(rng.choice(["t", "u"]), "bucket", KEYS[key]), key
 
 
 def stamp_of(rng: random.Random) -> bytes:
-    return rng.randrange(1, 12).to_bytes(8, "big") + rng.randrange(2).to_bytes(8, "big")
+    return rng.randrange(1, 9).to_bytes(8, "big") + rng.randrange(2).to_bytes(8, "big")
 
 
 def mutation(rng: random.Random) -> Mutation:
@@ -96,6 +96,9 @@ async def test_the_same_batches_leave_the_same(tmp_path: Path, seed: int) -> Non
         batch = [mutation(rng) for _ in range(rng.choice([1, 2, 5, 30]))]
         assert answers(await disk.apply(batch)) == answers(await memory.apply(batch)), turn
         assert await content(disk) == await content(memory), turn
+        with disk._parts.index.reading() as txn:
+            index = disk._parts.index
+            assert txn.stat(index.partitions)["entries"] == txn.stat(index.objects)["entries"]
         if turn % 10 == 0:
             while await disk.reclaim():
                 pass
