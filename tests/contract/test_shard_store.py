@@ -281,6 +281,25 @@ async def test_settle_of_the_unknown_and_the_aborted(store: ShardStore) -> None:
     assert (await store.status()).objects == 0
 
 
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_key_is_cleared_and_written_again(store: ShardStore, together: bool) -> None:
+    async def run(*mutations: Mutation) -> None:
+        for batch in [list(mutations)] if together else [[mutation] for mutation in mutations]:
+            assert all(outcome.error is None for outcome in await store.apply(batch))
+
+    await run(accept(1), abort(1), settle(1))
+    assert [row async for row in store.partition_rows(7)] == []
+    assert (await store.status()).objects == 0
+    await run(abort(2), settle(2), accept(3), abort(3), settle(3), accept(4), settle(4))
+    assert [row.name async for row in store.partition_rows(7)] == [name()]
+    assert await states(store) == [(4, State.SETTLED)]
+    assert (await store.status()).objects == 1
+    assert (await store.partition_digest(7)).versions == 1
+    await run(accept(1, "b"), abort(1, "b"), settle(1, "b"), accept(2, "b"))
+    assert await states(store, "b") == [(2, State.ACCEPTED)]
+    assert [entry.key for entry in (await store.list("tenant", "bucket", "")).entries] == ["b", "key"]
+
+
 async def test_read_down_to_the_newest_settled_or_every_or_one(
     store: ShardStore, options: StoreOptions
 ) -> None:

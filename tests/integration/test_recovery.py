@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -349,7 +348,7 @@ def test_unsettled_and_older_versions_are_flagged(filled: Filled, python: Path, 
                         flip(volume, newest.record.offset + newest.record.size_bytes - 1)
                     # What its writer's marks say would not tell one object from the other.
                     state = State.ACCEPTED if bytes(key).endswith(b"small/5") else State.SETTLED
-                    entries = (dataclasses.replace(newest, state=state), *row.entries[1:])
+                    entries = (newest._replace(state=state), *row.entries[1:])
                     txn.put(bytes(key), encode_row(bytes(key), row.partition, entries), db=table)
                 txn.drop(env.open_db(b"writers", txn=txn), delete=False)
     lost, unsettled = ("clinic", "records", "small/2"), ("clinic", "records", "small/5")

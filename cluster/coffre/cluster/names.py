@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 from coffre.cluster.errors import InvalidArgument
@@ -21,21 +22,29 @@ class ObjectName:
     tenant: str
     bucket: str
     key: str
+    _context: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_tenant(self.tenant)
-        check_bucket(self.bucket)
+        prefix = _prefix(self.tenant, self.bucket)
         try:
-            size_bytes = len(self.key.encode())
+            key = self.key.encode()
         except UnicodeEncodeError:
             raise InvalidArgument("a key must be valid Unicode; this one has a lone surrogate") from None
-        if not 1 <= size_bytes <= KEY_BYTES_MAX:
-            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes of UTF-8; this one has {size_bytes}")
+        if not 1 <= len(key) <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes of UTF-8; this one has {len(key)}")
+        object.__setattr__(self, "_context", prefix + key)
 
     def context(self) -> bytes:
         """Unambiguous bytes for key derivation and authentication: no two names share them."""
-        bucket, key = self.bucket.encode(), self.key.encode()
-        return b"%s\0%s\0%s" % (self.tenant.encode(), bucket, key)
+        return self._context
+
+
+@lru_cache(maxsize=1024)
+def _prefix(tenant: str, bucket: str) -> bytes:
+    """What the contexts of a bucket's objects begin with. Raises `InvalidArgument`."""
+    check_tenant(tenant)
+    check_bucket(bucket)
+    return b"%s\0%s\0" % (tenant.encode(), bucket.encode())
 
 
 def check_tenant(tenant: str) -> None:

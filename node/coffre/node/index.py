@@ -50,18 +50,19 @@ class ReadGate:
     readers."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # of the condition; taking it directly is cheaper
+        self._changed = threading.Condition(self._lock)
         self._readers = 0
         self._shut = False
 
     def enter(self) -> None:
-        with self._changed:
+        with self._lock:
             while self._shut:
                 self._changed.wait()
             self._readers += 1
 
     def leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._readers -= 1
             if self._shut and not self._readers:
                 self._changed.notify_all()
@@ -81,6 +82,37 @@ class ReadGate:
                 self._changed.notify_all()
 
 
+class Reading:
+    """A read transaction as a context: LMDB's errors inside it become `IntegrityError`."""
+
+    __slots__ = ("_env", "_gate", "_txn")
+
+    def __init__(self, env: lmdb.Environment, gate: ReadGate) -> None:
+        self._env = env
+        self._gate = gate
+
+    def __enter__(self) -> lmdb.Transaction[bytes]:
+        self._gate.enter()
+        try:
+            self._txn = self._env.begin()
+        except BaseException as error:
+            self._gate.leave()
+            if isinstance(error, lmdb.Error):
+                raise _unreadable(error) from error
+            raise
+        return self._txn
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._txn.abort()
+        self._gate.leave()
+        if isinstance(error, lmdb.Error):
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: lmdb.Error) -> IntegrityError:
+    return IntegrityError(f"this node's index does not read well: {error}")
+
+
 def partition_prefix(partition: int) -> bytes:
     return partition.to_bytes(2, "big")
 
@@ -97,6 +129,8 @@ class Index:
         self.path = path
         self.gate = ReadGate()
         self._roots: dict[tuple[str, str], bytes] = {}
+        # Digest and versions of partitions (65,536 at most), as committed; for the committer's thread.
+        self.counted: dict[int, list[int]] = {}
         try:
             self.env = lmdb.open(
                 str(path),
@@ -151,25 +185,14 @@ class Index:
 
     # ---------------------------------------------------------------- reading
 
-    @contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction[bytes]]:
+    def reading(self) -> Reading:
         """A read transaction. Keep it short: it holds back the growth of the map and the reuse of pages."""
-        self.gate.enter()
-        try:
-            txn = self.env.begin()
-            try:
-                yield txn
-            finally:
-                txn.abort()
-        except lmdb.Error as error:
-            raise IntegrityError(f"this node's index does not read well: {error}") from error
-        finally:
-            self.gate.leave()
+        return Reading(self.env, self.gate)
 
     def find(self, txn: lmdb.Transaction[bytes], name: ObjectName) -> bytes | None:
         """The key of an object's row; None when its directory does not exist, so neither does the row."""
-        rest = name.key.encode()
         code = self.root(txn, name.tenant, name.bucket)
+        rest = name.context()[len(name.tenant) + len(name.bucket) + 2 :]
         while code is not None and len(rest) > REST_BYTES_MAX:
             code = self._directory(txn, _CHILD + code + rest[:REST_BYTES_MAX])
             rest = rest[REST_BYTES_MAX:]
@@ -217,6 +240,10 @@ class Index:
         rows = self._scan_rows(txn, code, start)
         chunks = self._scan_directories(txn, code, start)
         row, chunk = next(rows, None), next(chunks, None)
+        if row is not None and chunk is None:
+            yield row
+            yield from rows
+            return
         while row is not None or chunk is not None:
             # A directory's keys begin with its whole chunk, so they follow the row of just those bytes.
             if row is not None and (chunk is None or row[0] <= chunk[0]):

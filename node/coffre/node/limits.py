@@ -3,6 +3,8 @@ before."""
 
 from __future__ import annotations
 
+import struct
+from functools import lru_cache
 from hashlib import blake2b
 
 from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
@@ -20,6 +22,8 @@ __all__ = [
     "check_stage",
     "digest_of",
     "digest_xor",
+    "placement_bytes",
+    "placement_of",
 ]
 
 STAMP_BYTES = 16
@@ -35,14 +39,14 @@ RETRY_SECONDS = 600.0  # how long a shard that a version gave back waits for its
 
 def check(mutation: Mutation) -> CoffreError | None:
     """The error in a mutation that no store can take, or None."""
+    if type(mutation) is Accept:
+        return _check_accept(mutation)
     if len(mutation.stamp) != STAMP_BYTES:
-        return InvalidArgument(f"a stamp has {STAMP_BYTES} bytes, not {len(mutation.stamp)}")
+        return _bad_stamp(mutation.stamp)
     if isinstance(mutation, Mark):
         return _check_tenant(mutation.tenant)
     if not 0 <= mutation.partition <= NUMBER_MAX:
-        return InvalidArgument(f"a partition is between 0 and {NUMBER_MAX}, not {mutation.partition}")
-    if isinstance(mutation, Accept):
-        return _check_accept(mutation)
+        return _bad_partition(mutation.partition)
     if isinstance(mutation, Settle):
         return _check_placement(mutation.placement)
     if isinstance(mutation, Abort):
@@ -60,7 +64,19 @@ def _check_tenant(tenant: str) -> CoffreError | None:
     return None
 
 
+def _bad_stamp(stamp: bytes) -> CoffreError:
+    return InvalidArgument(f"a stamp has {STAMP_BYTES} bytes, not {len(stamp)}")
+
+
+def _bad_partition(partition: int) -> CoffreError:
+    return InvalidArgument(f"a partition is between 0 and {NUMBER_MAX}, not {partition}")
+
+
 def _check_accept(accept: Accept) -> CoffreError | None:
+    if len(accept.stamp) != STAMP_BYTES:
+        return _bad_stamp(accept.stamp)
+    if not 0 <= accept.partition <= NUMBER_MAX:
+        return _bad_partition(accept.partition)
     if not 0 < len(accept.manifest) <= MANIFEST_BYTES_MAX or len(accept.mac) > MAC_BYTES_MAX:
         return InvalidArgument(f"a manifest has 1 to {MANIFEST_BYTES_MAX} bytes")
     if len(accept.data_id) != DATA_ID_BYTES:
@@ -88,11 +104,27 @@ def _check_shard_index(shard_index: int | None) -> CoffreError | None:
 
 
 def _check_placement(placement: tuple[int, ...]) -> CoffreError | None:
-    if not placement:
-        return None
-    if len(placement) > SHARDS_MAX or min(placement) < 0 or max(placement) > NUMBER_MAX:
-        return InvalidArgument(f"a placement has at most {SHARDS_MAX} node numbers up to {NUMBER_MAX}")
+    if placement:
+        try:
+            placement_bytes(placement)
+        except InvalidArgument as error:
+            return error
     return None
+
+
+@lru_cache(maxsize=4096)
+def placement_bytes(placement: tuple[int, ...]) -> bytes:
+    """The nodes as records keep them, u16 each. Raises `InvalidArgument`. Few placements make up a partition's
+    objects, hence the cache."""
+    if placement and (len(placement) > SHARDS_MAX or min(placement) < 0 or max(placement) > NUMBER_MAX):
+        raise InvalidArgument(f"a placement has at most {SHARDS_MAX} node numbers up to {NUMBER_MAX}")
+    return struct.pack(f">{len(placement)}H", *placement)
+
+
+@lru_cache(maxsize=4096)
+def placement_of(raw: bytes) -> tuple[int, ...]:
+    """The way back of `placement_bytes`."""
+    return struct.unpack(f">{len(raw) // 2}H", raw)
 
 
 def check_stage(data_id: bytes, shard_index: int) -> None:

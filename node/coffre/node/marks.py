@@ -12,10 +12,12 @@ import lmdb
 from coffre.cluster.errors import IntegrityError
 from coffre.node.rows import decode_mark, mark_key
 
-__all__ = ["MarkView", "Marks"]
+__all__ = ["MarkView", "Marks", "WriterId"]
 
 _log = logging.getLogger(__name__)
 _CACHED_MAX = 10_000
+
+WriterId = tuple[str, bytes]  # tenant, the last 8 bytes of its stamps
 
 
 class Marks:
@@ -27,14 +29,15 @@ class Marks:
 
     def __init__(self, table: lmdb._Database) -> None:
         self.table = table
-        self._cached: dict[bytes, bytes] = {}
+        self._cached: dict[WriterId, bytes] = {}
 
-    def get(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes:
-        """The mark under a `mark_key`, empty when there is none, or none that verifies."""
-        mark = self._cached.get(key)
-        return self._load(txn, key) if mark is None else mark
+    def get(self, txn: lmdb.Transaction[bytes], writer: WriterId) -> bytes:
+        """The mark of a writer, empty when there is none, or none that verifies."""
+        mark = self._cached.get(writer)
+        return self._load(txn, writer) if mark is None else mark
 
-    def _load(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes:
+    def _load(self, txn: lmdb.Transaction[bytes], writer: WriterId) -> bytes:
+        key = mark_key(*writer)
         value = txn.get(key, db=self.table)
         if value is None:
             return b""
@@ -44,7 +47,7 @@ class Marks:
             _log.error("the mark of a writer counts as none: %s", error)
             return b""
 
-    def committed(self, marks: Mapping[bytes, bytes]) -> None:
+    def committed(self, marks: Mapping[WriterId, bytes]) -> None:
         """Keep marks that are on disk now. For the committer's thread."""
         if len(self._cached) + len(marks) > _CACHED_MAX:
             self._cached.clear()
@@ -63,5 +66,5 @@ class MarkView:
     def __call__(self, writer: bytes) -> bytes:
         mark = self._seen.get(writer)
         if mark is None:
-            mark = self._seen[writer] = self._marks.get(self._txn, mark_key(self._tenant, writer))
+            mark = self._seen[writer] = self._marks.get(self._txn, (self._tenant, writer))
         return mark

@@ -21,7 +21,7 @@ from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
 from coffre.node.listing import Page, list_page
 from coffre.node.marks import MarkView
-from coffre.node.records import Record, decode_record
+from coffre.node.records import Record, decode_record, head_bytes
 from coffre.node.rows import Location, Row, decode_repair, decode_row
 from coffre.node.store import (
     Listing,
@@ -42,6 +42,7 @@ _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 _PAGE_BYTES_MAX = 2 << 20
 _ROWS_AT_ONCE = 256
+_HEAD_BYTES = 2048  # enough for most manifests; a longer one is read again, whole
 _MOVED_TRIES = 8  # a record may move between the look at its row and the look at it
 _REPORTED_MAX = 1024
 
@@ -66,7 +67,7 @@ class Reader:
         self._large_directory = large_directory
         self._threads = threads
         self._report = report
-        self._reported: set[tuple[ObjectName, bytes]] = set()
+        self._reported: set[tuple[bytes, bytes]] = set()  # name context, stamp
         self.damaged = 0
         self.closed = False
 
@@ -90,8 +91,13 @@ class Reader:
 
     def _row(self, txn: lmdb.Transaction[bytes], tenant: str, key: bytes, value: bytes) -> Row:
         """A row with what marks say about its entries."""
-        partition, entries = decode_row(key, value)
-        return Row(partition, votes.promoted(entries, MarkView(self._index.marks, txn, tenant)))
+        row = decode_row(key, value)
+        entries = row.entries
+        if len(entries) == 1 and entries[0].state is State.SETTLED:
+            return row
+        marks = self._index.marks
+        promoted = votes.promoted(entries, lambda writer: marks.get(txn, (tenant, writer)))
+        return row if promoted is entries else Row(row.partition, promoted)
 
     async def read(
         self, name: ObjectName, stamp: bytes, every: bool, want_cell: bool
@@ -106,7 +112,6 @@ class Reader:
             elif not every:
                 entries = votes.down_to_settled(entries)
             try:
-                context = name.context()
                 versions = []
                 for entry in entries:
                     location = entry.record
@@ -117,7 +122,7 @@ class Reader:
                     raw = self._cached(location)
                     if raw is None:
                         raw = await self._in_thread(self._load, location)
-                    versions.append(self._version(name, context, row.partition, entry, raw, want_cell))
+                    versions.append(self._version(name.context(), row.partition, entry, raw, want_cell))
             except _Moved:
                 continue
             return tuple(versions)
@@ -135,6 +140,18 @@ class Reader:
         except OSError as error:
             return self._unreadable(location, error)
 
+    def _load_head(self, location: Location) -> bytes:
+        """At least what precedes the cell."""
+        volume, offset, size_bytes = location[:3]
+        try:
+            raw = self._volumes.read(volume, offset, min(size_bytes, _HEAD_BYTES))
+            needed = head_bytes(raw)
+            if len(raw) < needed <= size_bytes:
+                raw = self._volumes.read(volume, offset, needed)
+        except OSError as error:
+            return self._unreadable(location, error)
+        return raw
+
     def _unreadable(self, location: Location, error: OSError) -> bytes:
         """No bytes, which is damage, unless the volume was emptied and dropped meanwhile."""
         if location.volume not in self._volumes.table:
@@ -143,11 +160,11 @@ class Reader:
         return b""
 
     def _version(
-        self, name: ObjectName, context: bytes, partition: int, entry: Entry, raw: bytes, want_cell: bool
+        self, context: bytes, partition: int, entry: Entry, raw: bytes, want_cell: bool
     ) -> StoredVersion:
         record = self._record(context, entry, raw)
         if record is None:
-            self._note_damage(name, partition, entry)
+            self._note_damage(context, partition, entry)
             return StoredVersion(
                 entry.state, entry.stamp, entry.tombstone, shard_index=entry.shard_index, damaged=True
             )
@@ -156,11 +173,11 @@ class Reader:
         large = record.large
         if want_cell and large is None and entry.shard_index is not None:
             data = raw[record.cell_offset :]
-            if crc32c(data) == record.cell_crc:
+            if len(data) == record.cell_bytes and crc32c(data) == record.cell_crc:
                 cell = StoredCell(0, record.cell_crc, data)
             else:
                 damaged = True
-                self._note_damage(name, partition, entry)
+                self._note_damage(context, partition, entry)
         return StoredVersion(
             entry.state,
             entry.stamp,
@@ -176,20 +193,23 @@ class Reader:
 
     @staticmethod
     def _record(context: bytes, entry: Entry, raw: bytes) -> Record | None:
+        assert isinstance(entry.record, Location)
         try:
-            record = decode_record(raw)
+            record = decode_record(raw, entry.record.size_bytes)
         except IntegrityError:
             return None
         same = record.context == context and record.shard_index == entry.shard_index
         return record if same and record.tombstone == entry.tombstone else None
 
-    def _note_damage(self, name: ObjectName, partition: int, entry: Entry) -> None:
+    def _note_damage(self, context: bytes, partition: int, entry: Entry) -> None:
         self.damaged += 1
         _log.error("the copy of a version on this node does not verify: %s", entry.stamp.hex())
         if len(self._reported) >= _REPORTED_MAX:
             self._reported.clear()
-        if (name, entry.stamp) not in self._reported:
-            self._reported.add((name, entry.stamp))
+        if (context, entry.stamp) not in self._reported:
+            self._reported.add((context, entry.stamp))
+            tenant, bucket, key = context.split(b"\0", 2)
+            name = ObjectName(tenant.decode(), bucket.decode(), key.decode())
             self._report(QueueRepair(name, partition, entry.stamp, entry.shard_index))
 
     def forget_reports(self) -> None:
@@ -222,7 +242,7 @@ class Reader:
             row = self.row(name)
             for entry in row.entries if row else ():
                 if row is not None and entry.stamp == stamp and entry.state != State.ABORTED:
-                    self._note_damage(name, row.partition, entry)
+                    self._note_damage(name.context(), row.partition, entry)
             raise IntegrityError(f"the shard on this node does not verify: {error}") from error
 
     def _open_large(self, name: ObjectName, stamp: bytes, shard_index: int) -> LargeShardReader:
@@ -287,25 +307,24 @@ class Reader:
     def _listing(self, tenant: str, bucket: str, page: Page, partitions: dict[bytes, int]) -> Listing:
         entries: list[ListingEntry] = []
         size_bytes = 0
+        prefix = b"%s\0%s\0" % (tenant.encode(), bucket.encode())
         for row in page.rows:
-            name = ObjectName(tenant, bucket, row.key.decode())
-            versions = self.versions(name, Row(partitions[row.key], row.entries))
+            versions = self.versions(prefix + row.key, Row(partitions[row.key], row.entries))
             size_bytes += len(row.key) + sum(len(version.manifest) + 64 for version in versions)
             if entries and size_bytes > _PAGE_BYTES_MAX:
                 return Listing(tuple(entries), more=True)
-            entries.append(ListingEntry(name.key, versions, row.common_prefix.decode()))
+            entries.append(ListingEntry(row.key.decode(), versions, row.common_prefix.decode()))
         return Listing(tuple(entries), page.more)
 
-    def versions(self, name: ObjectName, row: Row) -> tuple[StoredVersion, ...]:
-        """All versions of a row, without cells. Blocks. Raises `_Moved`."""
-        context = name.context()
+    def versions(self, context: bytes, row: Row) -> tuple[StoredVersion, ...]:
+        """All versions of a name's row, without cells. Blocks. Raises `_Moved`."""
         found = []
         for entry in row.entries:
             if not isinstance(entry.record, Location):
                 found.append(StoredVersion(entry.state, entry.stamp))
                 continue
-            raw = self._load(entry.record)
-            found.append(self._version(name, context, row.partition, entry, raw, False))
+            raw = self._load_head(entry.record)
+            found.append(self._version(context, row.partition, entry, raw, False))
         return tuple(found)
 
     async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
@@ -346,7 +365,7 @@ class Reader:
                 name = self._index.name_of(txn, key)
                 row = self._row(txn, name.tenant, key, value)
             try:
-                return PartitionRow(name, self.versions(name, row))
+                return PartitionRow(name, self.versions(name.context(), row))
             except _Moved:
                 continue
         raise IntegrityError("a volume of this node is missing")

@@ -140,7 +140,7 @@ class Reclaimer:
 
     def _live(self, number: int, offset: int, raw: bytes) -> Copy | None:
         """The copy to make of a record; None when its row does not point to it. Raises `IntegrityError`."""
-        record = decode_record(raw)
+        record = decode_record(raw, len(raw))
         tenant, bucket, key = record.context.split(b"\0", 2)
         name = ObjectName(tenant.decode(), bucket.decode(), key.decode())
         with self._index.reading() as txn:

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 
 from coffre.cluster.errors import IntegrityError
 from coffre.codec import crc32c
+from coffre.node.limits import placement_bytes, placement_of
 from coffre.node.store import Accept
 
-__all__ = ["HEADER_BYTES", "LargeShard", "Record", "decode_record", "encode_record", "record_bytes_at"]
+__all__ = [
+    "HEADER_BYTES",
+    "LargeShard",
+    "Record",
+    "decode_record",
+    "encode_record",
+    "head_bytes",
+    "record_bytes_at",
+]
 
 _MAGIC = b"Cr\1"  # the third byte is the format
 _PREFIX = struct.Struct(">3sI")  # magic and format, CRC32C of all that follows up to the cell
@@ -55,38 +64,30 @@ class Record:
 
 def encode_record(accept: Accept, context: bytes, shard_index: int | None, large: LargeShard | None) -> bytes:
     """`shard_index` is None where the shard did not come; `context` is that of the name."""
-    name = accept.name
     flags = _TOMBSTONE if accept.tombstone else 0
-    if shard_index is not None:
-        flags |= _SHARD if large is None else _SHARD | _IN_FILE
-    cell = accept.cell if shard_index is not None and large is None else b""
+    cell = tail = b""
+    if large is not None:
+        flags |= _SHARD | _IN_FILE
+        tail = _LARGE.pack(large.file, large.data_id, large.cell_count, large.size_bytes, large.shard_crc)
+    elif shard_index is not None:
+        flags |= _SHARD
+        cell = accept.cell
+    name, manifest, mac = accept.name, accept.manifest, accept.mac
     tenant, bucket = len(name.tenant), len(name.bucket)  # ASCII
-    placement = accept.placement
-    count = len(placement)
-    body = b"".join(
-        (
-            _BODY.pack(
-                flags,
-                shard_index or 0,
-                tenant,
-                bucket,
-                len(accept.mac),
-                count,
-                len(context) - tenant - bucket - 2,
-                len(accept.manifest),
-                accept.partition,
-                len(cell),
-                accept.cell_crc if cell else 0,
-            ),
-            context,
-            accept.manifest,
-            accept.mac,
-            struct.pack(f">{count}H", *placement),
-            b""
-            if large is None
-            else _LARGE.pack(large.file, large.data_id, large.cell_count, large.size_bytes, large.shard_crc),
-        )
+    head = _BODY.pack(
+        flags,
+        shard_index or 0,
+        tenant,
+        bucket,
+        len(mac),
+        len(accept.placement),
+        len(context) - tenant - bucket - 2,
+        len(manifest),
+        accept.partition,
+        len(cell),
+        accept.cell_crc if cell else 0,
     )
+    body = b"".join((head, context, manifest, mac, placement_bytes(accept.placement), tail))
     return b"".join((_PREFIX.pack(_MAGIC, crc32c(body)), body, cell))
 
 
@@ -105,21 +106,33 @@ def record_bytes_at(data: bytes, offset: int) -> int:
     return _PREFIX.size + _body_bytes(fields) + int(fields[9])
 
 
-def decode_record(data: bytes) -> Record:
-    """Read one whole record. Raises `IntegrityError` unless it verifies (the cell aside)."""
+def head_bytes(data: bytes) -> int:
+    """How long the part before the cell says it is, of the record that `data` begins with: not verified; 0
+    when there is no record."""
+    if len(data) < HEADER_BYTES or data[:3] != _MAGIC:
+        return 0
+    return _PREFIX.size + _body_bytes(_BODY.unpack_from(data, _PREFIX.size))
+
+
+def decode_record(data: bytes, size_bytes: int) -> Record:
+    """Read a record of `size_bytes`; `data` may end before its cell does. Raises `IntegrityError` unless it
+    verifies (the cell aside)."""
     if len(data) < HEADER_BYTES or data[:3] != _MAGIC:
         raise IntegrityError("a record of this node does not begin like one")
     fields = _BODY.unpack_from(data, 7)
     flags, index, tenant, bucket, mac, count, key, manifest, partition, cell_bytes, cell_crc = fields
-    end = 7 + _body_bytes(fields)
-    if len(data) != end + cell_bytes or crc32c(data[7:end]) != int.from_bytes(data[3:7], "big"):
-        raise IntegrityError("a record of this node does not verify")
     name_end = HEADER_BYTES + tenant + bucket + key + 2
     manifest_end = name_end + manifest
     mac_end = manifest_end + mac
+    placement_end = end = mac_end + 2 * count
+    if flags & _IN_FILE:
+        end += _LARGE.size
+    # Data that is cut short fails its checksum.
+    if end + cell_bytes != size_bytes or crc32c(data[7:end]) != int.from_bytes(data[3:7], "big"):
+        raise IntegrityError("a record of this node does not verify")
     large = None
     if flags & _IN_FILE:
-        large = LargeShard(*_LARGE.unpack_from(data, mac_end + 2 * count))
+        large = LargeShard(*_LARGE.unpack_from(data, placement_end))
     return Record(
         flags & _TOMBSTONE != 0,
         index if flags & _SHARD else None,
@@ -127,7 +140,7 @@ def decode_record(data: bytes) -> Record:
         partition,
         data[name_end:manifest_end],
         data[manifest_end:mac_end],
-        struct.unpack_from(f">{count}H", data, mac_end),
+        placement_of(data[mac_end:placement_end]),
         end,
         cell_bytes,
         cell_crc,

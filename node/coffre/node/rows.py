@@ -13,7 +13,7 @@ from typing import NamedTuple
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.limits import STAMP_BYTES
+from coffre.node.limits import STAMP_BYTES, digest_of
 from coffre.node.store import QueueRepair, State
 from coffre.node.votes import Entry
 
@@ -34,11 +34,14 @@ __all__ = [
     "decode_row",
     "directory_code",
     "encode_directory",
+    "encode_first",
     "encode_large",
     "encode_mark",
     "encode_repair",
     "encode_row",
     "mark_key",
+    "repair_key",
+    "repair_prefix",
     "seal",
     "staging_key",
     "unseal",
@@ -53,6 +56,7 @@ _ENTRY = struct.Struct(">16sBBIII")  # stamp, flags and state, shard index, volu
 _SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which most rows are
 _FILE = struct.Struct(">Q16s")  # large file, data id
 _CRC = struct.Struct(">I")
+_new = tuple.__new__
 _STATES = (None, State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED, None, None, None)
 
 DIGEST = struct.Struct(">16sQ")  # XOR of digests, versions
@@ -94,25 +98,27 @@ def unseal(key: bytes, value: bytes) -> bytes:
 # ------------------------------------------------------------------ objects
 
 
+def encode_first(
+    key: bytes,
+    partition: int,
+    stamp: bytes,
+    state: State,
+    tombstone: bool,
+    shard_index: int | None,
+    place: tuple[int, int, int],
+) -> bytes:
+    """The row of a key's only version, whose record lies at `place`: volume, offset, bytes."""
+    flags = state | _TOMBSTONE if tombstone else state
+    index = _NO_SHARD if shard_index is None else shard_index
+    body = _SINGLE.pack(_ROW_FORMAT, partition, stamp, flags, index, *place)
+    return body + crc32c(body, crc32c(key)).to_bytes(4, "big")
+
+
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
     if len(entries) == 1:
-        entry = entries[0]
-        record = entry.record
-        if not entry.placement and isinstance(record, Location) and not record.file:
-            index = entry.shard_index
-            return seal(
-                key,
-                _SINGLE.pack(
-                    _ROW_FORMAT,
-                    partition,
-                    entry.stamp,
-                    entry.state | _TOMBSTONE if entry.tombstone else entry.state,
-                    _NO_SHARD if index is None else index,
-                    record.volume,
-                    record.offset,
-                    record.size_bytes,
-                ),
-            )
+        stamp, state, tombstone, index, _, record, placed = entries[0]
+        if not placed and isinstance(record, Location) and not record.file:
+            return encode_first(key, partition, stamp, state, tombstone, index, record[:3])
     parts = [_HEAD.pack(_ROW_FORMAT, partition)]
     for entry in entries:
         flags: int = entry.state
@@ -142,18 +148,13 @@ def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
 def decode_row(key: bytes, value: bytes) -> Row:
     """Raise `IntegrityError` when the row is not the one that was written under `key`."""
     end = len(value) - 4
-    if end < 3 or _CRC.unpack_from(value, end)[0] != crc32c(value[:end], crc32c(key)):
+    if end < 3 or int.from_bytes(value[end:], "big") != crc32c(value[:end], crc32c(key)):
         raise IntegrityError("a row of this node's index does not verify")
-    format_, partition = _HEAD.unpack_from(value)
-    if format_ != _ROW_FORMAT:
-        raise IntegrityError(f"a row of this node's index has the unknown format {format_}")
+    if value[0] != _ROW_FORMAT:
+        raise IntegrityError(f"a row of this node's index has the unknown format {value[0]}")
     if end == _SINGLE.size and value[19] & 7 != State.ABORTED:
-        _, _, stamp, flags, index, volume, offset, size_bytes = _SINGLE.unpack_from(value)
-        state = _STATES[flags & 7]
-        assert state is not None
-        record = Location(volume, offset, size_bytes)
-        shard_index = None if index == _NO_SHARD else index
-        return Row(partition, (Entry(stamp, state, flags & _TOMBSTONE != 0, shard_index, 0, record),))
+        return _decode_single(value)
+    _, partition = _HEAD.unpack_from(value)
     place = 3
     entries: list[Entry] = []
     while place < end:
@@ -185,6 +186,18 @@ def decode_row(key: bytes, value: bytes) -> Row:
             )
         )
     return Row(partition, tuple(entries))
+
+
+def _decode_single(value: bytes) -> Row:
+    """Most rows have one entry, and most reads and lists are of them: hence tuples made without their class's
+    `__new__`, which costs as much as all the rest."""
+    _, partition, stamp, flags, index, volume, offset, size_bytes = _SINGLE.unpack_from(value)
+    state = _STATES[flags & 7]
+    assert state is not None
+    shard_index = None if index == _NO_SHARD else index
+    record = _new(Location, (volume, offset, size_bytes, 0, b""))
+    entry = _new(Entry, (stamp, state, flags & _TOMBSTONE != 0, shard_index, 0, record, ()))
+    return _new(Row, (partition, (entry,)))
 
 
 # ------------------------------------------------------------------ directories
@@ -256,6 +269,15 @@ def staging_key(tenant: str, data_id: bytes, shard_index: int) -> bytes:
 
 
 _REPAIR = struct.Struct(">BHB16sBB")  # found here, partition, shard index, stamp, tenant and bucket bytes
+
+
+def repair_prefix(context: bytes, stamp: bytes) -> bytes:
+    """What the keys of a version's repair rows begin with; one byte of shard index follows."""
+    return digest_of(context, stamp, False).to_bytes(16, "big")
+
+
+def repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:
+    return repair_prefix(context, stamp) + bytes((_NO_SHARD if shard_index is None else shard_index,))
 
 
 def encode_repair(key: bytes, repair: QueueRepair, *, found_here: bool) -> bytes:

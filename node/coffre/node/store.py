@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
@@ -161,8 +161,7 @@ class StoredCell:
     data: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
+class StoredVersion(NamedTuple):
     """One version as this node has it. ABORTED versions have a stamp alone."""
 
     state: State

@@ -15,6 +15,7 @@ from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, N
 from coffre.node import votes
 from coffre.node.index import Index, WriteKeys, partition_prefix
 from coffre.node.limits import RETRY_SECONDS, check, digest_of
+from coffre.node.marks import WriterId
 from coffre.node.records import LargeShard, decode_record, encode_record
 from coffre.node.rows import (
     DIGEST,
@@ -27,11 +28,14 @@ from coffre.node.rows import (
     decode_large,
     decode_repair,
     decode_row,
+    encode_first,
     encode_large,
     encode_mark,
     encode_repair,
     encode_row,
     mark_key,
+    repair_key,
+    repair_prefix,
     seal,
     staging_key,
     unseal,
@@ -52,14 +56,15 @@ from coffre.node.store import (
 from coffre.node.volumes import FILE_HEADER_BYTES, Volumes, VolumeState
 from coffre.node.votes import Entry, Verdict
 
-__all__ = ["Transaction", "repair_prefix"]
+__all__ = ["Transaction"]
 
 _NO_ROW = Row(-1, ())
-
-
-def repair_prefix(context: bytes, stamp: bytes) -> bytes:
-    """What the keys of a version's repair rows begin with; one byte of shard index follows."""
-    return digest_of(context, stamp, False).to_bytes(16, "big")
+# What becomes of the first version of a key, by (lock, has a shard).
+_FIRST = {
+    (lock, has_shard): Outcome(State.LOCKED if lock else State.ACCEPTED, has_shard=has_shard)
+    for lock in (False, True)
+    for has_shard in (False, True)
+}
 
 
 class Transaction:
@@ -88,7 +93,9 @@ class Transaction:
         self._room_bytes = room_bytes
         self._repairs = self.txn.stat(index.repairs)["entries"] > 0
         self._rows: dict[bytes, Row] = {}  # as they will be
-        self._marks: dict[bytes, bytes] = {}  # those that moved
+        self._first: dict[bytes, bytes] = {}  # encoded, of keys that had no row and are not in `_rows`
+        self._listed: dict[bytes, bytes] = {}  # rows of the partitions table to add
+        self._marks: dict[WriterId, bytes] = {}  # those that moved
         self._digests: dict[int, list[int]] = {}
         self._live: dict[int, int] = {}
         self._segments: list[tuple[int, int, list[bytes]]] = []  # volume, offset, buffers
@@ -122,7 +129,7 @@ class Transaction:
             raise InvalidArgument("this object is in another partition")
         if row.entries:
             tenant = name.tenant
-            entries = votes.promoted(row.entries, lambda writer: self._mark_at(mark_key(tenant, writer)))
+            entries = votes.promoted(row.entries, lambda writer: self._mark_at((tenant, writer)))
             if entries is not row.entries:
                 row = Row(row.partition, entries)
         return key, row
@@ -130,12 +137,14 @@ class Transaction:
     def _row(self, key: bytes) -> Row:
         row = self._rows.get(key)
         if row is None:
-            value = self.txn.get(key, db=self.index.objects)
+            value = self._first.get(key) or self.txn.get(key, db=self.index.objects)
             row = _NO_ROW if value is None else decode_row(key, value)
         return row
 
     def _accept(self, accept: Accept, context: bytes) -> Outcome:
         key, row = self.row_of(accept, context)
+        if not row.entries and not accept.staged:
+            return self._accept_first(key, accept, context)
         shard_index = accept.shard_index
         large: LargeShard | None = None
         if accept.staged:
@@ -156,13 +165,13 @@ class Transaction:
                 if self._room_bytes < len(record):
                     return Outcome(error=ResourceExhausted("the disk of this node is full"))
                 self._room_bytes -= len(record)
-            self._append(record, location)
+            self._append(record)
             if shard_index is not None:
                 self.counters.shards += 1
             if large is not None:
                 self._adopt(accept, large)
             if len(verdict.entries) > len(row.entries):
-                self._count(accept.partition, context, proposal, 1)
+                self._count(accept.partition, context, accept.stamp, accept.tombstone, 1)
             for entry in verdict.freed:
                 self._free(entry, accept, give_back=False)
         self._put_row(key, row, accept.partition, verdict)
@@ -173,13 +182,38 @@ class Transaction:
         replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
         return Outcome(verdict.state, None, b"", verdict.has_shard, replaces)
 
+    def _accept_first(self, key: bytes, accept: Accept, context: bytes) -> Outcome:
+        """The common case, in few steps: a key without versions is written, and no shard was staged."""
+        partition, shard_index, tombstone = accept.partition, accept.shard_index, accept.tombstone
+        record = encode_record(accept, context, shard_index, None)
+        size_bytes = len(record)
+        if not tombstone:
+            if self._room_bytes < size_bytes:
+                return Outcome(error=ResourceExhausted("the disk of this node is full"))
+            self._room_bytes -= size_bytes
+        self._roll(size_bytes)
+        place = (self._active, self._end, size_bytes)
+        self._append(record)
+        counters = self.counters
+        counters.objects += 1
+        if shard_index is not None:
+            counters.shards += 1
+        state = State.LOCKED if accept.lock else State.ACCEPTED
+        self._rows.pop(key, None)
+        self._first[key] = encode_first(key, partition, accept.stamp, state, tombstone, shard_index, place)
+        self._listed[partition_prefix(partition) + key] = b""
+        self._count(partition, context, accept.stamp, tombstone, 1)
+        if self._repairs:
+            self._drop_repair(context, accept.stamp, shard_index)
+        return _FIRST[accept.lock, shard_index is not None]
+
     def _abort(self, abort: Abort, context: bytes) -> Outcome:
         key, row = self.row_of(abort, context)
         verdict = votes.abort(row.entries, abort.stamp)
         if verdict.changed:
             for entry in verdict.freed:
                 self._free(entry, abort, give_back=True)
-                self._count(abort.partition, context, entry, -1)
+                self._count(abort.partition, context, entry.stamp, entry.tombstone, -1)
                 self._forget_repairs(context, entry.stamp)
             self._put_row(key, row, abort.partition, verdict)
         return Outcome(verdict.state, verdict.error, b"", verdict.has_shard)
@@ -191,27 +225,27 @@ class Transaction:
             for entry in verdict.freed:
                 # Its writer may have been told that a newer version stands in the way: it tries again above that.
                 self._free(entry, settle, give_back=entry.state == State.ACCEPTED)
-                self._count(settle.partition, context, entry, -1)
+                self._count(settle.partition, context, entry.stamp, entry.tombstone, -1)
                 self._forget_repairs(context, entry.stamp)
             self._put_row(key, row, settle.partition, verdict)
         return Outcome(verdict.state, None, b"", verdict.has_shard)
 
     def _mark(self, mark: Mark) -> Outcome:
-        key = mark_key(mark.tenant, mark.stamp[8:])
-        if mark.stamp > self._mark_at(key):
-            self._marks[key] = mark.stamp
+        writer = (mark.tenant, mark.stamp[8:])
+        if mark.stamp > self._mark_at(writer):
+            self._marks[writer] = mark.stamp
         return Outcome()
 
-    def _mark_at(self, key: bytes) -> bytes:
-        mark = self._marks.get(key)
-        return self.index.marks.get(self.txn, key) if mark is None else mark
+    def _mark_at(self, writer: WriterId) -> bytes:
+        mark = self._marks.get(writer)
+        return self.index.marks.get(self.txn, writer) if mark is None else mark
 
     def _queue_repair(self, repair: QueueRepair, context: bytes, *, found_here: bool = False) -> Outcome:
         _, row = self.row_of(repair, context)
         if votes.is_wanted(row.entries, repair.stamp):
             if self._room_bytes <= 0 and not found_here:
                 return Outcome(error=ResourceExhausted("the disk of this node is full"))
-            key = _repair_key(context, repair.stamp, repair.shard_index)
+            key = repair_key(context, repair.stamp, repair.shard_index)
             held = self.txn.get(key, db=self.index.repairs)
             found_here = found_here or (held is not None and decode_repair(key, held)[1])
             self.txn.put(key, encode_repair(key, repair, found_here=found_here), db=self.index.repairs)
@@ -232,13 +266,15 @@ class Transaction:
         if not verdict.changed:
             return
         self._rows[key] = Row(partition, verdict.entries)
+        self._first.pop(key, None)
         if bool(before.entries) == bool(verdict.entries):
             return
         partition_key = partition_prefix(partition) + key
         if verdict.entries:
-            self.txn.put(partition_key, b"", db=self.index.partitions)
+            self._listed[partition_key] = b""
             self.counters.objects += 1
         else:
+            self._listed.pop(partition_key, None)
             self.txn.delete(partition_key, db=self.index.partitions)
             self.counters.objects -= 1
 
@@ -248,12 +284,13 @@ class Transaction:
         for place, entry in enumerate(row.entries):
             if entry.stamp == stamp and entry.record == old:
                 location = self._next_location(len(record), None)._replace(file=old.file, data_id=old.data_id)
-                self._append(record, location)
+                self._append(record)
                 self.verify.append((location, record))
                 self._live[old.volume] = self._live.get(old.volume, 0) - old.size_bytes
-                moved = dataclasses.replace(entry, record=location)
+                moved = entry._replace(record=location)
                 entries = (*row.entries[:place], moved, *row.entries[place + 1 :])
                 self._rows[key] = Row(row.partition, entries)
+                self._first.pop(key, None)
                 return True
         return False
 
@@ -267,30 +304,39 @@ class Transaction:
         self.dropped.append(number)
         return state.length
 
-    def _count(self, partition: int, context: bytes, entry: Entry, sign: int) -> None:
+    def _count(self, partition: int, context: bytes, stamp: bytes, tombstone: bool, sign: int) -> None:
         digest = self._digests.get(partition)
         if digest is None:
-            prefix = partition_prefix(partition)
-            raw = self.txn.get(prefix, db=self.index.digests)
-            value, versions = (b"", 0) if raw is None else DIGEST.unpack(unseal(prefix, raw))
-            digest = self._digests[partition] = [int.from_bytes(value, "big"), versions]
-        digest[0] ^= digest_of(context, entry.stamp, entry.tombstone)
+            held = self.index.counted.get(partition)
+            digest = self._digests[partition] = self._counted(partition) if held is None else held[:]
+        digest[0] ^= digest_of(context, stamp, tombstone)
         digest[1] += sign
+
+    def _counted(self, partition: int) -> list[int]:
+        prefix = partition_prefix(partition)
+        raw = self.txn.get(prefix, db=self.index.digests)
+        value, versions = (b"", 0) if raw is None else DIGEST.unpack(unseal(prefix, raw))
+        return [int.from_bytes(value, "big"), versions]
 
     # ---------------------------------------------------------------- records
 
-    def _next_location(self, size_bytes: int, large: LargeShard | None) -> Location:
+    def _roll(self, size_bytes: int) -> None:
+        """Begin a new volume when the next record does not fit into the active one."""
         if self._end + size_bytes > self._options.volume_bytes and self._end > FILE_HEADER_BYTES:
             self._active = self.counters.volumes = self.counters.volumes + 1
             self._end = FILE_HEADER_BYTES
             self._segments.append((self._active, 0, [self._volumes.header(self._active)]))
             self._lengths[self._active] = self._end
             self._begun = True
+
+    def _next_location(self, size_bytes: int, large: LargeShard | None) -> Location:
+        self._roll(size_bytes)
         if large is None:
             return Location(self._active, self._end, size_bytes)
         return Location(self._active, self._end, size_bytes, large.file, large.data_id)
 
-    def _append(self, record: bytes, location: Location) -> None:
+    def _append(self, record: bytes) -> None:
+        """Put a record at the end, where `_roll` made room for it."""
         if not self._begun:
             self._segments.append((self._active, self._end, []))
             self._begun = True
@@ -365,13 +411,13 @@ class Transaction:
     def _found_damaged(self, entries: tuple[Entry, ...], accept: Accept, context: bytes) -> bool:
         for entry in entries:
             if entry.stamp == accept.stamp and entry.record is not None:
-                key = _repair_key(context, entry.stamp, entry.shard_index)
+                key = repair_key(context, entry.stamp, entry.shard_index)
                 value = self.txn.get(key, db=self.index.repairs)
                 return value is not None and decode_repair(key, value)[1]
         return False
 
     def _drop_repair(self, context: bytes, stamp: bytes, shard_index: int | None) -> None:
-        self.txn.delete(_repair_key(context, stamp, shard_index), db=self.index.repairs)
+        self.txn.delete(repair_key(context, stamp, shard_index), db=self.index.repairs)
 
     def _forget_repairs(self, context: bytes, stamp: bytes) -> None:
         if not self._repairs:
@@ -389,12 +435,17 @@ class Transaction:
         """Records to the disk, then the transaction. Raises what the disk or LMDB raises; then call
         `abort`."""
         index = self.index
+        with self.txn.cursor(db=index.objects) as cursor:
+            cursor.putmulti(self._first.items())
+        with self.txn.cursor(db=index.partitions) as cursor:
+            cursor.putmulti(self._listed.items())
         for key, row in self._rows.items():
             if row.entries:
                 self.txn.put(key, encode_row(key, row.partition, row.entries), db=index.objects)
             else:
                 self.txn.delete(key, db=index.objects)
-        for key, stamp in self._marks.items():
+        for writer, stamp in self._marks.items():
+            key = mark_key(*writer)
             self.txn.put(key, encode_mark(key, stamp), db=index.marks.table)
         for partition, (digest, versions) in self._digests.items():
             prefix = partition_prefix(partition)
@@ -412,12 +463,13 @@ class Transaction:
             copy = self._volumes.read(location.volume, location.offset, location.size_bytes)
             if copy != record:
                 raise InternalError("a copied record does not read back as it was written")
-            decode_record(copy)
+            decode_record(copy, len(copy))
         self.txn.commit()
         self._volumes.table.update(after)
         for number in self.dropped:
             del self._volumes.table[number]
         self._keys.committed()
+        index.counted.update(self._digests)
         index.marks.committed(self._marks)
 
     @property
@@ -438,10 +490,6 @@ class Transaction:
         self.txn.abort()
         for number, _, _ in self._segments:
             self._volumes.cut(number)
-
-
-def _repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:
-    return repair_prefix(context, stamp) + bytes((255 if shard_index is None else shard_index,))
 
 
 # mypy cannot see that each function gets its own kind of mutation.

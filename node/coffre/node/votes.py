@@ -8,7 +8,8 @@ is never trimmed.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from coffre.cluster.errors import CoffreError, Conflict, ResourceExhausted
 from coffre.node.store import State
@@ -33,8 +34,7 @@ ENTRIES_MAX = 4096
 MarkOf = Callable[[bytes], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One version of a key. `record` is where its manifest and small shard lie, opaque here; None when
     ABORTED."""
 
@@ -67,17 +67,12 @@ class Verdict:
 
 def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
     """The entries as their writers' marks make them: ACCEPTED or LOCKED at or below the mark is SETTLED."""
-    for entry in entries:
+    found: list[Entry] | None = None
+    for place, entry in enumerate(entries):
         if entry.state < State.SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
-            break
-    else:
-        return entries
-    return tuple(
-        replace(entry, state=State.SETTLED)
-        if entry.state < State.SETTLED and entry.stamp <= mark_of(entry.stamp[8:])
-        else entry
-        for entry in entries
-    )
+            found = found or list(entries)
+            found[place] = Entry(entry.stamp, State.SETTLED, *entry[2:])
+    return tuple(found) if found else entries
 
 
 def accept(entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, damaged: bool = False) -> Verdict:
@@ -107,8 +102,9 @@ def _accept_again(
         return Verdict(entries, state=State.ABORTED, error=Conflict("this version was given up"))
     state = State.LOCKED if lock and present.state == State.ACCEPTED else present.state
     gains = present.shard_index is None and proposal.shard_index is not None
-    if gains or (damaged and present.shard_index == proposal.shard_index):
-        entry = replace(proposal, state=state, placement=present.placement)
+    same_kind = present.tombstone == proposal.tombstone  # or its writer lies: digests count the kind held first
+    if same_kind and (gains or (damaged and present.shard_index == proposal.shard_index)):
+        entry = proposal._replace(state=state, placement=present.placement)
         return Verdict(
             _put(entries, place, entry),
             changed=True,
@@ -120,7 +116,7 @@ def _accept_again(
     has_shard = present.shard_index is not None
     if state == present.state:
         return Verdict(entries, state=state, has_shard=has_shard)
-    entry = replace(present, state=state)
+    entry = present._replace(state=state)
     return Verdict(_put(entries, place, entry), changed=True, state=state, has_shard=has_shard)
 
 
@@ -214,7 +210,7 @@ def _insert(entries: tuple[Entry, ...], place: int, entry: Entry, state: State) 
             entries, error=ResourceExhausted(f"a key has at most {ENTRIES_MAX} versions that are not settled")
         )
     if entry.state != state:
-        entry = replace(entry, state=state)
+        entry = entry._replace(state=state)
     return Verdict(
         (*entries[:place], entry, *entries[place:]) if entries else (entry,),
         True,

@@ -54,12 +54,21 @@ def test_records() -> None:
 
 
 def test_records_read_back() -> None:
-    record = decode_record(bytes.fromhex(RECORDS["large"]))
+    raw = bytes.fromhex(RECORDS["large"])
+    record = decode_record(raw, len(raw))
     assert (record.context, record.partition, record.shard_index) == (name().context(), 7, 1)
     assert (record.manifest, record.mac, record.placement) == (b"manifest", b"m" * 16, (1, 2))
     assert record.large == LARGE
     for text in RECORDS.values():
-        assert records.record_bytes_at(bytes.fromhex(text), 0) == len(text) // 2
+        raw = bytes.fromhex(text)
+        assert records.record_bytes_at(raw, 0) == len(raw)
+        whole = decode_record(raw, len(raw))
+        assert records.head_bytes(raw) == whole.cell_offset == len(raw) - whole.cell_bytes
+        assert decode_record(raw[: whole.cell_offset], len(raw)) == whole  # without its cell
+        for data, size_bytes in ((raw, len(raw) + 1), (raw[: whole.cell_offset - 1], len(raw)), (b"", 0)):
+            with pytest.raises(IntegrityError):
+                decode_record(data, size_bytes)
+    assert records.head_bytes(b"Cr\1") == records.head_bytes(bytes(100)) == 0
 
 
 def test_rows() -> None:

@@ -79,6 +79,15 @@ def test_a_shard_of_the_same_index_is_replaced_only_when_damaged(damaged: bool) 
     assert not votes.accept((entry(1, S),), other, lock=False, damaged=damaged).stored
 
 
+def test_a_version_does_not_change_its_kind() -> None:
+    deletion = entry(1, tombstone=True)
+    verdict = votes.accept((deletion,), Entry(stamp(1), A, False, 0, 0, "fresh"), lock=False)
+    assert not verdict.changed
+    assert not verdict.has_shard
+    verdict = votes.accept((deletion,), Entry(stamp(1), A, False, None, 0, "fresh"), lock=True, damaged=True)
+    assert (verdict.stored, verdict.entries) == (False, (deletion._replace(state=L),))
+
+
 @pytest.mark.parametrize(
     ("held", "kept", "left"),
     [
