@@ -1,4 +1,4 @@
-"""`coffre bench figures` on a real cluster: one row, its JSON, and nothing left behind."""
+"""`coffre bench figures` on a real cluster: a row, its JSON, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,19 @@ def nodes_below(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("figure", ["get_4k_c64", "node_memory_1g"])
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "get_4k_c64",
+        "put_4k_c1_latency",
+        "put_many_fhir",
+        "get_many_fhir",
+        "put_256m",
+        "range_64k_latency",
+        "node_memory_1g",
+        "disk_per_fhir_record",
+    ],
+)
 def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     output, directory = tmp_path / "out" / "figures.json", tmp_path / "clusters"
     ended = subprocess.run(

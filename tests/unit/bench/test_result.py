@@ -89,6 +89,16 @@ def test_a_target_is_reached_on_its_good_side(target: Target, reached: bool) -> 
     assert ("NO" in text) is not reached
 
 
+@pytest.mark.parametrize(
+    ("ratio", "value", "reached"), [(0.5, 4000, True), (0.51, 4000, False), (0.5, 4001, False)]
+)
+def test_a_target_of_two_parts_needs_both(ratio: float, value: float, reached: bool) -> None:
+    both = Target(Bound.AT_LEAST, ratio, also=Target(Bound.AT_LEAST, value, Quantity.VALUE))
+    assert both.reached(ROW) is reached
+    text, _ = shown([ROW], {"put_4k": both})
+    assert f"ratio at least {ratio}, and at least {value}" in text
+
+
 def test_what_is_not_a_number_reaches_no_target() -> None:
     row = Row("x", math.nan, "s", 1.0, "y", math.nan)
     assert not Target(Bound.AT_LEAST, 0).reached(row)
