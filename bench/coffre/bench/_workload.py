@@ -17,6 +17,7 @@ from coffre.cluster.errors import CoffreError, IntegrityError
 __all__ = [
     "BLOCK_BYTES",
     "Blocks",
+    "ListedBucket",
     "RandomRanges",
     "SmallObjects",
     "get_large",
@@ -30,6 +31,7 @@ __all__ = [
 
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 4 << 10
+PAGE_KEYS = 1000
 _BLOCKS = 16
 _SAMPLE_BYTES = 256
 
@@ -258,6 +260,53 @@ async def get_records(
 
 def _batches(records: Sequence[FhirRecord], size: int) -> list[Sequence[FhirRecord]]:
     return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+class ListedBucket:
+    """A bucket of so many keys that a list goes through page by page. Its objects are next to nothing."""
+
+    def __init__(self, bucket: str, keys: int) -> None:
+        self.bucket = bucket
+        self.keys = keys
+        self._token: str | None = None
+        self._next = 0
+
+    @staticmethod
+    def key(number: int) -> str:
+        """Keys sort as their numbers do."""
+        return f"patient/{number // 50:08d}/observation/{number % 50:02d}.json"
+
+    async def fill(self, client: AsyncClient, first: int, last: int) -> None:
+        """Put the keys from `first` up to `last`. Raises what became of the first that was not acknowledged."""
+        for start in range(first, last, PAGE_KEYS):
+            numbers = range(start, min(start + PAGE_KEYS, last))
+            outcomes = await client.put_many(self.bucket, [(self.key(number), b"{}") for number in numbers])
+            for outcome in outcomes:
+                if isinstance(outcome, CoffreError):
+                    raise outcome
+        await client.flush()
+
+    async def page_rate(self, client: AsyncClient, duration_s: float) -> float:
+        """Thousands of keys per second, page after page, from where the last call ended, over and over.
+
+        A page that is cut short counts as what it brings. Raises `IntegrityError` unless every key comes, in order.
+        """
+        listed = 0
+        start = now = perf_counter()
+        while not listed or now - start < duration_s:
+            page = await client.list_page(self.bucket, token=self._token, limit=PAGE_KEYS)
+            for entry in page.objects:
+                if entry.key != self.key(self._next):
+                    raise IntegrityError(f"a list shows {entry.key} where {self.key(self._next)} should be")
+                self._next += 1
+            listed += len(page.objects)
+            self._token = page.next_token
+            if self._token is None:
+                if self._next != self.keys:
+                    raise IntegrityError(f"a list ends after {self._next} of {self.keys} keys")
+                self._next = 0
+            now = perf_counter()
+        return listed / PAGE_KEYS / (now - start)
 
 
 async def _together(callers: list[Awaitable[None]]) -> None:

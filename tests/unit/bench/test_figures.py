@@ -17,9 +17,18 @@ from coffre.bench._isal import IsalMissing
 from coffre.bench._memory import anonymous_bytes, measure_memory, parse_rollup
 from coffre.bench.bench_cli import bench
 from coffre.bench.codec import measure_encode
-from coffre.bench.figures import QUICK, TARGETS, FigureOptions, Figures, _coding, _large, measure_figures
+from coffre.bench.figures import (
+    QUICK,
+    TARGETS,
+    FigureOptions,
+    Figures,
+    _coding,
+    _index,
+    _large,
+    measure_figures,
+)
 from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Row, Target
+from coffre.bench.result import Bound, Quantity, Row, Target
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import InternalError, Unavailable
 from rich.console import Console
@@ -66,9 +75,14 @@ def test_the_figures_and_their_targets_are_the_published_ones() -> None:
         "put_256m_vs_grpc": Target(Bound.AT_LEAST, 0.35),
         "get_256m": Target(Bound.AT_LEAST, 0.7),
         "range_64k_latency": Target(Bound.AT_MOST, 4),
+        "get_p99_paused_node": Target(Bound.AT_MOST, 3),
         "client_memory_1g": Target(Bound.AT_MOST, 1),
         "node_memory_1g": Target(Bound.AT_MOST, 1),
         "disk_per_fhir_record": Target(Bound.AT_MOST, 2),
+        "list_1000_of_1m": Target(Bound.AT_LEAST, 0.8, also=Target(Bound.AT_LEAST, 10, Quantity.VALUE)),
+        "index_bytes_10m": Target(Bound.AT_MOST, 1),
+        "index_start_10m": Target(Bound.AT_MOST, 1),
+        "index_lookup_p99_10m": Target(Bound.AT_MOST, 1),
     }
 
 
@@ -200,6 +214,24 @@ async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) ->
     assert sorted(rows) == sorted(wanted)
     assert rows["encode_4_2_vs_isal"].ratio == rows["encode_4_2_1m_vs_isal"].ratio
     assert rows["encode_4_2_1m_vs_isal"].reference_id == "isal_encode_4_2_1m"
+
+
+async def test_an_index_probe_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("no directory")
+    with pytest.raises(InternalError, match="index probe ended with status 1: error: the data directory"):
+        await _index._probe("fill", str(tmp_path / "data"), "10", told=lambda found: None)
+
+
+async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) -> None:
+    for name, size_bytes in (
+        ("index/data.mdb", 8192),
+        ("volumes/0", 40960),
+        ("large/00/1", 4096),
+        ("other", 4096),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(random.Random(1).randbytes(size_bytes))
+    assert _index._index_bytes(tmp_path) == 8192 + 4096
 
 
 async def test_the_pipeline_is_measured_on_one_core_and_leaves_the_others_to_the_rest(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from contextlib import suppress
 from itertools import islice
 
 import pytest
+from coffre.bench import _workload
 from coffre.bench._workload import (
     BLOCK_BYTES,
     Blocks,
+    ListedBucket,
     RandomRanges,
     _check_piece,
     get_records,
@@ -196,3 +198,37 @@ async def test_a_record_that_comes_back_changed_or_not_at_all_makes_the_figure_v
     await client.delete("bench", last)
     with pytest.raises(NotFound):
         await get_records(client, "bench", "one", records, 10)
+
+
+async def test_a_list_goes_through_the_whole_bucket_in_order(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_workload, "PAGE_KEYS", 7)
+    client, bucket = cluster.client(), ListedBucket("listed", 60)
+    await bucket.fill(client, 0, 25)
+    await bucket.fill(client, 25, 60)
+    assert [entry.key async for entry in client.list("listed") if not isinstance(entry, str)] == sorted(
+        bucket.key(number) for number in range(60)
+    )
+    positions = []
+    for _ in range(12):  # one page each: more than once around
+        assert await bucket.page_rate(client, 0) > 0
+        positions.append(bucket._next)
+    assert positions == [7, 14, 21, 28, 35, 42, 49, 56, 0, 7, 14, 21]
+
+
+@pytest.mark.parametrize("missing", [3, 59])
+async def test_a_list_that_misses_a_key_makes_the_figure_void(
+    missing: int, cluster: InProcessCluster
+) -> None:
+    client, bucket = cluster.client(), ListedBucket("listed", 60)
+    await bucket.fill(client, 0, 60)
+    await client.delete("listed", bucket.key(missing))
+    with pytest.raises(IntegrityError, match="a list"):
+        await bucket.page_rate(client, 0)
+
+
+async def test_a_bucket_that_cannot_be_filled_is_not_listed(cluster: InProcessCluster) -> None:
+    cluster.network.down.update((1, 2))
+    with pytest.raises(Unavailable):
+        await ListedBucket("listed", 10).fill(cluster.client(), 0, 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from coffre.bench.figures import _coding, _large, _memory, _records, _small
+from coffre.bench.figures import _coding, _faults, _index, _large, _listing, _memory, _records, _small
 from coffre.bench.figures._session import FigureOptions, Figures, Group, Session
 from coffre.bench.result import Target
 from coffre.cluster.clock import Clock
@@ -19,8 +19,11 @@ _GROUPS: tuple[Group, ...] = (
     _small.SMALL,
     _records.RECORDS,
     _large.LARGE,
+    _faults.FAULTS,
     _memory.MEMORY,
     _records.SPACE,
+    _listing.LISTING,
+    _index.INDEX,
 )
 
 TARGETS: Mapping[str, Target] = MappingProxyType(

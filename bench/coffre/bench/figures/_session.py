@@ -49,6 +49,7 @@ class Scale:
 
     small_rounds: int  # of small objects, and of latencies
     large_rounds: int  # of everything that takes seconds a round
+    fault_rounds: int  # one for each node
     duration_s: float
     warmup_s: float
     small_objects: int
@@ -68,6 +69,7 @@ class Scale:
 FULL = Scale(
     small_rounds=7,
     large_rounds=5,
+    fault_rounds=6,
     duration_s=2.0,
     warmup_s=0.5,
     small_objects=2048,
@@ -86,6 +88,7 @@ FULL = Scale(
 QUICK = Scale(
     small_rounds=1,
     large_rounds=1,
+    fault_rounds=1,
     duration_s=0.3,
     warmup_s=0.1,
     small_objects=128,
