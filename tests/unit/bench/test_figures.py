@@ -9,12 +9,14 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from coffre.bench._isal import IsalMissing
 from coffre.bench._memory import anonymous_bytes, measure_memory, parse_rollup
+from coffre.bench._pipeline import Pipeline
 from coffre.bench.bench_cli import bench
 from coffre.bench.codec import measure_encode
 from coffre.bench.figures import (
@@ -234,13 +236,29 @@ async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) 
     assert _index._index_bytes(tmp_path) == 8192 + 4096
 
 
-async def test_the_pipeline_is_measured_on_one_core_and_leaves_the_others_to_the_rest(tmp_path: Path) -> None:
+async def test_the_pipeline_is_measured_on_one_core_and_leaves_the_others_to_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores: list[set[int]] = []
+
+    def watched(half: Callable[[Pipeline], float]) -> Callable[[Pipeline], float]:
+        def measure(self: Pipeline) -> float:
+            cores.append(os.sched_getaffinity(0))
+            return half(self)
+
+        return measure
+
+    monkeypatch.setattr(Pipeline, "code", watched(Pipeline.code))
+    monkeypatch.setattr(Pipeline, "encrypt", watched(Pipeline.encrypt))
     before = os.sched_getaffinity(0)
     options = FigureOptions(tmp_path, ["pipeline_4_2"], QUICK)
     (row,) = (await measure_figures(options, SystemClock(), quiet())).rows
     assert (row.id, row.unit, row.reference_id) == ("pipeline_4_2", "bytes/s", "aes_gcm")
     assert row.ratio is not None
     assert 0 < row.ratio < 1  # it encrypts as well, and more
+    assert len(cores) == 2
+    assert cores[0] == cores[1]
+    assert len(cores[0]) == 1
     assert os.sched_getaffinity(0) == before
 
 

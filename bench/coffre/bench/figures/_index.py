@@ -34,6 +34,7 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
         try:
             await _start_s(cluster)
             await _fill(session, arguments)
+            session.say(f"  {cluster.disk_bytes() / 1e9:.1f} GB on disk")
             if _BYTES in wanted:
                 _add(session, _BYTES, _index_bytes(data) / scale.indexed_shards)
             if _START in wanted:

@@ -25,6 +25,7 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
         many = ListedBucket("listed-many", scale.listed_keys)
         await few.fill(path.writer, 0, few.keys)
         await _fill(session, many, path.writer)
+        session.say(f"  {path.cluster.disk_bytes() / 1e9:.1f} GB on disk")
         session.say(f"measuring {_LIST}, {rounds} rounds")
 
         async def pages(bucket: ListedBucket, name: str) -> Measurement:
