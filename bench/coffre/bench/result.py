@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "alternate",
     "machine",
+    "one_line",
     "print_table",
     "row_of",
     "row_of_rounds",
@@ -215,6 +216,12 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
         table.add_row(missing, "not measured", "", "", "", "", _wording(targets[missing]), "NO")
     console.print(table)
     return all_reached
+
+
+def one_line(row: Row) -> str:
+    """A row as a line of progress."""
+    text = f"{row.id} {_number(row.value)} {row.unit}"
+    return text if row.ratio is None else f"{text}, {row.ratio:.3f} of {row.reference_id}"
 
 
 def _wording(target: Target) -> str:

@@ -30,7 +30,7 @@ from coffre.bench.figures import (
     measure_figures,
 )
 from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Quantity, Row, Target
+from coffre.bench.result import Bound, Quantity, Row, Target, one_line
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import InternalError, Unavailable
 from rich.console import Console
@@ -211,9 +211,11 @@ def test_a_large_put_is_held_against_the_slower_of_wire_and_disk() -> None:
 
 async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) -> None:
     wanted = ["encode_16_4_64k_vs_isal", "encode_4_2_1m_vs_isal", "encode_4_2_vs_isal"]
-    found = await measure_figures(FigureOptions(tmp_path, wanted, QUICK), SystemClock(), quiet())
-    rows = {row.id: row for row in found.rows}
+    shown = io.StringIO()
+    options, console = FigureOptions(tmp_path, wanted, QUICK), Console(file=shown)
+    rows = {row.id: row for row in (await measure_figures(options, SystemClock(), console)).rows}
     assert sorted(rows) == sorted(wanted)
+    assert all(f"  {one_line(row)}\n" in shown.getvalue() for row in rows.values())
     assert rows["encode_4_2_vs_isal"].ratio == rows["encode_4_2_1m_vs_isal"].ratio
     assert rows["encode_4_2_1m_vs_isal"].reference_id == "isal_encode_4_2_1m"
 

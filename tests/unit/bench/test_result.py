@@ -20,6 +20,7 @@ from coffre.bench.result import (
     _number,
     alternate,
     machine,
+    one_line,
     print_table,
     row_of,
     write_results,
@@ -40,6 +41,11 @@ def shown(rows: list[Row], targets: dict[str, Target]) -> tuple[str, bool]:
     sink = io.StringIO()
     reached = print_table(rows, targets, Console(file=sink, width=200))
     return sink.getvalue(), reached
+
+
+def test_a_row_fits_a_line_of_progress() -> None:
+    assert one_line(ROW) == "put_4k 4000 puts/s, 0.500 of grpc_unary_4k"
+    assert one_line(row_of(one("put", 2e6))) == "put 2M calls/s"
 
 
 def test_a_row_carries_its_reference() -> None:

@@ -44,7 +44,7 @@ async def _encode(session: Session, wanted: Sequence[str]) -> None:
                 session.say(f"measuring {' and '.join(asked)}")
                 with session.recorded(asked):
                     found = measure_encode(k, m, size_bytes, with_zfec=f"{scheme}_vs_zfec" in asked)
-                    session.figures.rows += [_encode_row(name, found) for name in asked]
+                    session.add(*(_encode_row(name, found) for name in asked))
 
 
 def _encode_row(name: str, found: EncodeMeasurement) -> Row:
@@ -75,7 +75,7 @@ async def _pipeline(session: Session, wanted: Sequence[str]) -> None:
             rate = await loop.run_in_executor(thread, pipeline.encrypt)
             return Measurement("aes_gcm", rate, "bytes/s", "the same bytes, one core")
 
-        session.figures.rows.append(await alternate(product, reference, rounds=rounds))
+        session.add(await alternate(product, reference, rounds=rounds))
 
 
 ENCODE = Group(_encode_targets(), _encode)

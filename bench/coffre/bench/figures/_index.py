@@ -77,7 +77,7 @@ def _index_bytes(data: Path) -> int:
 def _add(session: Session, name: str, value: float) -> None:
     bound, unit = _BOUNDS[name]
     detail = f"{session.scale.indexed_shards} shards on one node"
-    session.figures.rows.append(
+    session.add(
         row_of(
             Measurement(name, value, unit, detail),
             Measurement("bound", bound, unit, "what it may be at most"),

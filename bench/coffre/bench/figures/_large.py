@@ -90,12 +90,12 @@ async def _measure_put(
     session.say(f"measuring {' and '.join(wanted)}, {rounds} rounds")
     found = await take_turns(product, reference, rounds=rounds)
     if _PUT in wanted:
-        session.figures.rows.append(row_of_rounds([(put, _ceiling(beside)) for put, beside in found]))
+        session.add(row_of_rounds([(put, _ceiling(beside)) for put, beside in found]))
     if _PUT_GRPC in wanted:
         renamed = [
             (Measurement(_PUT_GRPC, put.value, put.unit, put.detail), beside[0]) for put, beside in found
         ]
-        session.figures.rows.append(row_of_rounds(renamed))
+        session.add(row_of_rounds(renamed))
 
 
 async def _measure(session: Session, wanted: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
             detail = f"pages of 1,000 keys, {bucket.keys} keys in the bucket, {CONDITIONS}"
             return Measurement(name, rate, "pages/s", detail)
 
-        session.figures.rows.append(
+        session.add(
             await alternate(
                 lambda: pages(many, _LIST), lambda: pages(few, f"list_1000_of_{few.keys}"), rounds=rounds
             )

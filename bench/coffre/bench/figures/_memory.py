@@ -24,13 +24,15 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
             cluster.client_config(), pids, size_bytes=session.scale.memory_bytes, seed=session.seed
         )
     values = {_CLIENT: peaks.client_bytes, _NODE: peaks.highest_node_bytes}
-    session.figures.rows += [
-        row_of(
-            Measurement(name, values[name] / 1e6, "MB", "peak of anonymous memory"),
-            Measurement("bound", _BOUNDS_MB[name], "MB", "what it may be at most"),
-        )
-        for name in wanted
-    ]
+    session.add(
+        *[
+            row_of(
+                Measurement(name, values[name] / 1e6, "MB", "peak of anonymous memory"),
+                Measurement("bound", _BOUNDS_MB[name], "MB", "what it may be at most"),
+            )
+            for name in wanted
+        ]
+    )
 
 
 MEMORY = Group({_CLIENT: Target(Bound.AT_MOST, 1.0), _NODE: Target(Bound.AT_MOST, 1.0)}, _measure)

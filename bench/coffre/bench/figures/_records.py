@@ -97,7 +97,7 @@ async def _measure_space(session: Session, wanted: Sequence[str]) -> None:
             await put_records(client, BUCKET, "space", records, scale.bulk_call_records)
         disk_bytes = cluster.disk_bytes()
     plain_bytes = sum(len(record.data) for record in records)
-    session.figures.rows.append(
+    session.add(
         row_of(
             Measurement(_DISK, disk_bytes / len(records), "bytes", _alikeness(records)),
             Measurement(

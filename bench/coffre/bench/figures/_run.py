@@ -44,5 +44,5 @@ async def measure_figures(options: FigureOptions, clock: Clock, console: Console
             start = clock.monotonic()
             with session.recorded(wanted):
                 await group.measure(session, wanted)
-            session.say(f"  {clock.monotonic() - start:.0f} s for {', '.join(wanted)}")
+            session.say(f"  took {clock.monotonic() - start:.0f} s")
     return session.figures

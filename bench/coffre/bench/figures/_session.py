@@ -14,7 +14,7 @@ from coffre.bench._isal import IsalMissing
 from coffre.bench._workload import Blocks
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import Measurement, ReferenceServer
-from coffre.bench.result import Row, Target, alternate
+from coffre.bench.result import Row, Target, alternate, one_line
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
@@ -163,6 +163,12 @@ class Session:
         """One line of progress."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def add(self, *rows: Row) -> None:
+        """Keep rows, and show them at once: a run takes long."""
+        for row in rows:
+            self.figures.rows.append(row)
+            self.say(f"  {one_line(row)}")
+
     def recorded(self, ids: Sequence[str]) -> _Recorded:
         """Context manager: an error becomes the reason why these figures are missing."""
         return _Recorded(self.figures, ids)
@@ -235,4 +241,4 @@ async def measure_turns(session: Session, wanted: Sequence[str], turns: Mapping[
         found = turns[name]
         session.say(f"measuring {name}, {found.rounds} rounds")
         with session.recorded([name]):
-            session.figures.rows.append(await alternate(found.product, found.reference, rounds=found.rounds))
+            session.add(await alternate(found.product, found.reference, rounds=found.rounds))
