@@ -35,7 +35,7 @@ _TELLS = 10
 # What a node gets of a FHIR record of 1.3 kB with 4+2: a quarter of it compressed, and the manifest.
 _CELL = random.Random(1).randbytes(170)
 _CELL_CRC = crc32c(_CELL)
-_MANIFEST = random.Random(2).randbytes(230)
+_MANIFEST = random.Random(2).randbytes(142)
 _MAC = bytes(16)
 
 
@@ -66,7 +66,7 @@ def _mutations(first: int, last: int) -> Iterator[Mutation]:
             digest,
             _MANIFEST,
             _MAC,
-            (),
+            _PLACEMENT,
             number % len(_PLACEMENT),
             _CELL,
             _CELL_CRC,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import statistics
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from coffre.bench import index_probe
+from coffre.bench._workload import put_records
+from coffre.bench.fhir_records import fhir_records
+from coffre.bench.in_process import in_process_cluster
 from coffre.bench.index_probe import _digest, _name, _stamp, fill, lookup
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import IntegrityError
+from coffre.cluster.names import ObjectName
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import Settle, State, StoreOptions
 
@@ -74,3 +80,21 @@ def test_the_command_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(looked_up)["p99_s"] > 0
     assert index_probe.main(["fill", str(tmp_path / "data"), "many"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+async def test_a_shard_is_what_a_node_gets_of_a_fhir_record() -> None:
+    cluster = in_process_cluster(4, 2)
+    records = list(islice(fhir_records(1), 20))
+    client = cluster.client()
+    await put_records(client, "records", "one", records, len(records))
+    cell_bytes = []
+    for record in records:
+        name = ObjectName("clinic", "records", f"one/{record.key}")
+        (version,) = await cluster.stores[1].read(name, want_cell=True)
+        assert version.cell is not None
+        cell_bytes.append(len(version.cell.data))
+        assert len(version.manifest) == len(index_probe._MANIFEST)
+        assert len(version.mac) == len(index_probe._MAC)
+        assert len(version.placement) == len(index_probe._PLACEMENT)
+    await cluster.aclose()
+    assert statistics.mean(cell_bytes) == pytest.approx(len(index_probe._CELL), rel=0.1)
