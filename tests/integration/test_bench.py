@@ -1,4 +1,4 @@
-"""`coffre bench figures` on a real cluster: one row, its JSON, and nothing left behind."""
+"""`coffre bench figures` on a real cluster: a row, its JSON, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from coffre.bench.figures._faults import paused
+from coffre.bench.local_cluster import LocalCluster
 
 
 def nodes_below(directory: Path) -> list[str]:
@@ -25,7 +27,23 @@ def nodes_below(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("figure", ["get_4k_c64", "node_memory_1g"])
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "get_4k_c64",
+        "put_4k_c1_latency",
+        "put_many_fhir",
+        "get_many_fhir",
+        "put_256m",
+        "range_64k_latency",
+        "get_p99_paused_node",
+        "node_memory_1g",
+        "disk_per_fhir_record",
+        "list_1000_of_1m",
+        "index_start_10m",
+        "index_lookup_p99_10m",
+    ],
+)
 def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     output, directory = tmp_path / "out" / "figures.json", tmp_path / "clusters"
     ended = subprocess.run(
@@ -47,3 +65,20 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     assert row["ratio"] == pytest.approx(row["value"] / row["reference"])
     assert not directory.exists()
     assert not nodes_below(directory)
+
+
+def state_of(pid: int) -> str:
+    """R, S, T for stopped, ...: proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_a_paused_node_serves_again_whatever_happens_meanwhile(own_cluster: LocalCluster) -> None:
+    async def fail_meanwhile() -> None:
+        async with paused(own_cluster, 3):
+            assert state_of(own_cluster.pid(3)) == "T"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_meanwhile()
+    assert state_of(own_cluster.pid(3)) != "T"
+    await own_cluster.wait_ready(3)

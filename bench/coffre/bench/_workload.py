@@ -1,21 +1,37 @@
-"""What the figures of the data path do to a cluster: many small operations at once, or one large object."""
+"""What the figures of the data path do to a cluster: many small operations at once, or one large object, or records
+in bulk."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from time import perf_counter
 
+from coffre.bench.fhir_records import FhirRecord
 from coffre.client import AsyncClient
 from coffre.cluster.errors import CoffreError, IntegrityError
 
-__all__ = ["BLOCK_BYTES", "Blocks", "SmallObjects", "get_large", "put_large", "sustained_rate"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Blocks",
+    "ListedBucket",
+    "RandomRanges",
+    "SmallObjects",
+    "get_large",
+    "get_records",
+    "latencies",
+    "percentile",
+    "put_large",
+    "put_records",
+    "sustained_rate",
+]
 
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 4 << 10
+PAGE_KEYS = 1000
 _BLOCKS = 16
 _SAMPLE_BYTES = 256
 
@@ -42,6 +58,15 @@ class Blocks:
     def block(self, number: int) -> bytes:
         """The 1 MiB block of a number."""
         return self._blocks[number % _BLOCKS]
+
+    def part(self, start: int, size_bytes: int) -> bytes:
+        """So many bytes of a large object from a place on."""
+        number, offset = divmod(start, BLOCK_BYTES)
+        found = b""
+        while len(found) < size_bytes:
+            found += self.block(number)[offset : offset + size_bytes - len(found)]
+            number, offset = number + 1, 0
+        return found
 
     async def stream(self, blocks: int) -> AsyncIterator[bytes]:
         """A large object of so many blocks."""
@@ -78,6 +103,35 @@ async def sustained_rate(
     await _together([caller() for _ in range(callers)])
     await flush()
     return done / (perf_counter() - start)
+
+
+async def latencies(
+    operation: Callable[[int], Awaitable[None]], *, callers: int, duration_s: float
+) -> list[float]:
+    """Seconds of each operation of `callers` that start new ones for `duration_s`; at least one of each caller.
+
+    The first failure of an operation ends the measurement and is raised.
+    """
+    numbers = itertools.count()
+    found: list[float] = []
+    end = perf_counter() + duration_s
+
+    async def caller() -> None:
+        while True:
+            start = perf_counter()
+            await operation(next(numbers))
+            now = perf_counter()
+            found.append(now - start)
+            if now >= end:
+                return
+
+    await _together([caller() for _ in range(callers)])
+    return found
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest of `values` that `percent` % of them do not exceed (nearest rank)."""
+    return sorted(values)[-(-len(values) * percent // 100) - 1]
 
 
 class SmallObjects:
@@ -147,6 +201,112 @@ def _check_piece(blocks: Blocks, piece: bytes | memoryview, position: int, compa
         if piece[taken : taken + count] != blocks.block(number)[offset : offset + count]:
             raise IntegrityError(f"other bytes than went in came back in block {number}")
         taken += count
+
+
+class RandomRanges:
+    """Ranges of `range_bytes` at random places of one large object that `put_large` wrote."""
+
+    def __init__(
+        self, blocks: Blocks, bucket: str, key: str, size_bytes: int, range_bytes: int, seed: int
+    ) -> None:
+        self._blocks = blocks
+        self._bucket = bucket
+        self._key = key
+        self._last = size_bytes - range_bytes
+        self._range_bytes = range_bytes
+        self._source = random.Random(seed)
+
+    async def read(self, client: AsyncClient) -> None:
+        """Get the next one and compare all of it. Raises `IntegrityError`."""
+        start = self._source.randint(0, self._last)
+        found = await client.get(self._bucket, self._key, start=start, length=self._range_bytes)
+        if found != self._blocks.part(start, self._range_bytes):
+            raise IntegrityError(f"other bytes than went in came back from {start} on")
+
+
+async def put_records(
+    client: AsyncClient, bucket: str, prefix: str, records: Sequence[FhirRecord], call_records: int
+) -> float:
+    """Put them in calls of `call_records`, one after the other; records per second until every node has all shards.
+
+    Raises what became of the first record that was not acknowledged.
+    """
+    start = perf_counter()
+    for batch in _batches(records, call_records):
+        outcomes = await client.put_many(bucket, [(f"{prefix}/{one.key}", one.data) for one in batch])
+        for record, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, CoffreError):
+                raise outcome
+            if (outcome.key, outcome.size_bytes) != (f"{prefix}/{record.key}", len(record.data)):
+                raise IntegrityError(f"{outcome.key} was acknowledged in place of {prefix}/{record.key}")
+    await client.flush()
+    return len(records) / (perf_counter() - start)
+
+
+async def get_records(
+    client: AsyncClient, bucket: str, prefix: str, records: Sequence[FhirRecord], call_records: int
+) -> float:
+    """Get them back in calls of `call_records` and compare every byte; records per second. Raises `CoffreError`."""
+    start = perf_counter()
+    for batch in _batches(records, call_records):
+        contents = await client.get_many(bucket, [f"{prefix}/{record.key}" for record in batch])
+        for record, content in zip(batch, contents, strict=True):
+            if isinstance(content, CoffreError):
+                raise content
+            if content != record.data:
+                raise IntegrityError(f"{record.key} came back with other bytes than went in")
+    return len(records) / (perf_counter() - start)
+
+
+def _batches(records: Sequence[FhirRecord], size: int) -> list[Sequence[FhirRecord]]:
+    return [records[start : start + size] for start in range(0, len(records), size)]
+
+
+class ListedBucket:
+    """A bucket of so many keys that a list goes through page by page. Its objects are next to nothing."""
+
+    def __init__(self, bucket: str, keys: int) -> None:
+        self.bucket = bucket
+        self.keys = keys
+        self._token: str | None = None
+        self._next = 0
+
+    @staticmethod
+    def key(number: int) -> str:
+        """Keys sort as their numbers do."""
+        return f"patient/{number // 50:08d}/observation/{number % 50:02d}.json"
+
+    async def fill(self, client: AsyncClient, first: int, last: int) -> None:
+        """Put the keys from `first` up to `last`. Raises what became of the first that was not acknowledged."""
+        for start in range(first, last, PAGE_KEYS):
+            numbers = range(start, min(start + PAGE_KEYS, last))
+            outcomes = await client.put_many(self.bucket, [(self.key(number), b"{}") for number in numbers])
+            for outcome in outcomes:
+                if isinstance(outcome, CoffreError):
+                    raise outcome
+        await client.flush()
+
+    async def page_rate(self, client: AsyncClient, duration_s: float) -> float:
+        """Thousands of keys per second, page after page, from where the last call ended, over and over.
+
+        A page that is cut short counts as what it brings. Raises `IntegrityError` unless every key comes, in order.
+        """
+        listed = 0
+        start = now = perf_counter()
+        while not listed or now - start < duration_s:
+            page = await client.list_page(self.bucket, token=self._token, limit=PAGE_KEYS)
+            for entry in page.objects:
+                if entry.key != self.key(self._next):
+                    raise IntegrityError(f"a list shows {entry.key} where {self.key(self._next)} should be")
+                self._next += 1
+            listed += len(page.objects)
+            self._token = page.next_token
+            if self._token is None:
+                if self._next != self.keys:
+                    raise IntegrityError(f"a list ends after {self._next} of {self.keys} keys")
+                self._next = 0
+            now = perf_counter()
+        return listed / PAGE_KEYS / (now - start)
 
 
 async def _together(callers: list[Awaitable[None]]) -> None:

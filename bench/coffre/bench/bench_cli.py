@@ -56,11 +56,14 @@ def figures(only: tuple[str, ...], quick: bool, seed: int, directory: Path, outp
     clock = SystemClock()
     with _workplace(directory.resolve()) as place:
         scale = QUICK if quick else FULL
+        start = clock.monotonic()
         found = _measure(FigureOptions(place, frozenset(only), scale, seed), clock, console)
+        minutes, seconds = divmod(round(clock.monotonic() - start), 60)
         host = machine(place)
         console.print(
             f"coffre {__version__}, seed {seed}; {host.cpu}, {host.cores} cores shared by the client and all nodes, "
-            f"{host.memory_bytes / 1e9:.0f} GB, kernel {host.kernel}, Python {host.python}, {host.filesystem}",
+            f"{host.memory_bytes / 1e9:.0f} GB, kernel {host.kernel}, Python {host.python}, {host.filesystem}; "
+            f"measured in {minutes} min {seconds} s",
             soft_wrap=True,
         )
         print_table(
@@ -106,7 +109,7 @@ def _workplace(directory: Path) -> Iterator[Path]:
 def _conclude(found: Figures, quick: bool, console: Console) -> None:
     if quick:
         console.print("a quick run: the values are no figures")
-    if missed := found.missed():
+    if missed := found.missed(TARGETS):
         console.print(f"[yellow]targets not reached: {', '.join(missed)}", soft_wrap=True)
     elif not found.failures:
         console.print("all targets reached")

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import Enum, auto
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from coffre.bench.references import Measurement
 from coffre.cluster.errors import InvalidArgument
@@ -28,12 +29,17 @@ __all__ = [
     "Target",
     "alternate",
     "machine",
+    "one_line",
     "print_table",
     "row_of",
+    "row_of_rounds",
+    "take_turns",
     "write_results",
 ]
 
 Measure = Callable[[], Awaitable[Measurement]]
+_P = TypeVar("_P")
+_R = TypeVar("_R")
 
 
 class Bound(Enum):
@@ -64,18 +70,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a row has to reach."""
+    """What a row has to reach. With `also`, it has to reach that as well."""
 
     bound: Bound
     limit: float
     quantity: Quantity = Quantity.RATIO
+    also: Target | None = None
 
     def reached(self, row: Row) -> bool:
         """Raise `InvalidArgument` when the target is about a ratio that the row has not."""
         found = row.ratio if self.quantity is Quantity.RATIO else row.value
         if found is None:
             raise InvalidArgument(f"row {row.id} has no reference, so its target cannot be a ratio")
-        return found >= self.limit if self.bound is Bound.AT_LEAST else found <= self.limit
+        reached = found >= self.limit if self.bound is Bound.AT_LEAST else found <= self.limit
+        return reached and (self.also is None or self.also.reached(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,31 +106,46 @@ def row_of(found: Measurement, reference: Measurement | None = None) -> Row:
     return Row(found.id, found.value, found.unit, reference.value, reference.id, ratio)
 
 
-async def alternate(product: Measure, reference: Measure, *, rounds: int) -> Row:
-    """Measure both in turns (reference, product, product, reference, ...) and take medians over `rounds`.
+async def take_turns(
+    product: Callable[[], Awaitable[_P]], reference: Callable[[], Awaitable[_R]], *, rounds: int
+) -> list[tuple[_P, _R]]:
+    """Measure both in turns (reference, product, product, reference, ...); the two halves of each round.
+
+    Either may be more than one measurement, such as one product beside two references.
+    """
+    if rounds < 1:
+        raise InvalidArgument("at least one round")
+    found: list[tuple[_P, _R]] = []
+    for number in range(rounds):
+        if number % 2 == 0:
+            beside = await reference()
+            found.append((await product(), beside))
+        else:
+            measured = await product()
+            found.append((measured, await reference()))
+    return found
+
+
+def row_of_rounds(rounds: Sequence[tuple[Measurement, Measurement]]) -> Row:
+    """The row of rounds of (product, reference): medians over the rounds.
 
     The ratio is the median of the ratios of each round, whose two halves are seconds apart; it is therefore
     not exactly the quotient of the two medians beside it.
     """
-    if rounds < 1:
-        raise InvalidArgument("at least one round")
-    products: list[Measurement] = []
-    references: list[Measurement] = []
-    for number in range(rounds):
-        if number % 2 == 0:
-            references.append(await reference())
-            products.append(await product())
-        else:
-            products.append(await product())
-            references.append(await reference())
+    product, reference = rounds[0]
     return Row(
-        id=products[0].id,
-        value=statistics.median(found.value for found in products),
-        unit=products[0].unit,
-        reference=statistics.median(found.value for found in references),
-        reference_id=references[0].id,
-        ratio=statistics.median(p.value / r.value for p, r in zip(products, references, strict=True)),
+        id=product.id,
+        value=statistics.median(found.value for found, _ in rounds),
+        unit=product.unit,
+        reference=statistics.median(beside.value for _, beside in rounds),
+        reference_id=reference.id,
+        ratio=statistics.median(found.value / beside.value for found, beside in rounds),
     )
+
+
+async def alternate(product: Measure, reference: Measure, *, rounds: int) -> Row:
+    """The row of one product and one reference that take turns."""
+    return row_of_rounds(await take_turns(product, reference, rounds=rounds))
 
 
 def machine(directory: Path) -> Machine:
@@ -195,9 +218,16 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
     return all_reached
 
 
+def one_line(row: Row) -> str:
+    """A row as a line of progress."""
+    text = f"{row.id} {_number(row.value)} {row.unit}"
+    return text if row.ratio is None else f"{text}, {row.ratio:.3f} of {row.reference_id}"
+
+
 def _wording(target: Target) -> str:
     what = "ratio " if target.quantity is Quantity.RATIO else ""
-    return f"{what}{target.bound.value} {_number(target.limit)}"
+    wording = f"{what}{target.bound.value} {_number(target.limit)}"
+    return wording if target.also is None else f"{wording}, and {_wording(target.also)}"
 
 
 def _number(value: float | None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
 from hashlib import sha256
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 
 import pydicom
@@ -17,6 +19,7 @@ import zstandard
 from coffre.bench import _health_records, dataset
 from coffre.bench._synthetic import write_archive, write_radiograph
 from coffre.bench.dataset import DatasetSummary, Record, Scale, generate, records
+from coffre.bench.fhir_records import compression, fhir_records
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 
 ARCHIVE_SHA256 = "153edb2838878aaed87a3b757d163dd612a0ef711583ef2298bdbff794133c70"
@@ -64,6 +67,19 @@ def test_fhir_objects_are_whole_resources_under_their_own_names(small: DatasetSu
             singles += 1
     bulk = small.directory / "objects" / "fhir" / "bulk"
     assert singles == sum(len(path.read_bytes().splitlines()) for path in bulk.iterdir()) > 100
+
+
+def test_the_generated_records_of_the_bench_are_no_more_alike_than_these(small: DatasetSummary) -> None:
+    """Bulk figures would flatter otherwise. Compared among as many records, in random order."""
+    theirs = [
+        record.path.read_bytes()
+        for record in records(small.directory)
+        if record.key.startswith("fhir/") and record.key.split("/")[1] not in ("bulk", "bundle")
+    ]
+    random.Random(1).shuffle(theirs)
+    ours = [record.data for record in islice(fhir_records(1), len(theirs))]
+    assert compression(ours).alone < 1.1 * compression(theirs).alone
+    assert compression(ours).bulk < 1.1 * compression(theirs).bulk
 
 
 def test_progress_is_told_from_start_to_end_of_each_step(

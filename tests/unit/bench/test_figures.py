@@ -1,8 +1,7 @@
-"""Figures: which there are, when the clock stops, what counts as memory, and what a failed figure leaves behind."""
+"""Figures: which there are, what counts as memory, and what a failed figure leaves behind."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import mmap
@@ -10,21 +9,30 @@ import os
 import random
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from coffre.bench import figures
 from coffre.bench._isal import IsalMissing
 from coffre.bench._memory import anonymous_bytes, measure_memory, parse_rollup
-from coffre.bench._workload import BLOCK_BYTES, Blocks, _check_piece, sustained_rate
+from coffre.bench._pipeline import Pipeline
 from coffre.bench.bench_cli import bench
 from coffre.bench.codec import measure_encode
-from coffre.bench.figures import QUICK, TARGETS, FigureOptions, Figures, measure_figures
-from coffre.bench.result import Bound, Row
+from coffre.bench.figures import (
+    QUICK,
+    TARGETS,
+    FigureOptions,
+    Figures,
+    _coding,
+    _index,
+    _large,
+    measure_figures,
+)
+from coffre.bench.references import Measurement
+from coffre.bench.result import Bound, Quantity, Row, Target, one_line
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import IntegrityError, InternalError, Unavailable
+from coffre.cluster.errors import InternalError, Unavailable
 from rich.console import Console
 
 ROLLUP = """\
@@ -44,97 +52,40 @@ def quiet() -> Console:
 
 
 def test_the_figures_and_their_targets_are_the_published_ones() -> None:
-    assert {name: (target.bound, target.limit) for name, target in TARGETS.items()} == {
-        "encode_4_2_vs_zfec": (Bound.AT_LEAST, 10),
-        "encode_4_2_vs_isal": (Bound.AT_LEAST, 0.8),
-        "encode_8_3_vs_zfec": (Bound.AT_LEAST, 10),
-        "encode_8_3_vs_isal": (Bound.AT_LEAST, 0.8),
-        "encode_10_4_vs_zfec": (Bound.AT_LEAST, 10),
-        "encode_10_4_vs_isal": (Bound.AT_LEAST, 0.8),
-        "put_4k_c64": (Bound.AT_LEAST, 0.25),
-        "get_4k_c64": (Bound.AT_LEAST, 0.35),
-        "put_256m": (Bound.AT_LEAST, 0.35),
-        "get_256m": (Bound.AT_LEAST, 0.35),
-        "client_memory_1g": (Bound.AT_MOST, 1),
-        "node_memory_1g": (Bound.AT_MOST, 1),
+    assert dict(TARGETS) == {
+        "encode_4_2_vs_zfec": Target(Bound.AT_LEAST, 10),
+        "encode_4_2_vs_isal": Target(Bound.AT_LEAST, 0.8),
+        "encode_8_3_vs_zfec": Target(Bound.AT_LEAST, 10),
+        "encode_8_3_vs_isal": Target(Bound.AT_LEAST, 0.8),
+        "encode_10_4_vs_zfec": Target(Bound.AT_LEAST, 10),
+        "encode_10_4_vs_isal": Target(Bound.AT_LEAST, 0.8),
+        "encode_4_2_1m_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_4_2_64k_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_8_3_1m_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_8_3_64k_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_10_4_1m_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_10_4_64k_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_16_4_1m_vs_isal": Target(Bound.AT_LEAST, 1),
+        "encode_16_4_64k_vs_isal": Target(Bound.AT_LEAST, 1),
+        "pipeline_4_2": Target(Bound.AT_LEAST, 0.45),
+        "put_4k_c64": Target(Bound.AT_LEAST, 0.5),
+        "put_4k_c1_latency": Target(Bound.AT_MOST, 4),
+        "get_4k_c64": Target(Bound.AT_LEAST, 0.6),
+        "put_many_fhir": Target(Bound.AT_LEAST, 1.5),
+        "get_many_fhir": Target(Bound.AT_LEAST, 2),
+        "put_256m": Target(Bound.AT_LEAST, 0.7),
+        "put_256m_vs_grpc": Target(Bound.AT_LEAST, 0.35),
+        "get_256m": Target(Bound.AT_LEAST, 0.7),
+        "range_64k_latency": Target(Bound.AT_MOST, 4),
+        "get_p99_paused_node": Target(Bound.AT_MOST, 3),
+        "client_memory_1g": Target(Bound.AT_MOST, 1),
+        "node_memory_1g": Target(Bound.AT_MOST, 1),
+        "disk_per_fhir_record": Target(Bound.AT_MOST, 2),
+        "list_1000_of_1m": Target(Bound.AT_LEAST, 0.8, also=Target(Bound.AT_LEAST, 10, Quantity.VALUE)),
+        "index_bytes_10m": Target(Bound.AT_MOST, 1),
+        "index_start_10m": Target(Bound.AT_MOST, 1),
+        "index_lookup_p99_10m": Target(Bound.AT_MOST, 1),
     }
-
-
-# -------------------------------------------------------------------- the workload
-
-
-async def test_what_operations_leave_behind_is_inside_the_measured_time() -> None:
-    """The flush takes most of the time here: a clock that stops before it would show a far higher rate."""
-    done: list[int] = []
-
-    async def operation(number: int) -> None:
-        done.append(number)
-        await asyncio.sleep(0)
-
-    async def flush() -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), 0.2)
-
-    rate = await sustained_rate(operation, flush, callers=4, duration_s=0.01)
-    assert sorted(done) == list(range(len(done)))
-    assert rate < len(done) / 0.2
-
-
-async def test_all_callers_are_busy_and_each_number_is_used_once() -> None:
-    running = most = 0
-
-    async def operation(number: int) -> None:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0)
-        running -= 1
-
-    async def flush() -> None:
-        assert running == 0
-
-    assert await sustained_rate(operation, flush, callers=8, duration_s=0.005) > 0
-    assert most == 8
-
-
-async def test_one_failed_operation_fails_the_measurement_and_ends_the_others() -> None:
-    ended = 0
-
-    async def operation(number: int) -> None:
-        nonlocal ended
-        if number == 5:
-            raise Unavailable("no")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended += 1
-
-    async def flush() -> None: ...
-
-    with pytest.raises(Unavailable):
-        await sustained_rate(operation, flush, callers=8, duration_s=60)
-    assert ended == 7
-
-
-async def test_payloads_come_from_the_seed_and_do_not_compress() -> None:
-    one, same, other = Blocks(1), Blocks(1), Blocks(2)
-    assert one.block(3) == same.block(3) != other.block(3)
-    assert one.small(0) == one.block(0)[:4096]
-    assert len({one.small(number) for number in range(2048)}) == 2048
-    assert len({one.block(number) for number in range(16)}) == 16
-    assert [piece async for piece in one.stream(17)][16] == one.block(0)
-
-
-def test_a_large_object_that_comes_back_changed_is_noticed() -> None:
-    blocks = Blocks(1)
-    whole = blocks.block(0) + blocks.block(1)
-    _check_piece(blocks, memoryview(whole)[100:], 100, len(whole))
-    last = bytearray(whole)
-    last[-1] ^= 1
-    with pytest.raises(IntegrityError):
-        _check_piece(blocks, memoryview(last), 0, len(whole))
-    with pytest.raises(IntegrityError):
-        _check_piece(blocks, whole, BLOCK_BYTES, 256)
 
 
 # -------------------------------------------------------------------- memory
@@ -199,7 +150,7 @@ async def test_a_figure_that_fails_does_not_keep_the_others_away(
             raise IsalMissing("install it")
         return measure_encode(k, m, *rest, with_zfec=with_zfec)
 
-    monkeypatch.setattr(figures, "measure_encode", without_isal_for_8_3)
+    monkeypatch.setattr(_coding, "measure_encode", without_isal_for_8_3)
     wanted = ["encode_4_2_vs_isal", "encode_8_3_vs_isal", "encode_8_3_vs_zfec"]
     found = await measure_figures(FigureOptions(tmp_path, wanted, QUICK), SystemClock(), quiet())
     assert [row.id for row in found.rows] == ["encode_4_2_vs_isal"]
@@ -212,7 +163,7 @@ async def test_an_error_that_nobody_foresaw_is_not_hidden(
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(figures, "measure_encode", broken)
+    monkeypatch.setattr(_coding, "measure_encode", broken)
     with pytest.raises(ZeroDivisionError):
         await measure_figures(FigureOptions(tmp_path, ["encode_4_2_vs_isal"]), SystemClock(), quiet())
 
@@ -243,7 +194,74 @@ async def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> 
 def test_missed_targets_are_known() -> None:
     good = Row("put_4k_c64", 3.0, "puts/s", 10.0, "grpc_unary_4k", 0.3)
     bad = Row("get_4k_c64", 3.0, "gets/s", 10.0, "grpc_unary_4k_reply", 0.3)
-    assert Figures([good, bad]).missed() == ["get_4k_c64"]
+    targets = {
+        name: Target(Bound.AT_LEAST, limit) for name, limit in (("put_4k_c64", 0.25), ("get_4k_c64", 0.35))
+    }
+    assert Figures([good, bad]).missed(targets) == ["get_4k_c64"]
+
+
+def test_a_large_put_is_held_against_the_slower_of_wire_and_disk() -> None:
+    wire = Measurement("grpc_stream_1m", 900.0, "bytes/s", "")
+    slow_disk = Measurement("disk_write_sync", 300.0, "bytes/s", "")
+    fast_disk = Measurement("disk_write_sync", 1200.0, "bytes/s", "")
+    assert _large._ceiling((wire, slow_disk)).value == 200.0
+    assert _large._ceiling((wire, fast_disk)).value == 600.0
+    assert _large._ceiling((wire, slow_disk)).id == _large._ceiling((wire, fast_disk)).id
+
+
+async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) -> None:
+    wanted = ["encode_16_4_64k_vs_isal", "encode_4_2_1m_vs_isal", "encode_4_2_vs_isal"]
+    shown = io.StringIO()
+    options, console = FigureOptions(tmp_path, wanted, QUICK), Console(file=shown)
+    rows = {row.id: row for row in (await measure_figures(options, SystemClock(), console)).rows}
+    assert sorted(rows) == sorted(wanted)
+    assert all(f"  {one_line(row)}\n" in shown.getvalue() for row in rows.values())
+    assert rows["encode_4_2_vs_isal"].ratio == rows["encode_4_2_1m_vs_isal"].ratio
+    assert rows["encode_4_2_1m_vs_isal"].reference_id == "isal_encode_4_2_1m"
+
+
+async def test_an_index_probe_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("no directory")
+    with pytest.raises(InternalError, match="index probe ended with status 1: error: the data directory"):
+        await _index._probe("fill", str(tmp_path / "data"), "10", told=lambda found: None)
+
+
+async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) -> None:
+    for name, size_bytes in (
+        ("index/data.mdb", 8192),
+        ("volumes/0", 40960),
+        ("large/00/1", 4096),
+        ("other", 4096),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(random.Random(1).randbytes(size_bytes))
+    assert _index._index_bytes(tmp_path) == 8192 + 4096
+
+
+async def test_the_pipeline_is_measured_on_one_core_and_leaves_the_others_to_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores: list[set[int]] = []
+
+    def watched(half: Callable[[Pipeline], float]) -> Callable[[Pipeline], float]:
+        def measure(self: Pipeline) -> float:
+            cores.append(os.sched_getaffinity(0))
+            return half(self)
+
+        return measure
+
+    monkeypatch.setattr(Pipeline, "code", watched(Pipeline.code))
+    monkeypatch.setattr(Pipeline, "encrypt", watched(Pipeline.encrypt))
+    before = os.sched_getaffinity(0)
+    options = FigureOptions(tmp_path, ["pipeline_4_2"], QUICK)
+    (row,) = (await measure_figures(options, SystemClock(), quiet())).rows
+    assert (row.id, row.unit, row.reference_id) == ("pipeline_4_2", "bytes/s", "aes_gcm")
+    assert row.ratio is not None
+    assert 0 < row.ratio < 1  # it encrypts as well, and more
+    assert len(cores) == 2
+    assert cores[0] == cores[1]
+    assert len(cores[0]) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 # -------------------------------------------------------------------- the command

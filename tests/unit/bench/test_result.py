@@ -20,6 +20,7 @@ from coffre.bench.result import (
     _number,
     alternate,
     machine,
+    one_line,
     print_table,
     row_of,
     write_results,
@@ -40,6 +41,11 @@ def shown(rows: list[Row], targets: dict[str, Target]) -> tuple[str, bool]:
     sink = io.StringIO()
     reached = print_table(rows, targets, Console(file=sink, width=200))
     return sink.getvalue(), reached
+
+
+def test_a_row_fits_a_line_of_progress() -> None:
+    assert one_line(ROW) == "put_4k 4000 puts/s, 0.500 of grpc_unary_4k"
+    assert one_line(row_of(one("put", 2e6))) == "put 2M calls/s"
 
 
 def test_a_row_carries_its_reference() -> None:
@@ -87,6 +93,16 @@ def test_a_target_is_reached_on_its_good_side(target: Target, reached: bool) -> 
     assert target.bound.value in text
     assert ("yes" in text) is reached
     assert ("NO" in text) is not reached
+
+
+@pytest.mark.parametrize(
+    ("ratio", "value", "reached"), [(0.5, 4000, True), (0.51, 4000, False), (0.5, 4001, False)]
+)
+def test_a_target_of_two_parts_needs_both(ratio: float, value: float, reached: bool) -> None:
+    both = Target(Bound.AT_LEAST, ratio, also=Target(Bound.AT_LEAST, value, Quantity.VALUE))
+    assert both.reached(ROW) is reached
+    text, _ = shown([ROW], {"put_4k": both})
+    assert f"ratio at least {ratio}, and at least {value}" in text
 
 
 def test_what_is_not_a_number_reaches_no_target() -> None:

@@ -1,0 +1,71 @@
+"""What a client does to a large object before it sends it, memory to memory, beside encryption alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from time import perf_counter
+
+from coffre.client._sealing import Draft, SegmentCipher
+from coffre.client._upload import CodedSegment, SegmentCoder
+from coffre.cluster.errors import IntegrityError
+from coffre.cluster.names import ObjectName
+from coffre.codec import codec, crc32c
+from coffre.proto import coffre_pb2 as pb
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+__all__ = ["Pipeline"]
+
+_SEGMENT_BYTES = 1 << 20
+
+
+class Pipeline:
+    """Segments of 1 MiB, `size_bytes` in all, so many that they do not stay in the caches.
+
+    A turn goes over all of them once. Both halves allocate what they return and drop it, as their users do.
+    """
+
+    def __init__(self, k: int, m: int, size_bytes: int, seed: int) -> None:
+        source = random.Random(seed)
+        self._k, self._m = k, m
+        self._segments = [source.randbytes(_SEGMENT_BYTES) for _ in range(size_bytes // _SEGMENT_BYTES)]
+        self._key, self._data_id = source.randbytes(32), source.randbytes(16)
+        name = ObjectName("clinic", "bench", "pipeline")
+        draft = Draft(name, self._key, pb.Manifest(data_id=self._data_id))
+        self._coder = SegmentCoder(draft, k, m, None)
+        self._plain_cipher = AESGCM(self._key)
+
+    def code(self) -> float:
+        """Encrypt, encode, and checksum every cell: plaintext bytes per second."""
+        coder = self._coder
+        return self._rate(lambda number, segment: coder.code(number, segment))
+
+    def encrypt(self) -> float:
+        """AES-256-GCM alone: bytes per second."""
+        cipher, data_id = self._plain_cipher, self._data_id
+        return self._rate(
+            lambda number, segment: cipher.encrypt(number.to_bytes(12, "big"), segment, data_id)
+        )
+
+    def check(self) -> None:
+        """Code one segment and rebuild it from parity. Raises `IntegrityError` unless all of it comes back."""
+        plain = self._segments[0]
+        coded = self._coder.code(0, plain)
+        if [crc32c(cell) for cell in coded.cells] != list(coded.crcs):
+            raise IntegrityError("a cell's checksum is not that of the cell")
+        cipher = SegmentCipher(self._key, self._data_id, self._k, compress_level=None)
+        if cipher.open(0, self._rebuilt(coded), len(plain)) != plain:
+            raise IntegrityError("the pipeline returned other bytes than it was given")
+
+    def _rebuilt(self, coded: CodedSegment) -> bytes:
+        """The segment's ciphertext with its first m cells made from the others."""
+        lost = {index: bytearray(len(coded.cells[index])) for index in range(self._m)}
+        left = {index: cell for index, cell in enumerate(coded.cells) if index not in lost}
+        codec(self._k, self._m).reconstruct_into(left, lost)
+        return b"".join(lost.get(index, coded.cells[index]) for index in range(self._k))
+
+    def _rate(self, work: Callable[[int, bytes], object]) -> float:
+        start = perf_counter()
+        for number, segment in enumerate(self._segments):
+            work(number, segment)
+        return len(self._segments) * _SEGMENT_BYTES / (perf_counter() - start)
