@@ -93,7 +93,7 @@ def html_report(result: ScaleResult) -> str:
         "<h2>Probability of losing any object within a year</h2>",
         f"<p>{_OF_DURABILITY}</p>",
         f"<figure>{_durability_chart(result.durabilities)}</figure>",
-        _html_table(_DURABILITY_HEAD, map(_durability_cells, result.durabilities)),
+        _html_table(*_durability_table(result.durabilities)),
         f'<p class="sub">{_OF_MARKOV}</p>',
         f"<h2>Balance: how full the fullest node is ({policy})</h2>",
         f"<p>{_OF_BALANCE}</p>",
@@ -115,7 +115,7 @@ def html_report(result: ScaleResult) -> str:
 
 def print_result(result: ScaleResult, console: Console) -> None:
     """Three tables, then the assumptions and the digest."""
-    _print_table("durability", _DURABILITY_HEAD, map(_durability_cells, result.durabilities), console)
+    _print_table("durability", *_durability_table(result.durabilities), console)
     _print_table("balance", _BALANCE_HEAD, map(_balance_cells, result.balances), console)
     _print_table("movement, of all shards", _MOVEMENT_HEAD, map(_movement_cells, result.movements), console)
     console.print("Assumptions", style="bold")
@@ -215,6 +215,12 @@ def _movement_cells(row: Movement) -> tuple[str, ...]:
         f"{row.fair:.4%}",
         f"{row.by_rank:.3%}",
     )
+
+
+def _durability_table(rows: Sequence[Durability]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Heading and cells; the column of exact solutions only where there is one."""
+    width = len(_DURABILITY_HEAD) - all(row.exact_loss_probability is None for row in rows)
+    return _DURABILITY_HEAD[:width], [_durability_cells(row)[:width] for row in rows]
 
 
 def _durability_cells(row: Durability) -> tuple[str, ...]:
