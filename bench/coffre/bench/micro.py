@@ -1,8 +1,9 @@
 """Micro benchmarks as ratios: measured beside a reference, kept as a baseline, compared with it.
 
-A row is the time of an operation over the time of a reference operation that ran right before it, median over
-rounds. The reference is none of Coffre's code. Absolute times on a shared machine differ by factors from one minute
-to the next; these ratios differ by what `Noise` allows.
+A row is the time of an operation over the time of a reference operation, which takes turns with it. The reference
+is none of Coffre's code. Neighbours on a machine only ever add time, so of both the quiet rounds count: the lowest
+decile. Absolute times on a shared machine differ by factors from one minute to the next; these ratios differ by what
+`Noise` allows.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Noise(enum.Enum):
 class MicroRow:
     """One operation. `ratio` is its time over that of the reference: lower is faster.
 
-    `spread` is the interquartile range of the rounds' ratios over their median. `median_seconds` is of one round.
+    `spread` is how much longer the median round took than the quiet ones: how disturbed the measurement was.
+    `seconds` is the operation's time in the quiet rounds.
     """
 
     id: str
@@ -59,17 +61,16 @@ class MicroRow:
     noise: Noise
     ratio: float
     spread: float
-    median_seconds: float
+    seconds: float
 
 
 def row_from_rounds(
     row_id: str, reference_id: str, noise: Noise, durations: Sequence[float], references: Sequence[float]
 ) -> MicroRow:
     """The row of rounds that were timed in turns, seconds each: at least two."""
-    ratios = [one / reference for one, reference in zip(durations, references, strict=True)]
-    ratio = statistics.median(ratios)
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return MicroRow(row_id, reference_id, noise, ratio, (high - low) / ratio, statistics.median(durations))
+    quiet, reference = (statistics.quantiles(x, n=10, method="inclusive")[0] for x in (durations, references))
+    spread = statistics.median(durations) / quiet - 1
+    return MicroRow(row_id, reference_id, noise, quiet / reference, spread, quiet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def rows_to_json(rows: Sequence[MicroRow]) -> list[dict[str, object]]:
     return [
         asdict(row)
         | {"noise": row.noise.value, "ratio": float(f"{row.ratio:.4g}")}
-        | {"spread": float(f"{row.spread:.4g}"), "median_seconds": float(f"{row.median_seconds:.4g}")}
+        | {"spread": float(f"{row.spread:.4g}"), "seconds": float(f"{row.seconds:.4g}")}
         for row in rows
     ]
 
@@ -119,7 +120,7 @@ def rows_from_json(listed: Sequence[Mapping[str, object]]) -> list[MicroRow]:
 
 
 def _row(fields: Mapping[str, object]) -> MicroRow:
-    numbers = [fields[name] for name in ("ratio", "spread", "median_seconds")]
+    numbers = [fields[name] for name in ("ratio", "spread", "seconds")]
     ratio, spread, seconds = (x if isinstance(x, float | int) else math.nan for x in numbers)
     if not (0 < ratio < math.inf and 0 <= spread < math.inf and 0 < seconds < math.inf):
         raise ValueError(f"row {fields['id']} has figures that cannot be")
@@ -156,6 +157,12 @@ def compare(baseline: Sequence[MicroRow], rows: Sequence[MicroRow]) -> list[Chan
     return found + [Change(row.id, row, None, None, Verdict.NOT_RUN) for row in before.values()]
 
 
+def quieter(rows: Sequence[MicroRow], again: Sequence[MicroRow]) -> list[MicroRow]:
+    """`rows`, with the lower ratio for those that were measured again."""
+    found = {row.id: row for row in again}
+    return [min(row, found.get(row.id, row), key=lambda one: one.ratio) for row in rows]
+
+
 def _change(before: MicroRow | None, now: MicroRow) -> Change:
     if before is None:
         return Change(now.id, None, now, None, Verdict.NEW)
@@ -188,7 +195,7 @@ def print_changes(changes: Sequence[Change], console: Console) -> None:
         now = change.now
         table.add_row(
             change.id,
-            "" if now is None else f"{now.median_seconds * 1e3:.3g} ms",
+            "" if now is None else f"{now.seconds * 1e3:.3g} ms",
             row.reference_id,
             "" if now is None else f"{now.ratio:.4g}",
             "" if now is None else f"{now.spread:.0%}",

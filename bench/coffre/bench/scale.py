@@ -177,9 +177,9 @@ def assumptions(options: ScaleOptions) -> list[str]:
     """What the figures rest on; shown beside them, always."""
     model = options.failures
     return [
-        f"Nodes: {options.sites} sites of equal size, {options.operators} operators, one node per server, all in one "
-        "jurisdiction; a policy survives the loss of a site. Equal nodes, or a third each of one, two and four "
-        "times that size (mixed).",
+        f"Nodes: {options.sites} sites of as equal size as can be, {options.operators} operators, one node per server, "
+        "all in one jurisdiction; a policy survives the loss of a site. All nodes are equal, or, in rows of balance "
+        "that say so, of one, two and four times a size in turn (mixed).",
         f"Objects: {options.objects:,} of one size. How many fall into each partition is one draw from the multinomial "
         "distribution, which is what a uniform hash of their names gives.",
         f"Failures: each node is lost for good {model.node_failures_per_year:g} times a year, independently and at a "

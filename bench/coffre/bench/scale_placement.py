@@ -38,7 +38,7 @@ class Capacities(enum.Enum):
     """How large the nodes of a synthetic cluster are."""
 
     EQUAL = "equal"
-    MIXED = "mixed"  # a third each of one, two and four times 8 TB
+    MIXED = "mixed"  # one, two and four times 8 TB in turn, the same at each site
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from coffre.bench.micro import (
     Verdict,
     compare,
     print_changes,
+    quieter,
     row_from_rounds,
     rows_from_json,
     rows_to_json,
@@ -29,13 +30,20 @@ ROW = MicroRow("encode", "zfec_4_2", Noise.CPU, 0.25, 0.05, 0.001)
 FASTEST = "partition_of"  # a benchmark of milliseconds
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
-    """The machine gets ten times slower, and one round is disturbed: quotients of medians would be off by ten."""
-    row = row_from_rounds("x", "r", Noise.CPU, [0.5, 0.5, 6.0, 5.0, 5.0], [1.0, 1.0, 1.0, 10.0, 10.0])
-    assert row.ratio == 0.5
-    uneven = row_from_rounds("x", "r", Noise.CPU, [1.0, 2.0, 3.0, 4.0], [1.0] * 4)
-    assert uneven.ratio == 2.5
-    assert uneven.spread == pytest.approx(1.0)
+def test_a_ratio_is_that_of_the_quiet_rounds() -> None:
+    """Half of the operation's rounds are disturbed, and a third of the reference's others."""
+    durations = [0.5] * 11 + [7.0] * 10
+    references = [9.0] * 7 + [1.0] * 14
+    row = row_from_rounds("x", "r", Noise.CPU, durations, references)
+    assert (row.ratio, row.spread, row.seconds) == (0.5, 0.0, 0.5)
+    assert row_from_rounds("x", "r", Noise.CPU, durations + [7.0] * 2, references).spread == 13.0
+
+
+def test_of_two_measurements_the_quieter_one_counts() -> None:
+    other = replace(ROW, id="other")
+    slow, fast = replace(ROW, ratio=0.4), replace(ROW, ratio=0.2)
+    assert quieter([slow, other], [fast]) == [fast, other]
+    assert quieter([fast, other], [slow]) == [fast, other]
 
 
 @pytest.mark.parametrize("noise", list(Noise))
