@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.names import ObjectName
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.store import Accept, Mutation, ShardStore, StoreOptions
@@ -31,15 +31,15 @@ _ODD = 0x9E3779B1  # times an odd number is a permutation of 32 bits: keys come 
 DISK_ROUNDS = 21
 
 
-def key(number: int) -> str:
-    return f"patient/{number * _ODD % (1 << 32):08x}"
+def key(place: int) -> str:
+    """Keys in the order of their places, 0 to 2^32 - 1."""
+    return f"patient/{place:08x}"
 
 
-def insertion(number: int) -> Mutation:
+def insertion(number: int, name: ObjectName, partition: int) -> Mutation:
     stamp = number.to_bytes(8, "big") + bytes(8)
-    name = ObjectName("tenant", "records", key(number))
     return Accept(
-        name, number % PARTITIONS, stamp, False, bytes(16), MANIFEST, bytes(16), (1, 2, 3, 4, 5, 6), 1, CELL, CELL_CRC
+        name, partition, stamp, False, bytes(16), MANIFEST, bytes(16), (1, 2, 3, 4, 5, 6), 1, CELL, CELL_CRC
     )  # fmt: skip
 
 
@@ -54,17 +54,31 @@ class LoadedStore:
             LmdbStore.open(directory / "store", StoreOptions(), SystemClock())
         )
 
-    def load(self) -> None:
-        for start in range(0, self.keys, LOAD_BATCH):
-            self.insert(range(start, min(start + LOAD_BATCH, self.keys)))
+    def place(self, number: int) -> int:
+        """Of the loaded key of that number: evenly over all places."""
+        return number * ((1 << 32) // self.keys)
 
-    def insert(self, numbers: range) -> None:
-        outcomes = self.runner.run(self.store.apply([insertion(number) for number in numbers]))
-        assert all(outcome.error is None for outcome in outcomes), "the store refused a key"
+    def load(self) -> None:
+        """In key order, partition by partition: in no order, every commit would rewrite leaves all over the tree."""
+        for start in range(0, self.keys, LOAD_BATCH):
+            numbers = range(start, min(start + LOAD_BATCH, self.keys))
+            self.apply([self.loading(number) for number in numbers])
+
+    def loading(self, number: int) -> Mutation:
+        name = ObjectName("tenant", "records", key(self.place(number)))
+        return insertion(number, name, number * PARTITIONS // self.keys)
 
     def insert_next(self) -> None:
-        start = next(self.next)
-        self.insert(range(start, start + INSERT_BATCH))
+        """New keys anywhere between the others."""
+        start, mutations = next(self.next), []
+        for number in range(start, start + INSERT_BATCH):
+            name = ObjectName("tenant", "records", f"{key(number * _ODD % (1 << 32))}/{number}")
+            mutations.append(insertion(number, name, partition_of(name, PARTITIONS)))
+        self.apply(mutations)
+
+    def apply(self, mutations: list[Mutation]) -> None:
+        outcomes = self.runner.run(self.store.apply(mutations))
+        assert all(outcome.error is None for outcome in outcomes), "the store refused a key"
 
     def close(self) -> None:
         self.runner.run(self.store.close())
@@ -114,8 +128,8 @@ def bench_index_lookup(beside: Beside, loaded: LoadedStore) -> None:
         assert all(versions[0].cell is not None for versions in found), "a key is gone"
 
     def lookups() -> None:
-        numbers = (source.randrange(loaded.keys) for _ in range(LOOKUPS))
-        loaded.runner.run(look_up([ObjectName("tenant", "records", key(number)) for number in numbers]))
+        places = (loaded.place(source.randrange(loaded.keys)) for _ in range(LOOKUPS))
+        loaded.runner.run(look_up([ObjectName("tenant", "records", key(place)) for place in places]))
 
     beside(INTERPRETER, lookups)
 
@@ -124,7 +138,8 @@ def bench_index_lookup_absent(beside: Beside, loaded: LoadedStore) -> None:
     """200 keys that were never there."""
 
     async def look_up() -> None:
-        names = [ObjectName("tenant", "records", f"{key(number)}x") for number in range(LOOKUPS)]
+        places = (number * _ODD % (1 << 32) for number in range(LOOKUPS))
+        names = [ObjectName("tenant", "records", f"{key(place)}x") for place in places]
         found = await asyncio.gather(*(loaded.store.read(name) for name in names))
         assert not any(found), "a key that nobody wrote"
 

@@ -7,7 +7,7 @@ from coffre.proto.shard_stream import ShardChunk, WireCell, decode_read, decode_
 from micro_references import INTERPRETER, Beside, Reference
 
 OPERATIONS = 64
-CALLS = 20
+CALLS = 4
 CELL = bytes(range(256)) * 4
 STREAM_CALLS = 8
 CHUNK = ShardChunk([WireCell(segment, 1 + segment, bytes(256 << 10)) for segment in range(4)])
@@ -69,7 +69,7 @@ def bench_shard_decode_write(beside: Beside) -> None:
     raw = encode_write(CHUNK)
 
     def decode() -> None:
-        for _ in range(100 * STREAM_CALLS):
+        for _ in range(10 * STREAM_CALLS):
             decode_write(raw)
 
     beside(copy_1m(), decode)

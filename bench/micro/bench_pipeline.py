@@ -12,7 +12,7 @@ from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from micro_references import Beside, Reference
 
-ROUND_BYTES = 1 << 20
+SMALL_OBJECTS = 32  # in a round; of large ones it has one
 KEY = bytes(range(32))
 
 
@@ -23,8 +23,12 @@ def text(size_bytes: int) -> bytes:
     return b" ".join(source.choices(words, k=size_bytes // 8))[:size_bytes]
 
 
+def calls_of(size_bytes: int) -> int:
+    return SMALL_OBJECTS if size_bytes < 1 << 20 else 1
+
+
 def aes_gcm(size_bytes: int) -> Reference:
-    cipher, plain, calls = AESGCM(KEY), bytes(size_bytes), ROUND_BYTES // size_bytes
+    cipher, plain, calls = AESGCM(KEY), bytes(size_bytes), calls_of(size_bytes)
 
     def encrypt() -> None:
         for number in range(calls):
@@ -39,7 +43,7 @@ def aes_gcm(size_bytes: int) -> Reference:
 def bench_segment(beside: Beside, k: int, m: int, kind: str, size_bytes: int) -> None:
     plain = text(size_bytes) if kind == "text" else random.Random(1).randbytes(size_bytes)
     draft = Draft(ObjectName("tenant", "records", "patient/1"), KEY, pb.Manifest(data_id=bytes(16)))
-    calls = ROUND_BYTES // size_bytes
+    calls = calls_of(size_bytes)
 
     def code() -> None:
         coder = SegmentCoder(draft, k, m, 3)

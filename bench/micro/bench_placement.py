@@ -14,7 +14,7 @@ from micro_references import INTERPRETER, Beside
 POLICY = Policy("4+2", 4, 2, (JURISDICTION,))
 
 
-@pytest.mark.parametrize(("nodes", "calls"), [(6, 200), (100, 20), (1000, 3)])
+@pytest.mark.parametrize(("nodes", "calls"), [(6, 50), (100, 8), (1000, 1)])
 def bench_primaries(beside: Beside, nodes: int, calls: int) -> None:
     cluster_map = synthetic_map(Layout(nodes, 6 if nodes > 6 else 3, 3, 4096), POLICY)
     numbers = count()

@@ -60,14 +60,18 @@ def main(save: bool, strict: bool, large: bool, only: str | None, place: Path, p
         console.print(
             f"[yellow]the baseline is of another processor: {before.cpu}; this is {cpu}", soft_wrap=True
         )
-    suspects = slower(compare(before.rows, rows))
+    known = before.rows
+    if only:
+        measured = {row.id for row in rows}
+        known = tuple(row for row in known if row.id in measured)
+    suspects = slower(compare(known, rows))
     for _ in range(SECOND_LOOKS):
         if suspects:
             rows = quieter(
                 rows, measure([*arguments, f"--names={json.dumps(suspects)}", "--benchmark-columns=min"])
             )
-            suspects = slower(compare(before.rows, rows))
-    changes = compare(before.rows, rows)
+            suspects = slower(compare(known, rows))
+    changes = compare(known, rows)
     print_changes(changes, console)
     sys.exit(1 if strict and suspects else 0)
 
