@@ -102,8 +102,8 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[LoadedStore]:
 
 
 def append_sync(directory: Path) -> Reference:
-    """Two appends of 128 KiB, each with its fdatasync, as a group commit has two: volume and index."""
-    block, path = bytes(128 << 10), directory / "reference"
+    """Two appends of 4 MiB, each with its fdatasync: about what a commit of 512 keys in no order writes and syncs."""
+    block, path = bytes(4 << 20), directory / "reference"
 
     def append() -> None:
         with path.open("ab", buffering=0) as sink:
@@ -111,7 +111,7 @@ def append_sync(directory: Path) -> Reference:
                 sink.write(block)
                 os.fdatasync(sink.fileno())
 
-    return Reference("append_sync_2x128k", append)
+    return Reference("append_sync_2x4m", append)
 
 
 def bench_index_insert(beside: Beside, loaded: LoadedStore) -> None:
