@@ -52,6 +52,14 @@ soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)
 
+.PHONY: bench-micro
+bench-micro: setup  ## time operations beside references, compare with bench/results/micro.json (ARGS=--strict, --large)
+	@$(BIN)/python bench/micro/run.py $(ARGS)
+
+.PHONY: bench-micro-save
+bench-micro-save: setup  ## the same, and make it the new baseline
+	@$(BIN)/python bench/micro/run.py --save $(ARGS)
+
 .PHONY: proto
 proto: setup  ## regenerate the committed stubs from coffre.proto
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python sh proto/generate.sh

@@ -15,6 +15,7 @@ import click
 import uvloop
 from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
 from coffre.bench.result import machine, print_table, write_results
+from coffre.bench.scale_cli import scale
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.version import __version__
@@ -26,6 +27,9 @@ __all__ = ["bench"]
 @click.group()
 def bench() -> None:
     """Measure: the published figures, load on a cluster, and what becomes of it when nodes fail."""
+
+
+bench.add_command(scale)
 
 
 @bench.command()

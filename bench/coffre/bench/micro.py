@@ -1,0 +1,213 @@
+"""Micro benchmarks as ratios: measured beside a reference, kept as a baseline, compared with it.
+
+A row is the time of an operation over the time of a reference operation, which takes turns with it. The reference
+is none of Coffre's code. Neighbours on a machine only ever add time, so of both the quiet rounds count: the lowest
+decile. Absolute times on a shared machine differ by factors from one minute to the next; these ratios differ by what
+`Noise` allows.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from coffre.cluster.errors import ConfigurationError
+from rich.console import Console
+from rich.table import Table
+
+__all__ = [
+    "Baseline",
+    "Change",
+    "MicroRow",
+    "Noise",
+    "Verdict",
+    "compare",
+    "print_changes",
+    "row_from_rounds",
+    "rows_from_json",
+    "rows_to_json",
+]
+
+_FORMAT = 1
+
+
+class Noise(enum.Enum):
+    """How far the ratio of unchanged code strays from one run to the next; bench/README.md says how it was found."""
+
+    CPU = "cpu"
+    DISK = "disk"
+
+    @property
+    def tolerance(self) -> float:
+        """A ratio that grew by more than this part counts as slower."""
+        return {Noise.CPU: 0.3, Noise.DISK: 0.6}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroRow:
+    """One operation. `ratio` is its time over that of the reference: lower is faster.
+
+    `spread` is how much longer the median round took than the quiet ones: how disturbed the measurement was.
+    `seconds` is the operation's time in the quiet rounds.
+    """
+
+    id: str
+    reference_id: str
+    noise: Noise
+    ratio: float
+    spread: float
+    seconds: float
+
+
+def row_from_rounds(
+    row_id: str, reference_id: str, noise: Noise, durations: Sequence[float], references: Sequence[float]
+) -> MicroRow:
+    """The row of rounds that were timed in turns, seconds each: at least two."""
+    quiet, reference = (statistics.quantiles(x, n=10, method="inclusive")[0] for x in (durations, references))
+    spread = statistics.median(durations) / quiet - 1
+    return MicroRow(row_id, reference_id, noise, quiet / reference, spread, quiet)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Ratios to compare with, and the processor that they are from: SIMD tiers differ between processors."""
+
+    cpu: str
+    version: str
+    rows: tuple[MicroRow, ...]
+
+    def write(self, path: Path) -> None:
+        """As JSON. Raises `ConfigurationError`."""
+        rows = rows_to_json(self.rows)
+        content = {"format": _FORMAT, "cpu": self.cpu, "version": self.version, "rows": rows}
+        try:
+            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Baseline:
+        """Raises `ConfigurationError` for a file that is not there, or is none that `write` wrote."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ConfigurationError(f"{path} has format {content['format']}, not {_FORMAT}")
+            return cls(str(content["cpu"]), str(content["version"]), tuple(rows_from_json(content["rows"])))
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{path} is not a baseline: {error}") from None
+
+
+def rows_to_json(rows: Sequence[MicroRow]) -> list[dict[str, object]]:
+    """Four significant digits are more than the measurement has."""
+    return [
+        asdict(row)
+        | {"noise": row.noise.value, "ratio": float(f"{row.ratio:.4g}")}
+        | {"spread": float(f"{row.spread:.4g}"), "seconds": float(f"{row.seconds:.4g}")}
+        for row in rows
+    ]
+
+
+def rows_from_json(listed: Sequence[Mapping[str, object]]) -> list[MicroRow]:
+    """Rows that were written as JSON. Raises `ValueError`, `KeyError` or `TypeError` for others."""
+    return [_row(fields) for fields in listed]
+
+
+def _row(fields: Mapping[str, object]) -> MicroRow:
+    numbers = [fields[name] for name in ("ratio", "spread", "seconds")]
+    ratio, spread, seconds = (x if isinstance(x, float | int) else math.nan for x in numbers)
+    if not (0 < ratio < math.inf and 0 <= spread < math.inf and 0 < seconds < math.inf):
+        raise ValueError(f"row {fields['id']} has figures that cannot be")
+    return MicroRow(
+        str(fields["id"]), str(fields["reference_id"]), Noise(fields["noise"]), ratio, spread, seconds
+    )
+
+
+class Verdict(enum.Enum):
+    """What became of an operation since the baseline."""
+
+    SAME = ""
+    SLOWER = "SLOWER"
+    FASTER = "faster"
+    NEW = "new"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One operation, then and now. `growth` is how much the ratio grew: 0.1 is a tenth slower."""
+
+    id: str
+    before: MicroRow | None
+    now: MicroRow | None
+    growth: float | None
+    verdict: Verdict
+
+
+def compare(baseline: Sequence[MicroRow], rows: Sequence[MicroRow]) -> list[Change]:
+    """Each row of either; in the order of `rows`, then what was not run. Another reference makes a row new."""
+    before = {(row.id, row.reference_id): row for row in baseline}
+    found = [_change(before.pop((row.id, row.reference_id), None), row) for row in rows]
+    return found + [Change(row.id, row, None, None, Verdict.NOT_RUN) for row in before.values()]
+
+
+def quieter(rows: Sequence[MicroRow], again: Sequence[MicroRow]) -> list[MicroRow]:
+    """`rows`, with the lower ratio for those that were measured again."""
+    found = {row.id: row for row in again}
+    return [min(row, found.get(row.id, row), key=lambda one: one.ratio) for row in rows]
+
+
+def _change(before: MicroRow | None, now: MicroRow) -> Change:
+    if before is None:
+        return Change(now.id, None, now, None, Verdict.NEW)
+    factor = now.ratio / before.ratio
+    limit = 1 + now.noise.tolerance
+    verdict = Verdict.SLOWER if factor > limit else Verdict.FASTER if factor < 1 / limit else Verdict.SAME
+    return Change(now.id, before, now, factor - 1, verdict)
+
+
+def print_changes(changes: Sequence[Change], console: Console) -> None:
+    """One line per operation, then which got slower."""
+    headings = (
+        "operation",
+        "time",
+        "reference",
+        "ratio",
+        "spread",
+        "baseline",
+        "change",
+        "tolerance",
+        "verdict",
+    )
+    table = Table(*headings, box=None, pad_edge=False)
+    for column in (1, 3, 4, 5, 6, 7):
+        table.columns[column].justify = "right"
+    table.columns[0].no_wrap = True
+    for change in changes:
+        row = change.now or change.before
+        assert row is not None, "a change has at least one side"
+        now = change.now
+        table.add_row(
+            change.id,
+            "" if now is None else f"{now.seconds * 1e3:.3g} ms",
+            row.reference_id,
+            "" if now is None else f"{now.ratio:.4g}",
+            "" if now is None else f"{now.spread:.0%}",
+            "" if change.before is None else f"{change.before.ratio:.4g}",
+            "" if change.growth is None else f"{change.growth:+.0%}",
+            f"{row.noise.tolerance:.0%}",
+            change.verdict.value,
+        )
+    console.print(table)
+    slower = [change for change in changes if change.verdict is Verdict.SLOWER]
+    for change in slower:
+        console.print(f"slower: {change.id} by {change.growth:.0%}", style="red", highlight=False)
+    compared = sum(change.growth is not None for change in changes)
+    if compared and not slower:
+        console.print(f"none of {compared} operations got slower by more than its tolerance")
