@@ -1,8 +1,8 @@
 """What objects consist of: bytes that follow from the seed and the key alone, so that every byte read can be checked.
 
-An object is cut into blocks of 1 MiB. A block starts with 32 bytes that no other block has, then comes a slice of a pool
-that was generated once; nothing of an object is kept, and an object of any size is made, or compared, in constant
-memory at the speed of a copy.
+An object is cut into blocks of 1 MiB. A block starts with 32 bytes that no other block has, then comes a slice of a
+pool that was generated once; nothing of an object is kept, and an object of any size is made, or compared, in
+constant memory at the speed of a copy.
 """
 
 from __future__ import annotations
@@ -149,7 +149,16 @@ def _image(source: random.Random, size_bytes: int) -> bytes:
 
 _ANALYTES = (
     *("Glucose", "Creatinine", "Haemoglobin", "Leukocytes", "Platelets", "Sodium", "Potassium", "Chloride"),
-    *("C reactive protein", "Bilirubin", "Albumin", "Calcium", "Ferritin", "Triglycerides", "Urea", "Lactate"),
+    *(
+        "C reactive protein",
+        "Bilirubin",
+        "Albumin",
+        "Calcium",
+        "Ferritin",
+        "Triglycerides",
+        "Urea",
+        "Lactate",
+    ),
 )
 _UNITS = ("mmol/L", "g/L", "umol/L", "10*9/L", "mg/L", "ug/L", "U/L")
 _MAKERS = {

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.tasks import together
 from coffre.cluster.errors import InternalError
 
 __all__ = ["Fleet"]
@@ -48,7 +49,7 @@ class Fleet:
 
         Raises `InternalError` when one failed or ended.
         """
-        async with asyncio.TaskGroup() as group:
+        async with together() as group:
             tasks = [group.create_task(member.command(command, hear)) for member in self._members]
         return [task.result() for task in tasks]
 

@@ -41,7 +41,10 @@ class Latencies:
         return int(self._histogram.get_total_count())
 
     def percentiles(self, wanted: Sequence[float]) -> tuple[float, ...]:
-        """Seconds at each of the percentiles (0 to 100), in their order. Raises `InvalidArgument` when nothing was counted."""
+        """Seconds at each of the percentiles (0 to 100), in their order.
+
+        Raises `InvalidArgument` when nothing was counted.
+        """
         if not self.count:
             raise InvalidArgument("nothing was counted, so there are no percentiles")
         # The library walks all buckets in Python for each percentile; this adds them up once.

@@ -35,7 +35,9 @@ class Ledger:
     def begin(self) -> int:
         """The number of a new object. Raises `ResourceExhausted` after 2^26 of them."""
         if len(self._fates) == OBJECTS_MAX:
-            raise ResourceExhausted(f"a client process keeps account of {OBJECTS_MAX} objects, and of no more")
+            raise ResourceExhausted(
+                f"a client process keeps account of {OBJECTS_MAX} objects, and of no more"
+            )
         self._fates.append(Fate.UNKNOWN)
         return len(self._fates) - 1
 

@@ -1,8 +1,8 @@
 """The two ways to ask for work: callers that wait for an answer, and arrivals that wait for nobody.
 
-In a closed loop a slow cluster slows the load down as well, and a stall is one slow operation per caller. In an open loop
-operations are due when they are due; their latency counts from then, whether or not they could be begun, so a stall
-shows in every operation that was due during it (no coordinated omission).
+In a closed loop a slow cluster slows the load down as well, and a stall is one slow operation per caller. In an open
+loop operations are due when they are due; their latency counts from then, whether or not they could be begun, so a
+stall shows in every operation that was due during it (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
+from coffre.bench.load.tasks import together
 from coffre.cluster.clock import Clock
 
 __all__ = ["arrivals", "closed_loop", "open_loop"]
@@ -40,7 +41,7 @@ async def closed_loop(
             left = None if left is None else left - 1
             await perform()
 
-    async with asyncio.TaskGroup() as group:
+    async with together() as group:
         for number in range(callers):
             group.create_task(caller(number))
 
@@ -80,7 +81,7 @@ async def open_loop(
         finally:
             places.release()
 
-    async with asyncio.TaskGroup() as group:
+    async with together() as group:
         for offset_s in due_s:
             due = start + offset_s
             if due >= end or begun == count:

@@ -65,7 +65,7 @@ class Operations:
         self.examples: list[str] = []  # of wrong or lost data
 
     async def perform(self, due: float | None = None) -> None:
-        """Do one operation and count it; its latency counts from when it was `due`, else from the call of the client."""
+        """Do one operation and count it. Its latency counts from when it was `due`, or else from the client's call."""
         if due is not None:
             self._recorder.lag.record(self._clock.monotonic() - due)
         task = self._draw()
@@ -156,7 +156,9 @@ class Operations:
                 break
         ended = self._clock.monotonic()
         if found != expected:
-            raise Lost(f"a listing of {prefix} shows {len(found)} keys, not the {len(expected)} that are there")
+            raise Lost(
+                f"a listing of {prefix} shows {len(found)} keys, not the {len(expected)} that are there"
+            )
         return _Done(begun, ended)
 
     async def _delete(self, task: _Task) -> _Done:

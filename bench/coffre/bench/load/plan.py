@@ -56,7 +56,9 @@ class LoadPlan:
         )
         _require(0 < self.duration_s <= DURATION_S_MAX, "a run lasts more than 0 s and at most a week")
         _require(0 <= self.ramp_s <= DURATION_S_MAX, "a ramp lasts 0 s to a week")
-        _require(self.rate_per_s is None or 0 < self.rate_per_s <= 1e6, "a rate is above 0 and at most 10^6/s")
+        _require(
+            self.rate_per_s is None or 0 < self.rate_per_s <= 1e6, "a rate is above 0 and at most 10^6/s"
+        )
         _require(
             self.count is None or self.processes <= self.count <= COUNT_MAX,
             f"a count is at least one operation per process, and at most {COUNT_MAX}",

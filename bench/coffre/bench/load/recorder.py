@@ -39,7 +39,14 @@ class Slice:
     def from_json(cls, row: Any) -> Slice:
         """Raises `InvalidArgument`."""
         match row:
-            case [int(interval), str(operation), str(kind), int(size), dict(errors), str() | None as latencies]:
+            case [
+                int(interval),
+                str(operation),
+                str(kind),
+                int(size),
+                dict(errors),
+                str() | None as latencies,
+            ]:
                 try:
                     return cls(interval, Operation(operation), kind, size, errors, latencies)
                 except ValueError:

@@ -98,28 +98,33 @@ class LoadResult:
         for operation in Operation:
             kinds = [kind for each, kind in self.timeline.cells() if each is operation]
             for kind in [ALL, *(kinds if len(kinds) > 1 else [])] if kinds else []:
-                tally, in_time = self._tallies(operation, kind)
-                if tally.done or tally.failed:
-                    found.append(_row(operation, kind, tally, in_time, self.seconds))
+                row = self._row(operation, kind)
+                if row.done or row.failed:
+                    found.append(row)
         return found
 
-    def _tallies(self, operation: Operation, kind: str) -> tuple[Tally, Tally]:
-        """All that counts, and the part of it that ended before the end of the run."""
-        first, end = self.plan.ramp_intervals, self.plan.end_interval
+    def _row(self, operation: Operation, kind: str) -> Row:
+        def chosen(each: Slice) -> bool:
+            return each.operation is operation and kind in (ALL, each.kind)
 
-        def counts(each: Slice) -> bool:
-            return (
-                each.operation is operation
-                and (kind == ALL or each.kind == kind)
-                and (each.interval >= first or self.plan.count is not None)
-            )
-
-        return self.timeline.tally(counts), self.timeline.tally(
-            lambda each: counts(each) and each.interval < end
+        tally = self.measured(chosen)
+        # A rate is of what ended in the measured time; what ended later has its place in the percentiles alone.
+        late = self.measured(lambda each: chosen(each) and each.interval >= self.plan.end_interval)
+        values = tally.latencies.percentiles([*PERCENTILES, 100.0]) if tally.done else ()
+        return Row(
+            operation,
+            kind,
+            tally.done,
+            tally.failed,
+            (tally.done - late.done) / self.seconds,
+            (tally.size_bytes - late.size_bytes) / self.seconds,
+            tally.latencies.mean_s if tally.done else None,
+            dict(zip(PERCENTILES, values, strict=False)),
+            values[-1] if values else None,
         )
 
     def measured(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:
-        """The sum over the measured part."""
+        """The sum over the measured part: after the ramp, but everything when it was a count that ended the run."""
         first = 0 if self.plan.count is not None else self.plan.ramp_intervals
         return self.timeline.tally(lambda each: each.interval >= first and chosen(each))
 
@@ -186,22 +191,6 @@ class LoadResult:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidArgument(f"a result that is not in order: {type(error).__name__} {error}") from None
-
-
-def _row(operation: Operation, kind: str, tally: Tally, in_time: Tally, seconds: float) -> Row:
-    latencies = tally.latencies
-    values = latencies.percentiles([*PERCENTILES, 100.0]) if tally.done else ()
-    return Row(
-        operation,
-        kind,
-        tally.done,
-        tally.failed,
-        in_time.done / seconds,
-        in_time.size_bytes / seconds,
-        latencies.mean_s if tally.done else None,
-        dict(zip(PERCENTILES, values, strict=False)),
-        values[-1] if values else None,
-    )
 
 
 def _row_json(row: Row) -> dict[str, object]:
