@@ -8,7 +8,7 @@ constant memory at the speed of a copy.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from hashlib import blake2b
 
@@ -161,7 +161,7 @@ _ANALYTES = (
     ),
 )
 _UNITS = ("mmol/L", "g/L", "umol/L", "10*9/L", "mg/L", "ug/L", "U/L")
-_MAKERS = {
+_MAKERS: dict[Texture, Callable[[random.Random, int], bytes]] = {
     Texture.RECORD: _record,
     Texture.DOCUMENT: lambda source, size: _stripes(source, size, text_share=0.28),
     Texture.IMAGE: _image,

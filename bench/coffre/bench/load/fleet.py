@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.tasks import together
@@ -104,9 +104,9 @@ class _Member:
                     raise InternalError(f"client process {self._number}: {message['error']}")
                 case _:
                     hear(message)
-        return await self._ended()
+        await self._ended()
 
-    async def _ended(self) -> Any:
+    async def _ended(self) -> NoReturn:
         status = await self._process.wait()
         await self._listening
         said = next((line for line in reversed(self._complaints) if line), "no reason given")

@@ -7,6 +7,7 @@ from typing import Self
 
 from coffre.bench.load.damage import DATA_ERRORS
 from coffre.bench.load.latency import Latencies
+from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import PERCENTILES, LoadResult
 from coffre.bench.load.wording import amount, duration, remarks
@@ -108,6 +109,8 @@ def print_result(result: LoadResult, console: Console) -> None:
             duration(row.max_s),
         )
     console.print(table)
+    if result.events:
+        _print_phases(result, console)
     for line in remarks(result):
         console.print(line, soft_wrap=True, markup=False)
     for name, count in result.errors().items():
@@ -119,3 +122,27 @@ def print_result(result: LoadResult, console: Console) -> None:
         console.print(f"{result.data_errors:,} times data was wrong or lost", style="bold red")
     elif result.check is not None:
         console.print(f"all {result.check.checked:,} objects that were written are as they must be")
+
+
+def _print_phases(result: LoadResult, console: Console) -> None:
+    table = Table("at", "phase", "operation", "done", "errors", "op/s", "p50", "p99", "max", box=None)
+    for column in (0, *range(3, 9)):
+        table.columns[column].justify = "right"
+    starts = {event.phase: event.at_s for event in result.events}
+    shown = None
+    for row in phase_rows(result):
+        first, shown = row.phase != shown, row.phase
+        table.add_row(
+            *((f"{starts[row.phase]:.1f} s", row.phase) if first else ("", "")),
+            *(
+                row.operation.value,
+                f"{row.done:,}",
+                f"{row.failed:,}" if row.failed else "",
+                f"{row.per_s:,.1f}",
+            ),
+            *(duration(row.percentiles_s.get(each)) for each in (50.0, 99.0)),
+            duration(row.max_s),
+        )
+    console.print(table)
+    for event in result.events:
+        console.print(f"{event.at_s:6.1f} s  {event.phase}: {event.what}", markup=False, soft_wrap=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import click
 from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.load.content import Texture
+from coffre.bench.load.failure import PHASES, disturbed, failure_plan
 from coffre.bench.load.live import LiveProgress, print_result
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.result import LoadResult, write_result
@@ -26,7 +28,7 @@ from coffre.cluster.errors import CoffreError, InvalidArgument
 from coffre.cluster.tls import TlsFiles
 from rich.console import Console
 
-__all__ = ["load"]
+__all__ = ["failure", "load"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_MIX = "put=20,get=70,range=5,head=3,list=1,delete=1"
@@ -34,7 +36,7 @@ CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT = 16, 1024
 COUNT_DURATION_S = 24 * 3600.0
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -154,7 +156,7 @@ def load(
 
     async def run(place: Path) -> LoadResult:
         with LiveProgress(console, plan.interval_s) as progress:
-            async with _target(config, operator, place, clock) as target:
+            async with _target(config, operator, place, clock) as target, _said_if_left(plan, config):
                 return await run_load(
                     target,
                     plan,
@@ -165,17 +167,50 @@ def load(
                     clean=config is not None and not keep,
                 )
 
-    try:
-        if config is not None:
-            result = run_to_end(lambda: run(config.parent))
-        else:
-            with workplace(options["directory"].resolve()) as place:
-                result = run_to_end(lambda: run(place))
-    except (CoffreError, KeyboardInterrupt):
-        if config is not None:
-            click.echo(f"objects of this run may be left below {bucket}/{plan.prefix}/", err=True)
-        raise
+    if config is not None:
+        result = run_to_end(lambda: run(config.parent))
+    else:
+        with workplace(options["directory"].resolve()) as place:
+            result = run_to_end(lambda: run(place))
     finish(result, output, console)
+
+
+@click.command()
+@click.option(
+    "--phase",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0.5),
+    help=f"Seconds of each of the phases: {', '.join(PHASES)}.",
+)
+@_load_options
+@one_line_errors
+def failure(phase: float, **options: Any) -> None:
+    """Show what load suffers while a node is killed, paused or slowed, on a cluster that this command starts.
+
+    At the end all that was acknowledged is read back. Exit status 1: data was wrong or lost.
+    """
+    clock, console = SystemClock(), terminal()
+    plan = failure_plan(plan_of(options, clock, bucket="bench", duration_s=1.0, count=None), phase)
+
+    async def run(place: Path) -> LoadResult:
+        with LiveProgress(console, plan.interval_s) as progress:
+            cluster = LocalCluster.create(place / "load", ClusterShape(), clock)
+            async with disturbed(cluster, plan, clock) as (target, disturbance):
+                return await run_load(
+                    target,
+                    plan,
+                    machine(place),
+                    clock,
+                    progress,
+                    check=True,
+                    clean=False,
+                    disturb=disturbance,
+                )
+
+    with workplace(options["directory"].resolve()) as place:
+        result = run_to_end(lambda: run(place))
+    finish(result, _Output(options["output"], options["report"]), console)
 
 
 def _target(
@@ -186,6 +221,17 @@ def _target(
     if operator is None:
         return connected(config, None)
     return connected(config, TlsFiles(load_client_config(config).tls.authority, *operator))
+
+
+@asynccontextmanager
+async def _said_if_left(plan: LoadPlan, config: Path | None) -> AsyncIterator[None]:
+    """Say what an unfinished run may have left in a cluster that stays."""
+    try:
+        yield
+    except (CoffreError, asyncio.CancelledError):
+        if config is not None:
+            click.echo(f"objects of this run may be left below {plan.bucket}/{plan.prefix}/", err=True)
+        raise
 
 
 def terminal() -> Console:

@@ -19,7 +19,17 @@ from coffre.bench.load.workload import Operation
 from coffre.bench.result import Machine
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["PERCENTILES", "Check", "Event", "LoadResult", "Row", "Usage", "read_result", "write_result"]
+__all__ = [
+    "PERCENTILES",
+    "Check",
+    "Event",
+    "LoadResult",
+    "Row",
+    "Usage",
+    "read_result",
+    "supported_percentiles",
+    "write_result",
+]
 
 FORMAT = "coffre-load/1"
 RESULT_BYTES_MAX = 256 << 20
@@ -70,7 +80,7 @@ class Row:
     per_s: float
     bytes_per_s: float
     mean_s: float | None
-    percentiles_s: Mapping[float, float]  # empty when nothing succeeded
+    percentiles_s: Mapping[float, float]  # those that there are enough operations for
     max_s: float | None
 
 
@@ -110,7 +120,7 @@ class LoadResult:
         tally = self.measured(chosen)
         # A rate is of what ended in the measured time; what ended later has its place in the percentiles alone.
         late = self.measured(lambda each: chosen(each) and each.interval >= self.plan.end_interval)
-        values = tally.latencies.percentiles([*PERCENTILES, 100.0]) if tally.done else ()
+        percentiles_s, max_s = supported_percentiles(tally.latencies)
         return Row(
             operation,
             kind,
@@ -119,8 +129,8 @@ class LoadResult:
             (tally.done - late.done) / self.seconds,
             (tally.size_bytes - late.size_bytes) / self.seconds,
             tally.latencies.mean_s if tally.done else None,
-            dict(zip(PERCENTILES, values, strict=False)),
-            values[-1] if values else None,
+            percentiles_s,
+            max_s,
         )
 
     def measured(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:
@@ -191,6 +201,15 @@ class LoadResult:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidArgument(f"a result that is not in order: {type(error).__name__} {error}") from None
+
+
+def supported_percentiles(latencies: Latencies) -> tuple[Mapping[float, float], float | None]:
+    """Those percentiles that at least one operation lies beyond, and the maximum, in seconds."""
+    if not latencies.count:
+        return {}, None
+    *values, max_s = latencies.percentiles([*PERCENTILES, 100.0])
+    found = zip(PERCENTILES, values, strict=True)
+    return {each: value for each, value in found if latencies.count * (1 - each / 100) >= 0.999}, max_s
 
 
 def _row_json(row: Row) -> dict[str, object]:
