@@ -94,8 +94,12 @@ async def disturbed(
     """Start the cluster with a proxy before the node that the seed has chosen."""
     victim = random.Random(plan.seed).choice(cluster.numbers)
     apart = cluster.listen_apart(victim)
-    async with DelayProxy(cluster.map.node(victim).address, apart, clock) as proxy, cluster:
-        # No counters: those of the victim begin anew when it is brought back.
-        async with Observer(cluster.map, None) as observer:
-            target = Target(cluster.client_config(), cluster.map, observer)
-            yield target, Disturbance(cluster, victim, proxy, plan)
+    async with (
+        DelayProxy(cluster.map.node(victim).address, apart, clock) as proxy,
+        cluster,
+        Observer(
+            cluster.map, None
+        ) as observer,  # no counters: the victim's begin anew when it is brought back
+    ):
+        target = Target(cluster.client_config(), cluster.map, observer)
+        yield target, Disturbance(cluster, victim, proxy, plan)

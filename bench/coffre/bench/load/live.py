@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Self
 
 from coffre.bench.load.damage import DATA_ERRORS
-from coffre.bench.load.latency import Latencies
 from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import PERCENTILES, LoadResult
@@ -62,10 +61,8 @@ class LiveProgress:
         assert self._task is not None
         for each in slices:
             tally = self._latest.setdefault(each.interval, Tally())
-            tally.size_bytes += each.size_bytes
+            tally.include(each)
             self._failed += sum(each.errors.values())
-            if each.latencies is not None:
-                tally.latencies.add(Latencies.decode(each.latencies))
             self._newest = max(self._newest, each.interval)
         for old in [interval for interval in self._latest if interval <= self._newest - _KEPT_INTERVALS]:
             del self._latest[old]

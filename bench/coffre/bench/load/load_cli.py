@@ -16,6 +16,7 @@ from coffre.bench.load.content import Texture
 from coffre.bench.load.failure import PHASES, disturbed, failure_plan
 from coffre.bench.load.live import LiveProgress, print_result
 from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.report import write_report
 from coffre.bench.load.result import LoadResult, write_result
 from coffre.bench.load.session import Target, connected, run_load, started
 from coffre.bench.load.workload import parse_size
@@ -275,4 +276,7 @@ def finish(result: LoadResult, output: _Output, console: Console) -> None:
     if output.json is not None:
         write_result(output.json, result)
         console.print(f"result written to {output.json}", soft_wrap=True, markup=False)
+    if output.html is not None:
+        write_report(output.html, result)
+        console.print(f"report written to {output.html}", soft_wrap=True, markup=False)
     sys.exit(1 if result.data_errors else 0)

@@ -62,6 +62,13 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=Latencies)
 
+    def include(self, part: Slice) -> None:
+        """Add one slice."""
+        self.size_bytes += part.size_bytes
+        self.errors.update(part.errors)
+        if part.latencies is not None:
+            self.latencies.add(Latencies.decode(part.latencies))
+
     @property
     def done(self) -> int:
         return self.latencies.count
@@ -151,8 +158,5 @@ class Timeline:
 def _sum(slices: Iterable[Slice]) -> Tally:
     tally = Tally()
     for each in slices:
-        tally.size_bytes += each.size_bytes
-        tally.errors.update(each.errors)
-        if each.latencies is not None:
-            tally.latencies.add(Latencies.decode(each.latencies))
+        tally.include(each)
     return tally

@@ -20,6 +20,7 @@ from coffre.bench.result import Machine
 from coffre.cluster.errors import InvalidArgument
 
 __all__ = [
+    "ALL",
     "PERCENTILES",
     "Check",
     "Event",
