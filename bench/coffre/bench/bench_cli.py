@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
 from coffre.bench.invocation import run_to_end, workplace
-from coffre.bench.load.load_cli import failure, load
+from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.result import machine, print_table, write_results
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
@@ -26,6 +26,7 @@ def bench() -> None:
 
 bench.add_command(load)
 bench.add_command(failure)
+bench.add_command(compare)
 
 
 @bench.command()

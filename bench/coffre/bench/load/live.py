@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from coffre.bench.load.compare import Comparison, Verdict
 from coffre.bench.load.damage import DATA_ERRORS
 from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Slice, Tally
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["LiveProgress", "print_result"]
+__all__ = ["LiveProgress", "print_comparison", "print_result"]
 
 _KEPT_INTERVALS = 4
 
@@ -143,3 +144,35 @@ def _print_phases(result: LoadResult, console: Console) -> None:
     console.print(table)
     for event in result.events:
         console.print(f"{event.at_s:6.1f} s  {event.phase}: {event.what}", markup=False, soft_wrap=True)
+
+
+_STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.NOISE: "", Verdict.UNKNOWN: "dim"}
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Every quantity before and after, its change and noise, and what that means."""
+    table = Table("operation", "class", "quantity", "before", "after", "change", "noise", "", box=None)
+    for column in table.columns[3:7]:
+        column.justify = "right"
+    shown = None
+    for change in comparison.changes:
+        cell = (change.operation.value, change.kind)
+        first, shown = cell != shown, cell
+        values = (
+            (f"{change.before:,.1f}", f"{change.after:,.1f}")
+            if change.quantity == "op/s"
+            else (duration(change.before), duration(change.after))
+        )
+        table.add_row(
+            *(cell if first else ("", "")),
+            *(change.quantity, *values, f"{change.ratio:+.1%}"),
+            *("" if change.noise is None else f"± {change.noise:.1%}", change.verdict.value),
+            style=_STYLES[change.verdict],
+        )
+    console.print(table)
+    for note in comparison.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(
+        "noise: 95 % interval from ten batches within each run; two starts of the same build may differ by more",
+        soft_wrap=True,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,12 +13,13 @@ from typing import Any, TypeVar
 
 import click
 from coffre.bench.invocation import run_to_end, workplace
+from coffre.bench.load.compare import compare_results
 from coffre.bench.load.content import Texture
 from coffre.bench.load.failure import PHASES, disturbed, failure_plan
-from coffre.bench.load.live import LiveProgress, print_result
+from coffre.bench.load.live import LiveProgress, print_comparison, print_result
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.report import write_report
-from coffre.bench.load.result import LoadResult, write_result
+from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.session import Target, connected, run_load, started
 from coffre.bench.load.workload import parse_size
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
@@ -29,7 +31,7 @@ from coffre.cluster.errors import CoffreError, InvalidArgument
 from coffre.cluster.tls import TlsFiles
 from rich.console import Console
 
-__all__ = ["failure", "load"]
+__all__ = ["compare", "failure", "load"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 DEFAULT_MIX = "put=20,get=70,range=5,head=3,list=1,delete=1"
@@ -45,6 +47,20 @@ class _Size(click.ParamType[int]):
             return value if isinstance(value, int) else parse_size(value)
         except InvalidArgument as error:
             self.fail(str(error), param, ctx)
+
+
+class _Share(click.ParamType[float]):
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            found = math.nan
+        if not 0 <= found < math.inf:
+            self.fail(f"{text!r} is not a share such as 10% or 0.1", param, ctx)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +228,36 @@ def failure(phase: float, **options: Any) -> None:
     with workplace(options["directory"].resolve()) as place:
         result = run_to_end(lambda: run(place))
     finish(result, _Output(options["output"], options["report"]), console)
+
+
+@click.command()
+@click.argument("before", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("after", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--fail-over",
+    type=_Share(),
+    metavar="SHARE",
+    help="Exit status 1 when something became worse by more than this (10%) and beyond noise, or data was wrong or lost.",
+)
+@one_line_errors
+def compare(before: Path, after: Path, fail_over: float | None) -> None:
+    """Show what became faster or slower between two results of `load` or `failure`."""
+    first, second = read_result(before), read_result(after)
+    found = compare_results(first, second)
+    console = terminal()
+    print_comparison(found, console)
+    if fail_over is None:
+        return
+    regressions = found.regressions(fail_over)
+    for change in regressions:
+        console.print(
+            f"worse by {change.worse_by:.1%}: {change.operation.value} {change.kind} {change.quantity}",
+            style="red",
+            markup=False,
+        )
+    if second.data_errors:
+        console.print(f"{second.data_errors:,} times data was wrong or lost", style="bold red")
+    sys.exit(1 if regressions or second.data_errors else 0)
 
 
 def _target(

@@ -106,8 +106,10 @@ class LoadResult:
     def rows(self) -> list[Row]:
         """Of each operation: all its classes together, then each one when there are several."""
         found = []
+        order = [kind.name for kind in self.plan.parsed_workload().classes]
         for operation in Operation:
             kinds = [kind for each, kind in self.timeline.cells() if each is operation]
+            kinds.sort(key=lambda kind: order.index(kind) if kind in order else len(order))
             for kind in [ALL, *(kinds if len(kinds) > 1 else [])] if kinds else []:
                 row = self._row(operation, kind)
                 if row.done or row.failed:
