@@ -1,8 +1,8 @@
 """Two results of the same load side by side: what became faster or slower, and whether that is more than noise.
 
-The noise of one run is seen in the run itself: its measured part is cut into batches of equal length, each of which gives
-the quantity once, and their spread gives a confidence interval of 95 % (batch means; Law, "Simulation Modeling and
-Analysis"). It knows nothing of what differs between two starts of a machine, so it is a lower bound.
+The noise of one run is seen in the run itself: its measured part is cut into batches of equal length, each of which
+gives the quantity once, and their spread gives a confidence interval of 95 % (batch means; Law, "Simulation Modeling
+and Analysis"). It knows nothing of what differs between two starts of a machine, so it is a lower bound.
 """
 
 from __future__ import annotations

@@ -173,6 +173,6 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for note in comparison.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(
-        "noise: 95 % interval from ten batches within each run; two starts of the same build may differ by more",
+        "noise: 95 % interval from the batches of each run; two starts of the same build may differ by more",
         soft_wrap=True,
     )

@@ -237,7 +237,7 @@ def failure(phase: float, **options: Any) -> None:
     "--fail-over",
     type=_Share(),
     metavar="SHARE",
-    help="Exit status 1 when something became worse by more than this (10%) and beyond noise, or data was wrong or lost.",
+    help="Exit status 1 when something is worse by more than this (10%) and beyond noise, or data was lost.",
 )
 @one_line_errors
 def compare(before: Path, after: Path, fail_over: float | None) -> None:

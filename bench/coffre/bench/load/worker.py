@@ -13,28 +13,25 @@ import json
 import random
 import resource
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from coffre.bench.load.damage import Lost, Resurrected
-from coffre.bench.load.ledger import Fate, Ledger
+from coffre.bench.load.housekeeping import Housekeeping
+from coffre.bench.load.ledger import Ledger
 from coffre.bench.load.loops import arrivals, closed_loop, open_loop
-from coffre.bench.load.objects import Objects
-from coffre.bench.load.operations import EXAMPLES_MAX, Operations
+from coffre.bench.load.operations import Operations
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Recorder
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock, SystemClock
-from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, RetryableError
+from coffre.cluster.errors import CoffreError, InvalidArgument
 
 __all__ = ["Worker"]
 
 LINE_BYTES_MAX = 1 << 20
-TRANSFERS_IN_FLIGHT = 16
-ATTEMPTS = 5
 _Tell = Callable[[dict[str, object]], None]
 
 
@@ -44,76 +41,29 @@ class Worker:
     def __init__(self, config: Path, number: int, plan: LoadPlan, clock: Clock, tell: _Tell) -> None:
         self._config, self._number, self._plan = config, number, plan
         self._clock, self._tell = clock, tell
-        self._objects = Objects(plan, clock)
         self._ledger = Ledger()
+
+    def _advance(self, size_bytes: int) -> None:
+        self._tell({"event": "progress", "bytes": size_bytes})
 
     async def obey(self, command: dict[str, Any]) -> dict[str, object]:
         """Carry out one command and return what is to be said of it. Raises `CoffreError`."""
         async with await connect(self._config) as client:
+            housekeeping = Housekeeping(
+                client, self._plan, self._number, self._ledger, self._clock, self._advance
+            )
             match command:
                 case {"do": "fill"}:
-                    return await self._fill(client)
+                    await housekeeping.fill()
+                    return {}
                 case {"do": "run", "start": float(start)}:
                     return await self._run(client, start)
                 case {"do": "check"}:
-                    return await self._check(client)
+                    return asdict(await housekeeping.check())
                 case {"do": "clean"}:
-                    return await self._clean(client)
+                    await housekeeping.clean()
+                    return {}
         raise InvalidArgument(f"not a command: {command}")
-
-    # ---------------------------------------------------------------- before and after
-
-    def _base_keys(self) -> Iterable[str]:
-        return map(self._objects.base, range(self._number, self._plan.objects, self._plan.processes))
-
-    async def _fill(self, client: AsyncClient) -> dict[str, object]:
-        async def put(key: str) -> None:
-            await _persistently(lambda: self._objects.put(client, key))
-            self._tell({"event": "progress", "bytes": self._objects.spec(key).size_bytes})
-
-        await _each(self._base_keys(), put)
-        return {}
-
-    async def _check(self, client: AsyncClient) -> dict[str, object]:
-        """Read everything back that this process has written, now that nothing else goes on."""
-        errors: Counter[str] = Counter()
-        examples: list[str] = []
-        checked = 0
-
-        async def check(entry: tuple[int, Fate]) -> None:
-            nonlocal checked
-            key = self._objects.own(self._number, entry[0])
-            try:
-                await _persistently(lambda: self._check_one(client, key, entry[1]))
-            except CoffreError as error:
-                errors[type(error).__name__] += 1
-                if len(examples) < EXAMPLES_MAX:
-                    examples.append(f"check {key}: {type(error).__name__}: {error}")
-            checked += 1
-            self._tell({"event": "progress", "bytes": self._objects.spec(key).size_bytes})
-
-        await _each(self._ledger.fates(), check)
-        return {"checked": checked, "errors": dict(errors), "examples": examples}
-
-    async def _check_one(self, client: AsyncClient, key: str, fate: Fate) -> None:
-        try:
-            await self._objects.read(client, key)
-        except NotFound:
-            if fate is Fate.ACKNOWLEDGED:
-                raise Lost(f"{key} was acknowledged, and is not there") from None
-        else:
-            if fate in (Fate.REFUSED, Fate.DELETED):
-                raise Resurrected(f"{key} is there, and its fate was {fate.name.lower()}")
-
-    async def _clean(self, client: AsyncClient) -> dict[str, object]:
-        async def delete(key: str) -> None:
-            await _persistently(lambda: client.delete(self._plan.bucket, key))
-            self._tell({"event": "progress", "bytes": 0})
-
-        await _each(self._base_keys(), delete)
-        left = (number for number, fate in self._ledger.fates() if fate in (Fate.ACKNOWLEDGED, Fate.UNKNOWN))
-        await _each((self._objects.own(self._number, number) for number in left), delete)
-        return {}
 
     # ---------------------------------------------------------------- the run
 
@@ -180,33 +130,6 @@ def _share(total: int, number: int, processes: int) -> int:
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-async def _each(items: Iterable[Any], one: Callable[[Any], Awaitable[None]]) -> None:
-    """Do it for every item, a few at a time. The first error ends it."""
-    source = iter(items)
-
-    async def work() -> None:
-        for item in source:
-            await one(item)
-
-    tasks = [asyncio.create_task(work()) for _ in range(TRANSFERS_IN_FLIGHT)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def _persistently(call: Callable[[], Awaitable[object]]) -> None:
-    """Try up to five times as long as the error may pass."""
-    for attempt in range(ATTEMPTS):
-        try:
-            await call()
-            return
-        except RetryableError:
-            if attempt == ATTEMPTS - 1:
-                raise
 
 
 # ---------------------------------------------------------------- main
