@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 from coffre.bench.load.recorder import Tally
 from coffre.bench.load.result import ALL, LoadResult
@@ -113,9 +114,14 @@ def _short(value: object) -> str:
 
 
 def _cells(before: LoadResult, after: LoadResult) -> list[tuple[Operation, str]]:
-    """Operations and classes that both runs have, in the order of the tables."""
-    second = {(row.operation, row.kind) for row in after.rows()}
-    return [(row.operation, row.kind) for row in before.rows() if (row.operation, row.kind) in second]
+    """Operations and classes that both runs have: of each operation all of it first."""
+    second = set(after.timeline.cells())
+    both = [cell for cell in before.timeline.cells() if cell in second]
+    found = []
+    for operation in dict.fromkeys(each for each, _ in both):
+        kinds = [kind for each, kind in both if each is operation]
+        found += [(operation, kind) for kind in (ALL, *(kinds if len(kinds) > 1 else ()))]
+    return found
 
 
 class _Sample:
@@ -132,10 +138,9 @@ class _Sample:
             inside = 0 <= each.interval - self._first < self._intervals
             if inside and each.operation is operation and kind in (ALL, each.kind):
                 self._tallies.setdefault(each.interval - self._first, Tally()).include(each)
+        self.whole = self._sum(0, self._intervals)
 
-    def whole(self) -> Tally:
-        return self._sum(0, self._intervals)
-
+    @cache  # noqa: B019  # a sample lives as long as its comparison
     def batches(self, count: int) -> tuple[list[Tally], float]:
         """So many batches, and how many seconds each has. What is left at the end is in none."""
         size = self._intervals // count
@@ -155,8 +160,8 @@ class _Sample:
 def _change(
     operation: Operation, kind: str, quantity: _Quantity, first: _Sample, second: _Sample
 ) -> Change | None:
-    before = quantity.value(first.whole(), first.seconds)
-    after = quantity.value(second.whole(), second.seconds)
+    before = quantity.value(first.whole, first.seconds)
+    after = quantity.value(second.whole, second.seconds)
     if not before or not after:
         return None
     ratio = after / before - 1

@@ -47,12 +47,12 @@ class Latencies:
         """
         if not self.count:
             raise InvalidArgument("nothing was counted, so there are no percentiles")
-        # The library walks all buckets in Python for each percentile; this adds them up once.
-        sums = list(accumulate(self._histogram.counts))
+        first, counts = self._counts()
+        sums = list(accumulate(counts))
         found = []
         for percentile in wanted:
             rank = max(1, round(percentile * self.count / 100 + 1e-9))
-            found.append(self._seconds_at(bisect_left(sums, min(rank, self.count))))
+            found.append(self._seconds_at(first + bisect_left(sums, min(rank, self.count))))
         return tuple(found)
 
     def percentile(self, wanted: float) -> float:
@@ -62,13 +62,14 @@ class Latencies:
     @property
     def mean_s(self) -> float:
         """Mean in seconds, of the values as they are rounded here."""
-        return float(self._histogram.get_mean_value()) / 1e6
+        return sum(seconds * count for seconds, count in self.steps()) / self.count
 
     def steps(self) -> Iterator[tuple[float, int]]:
         """Every recorded value in seconds, ascending, with how often it was counted."""
-        for index, count in enumerate(self._histogram.counts):
+        first, counts = self._counts()
+        for index, count in enumerate(counts, first):
             if count:
-                yield self._seconds_at(index), int(count)
+                yield self._seconds_at(index), count
 
     def encode(self) -> str:
         """The standard compressed form of HdrHistogram (V2), in base64."""
@@ -83,6 +84,17 @@ class Latencies:
         except _DECODE_ERRORS as error:
             raise InvalidArgument(f"not an HdrHistogram: {type(error).__name__}") from None
         return found
+
+    def _counts(self) -> tuple[int, list[int]]:
+        """The counters from the least value to the greatest, and the index of the first of them.
+
+        The library walks over all its counters in Python, one by one, for every question.
+        """
+        if not self.count:
+            return 0, []
+        first = self._histogram.get_counts_array_index(self._histogram.get_min_value())
+        last = self._histogram.get_counts_array_index(self._histogram.get_max_value())
+        return first, memoryview(self._histogram.counts).cast("B").cast("Q")[first : last + 1].tolist()
 
     def _seconds_at(self, index: int) -> float:
         value = self._histogram.get_value_from_index(index)

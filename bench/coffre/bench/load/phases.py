@@ -30,7 +30,7 @@ def phase_rows(result: LoadResult) -> list[PhaseRow]:
     interval_s, end = result.plan.interval_s, result.plan.end_interval
     firsts = [round(event.at_s / interval_s) for event in result.events]
     rows = []
-    for event, first, after in zip(result.events, firsts, [*firsts[1:], None], strict=True):
+    for event, first, after in zip(result.events, firsts, [*firsts[1:], None][: len(firsts)], strict=True):
         for operation in Operation:
 
             def chosen(
