@@ -13,7 +13,7 @@ from time import monotonic
 
 import pytest
 from coffre.bench.load.facts import cpu_s
-from coffre.bench.load.fleet import Fleet
+from coffre.bench.load.fleet import ENDING_S, Fleet
 from coffre.bench.load.proxy import DelayProxy
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import InternalError
@@ -55,7 +55,9 @@ async def test_processes_end_with_the_run(tmp_path: Path) -> None:
     before = children()
     async with Fleet(tmp_path / "no.toml", PLAN):
         assert len(children() - before) == PLAN.processes
+        begun = monotonic()
     assert children() == before
+    assert monotonic() - begun < ENDING_S  # by themselves, and not because they were killed
 
 
 def test_cpu_seconds_grow_with_work_and_are_none_of_nobody() -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from coffre.bench.bench_cli import bench
 from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Recorder, Slice, Timeline
@@ -49,6 +51,14 @@ def test_no_percentiles_of_nothing_and_no_histogram_of_rubbish() -> None:
     for text in ("", "rubbish", whole[:-8], "A" * 200):
         with pytest.raises(InvalidArgument):
             Latencies.decode(text)
+
+
+def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coffre.bench.load.latency.HdrHistogram", None)
+    for command in ("load", "failure"):
+        ended = CliRunner().invoke(bench, [command])
+        assert ended.exit_code == 2
+        assert ended.output == "coffre: load needs the package hdrhistogram: pip install 'coffre[bench]'\n"
 
 
 def _few() -> Latencies:

@@ -7,25 +7,33 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from coffre.cluster.errors import InvalidArgument
-from hdrh.codec import HdrCookieException, HdrLengthException
-from hdrh.histogram import HdrHistogram
+from coffre.cluster.errors import ConfigurationError, InvalidArgument
 
-__all__ = ["Latencies", "total"]
+try:
+    from hdrh.codec import HdrCookieException, HdrLengthException
+    from hdrh.histogram import HdrHistogram
+except ModuleNotFoundError:  # the other measurements do without it
+    HdrHistogram = None
+
+__all__ = ["Latencies", "check_installed", "total"]
 
 LOWEST_US = 1
 HIGHEST_US = 3600 * 1_000_000
 SIGNIFICANT_DIGITS = 3
-_DECODE_ERRORS = (
-    *(ValueError, IndexError, RuntimeError, OverflowError, MemoryError),
-    *(zlib.error, HdrCookieException, HdrLengthException),
-)
+
+
+def check_installed() -> None:
+    """Raise `ConfigurationError` when the library of histograms is not there."""
+    if HdrHistogram is None:
+        raise ConfigurationError("load needs the package hdrhistogram: pip install 'coffre[bench]'")
 
 
 class Latencies:
     """Durations in seconds, from 1 µs to one hour; a longer one counts as an hour."""
 
     def __init__(self) -> None:
+        """Raises `ConfigurationError` as `check_installed`."""
+        check_installed()
         self._histogram = HdrHistogram(LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS)
 
     def record(self, seconds: float) -> None:
@@ -81,7 +89,10 @@ class Latencies:
         found = cls()
         try:
             found._histogram.decode_and_add(text.encode("ascii"))
-        except _DECODE_ERRORS as error:
+        except (
+            *(ValueError, IndexError, RuntimeError, OverflowError, MemoryError),
+            *(zlib.error, HdrCookieException, HdrLengthException),
+        ) as error:
             raise InvalidArgument(f"not an HdrHistogram: {type(error).__name__}") from None
         return found
 

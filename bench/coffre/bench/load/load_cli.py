@@ -16,6 +16,7 @@ from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.load.compare import compare_results
 from coffre.bench.load.content import Texture
 from coffre.bench.load.failure import PHASES, disturbed, failure_plan
+from coffre.bench.load.latency import check_installed
 from coffre.bench.load.live import LiveProgress, print_comparison, print_result
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.report import write_report
@@ -289,7 +290,11 @@ def terminal() -> Console:
 def plan_of(
     options: dict[str, Any], clock: SystemClock, *, bucket: str, duration_s: float, count: int | None
 ) -> LoadPlan:
-    """The plan that the options describe, under a prefix of its own. Raises `InvalidArgument`."""
+    """The plan that the options describe, under a prefix of its own.
+
+    Raises `InvalidArgument` for what cannot be, and `ConfigurationError` when a package is missing.
+    """
+    check_installed()
     in_flight = options["in_flight"]
     if in_flight is None:
         in_flight = CLOSED_IN_FLIGHT if options["rate"] is None else OPEN_IN_FLIGHT
