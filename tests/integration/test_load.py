@@ -98,7 +98,7 @@ def test_failure_marks_what_it_did_and_loses_nothing(tmp_path: Path) -> None:
     output, report, directory = tmp_path / "f.json", tmp_path / "f.html", tmp_path / "clusters"
     ended = run(
         *("failure", "--workload", "fixed", "--mix", "put=1,get=1", "--objects", 10, "--rate", 60),
-        *("--phase", 1, "--dir", directory, "--output", output, "--report", report),
+        *("--phase", 1, "--ramp", 0, "--dir", directory, "--output", output, "--report", report),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads(output.read_text())

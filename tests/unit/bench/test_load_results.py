@@ -128,6 +128,15 @@ def test_the_ramp_is_in_no_row_and_what_ended_late_in_no_rate() -> None:
     assert row.bytes_per_s == pytest.approx(100.0)
 
 
+def test_with_a_count_everything_is_measured() -> None:
+    recorder = Recorder(0.0, 1.0)
+    for ended in (0.5, 1.5, 2.5, 3.5):
+        recorder.succeeded(Operation.GET, "fhir", since=ended - 0.01, ended=ended, size_bytes=100)
+    (row,) = replace(result_of(recorder, replace(PLAN, count=4)), seconds=3.5).rows()
+    assert row.done == 4
+    assert row.per_s == pytest.approx(4 / 3.5)
+
+
 def test_rows_stand_for_operations_and_classes() -> None:
     rows = result_of(recorded(PLAN)).rows()
     assert [(row.operation.value, row.kind) for row in rows] == [
@@ -213,4 +222,8 @@ def test_phases_show_what_went_on_in_each() -> None:
     assert rows["killed", "get"].percentiles_s[99.0] == pytest.approx(0.5, rel=0.01)
     assert rows["steady", "get"].percentiles_s[99.0] < 0.1
     assert rows["steady", "get"].per_s == pytest.approx(75.0)
+    assert rows["steady", "get"].p99_ratio is None
+    steady_s = rows["steady", "get"].percentiles_s[99.0]
+    assert rows["killed", "get"].p99_ratio == pytest.approx(0.5 / steady_s, rel=0.01)
+    assert rows["killed", "get"].per_s_ratio == pytest.approx(85 / 75, rel=0.01)
     assert phase_rows(result_of(recorded(PLAN))) == []

@@ -10,7 +10,7 @@ from coffre.bench.load.damage import DATA_ERRORS
 from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import PERCENTILES, LoadResult
-from coffre.bench.load.wording import amount, duration, remarks
+from coffre.bench.load.wording import amount, duration, remarks, times
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -123,8 +123,8 @@ def print_result(result: LoadResult, console: Console) -> None:
 
 
 def _print_phases(result: LoadResult, console: Console) -> None:
-    table = Table("at", "phase", "operation", "done", "errors", "op/s", "p50", "p99", "max", box=None)
-    for column in (0, *range(3, 9)):
+    table = Table("at", "phase", "operation", "done", "errors", "op/s", "", "p50", "p99", "", "max", box=None)
+    for column in (0, *range(3, 11)):
         table.columns[column].justify = "right"
     starts = {event.phase: event.at_s for event in result.events}
     shown = None
@@ -132,14 +132,9 @@ def _print_phases(result: LoadResult, console: Console) -> None:
         first, shown = row.phase != shown, row.phase
         table.add_row(
             *((f"{starts[row.phase]:.1f} s", row.phase) if first else ("", "")),
-            *(
-                row.operation.value,
-                f"{row.done:,}",
-                f"{row.failed:,}" if row.failed else "",
-                f"{row.per_s:,.1f}",
-            ),
-            *(duration(row.percentiles_s.get(each)) for each in (50.0, 99.0)),
-            duration(row.max_s),
+            *(row.operation.value, f"{row.done:,}", f"{row.failed:,}" if row.failed else ""),
+            *(f"{row.per_s:,.1f}", times(row.per_s_ratio), duration(row.percentiles_s.get(50.0))),
+            *(duration(row.percentiles_s.get(99.0)), times(row.p99_ratio), duration(row.max_s)),
         )
     console.print(table)
     for event in result.events:

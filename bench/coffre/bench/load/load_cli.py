@@ -72,7 +72,7 @@ class _Output:
     html: Path | None
 
 
-def _load_options(command: _Command) -> _Command:
+def _load_options(*, ramp_s: float) -> Callable[[_Command], _Command]:
     """What `load` and `failure` have in common, as options of click."""
     options = [
         click.option(
@@ -110,7 +110,7 @@ def _load_options(command: _Command) -> _Command:
             "--processes", default=1, show_default=True, help="Client processes that share the load."
         ),
         click.option(
-            "--ramp", default=0.0, show_default=True, help="Seconds of growing load that are not measured."
+            "--ramp", default=ramp_s, show_default=True, help="Seconds of growing load that are not measured."
         ),
         click.option(
             "--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of everything drawn."
@@ -128,9 +128,13 @@ def _load_options(command: _Command) -> _Command:
             "--report", type=click.Path(path_type=Path, dir_okay=False), help="The result as one HTML page."
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @click.command()
@@ -153,7 +157,7 @@ def _load_options(command: _Command) -> _Command:
 @click.option("--count", type=int, help="End after so many operations. The ramp is measured, too, then.")
 @click.option("--check", is_flag=True, help="Read everything back at the end that was written.")
 @click.option("--keep", is_flag=True, help="Leave in a running cluster what was written there.")
-@_load_options
+@_load_options(ramp_s=0.0)
 @one_line_errors
 def load(
     config: Path | None,
@@ -201,7 +205,7 @@ def load(
     type=click.FloatRange(min=0.5),
     help=f"Seconds of each of the phases: {', '.join(PHASES)}.",
 )
-@_load_options
+@_load_options(ramp_s=5.0)
 @one_line_errors
 def failure(phase: float, **options: Any) -> None:
     """Show what load suffers while a node is killed, paused or slowed, on a cluster that this command starts.

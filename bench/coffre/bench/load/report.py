@@ -19,7 +19,7 @@ from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.report_style import CSS
 from coffre.bench.load.result import ALL, PERCENTILES, LoadResult, Row
-from coffre.bench.load.wording import amount, duration, remarks
+from coffre.bench.load.wording import amount, duration, remarks, times
 from coffre.bench.load.workload import Operation
 
 __all__ = ["render_report", "write_report"]
@@ -238,7 +238,8 @@ def _phases(result: LoadResult) -> list[str]:
     events = {event.phase: event for event in result.events}
     heads = [
         *(("phase", "text"), ("from", ""), ("what was done", "text"), ("operation", "text"), ("done", "")),
-        *(("errors", ""), ("op/s", ""), ("p50", ""), ("p99", ""), ("max", "")),
+        *(("errors", ""), ("op/s", ""), ("", "")),
+        *(("p50", ""), ("p99", ""), ("", ""), ("max", "")),
     ]
     rows, shown = [], None
     for row in phase_rows(result):
@@ -248,15 +249,22 @@ def _phases(result: LoadResult) -> list[str]:
             (
                 "",
                 [
-                    *((told[0], "text"), (told[1], ""), (told[2], "text"), (row.operation.value, "text")),
-                    *((f"{row.done:,}", ""), _errors_cell(row.failed), (f"{row.per_s:,.1f}", "")),
+                    *(
+                        (told[0], "text"),
+                        (told[1], ""),
+                        (told[2], "text what"),
+                        (row.operation.value, "text"),
+                    ),
+                    *((f"{row.done:,}", ""), _errors_cell(row.failed)),
+                    *((f"{row.per_s:,.1f}", ""), (times(row.per_s_ratio), "soft")),
                     *(_time_cell(row.percentiles_s.get(each)) for each in (50.0, 99.0)),
-                    _time_cell(row.max_s),
+                    *((times(row.p99_ratio), "soft"), _time_cell(row.max_s)),
                 ],
             )
         )
     return [
-        '<section><h2>Phase by phase</h2><p class="sub">An operation belongs to the phase that it ended in.</p>'
+        '<section><h2>Phase by phase</h2><p class="sub">An operation belongs to the phase that it ended in. '
+        + "Factors are to the first phase.</p>"
         + _table(heads, rows)
         + "</section>"
     ]

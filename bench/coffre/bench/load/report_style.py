@@ -74,6 +74,8 @@ tr:last-child td { border-bottom: 0; }
 tr.sum td { font-weight: 600; }
 tr.part td.text:nth-child(2) { padding-left: 22px; color: var(--soft); }
 td.bad { color: var(--bad); font-weight: 600; }
+td.what { white-space: normal; min-width: 150px; }
+td.soft { color: var(--soft); padding-left: 0; }
 td.none { color: var(--line); }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 14px 24px; margin: 12px 0 0; }
 dt { color: var(--soft); font-size: 13px; } dd { margin: 0; overflow-wrap: anywhere; }

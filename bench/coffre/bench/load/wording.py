@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coffre.bench.load.result import LoadResult
 
-__all__ = ["amount", "duration", "remarks"]
+__all__ = ["amount", "duration", "remarks", "times"]
 
 SATURATED = 0.9
 
@@ -29,6 +29,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 0.0009995:
         value, unit = seconds * 1e6, "µs"
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio to the first phase: x 1.25. Nothing for None."""
+    return "" if ratio is None else f"x {ratio:.2f}"
 
 
 def remarks(result: LoadResult) -> list[str]:
