@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -71,8 +72,19 @@ class _Output:
     json: Path | None
     html: Path | None
 
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> _Output:
+        """Raises `InvalidArgument` when nothing can be written there: better before a long run than after it."""
+        output = cls(options["output"], options["report"])
+        for path in (output.json, output.html):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not os.access(path.parent, os.W_OK):
+                    raise InvalidArgument(f"cannot write in {path.parent}")
+        return output
 
-def _load_options(*, ramp_s: float) -> Callable[[_Command], _Command]:
+
+def _load_options(*, ramp_s: float, archives: bool) -> Callable[[_Command], _Command]:
     """What `load` and `failure` have in common, as options of click."""
     options = [
         click.option(
@@ -91,7 +103,10 @@ def _load_options(*, ramp_s: float) -> Callable[[_Command], _Command]:
             help="What fixed objects look like to a compressor.",
         ),
         click.option(
-            "--archives/--no-archives", default=False, show_default=True, help="health: 64 MB to 1 GB, too."
+            "--archives/--no-archives",
+            default=archives,
+            show_default=True,
+            help="health: 64 MB to 1 GB, too.",
         ),
         click.option("--mix", default=DEFAULT_MIX, show_default=True, help="Operations by weight."),
         click.option(
@@ -157,7 +172,7 @@ def _load_options(*, ramp_s: float) -> Callable[[_Command], _Command]:
 @click.option("--count", type=int, help="End after so many operations. The ramp is measured, too, then.")
 @click.option("--check", is_flag=True, help="Read everything back at the end that was written.")
 @click.option("--keep", is_flag=True, help="Leave in a running cluster what was written there.")
-@_load_options(ramp_s=0.0)
+@_load_options(ramp_s=0.0, archives=True)
 @one_line_errors
 def load(
     config: Path | None,
@@ -174,7 +189,7 @@ def load(
         duration = 30.0 if count is None else COUNT_DURATION_S
     clock, console = SystemClock(), terminal()
     plan = plan_of(options, clock, bucket=bucket, duration_s=duration, count=count)
-    output = _Output(options["output"], options["report"])
+    output = _Output.of(options)
 
     async def run(place: Path) -> LoadResult:
         with LiveProgress(console, plan.interval_s) as progress:
@@ -205,7 +220,7 @@ def load(
     type=click.FloatRange(min=0.5),
     help=f"Seconds of each of the phases: {', '.join(PHASES)}.",
 )
-@_load_options(ramp_s=5.0)
+@_load_options(ramp_s=5.0, archives=False)
 @one_line_errors
 def failure(phase: float, **options: Any) -> None:
     """Show what load suffers while a node is killed, paused or slowed, on a cluster that this command starts.
@@ -213,6 +228,7 @@ def failure(phase: float, **options: Any) -> None:
     At the end all that was acknowledged is read back. Exit status 1: data was wrong or lost.
     """
     clock, console = SystemClock(), terminal()
+    output = _Output.of(options)
     plan = failure_plan(plan_of(options, clock, bucket="bench", duration_s=1.0, count=None), phase)
 
     async def run(place: Path) -> LoadResult:
@@ -232,7 +248,7 @@ def failure(phase: float, **options: Any) -> None:
 
     with workplace(options["directory"].resolve()) as place:
         result = run_to_end(lambda: run(place))
-    finish(result, _Output(options["output"], options["report"]), console)
+    finish(result, output, console)
 
 
 @click.command()
