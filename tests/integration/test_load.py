@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coffre.bench.local_cluster import LocalCluster
-from coffre.client import AsyncClient
+from coffre.client import AsyncClient, connect
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -92,6 +92,35 @@ async def test_damage_makes_the_command_fail(
     assert command.returncode == 1, said
     assert b"WrongBytes" in said
     assert json.loads((tmp_path / "load.json").read_text())["data_errors"] > 0
+
+
+async def test_a_cluster_that_goes_down_leaves_a_result(own_cluster: LocalCluster, tmp_path: Path) -> None:
+    """Three of six nodes die under load: puts and gets fail, cleaning fails, and the result says so."""
+    output = tmp_path / "load.json"
+    command = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).with_name("coffre")), "bench", "load"),
+        *("--config", str(own_cluster.client_config()), "--workload", "fixed", "--mix", "put=1,get=1"),
+        *("--objects", "5", "--duration", "3", "--in-flight", "4", "--output", str(output)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with await connect(own_cluster.client_config()) as watcher:
+            while not any("/process-0/" in each.key for each in (await watcher.list_page("bench")).objects):
+                assert command.returncode is None
+        for number in (1, 2, 3):
+            own_cluster.kill(number)
+        said, _ = await asyncio.wait_for(command.communicate(), 80)
+    finally:
+        if command.returncode is None:
+            command.kill()
+            await command.wait()
+    assert command.returncode == 0, said  # unavailable is not lost
+    assert b"not all was deleted below bench/load-" in said
+    result = json.loads(output.read_text())
+    assert result["errors"].keys() <= {"Unavailable", "OutcomeUnknown", "DeadlineExceeded"}
+    assert result["errors"]["Unavailable"] > 0
+    assert result["data_errors"] == 0
 
 
 def test_failure_marks_what_it_did_and_loses_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from coffre.bench.load.facts import cpu_s
 from coffre.bench.load.fleet import ENDING_S, Fleet
 from coffre.bench.load.proxy import DelayProxy
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import InternalError
+from coffre.cluster.errors import ConfigurationError, InternalError
 
 from tests.unit.bench.load_results import PLAN
 
@@ -36,7 +36,7 @@ def children() -> set[int]:
 async def test_a_command_that_fails_is_one_error_of_one_process(tmp_path: Path) -> None:
     before = children()
     async with Fleet(tmp_path / "no.toml", PLAN) as fleet:
-        with pytest.raises(InternalError, match=r"client process \d: ConfigurationError: cannot read"):
+        with pytest.raises(ConfigurationError, match=r"client process \d: cannot read"):
             await fleet.command({"do": "fill"}, ignore)
     assert children() == before
 

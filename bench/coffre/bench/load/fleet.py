@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.tasks import together
+from coffre.cluster import errors
 from coffre.cluster.errors import InternalError
 
 __all__ = ["Fleet"]
@@ -20,6 +21,7 @@ __all__ = ["Fleet"]
 LINE_BYTES_MAX = 64 << 20  # the last intervals of a run with many classes, at once
 COMPLAINT_LINES = 20
 ENDING_S = 10.0
+_ERRORS = {kind.__name__: kind for kind in map(errors.__dict__.get, errors.__all__) if isinstance(kind, type)}
 _Hear = Callable[[dict[str, Any]], None]
 
 
@@ -47,7 +49,7 @@ class Fleet:
     async def command(self, command: dict[str, object], hear: _Hear) -> list[dict[str, Any]]:
         """Have all do it at once; what each said at the end. `hear` gets what they say meanwhile.
 
-        Raises `InternalError` when one failed or ended.
+        Raises the error of the first that failed, and `InternalError` when one ended.
         """
         async with together() as group:
             tasks = [group.create_task(member.command(command, hear)) for member in self._members]
@@ -101,7 +103,9 @@ class _Member:
                 case "done":
                     return message
                 case "failed":
-                    raise InternalError(f"client process {self._number}: {message['error']}")
+                    # By its class, so that the command ends with the same status as in one process.
+                    kind = _ERRORS.get(message["error"], InternalError)
+                    raise kind(f"client process {self._number}: {message['text'] or message['error']}")
                 case _:
                     hear(message)
         await self._ended()

@@ -80,6 +80,9 @@ class LiveProgress:
             self._task, completed=min((self._newest + 1) * self._interval_s, self._total()), said=said
         )
 
+    def warn(self, text: str) -> None:
+        self._progress.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def _total(self) -> float:
         assert self._task is not None
         return self._progress.tasks[self._task].total or 0.0

@@ -20,6 +20,7 @@ from coffre.bench.local_cluster import LocalCluster
 from coffre.bench.result import Machine
 from coffre.client import load_client_config
 from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError
 from coffre.cluster.map import ClusterMap, read_map
 from coffre.cluster.tls import TlsFiles
 from coffre.cluster.version import __version__
@@ -49,6 +50,9 @@ class Progress(Protocol):
 
     def show(self, slices: list[Slice]) -> None:
         """Intervals that are over, of one client process."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user must know, and that does not change the result."""
 
 
 Disturb = Callable[[float, Clock], Coroutine[Any, Any, tuple[Event, ...]]]
@@ -102,7 +106,10 @@ async def run_load(
             checked = await fleet.command({"do": "check"}, lambda message: _forward(message, progress))
         if clean:
             progress.begin("deleting", None)
-            await fleet.command({"do": "clean"}, lambda message: _forward(message, progress))
+            try:
+                await fleet.command({"do": "clean"}, lambda message: _forward(message, progress))
+            except CoffreError as error:  # the result stands all the same
+                progress.warn(f"not all was deleted below {plan.bucket}/{plan.prefix}/: {error}")
     lags = [Latencies.decode(each["lag"]) for each in loaded.said if each["lag"] is not None]
     return LoadResult(
         version=__version__,

@@ -166,7 +166,7 @@ async def serve(config: Path, number: int) -> None:
             try:
                 _tell({"event": "done", **await worker.obey(await commands.get())})
             except CoffreError as error:
-                _tell({"event": "failed", "error": f"{type(error).__name__}: {error}"})
+                _tell({"event": "failed", "error": type(error).__name__, "text": str(error)})
 
     working = asyncio.create_task(work())
     listening = asyncio.create_task(listen())
