@@ -75,7 +75,7 @@ async def test_damage_makes_the_command_fail(
     command = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("coffre")), "bench", "load"),
         *("--config", str(running_cluster.client_config()), "--bucket", "damaged", "--workload", "fixed"),
-        *("--mix", "get=1", "--objects", "1", "--duration", "6", "--keep"),
+        *("--mix", "get=1", "--objects", "1", "--duration", "4", "--keep"),
         *("--output", str(tmp_path / "load.json")),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

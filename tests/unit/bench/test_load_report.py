@@ -94,6 +94,13 @@ def test_a_report_of_failures_marks_their_moments() -> None:
     assert ">Unavailable<" in text
 
 
+def test_an_overload_is_on_top() -> None:
+    text = render_report(replace(result_of(recorded(PLAN)), not_started=1234))
+    assert text.index("Never begun") < text.index("<svg")
+    assert ">1,234<" in text
+    assert "Never begun" not in render_report(result_of(recorded(PLAN)))
+
+
 def test_damage_is_on_top() -> None:
     recorder = recorded(PLAN)
     recorder.failed(Operation.GET, "fhir", "Lost", ended=9.0)

@@ -19,7 +19,7 @@ from coffre.cluster.errors import CoffreError, NotFound, RetryableError
 __all__ = ["Checked", "Housekeeping"]
 
 IN_FLIGHT = 16
-ATTEMPTS = 3
+ATTEMPTS = 2  # the client is patient itself
 EXAMPLES_MAX = 10
 _Item = TypeVar("_Item")
 
@@ -116,7 +116,7 @@ async def _each(items: Iterable[_Item], one: Callable[[_Item], Awaitable[None]])
 
 
 async def _persistently(call: Callable[[], Awaitable[object]]) -> None:
-    """Try up to three times as long as the error may pass."""
+    """Try once more when the error may pass."""
     for attempt in range(ATTEMPTS):
         try:
             await call()

@@ -106,14 +106,17 @@ def _tiles(result: LoadResult) -> str:
     tiles.append(("Errors", f"{failed:,}", "of any kind, the ramp included"))
     if result.check is not None:
         tiles.append(("Read back", f"{result.check.checked:,}", "objects written, all compared"))
+    shown = "".join(_tile(*tile, "") for tile in tiles)
+    if result.not_started:
+        note = "were due; no percentile knows of them"
+        shown += _tile("Never begun", f"{result.not_started:,}", note, "bad")
+    return f'<div class="tiles">{shown}</div>'
+
+
+def _tile(name: str, value: str, note: str, style: str) -> str:
     return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
-            f'<div class="note">{escape(note)}</div></div>'
-            for name, value, note in tiles
-        )
-        + "</div>"
+        f'<div class="tile {style}"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
+        f'<div class="note">{escape(note)}</div></div>'
     )
 
 

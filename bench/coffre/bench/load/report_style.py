@@ -40,6 +40,7 @@ h2 { font-size: 17px; margin: 0 0 2px; }
 .tile { padding: 14px 16px; }
 .tile .name { color: var(--soft); font-size: 13px; }
 .tile .value { font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; letter-spacing: -.01em; }
+.tile.bad .value { color: var(--bad); }
 .tile .note { color: var(--soft); font-size: 12.5px; }
 section { padding: 20px 22px; margin-top: 12px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
