@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import uvloop
 from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
+from coffre.bench.invocation import run_to_end, workplace
+from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.cli_errors import one_line_errors
@@ -30,6 +26,9 @@ def bench() -> None:
 
 
 bench.add_command(scale)
+bench.add_command(load)
+bench.add_command(failure)
+bench.add_command(compare)
 
 
 @bench.command()
@@ -58,10 +57,11 @@ def figures(only: tuple[str, ...], quick: bool, seed: int, directory: Path, outp
     if output is None and not quick:
         output = Path("bench/results/latest.json")
     clock = SystemClock()
-    with _workplace(directory.resolve()) as place:
+    with workplace(directory.resolve()) as place:
         scale = QUICK if quick else FULL
         start = clock.monotonic()
-        found = _measure(FigureOptions(place, frozenset(only), scale, seed), clock, console)
+        options = FigureOptions(place, frozenset(only), scale, seed)
+        found = run_to_end(lambda: measure_figures(options, clock, console))
         minutes, seconds = divmod(round(clock.monotonic() - start), 60)
         host = machine(place)
         console.print(
@@ -80,34 +80,6 @@ def figures(only: tuple[str, ...], quick: bool, seed: int, directory: Path, outp
             console.print(f"written to {output}; SHA-256 of the rows {digest}", soft_wrap=True)
     _conclude(found, quick, console)
     sys.exit(1 if found.failures else 0)
-
-
-def _measure(options: FigureOptions, clock: SystemClock, console: Console) -> Figures:
-    """Run to the end, or until SIGINT or SIGTERM, and end every process on the way out."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-
-        async def measure() -> Figures:
-            task = asyncio.current_task()
-            assert task is not None
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-            return await measure_figures(options, clock, console)
-
-        try:
-            return runner.run(measure())
-        except asyncio.CancelledError:
-            sys.exit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def _workplace(directory: Path) -> Iterator[Path]:
-    """The directory, made when it is not there, and then removed, too."""
-    made = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield directory
-    finally:
-        if made:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _conclude(found: Figures, quick: bool, console: Console) -> None:

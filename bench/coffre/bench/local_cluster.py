@@ -151,6 +151,20 @@ class LocalCluster:
     def pid(self, number: int) -> int:
         return self._processes[number].pid
 
+    def listen_apart(self, number: int) -> str:
+        """Let a node listen at another address than the map says, so that something can stand between; that address.
+
+        Takes effect when the node starts.
+        """
+        (port,) = _free_ports(1)
+        apart, config = f"127.0.0.1:{port}", self.config(number)
+        before = f'listen = "{self.map.node(number).address}"'
+        text = config.read_text("utf-8")
+        if before not in text:
+            raise ConfigurationError(f"{config} does not say where the map expects the node")
+        config.write_text(text.replace(before, f'listen = "{apart}"'), "utf-8")
+        return apart
+
     # ---------------------------------------------------------------- life of the processes
 
     async def start(self, numbers: Iterable[int] | None = None) -> None:

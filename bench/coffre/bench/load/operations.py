@@ -1,0 +1,173 @@
+"""One operation at a time against a client: drawn, timed, checked and counted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from coffre.bench.load.damage import Lost, WrongBytes
+from coffre.bench.load.ledger import Fate, Ledger
+from coffre.bench.load.objects import Objects
+from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.recorder import Recorder
+from coffre.bench.load.workload import Operation
+from coffre.client import AsyncClient
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, OutcomeUnknown, Unavailable
+
+__all__ = ["EXAMPLES_MAX", "LISTING", "Operations"]
+
+LISTING = "listing"  # the class of a list, which is of no single object
+EXAMPLES_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    operation: Operation
+    kind: str
+    key: str
+    number: int  # in the ledger; -1 for an object that is there before the run
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    begun: float  # when the client was called, and when it had answered: readings of the monotonic clock
+    ended: float
+    size_bytes: int = 0
+
+
+class Operations:
+    """The operations of one client process."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        plan: LoadPlan,
+        process: int,
+        recorder: Recorder,
+        ledger: Ledger,
+        clock: Clock,
+    ) -> None:
+        self._client, self._plan, self._process = client, plan, process
+        self._recorder, self._ledger, self._clock = recorder, ledger, clock
+        self._objects = Objects(plan, clock)
+        self._mix = plan.parsed_mix()
+        self._chance = random.Random(f"{plan.seed}/{process}")
+        self._calls: dict[Operation, Callable[[_Task], Awaitable[_Done]]] = {
+            Operation.PUT: self._put,
+            Operation.GET: self._get,
+            Operation.RANGE: self._range,
+            Operation.HEAD: self._head,
+            Operation.LIST: self._list,
+            Operation.DELETE: self._delete,
+        }
+        self.examples: list[str] = []  # of wrong or lost data
+
+    async def perform(self, due: float | None = None) -> None:
+        """Do one operation and count it. Its latency counts from when it was `due`, or else from the client's call."""
+        if due is not None:
+            self._recorder.lag.record(self._clock.monotonic() - due)
+        task = self._draw()
+        try:
+            done = await self._calls[task.operation](task)
+        except CoffreError as error:
+            self._failed(task, error)
+        else:
+            self._recorder.succeeded(
+                task.operation,
+                task.kind,
+                since=done.begun if due is None else due,
+                ended=done.ended,
+                size_bytes=done.size_bytes,
+            )
+
+    def _draw(self) -> _Task:
+        """The next operation by chance. With nothing of its own to delete, a process puts something."""
+        operation = self._mix.draw(self._chance)
+        if operation is Operation.DELETE:
+            oldest = self._ledger.take_oldest()
+            if oldest is not None:
+                return self._task(operation, self._objects.own(self._process, oldest), oldest)
+            operation = Operation.PUT
+        if operation is Operation.PUT:
+            number = self._ledger.begin()
+            return self._task(operation, self._objects.own(self._process, number), number)
+        return self._task(operation, self._objects.base(self._chance.randrange(self._plan.objects)), -1)
+
+    def _task(self, operation: Operation, key: str, number: int) -> _Task:
+        kind = LISTING if operation is Operation.LIST else self._objects.spec(key).kind.name
+        return _Task(operation, kind, key, number)
+
+    def _failed(self, task: _Task, error: CoffreError) -> None:
+        # What is read was acknowledged before the run, and nobody deletes it.
+        if isinstance(error, NotFound) and task.number < 0:
+            error = Lost(f"{task.key} was acknowledged, and is not there")
+        if isinstance(error, IntegrityError) and len(self.examples) < EXAMPLES_MAX:
+            self.examples.append(f"{task.operation.value} {task.key}: {type(error).__name__}: {error}")
+        name = type(error).__name__
+        self._recorder.failed(task.operation, task.kind, name, ended=self._clock.monotonic())
+
+    # ---------------------------------------------------------------- the six
+
+    async def _put(self, task: _Task) -> _Done:
+        try:
+            begun = await self._objects.put(self._client, task.key)
+        except Unavailable as error:
+            # `Unavailable` promises that nothing was written; its subclass and all others promise nothing.
+            if not isinstance(error, OutcomeUnknown):
+                self._ledger.settle(task.number, Fate.REFUSED)
+            raise
+        self._ledger.settle(task.number, Fate.ACKNOWLEDGED)
+        return _Done(begun, self._clock.monotonic(), self._objects.spec(task.key).size_bytes)
+
+    async def _get(self, task: _Task) -> _Done:
+        begun = self._clock.monotonic()
+        ended = await self._objects.read(self._client, task.key)
+        return _Done(begun, ended, self._objects.spec(task.key).size_bytes)
+
+    async def _range(self, task: _Task) -> _Done:
+        size_bytes = self._objects.spec(task.key).size_bytes
+        length = min(self._plan.range_bytes, size_bytes)
+        start = self._chance.randrange(size_bytes - length + 1)
+        begun = self._clock.monotonic()
+        ended = await self._objects.read(self._client, task.key, start=start, length=length)
+        return _Done(begun, ended, length)
+
+    async def _head(self, task: _Task) -> _Done:
+        begun = self._clock.monotonic()
+        info = await self._client.head(self._plan.bucket, task.key)
+        ended = self._clock.monotonic()
+        if info.size_bytes != self._objects.spec(task.key).size_bytes:
+            raise WrongBytes(f"head says {info.size_bytes} bytes, which is not what was put")
+        return _Done(begun, ended)
+
+    async def _list(self, task: _Task) -> _Done:
+        """List the neighbours of an object. All of them are there, and none is ever deleted."""
+        prefix, expected = self._objects.group(task.key)
+        found: list[str] = []
+        token: str | None = None
+        begun = self._clock.monotonic()
+        while True:
+            page = await self._client.list_page(self._plan.bucket, prefix=prefix, token=token)
+            found += [each.key for each in page.objects]
+            token = page.next_token
+            if token is None or len(found) > len(expected):
+                break
+        ended = self._clock.monotonic()
+        if found != expected:
+            raise Lost(
+                f"a listing of {prefix} shows {len(found)} keys, not the {len(expected)} that are there"
+            )
+        return _Done(begun, ended)
+
+    async def _delete(self, task: _Task) -> _Done:
+        begun = self._clock.monotonic()
+        try:
+            await self._client.delete(self._plan.bucket, task.key)
+        except Unavailable as error:
+            if not isinstance(error, OutcomeUnknown):
+                self._ledger.settle(task.number, Fate.ACKNOWLEDGED)  # and may be tried again
+            raise
+        self._ledger.settle(task.number, Fate.DELETED)
+        return _Done(begun, self._clock.monotonic())
