@@ -9,7 +9,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["DirectReader", "DirectWriter", "FileHandle"]
@@ -46,52 +46,55 @@ def _use_page_cache(fd: int) -> None:
 
 
 class DirectWriter:
-    """Appends to a new file. Methods block; one thread at a time. Raises `OSError`."""
+    """Appends to a new file by way of two buffers: one fills while the other is written. Raises `OSError`.
+
+    `fill` does not block. Whatever it yields has to be given to `write`, which does, before the next one is asked
+    for twice: at most one write may be under way.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises `FileExistsError`, too."""
+        """Blocks. Raises `FileExistsError`, too."""
         self._handle = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
-        self._buffered_bytes = 0
-        self._written_bytes = 0  # always a whole number of blocks before the end
+        self._filling, self._resting = (memoryview(mmap.mmap(-1, _BUFFER_BYTES)) for _ in range(2))
+        self._filled_bytes = 0
+        self.written_bytes = 0  # always a whole number of blocks before the end
 
-    def append(self, parts: Iterable[bytes | memoryview]) -> None:
-        """Take bytes; whole buffers of them go to the disk."""
+    def fill(self, parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+        """Copy bytes into the buffer, and yield it each time it is full."""
         for part in parts:
             rest = memoryview(part)
             while rest:
-                count = min(len(rest), _BUFFER_BYTES - self._buffered_bytes)
-                self._buffer[self._buffered_bytes : self._buffered_bytes + count] = rest[:count]
-                self._buffered_bytes += count
+                count = min(len(rest), _BUFFER_BYTES - self._filled_bytes)
+                self._filling[self._filled_bytes : self._filled_bytes + count] = rest[:count]
+                self._filled_bytes += count
                 rest = rest[count:]
-                if self._buffered_bytes == _BUFFER_BYTES:
-                    self._write(_BUFFER_BYTES)
-                    self._buffered_bytes = 0
+                if self._filled_bytes == _BUFFER_BYTES:
+                    self._filling, self._resting = self._resting, self._filling
+                    self._filled_bytes = 0
+                    yield self._resting
 
     def finish(self) -> None:
-        """Write what is left, and sync the file. Its directory is the caller's."""
-        whole = self._buffered_bytes - self._buffered_bytes % _BLOCK_BYTES
+        """Write what is left, and sync the file. Its directory is the caller's. Blocks."""
+        whole = self._filled_bytes - self._filled_bytes % _BLOCK_BYTES
         if whole:
-            self._write(whole)
-        if whole < self._buffered_bytes:
+            self.write(self._filling[:whole])
+        if whole < self._filled_bytes:
             _use_page_cache(self._handle.fd)  # the end of a file is no whole block
-            self._write_all(self._buffer[whole : self._buffered_bytes])
+            self.write(self._filling[whole : self._filled_bytes])
         os.fsync(self._handle.fd)
 
-    def _write(self, size_bytes: int) -> None:
-        try:
-            self._write_all(self._buffer[:size_bytes])
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _use_page_cache(self._handle.fd)  # it took the flag, and now wants larger blocks than ours
-            self._write_all(self._buffer[:size_bytes])
-
-    def _write_all(self, rest: memoryview) -> None:
+    def write(self, rest: memoryview) -> None:
+        """Append to the file. Blocks."""
         while rest:
-            written = os.pwrite(self._handle.fd, rest, self._written_bytes)
-            self._written_bytes += written
-            rest = rest[written:]
+            try:
+                count = os.pwrite(self._handle.fd, rest, self.written_bytes)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not _is_direct(self._handle.fd):
+                    raise
+                _use_page_cache(self._handle.fd)  # it took the flag, and now wants larger blocks than ours
+                continue
+            self.written_bytes += count
+            rest = rest[count:]
 
 
 class DirectReader:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from coffre.cluster.errors import IntegrityError, InvalidArgument
 from coffre.codec import crc32c
+from coffre.node.direct_io import DirectReader, DirectWriter
 from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES
 from coffre.node.records import LargeShard
 from coffre.node.store import StoredCell
-from coffre.node.direct_io import DirectReader, DirectWriter
 from coffre.node.volumes import FileHandle, sync_directory
 
 __all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
@@ -55,7 +55,7 @@ def _unseal(raw: bytes | memoryview, size_bytes: int, what: str, seed: int = 0) 
 
 
 class LargeShardWriter:
-    """Appends cells to a new file. Methods block; one thread at a time. Raises `OSError`."""
+    """Appends cells to a new file. One call at a time; what blocks says so. Raises `OSError`."""
 
     def __init__(self, directory: Path, number: int, tenant: str, data_id: bytes, shard_index: int) -> None:
         self.path = large_path(directory, number)
@@ -71,7 +71,8 @@ class LargeShardWriter:
         self.file_bytes = 0
         raw = tenant.encode()
         header = _HEADER.pack(_MAGIC, _FORMAT, data_id, shard_index, len(raw), raw)
-        self._write([_sealed(header)])
+        for _ in self._fill([_sealed(header)]):
+            raise AssertionError("a header fills no buffer")
 
     def check(self, cells: Sequence[StoredCell]) -> None:
         """Raise `InvalidArgument` or `IntegrityError` for cells that cannot follow."""
@@ -83,30 +84,41 @@ class LargeShardWriter:
             if crc32c(cell.data) != cell.crc:
                 raise IntegrityError("the cell does not have its checksum: damaged on the way")
 
-    def append(self, cells: Sequence[StoredCell]) -> None:
-        buffers: list[bytes | memoryview] = []
+    def append(self, cells: Sequence[StoredCell]) -> Iterator[memoryview]:
+        """Take cells that were checked. Yields buffers for `write`, as `DirectWriter.fill` does; run it to its end."""
+        parts: list[bytes | memoryview] = []
         offset = self.file_bytes
         for cell in cells:
-            buffers.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
-            buffers.append(cell.data)
+            parts.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
+            parts.append(cell.data)
             self._table += _TABLE.pack(offset, len(cell.data), cell.crc)
             offset += _CELL_BYTES + len(cell.data)
             self.size_bytes += len(cell.data)
             self.shard_crc = crc32c(cell.crc.to_bytes(4, "little"), self.shard_crc)
         self.cell_count += len(cells)
-        self._write(buffers)
+        return self._fill(parts)
+
+    def write(self, filled: memoryview) -> None:
+        """Let the disk have a buffer that `append` yielded. Blocks."""
+        self._file.write(filled)
 
     def finish(self) -> None:
-        """Write table and footer, and sync the file and its directory."""
+        """Write table and footer, and sync the file and its directory. Blocks."""
         table = bytes(self._table)
         footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_crc)
-        self._write([table, _sealed(footer)])
+        for filled in self._fill([table, _sealed(footer)]):
+            self._file.write(filled)
         self._file.finish()
         sync_directory(self.path.parent)
 
-    def _write(self, parts: Sequence[bytes | memoryview]) -> None:
-        self._file.append(parts)
+    @property
+    def unwritten_bytes(self) -> int:
+        """How much of `file_bytes` the file does not have yet."""
+        return self.file_bytes - self._file.written_bytes
+
+    def _fill(self, parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
         self.file_bytes += sum(map(len, parts))
+        return self._file.fill(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def test_segments_of_every_size(k: int, size: int, compress: int | None) -> None
         sealed = cipher.seal(3, plain)
         assert len(sealed) % k == 0
         assert len(sealed) <= size + 5 + 16 + k - 1
-        assert cipher.open(3, sealed, size) == plain
+        assert cipher.open(3, [sealed], size) == plain
 
 
 def test_segments_neither_swap_nor_shrink_nor_move() -> None:
@@ -117,12 +117,12 @@ def test_segments_neither_swap_nor_shrink_nor_move() -> None:
     ]
     for opener, segment, piece, size in attempts:
         with pytest.raises(IntegrityError):
-            opener.open(segment, piece, size)
+            opener.open(segment, [piece], size)
     for position in range(len(sealed)):
         flipped = bytearray(sealed)
         flipped[position] ^= 0x10
         with pytest.raises(IntegrityError):
-            cipher.open(0, flipped, 1000)
+            cipher.open(0, [flipped], 1000)
 
 
 def test_segment_counts() -> None:
@@ -151,7 +151,7 @@ def test_threads_may_share_a_cipher() -> None:
     with ThreadPoolExecutor(4) as pool:
         sealed = list(pool.map(lambda item: cipher.seal(*item), enumerate(plains)))
     for segment, plain in enumerate(plains):
-        assert cipher.open(segment, sealed[segment], len(plain)) == plain
+        assert cipher.open(segment, [sealed[segment]], len(plain)) == plain
 
 
 async def test_the_frozen_manifest(tmp_path: Path) -> None:
@@ -181,6 +181,6 @@ def test_the_frozen_segments() -> None:
             bytes.fromhex(vectors["data_key"]), bytes(range(16)), vector["k"], compress_level=None
         )
         sealed = bytes.fromhex(vector["sealed"])
-        assert cipher.open(vector["segment"], sealed, len(plain)) == plain
+        assert cipher.open(vector["segment"], [sealed], len(plain)) == plain
         if not vector.get("compressed"):
             assert cipher.seal(vector["segment"], plain) == sealed
