@@ -50,7 +50,7 @@ class CellSet:
 def data_cells(
     k: int, m: int, cells: Mapping[int, bytes | memoryview]
 ) -> list[bytes | bytearray | memoryview]:
-    """Return the k cells of a segment's ciphertext from any k. Raises `IntegrityError` when they do not fit together."""
+    """Return the k cells of a segment, in order, from any k. Raises `IntegrityError` when they do not fit together."""
     if len({len(cell) for cell in cells.values()}) > 1:
         raise IntegrityError("the cells of a segment differ in size")
     missing = [index for index in range(k) if index not in cells]
@@ -77,13 +77,11 @@ def _open_some(
     """Return a segment's plaintext, and the k cells that it was decrypted from."""
     manifest = opened.manifest
     k, m = manifest.k, manifest.m
-    start = segment * manifest.segment_bytes
-    plain_bytes = min(manifest.segment_bytes, manifest.size_bytes - start)
     ordered = sorted(cells)
     for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
         some = {index: cells[index] for index in chosen}
         try:
-            return cipher.open(segment, data_cells(k, m, some), plain_bytes), some
+            return cipher.open(segment, data_cells(k, m, some), opened.plain_bytes(segment)), some
         except IntegrityError:
             continue
     raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")

@@ -74,6 +74,11 @@ class OpenManifest:
     def segments(self) -> int:
         return segment_count(self.manifest.size_bytes, self.manifest.segment_bytes)
 
+    def plain_bytes(self, segment: int) -> int:
+        """The size of a segment's plaintext."""
+        start = segment * self.manifest.segment_bytes
+        return min(self.manifest.segment_bytes, self.manifest.size_bytes - start)
+
     def metadata(self) -> pb.Metadata:
         """Decrypt the user's metadata. Raises `IntegrityError`."""
         if not self.manifest.sealed_metadata:
