@@ -11,7 +11,7 @@ import os
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
@@ -327,7 +327,7 @@ class _StagedWriter:
         self._number = number
         self._owner = owner
         self._writer: LargeShardWriter | None = None
-        self._writing: asyncio.Future[None] | None = None
+        self._writing: Future[None] | None = None
 
     async def open(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         directory = self._store._parts.large
@@ -383,23 +383,27 @@ class _StagedWriter:
         if writer is None:
             return
         if self._writing is not None:
-            await asyncio.wait([self._writing])  # the thread cannot be called back
-            self._writing.exception()  # whatever it says, the shard goes
+            # The thread cannot be called back; and what it says now matters to nobody.
+            await asyncio.gather(asyncio.wrap_future(self._writing), return_exceptions=True)
         if not self._store._closed:
             self._store._parts.space.add_large(-writer.unwritten_bytes)
             await self._store._committer.run([FreeLarge(self._number)])
 
     def _begin(self, step: Callable[[Unpack[_Arguments]], None], *arguments: *_Arguments) -> None:
         """Start what blocks, while the next cells are on their way."""
-        self._writing = self._store._loop.run_in_executor(self._store._threads, step, *arguments)
+        self._writing = self._store._threads.submit(step, *arguments)
 
     async def _written(self) -> None:
         """Wait for what was begun last; once it has failed, so does every later call."""
-        if self._writing is not None:
-            try:
-                await asyncio.shield(self._writing)
-            except OSError as error:
-                raise _write_error(error) from error
+        if self._writing is None:
+            return
+        try:
+            if self._writing.done():  # mostly it is, and nobody had to wake the loop for it
+                self._writing.result()
+            else:
+                await asyncio.shield(asyncio.wrap_future(self._writing))
+        except OSError as error:
+            raise _write_error(error) from error
 
     def _open_writer(self) -> LargeShardWriter:
         self._store._check_open()

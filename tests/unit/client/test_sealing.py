@@ -104,6 +104,26 @@ def test_segments_of_every_size(k: int, size: int, compress: int | None) -> None
         assert cipher.open(3, [sealed], size) == plain
 
 
+@pytest.mark.parametrize("size", [MIB // 16 - 21, MIB // 16, MIB])
+def test_segments_open_from_cells_and_not_from_changed_ones(size: int) -> None:
+    """On both sides of the size from which cells are decrypted one by one."""
+    cipher = SegmentCipher(bytes(32), bytes(16), 4, compress_level=None)
+    plain = random.Random(size).randbytes(size)
+    sealed = bytes(cipher.seal(5, plain))
+    cell_bytes = len(sealed) // 4
+    cells = [sealed[start : start + cell_bytes] for start in range(0, len(sealed), cell_bytes)]
+    assert cipher.open(5, cells, size) == plain
+    for cell in range(4):
+        for position in (0, 5, cell_bytes - 17, cell_bytes - 1):
+            flipped = bytearray(cells[cell])
+            flipped[position] ^= 1
+            with pytest.raises(IntegrityError):
+                cipher.open(5, [*cells[:cell], flipped, *cells[cell + 1 :]], size)
+    for wrong in (cells[::-1], cells[:3], [*cells[:3], cells[3][:10]]):
+        with pytest.raises(IntegrityError):
+            cipher.open(5, wrong, size)
+
+
 def test_segments_neither_swap_nor_shrink_nor_move() -> None:
     cipher = SegmentCipher(bytes(32), bytes(16), 4)
     sealed = cipher.seal(0, b"x" * 1000)
