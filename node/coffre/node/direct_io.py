@@ -12,24 +12,13 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["DirectReader", "DirectWriter", "FileHandle"]
+from coffre.node.volumes import FileHandle
+
+__all__ = ["DirectReader", "DirectWriter"]
 
 _BLOCK_BYTES = 4096  # no disk in use asks for more, and every page is a whole number of them
 _BUFFER_BYTES = 1 << 20
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
-
-
-class FileHandle:
-    """A file descriptor that closes when its last user lets go: a read under way outlives eviction and
-    unlink."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 def _open(path: Path, flags: int) -> FileHandle:
