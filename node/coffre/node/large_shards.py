@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from coffre.cluster.errors import IntegrityError, InvalidArgument
@@ -159,26 +158,36 @@ class LargeShardReader:
 
     def chunk(self, first: int, end: int) -> list[StoredCell]:
         """Cells from `first` on, before `end`, of about 1 MiB together and at least one."""
-        places = self._table(first, min(end - first, _TABLE_READ_MAX))
-        count = _fitting(places)
-        start, last = places[0], places[count - 1]
+        places = self._places(first, end)
+        start, last = places[0], places[-1]
         raw = self._cells.read(start.offset, last.offset + _CELL_BYTES + last.size_bytes - start.offset)
         cells = []
-        for segment, place in enumerate(places[:count], first):
+        for segment, place in enumerate(places, first):
             begin = place.offset - start.offset
             cells.append(self._cell(segment, place, raw[begin : begin + _CELL_BYTES + place.size_bytes]))
         return cells
 
-    def _table(self, first: int, count: int) -> list[_Place]:
+    def _places(self, first: int, end: int) -> list[_Place]:
+        """The rows of the table for as many cells, which lie one behind the other, as make a chunk."""
+        count = min(end - first, _TABLE_READ_MAX)
         raw = os.pread(self._handle.fd, count * _TABLE.size, self._table_offset + first * _TABLE.size)
         if len(raw) < count * _TABLE.size:
             raise IntegrityError("the table of a large shard does not verify")
-        places = [_Place(*row) for row in _TABLE.iter_unpack(raw)]
-        if places[0].offset > self._table_offset:
-            raise IntegrityError("the table of a large shard does not verify")
-        for place, following in pairwise(places):
-            if following.offset != place.offset + _CELL_BYTES + place.size_bytes:
+        places: list[_Place] = []
+        total = following = 0
+        for row in _TABLE.iter_unpack(raw):
+            place = _Place(*row)
+            if places and total + place.size_bytes > CHUNK_BYTES:
+                break
+            if (
+                place.size_bytes > CELL_BYTES_MAX
+                or place.offset > self._table_offset
+                or (places and place.offset != following)
+            ):
                 raise IntegrityError("the table of a large shard does not verify")
+            places.append(place)
+            total += place.size_bytes
+            following = place.offset + _CELL_BYTES + place.size_bytes
         return places
 
     def _cell(self, segment: int, place: _Place, raw: memoryview) -> StoredCell:
@@ -187,15 +196,3 @@ class LargeShardReader:
         if _CELL.unpack(header) != (segment, place.size_bytes, place.crc) or crc32c(data) != place.crc:
             raise IntegrityError("a cell of a large shard does not verify")
         return StoredCell(segment, place.crc, data)
-
-
-def _fitting(places: Sequence[_Place]) -> int:
-    """How many of the cells make one chunk. Raises `IntegrityError` for a cell that nobody can have written."""
-    total = 0
-    for count, place in enumerate(places):
-        if place.size_bytes > CELL_BYTES_MAX:
-            raise IntegrityError("the table of a large shard does not verify")
-        total += place.size_bytes
-        if count and total > CHUNK_BYTES:
-            return count
-    return len(places)
