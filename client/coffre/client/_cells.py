@@ -11,7 +11,7 @@ from coffre.cluster.errors import IntegrityError
 from coffre.codec import codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["CellSet", "join_cells", "open_segment", "rebuild_cells"]
+__all__ = ["CellSet", "data_cells", "open_segment", "rebuild_cells"]
 
 COMBINATIONS_MAX = 1000
 
@@ -47,17 +47,18 @@ class CellSet:
             self.bad.add(shard_index)
 
 
-def join_cells(k: int, m: int, cells: Mapping[int, bytes | memoryview]) -> bytes:
-    """Return the ciphertext of a segment from any k cells. Raises `IntegrityError` when they do not fit together."""
+def data_cells(
+    k: int, m: int, cells: Mapping[int, bytes | memoryview]
+) -> list[bytes | bytearray | memoryview]:
+    """Return the k cells of a segment, in order, from any k. Raises `IntegrityError` when they do not fit together."""
     if len({len(cell) for cell in cells.values()}) > 1:
         raise IntegrityError("the cells of a segment differ in size")
     missing = [index for index in range(k) if index not in cells]
-    if not missing:
-        return b"".join([cells[index] for index in range(k)])
     size_bytes = len(next(iter(cells.values())))
     rebuilt = {index: bytearray(size_bytes) for index in missing}
-    codec(k, m).reconstruct_into(cells, rebuilt)
-    return b"".join([cells[index] if index in cells else rebuilt[index] for index in range(k)])
+    if missing:
+        codec(k, m).reconstruct_into(cells, rebuilt)
+    return [cells[index] if index in cells else rebuilt[index] for index in range(k)]
 
 
 def open_segment(
@@ -76,13 +77,11 @@ def _open_some(
     """Return a segment's plaintext, and the k cells that it was decrypted from."""
     manifest = opened.manifest
     k, m = manifest.k, manifest.m
-    start = segment * manifest.segment_bytes
-    plain_bytes = min(manifest.segment_bytes, manifest.size_bytes - start)
     ordered = sorted(cells)
     for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
         some = {index: cells[index] for index in chosen}
         try:
-            return cipher.open(segment, join_cells(k, m, some), plain_bytes), some
+            return cipher.open(segment, data_cells(k, m, some), opened.plain_bytes(segment)), some
         except IntegrityError:
             continue
     raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")

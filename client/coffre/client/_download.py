@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
+from typing import NamedTuple
 
 from coffre.client._cells import open_segment
 from coffre.client._peers import Peers
@@ -17,7 +18,7 @@ from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 
-__all__ = ["Downloader"]
+__all__ = ["Assembly", "Downloader"]
 
 WINDOW_SEGMENTS = 6  # how far a shard may run ahead of the segment that is wanted
 OPENING_SEGMENTS = 2
@@ -54,44 +55,56 @@ class Downloader:
             raise _too_few(opened, len(cells.good), cells.bad)
         return open_segment(opened, cipher, 0, cells.good)
 
+    def begin(self, found: Found, primaries: tuple[int, ...], first: int, count: int) -> Assembly:
+        """Ask for the cells of `count` segments from `first` on. Without `segments`, the caller closes it."""
+        return Assembly(self, found, found.placement(primaries), first, count)
+
     async def segments(
-        self, found: Found, primaries: tuple[int, ...], first: int, count: int
+        self, assembly: Assembly, primaries: tuple[int, ...]
     ) -> AsyncGenerator[bytes | memoryview]:
-        """Yield the plaintext of `count` segments from `first` on, in order, in constant memory."""
-        assembly = _Assembly(self, found, found.placement(primaries), first, count)
-        cipher = SegmentCipher(found.opened.data_key, found.opened.manifest.data_id, found.opened.manifest.k)
-        loop = asyncio.get_running_loop()
-        opening: deque[tuple[int, dict[int, bytes | memoryview], asyncio.Future[bytes | memoryview]]] = (
-            deque()
-        )
+        """Yield the plaintext of the segments of `assembly`, in order, in constant memory; close it at the end."""
+        opened = assembly.opened
+        cipher = SegmentCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
+        opening: deque[_Opening] = deque()
 
         async def opened_next() -> bytes | memoryview:
-            segment, cells, future = opening.popleft()
+            segment, cells, plain = opening.popleft()
             try:
-                return await future
+                return await plain
             except IntegrityError:
                 every = await assembly.every_cell(segment, cells)
-                return await loop.run_in_executor(
-                    self._pool, open_segment, found.opened, cipher, segment, every
-                )
+                return await self._open(opened, cipher, segment, every)
 
         try:
-            for segment in range(first, first + count):
+            for segment in assembly.wanted:
                 cells = await assembly.cells(segment)
-                opening.append(
-                    (
-                        segment,
-                        cells,
-                        loop.run_in_executor(self._pool, open_segment, found.opened, cipher, segment, cells),
-                    )
-                )
-                if len(opening) >= OPENING_SEGMENTS:
+                opening.append(_Opening(segment, cells, self._open(opened, cipher, segment, cells)))
+                if len(opening) >= OPENING_SEGMENTS or opening[0].plain.done():
                     yield await opened_next()
             while opening:
                 yield await opened_next()
         finally:
             await assembly.close()
-            self._report(found.opened, assembly.damaged, primaries)
+            self._report(opened, assembly.damaged, primaries)
+
+    def _open(
+        self,
+        opened: OpenManifest,
+        cipher: SegmentCipher,
+        segment: int,
+        cells: Mapping[int, bytes | memoryview],
+    ) -> asyncio.Future[bytes | memoryview]:
+        """Decrypt a segment: here and now when that takes less time than a thread's turn, else in a thread."""
+        loop = asyncio.get_running_loop()
+        compressed = sum(map(len, cells.values())) < opened.plain_bytes(segment)
+        if compressed or max(cells) >= opened.manifest.k or len(cells) > opened.manifest.k:
+            return loop.run_in_executor(self._pool, open_segment, opened, cipher, segment, cells)
+        plain: asyncio.Future[bytes | memoryview] = loop.create_future()
+        try:
+            plain.set_result(open_segment(opened, cipher, segment, cells))
+        except IntegrityError as error:
+            plain.set_exception(error)
+        return plain
 
     def read_shard(
         self, opened: OpenManifest, node: int, index: int, first: int, count: int
@@ -138,14 +151,21 @@ def _too_few(opened: OpenManifest, good: int, bad: set[int]) -> CoffreError:
     return Unavailable(f"{good} shards of the object can be reached, {k} are needed")
 
 
-class _Assembly:
-    """Streams of shards, merged segment by segment."""
+class _Opening(NamedTuple):
+    segment: int
+    cells: dict[int, bytes | memoryview]
+    plain: asyncio.Future[bytes | memoryview]
+
+
+class Assembly:
+    """Streams of shards, merged segment by segment. The first ones are asked at once."""
 
     def __init__(
         self, downloader: Downloader, found: Found, places: tuple[int, ...], first: int, count: int
     ) -> None:
         self._downloader = downloader
-        self._opened = found.opened
+        self.opened = found.opened
+        self.wanted = range(first, first + count)
         self._k = found.opened.manifest.k
         self._places = places
         self._end = first + count
@@ -160,6 +180,8 @@ class _Assembly:
         self._failed: dict[int, CoffreError] = {}
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
+        self._closed = False
+        self._fill_up()
 
     async def cells(self, segment: int) -> dict[int, bytes | memoryview]:
         """Wait for k cells of `segment`, asking further shards when some fail or lag."""
@@ -214,7 +236,14 @@ class _Assembly:
         )
         return every
 
+    def serves(self, found: Found, primaries: tuple[int, ...]) -> bool:
+        """Whether it is still open, and reads this version from where its shards are said to lie now."""
+        same = self.opened.stamp == found.opened.stamp and self._places == found.placement(primaries)
+        return same and not self._closed
+
     async def close(self) -> None:
+        """End all calls. May be called again."""
+        self._closed = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -253,7 +282,7 @@ class _Assembly:
     ) -> None:
         """Read cells of one shard, verify each, hand them on; pause while too far ahead of the reader."""
         expected = first
-        replies = self._downloader.read_shard(self._opened, self._places[index], index, first, count)
+        replies = self._downloader.read_shard(self.opened, self._places[index], index, first, count)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:

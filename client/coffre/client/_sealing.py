@@ -18,10 +18,11 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
-__all__ = ["Draft", "OpenManifest", "Sealer", "SegmentCipher", "segment_count"]
+__all__ = ["Draft", "Frame", "OpenManifest", "Sealer", "SegmentCipher", "segment_count"]
 
 MANIFEST_FORMAT = 1
 MAC_BYTES = 16
@@ -33,6 +34,7 @@ _FRAME = struct.Struct("<BI")  # compression, payload bytes
 _RAW, _ZSTD = 0, 1
 _WORTHWHILE = 0.97  # keep a compressed segment when it is at least 3 % smaller
 _SKIP_MAX = 64
+_STREAMED_BYTES_MIN = 64 << 10  # from here on, copies cost more than the longer way through the library
 
 
 def segment_count(size_bytes: int, segment_bytes: int) -> int:
@@ -71,6 +73,11 @@ class OpenManifest:
     @property
     def segments(self) -> int:
         return segment_count(self.manifest.size_bytes, self.manifest.segment_bytes)
+
+    def plain_bytes(self, segment: int) -> int:
+        """The size of a segment's plaintext."""
+        start = segment * self.manifest.segment_bytes
+        return min(self.manifest.segment_bytes, self.manifest.size_bytes - start)
 
     def metadata(self) -> pb.Metadata:
         """Decrypt the user's metadata. Raises `IntegrityError`."""
@@ -170,6 +177,20 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return _per_thread.decompressor
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What is encrypted of one segment: its header, the payload, and zeros up to a multiple of k (the tag counted)."""
+
+    header: bytes
+    payload: bytes | bytearray | memoryview
+    padding: bytes
+
+    @property
+    def sealed_bytes(self) -> int:
+        """The length of the ciphertext."""
+        return len(self.header) + len(self.payload) + len(self.padding) + TAG_BYTES
+
+
 class SegmentCipher:
     """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
 
@@ -178,6 +199,7 @@ class SegmentCipher:
     """
 
     def __init__(self, data_key: bytes, data_id: bytes, k: int, *, compress_level: int | None = 3) -> None:
+        self._data_key = data_key
         self._cipher = AESGCM(data_key)
         self._data_id = data_id
         self._k = k
@@ -185,13 +207,39 @@ class SegmentCipher:
         self._skip = 0
         self._skip_next = 1
 
-    def seal(self, segment: int, plain: bytes | bytearray | memoryview) -> bytes:
+    def seal(self, segment: int, plain: bytes | bytearray | memoryview) -> bytearray:
         """Return the ciphertext of one segment; its length is a multiple of k."""
+        frame = self.frame(plain)
+        sealed = bytearray(frame.sealed_bytes)
+        self.seal_into(segment, frame, memoryview(sealed))
+        return sealed
+
+    def frame(self, plain: bytes | bytearray | memoryview) -> Frame:
+        """Compress a segment when that helps, and say what has to be encrypted."""
         compression, payload = self._shrink(plain)
         size_bytes = len(payload)
         padding = -(_FRAME.size + size_bytes + TAG_BYTES) % self._k
-        frame = b"".join((_FRAME.pack(compression, size_bytes), payload, bytes(padding)))
-        return self._cipher.encrypt(segment.to_bytes(12, "big"), frame, self._data_id)
+        return Frame(_FRAME.pack(compression, size_bytes), payload, bytes(padding))
+
+    def seal_into(self, segment: int, frame: Frame, sealed: memoryview) -> None:
+        """Encrypt a frame into memory of its `sealed_bytes`. No nonce may serve twice: once for a segment."""
+        nonce = segment.to_bytes(12, "big")
+        parts = (frame.header, frame.payload, frame.padding)
+        if len(sealed) < _STREAMED_BYTES_MIN:
+            self._cipher.encrypt_into(nonce, b"".join(parts), self._data_id, sealed)
+            return
+        encryptor = Cipher(algorithms.AES(self._data_key), modes.GCM(nonce)).encryptor()
+        encryptor.authenticate_additional_data(self._data_id)
+        position = 0
+        for part in parts:
+            position += encryptor.update_into(part, sealed[position:])
+        encryptor.finalize()
+        sealed[position:] = encryptor.tag
+
+    @property
+    def compresses_next(self) -> bool:
+        """Whether the next segment costs an attempt to compress it, which takes longer than all the rest."""
+        return self._compress_level is not None and not self._skip
 
     def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
@@ -209,11 +257,14 @@ class SegmentCipher:
         return _RAW, plain
 
     def open(
-        self, segment: int, sealed: bytes | bytearray | memoryview, plain_bytes: int
+        self, segment: int, cells: Sequence[bytes | bytearray | memoryview], plain_bytes: int
     ) -> bytes | memoryview:
-        """Return the `plain_bytes` bytes of one segment. Raises `IntegrityError` when anything is not as written."""
+        """Return the `plain_bytes` bytes of one segment from the pieces of its ciphertext, in order.
+
+        Raises `IntegrityError` when anything is not as written.
+        """
         try:
-            frame = self._cipher.decrypt(segment.to_bytes(12, "big"), sealed, self._data_id)
+            frame = self._decrypt(segment.to_bytes(12, "big"), cells)
         except InvalidTag:
             raise IntegrityError(f"segment {segment} does not verify") from None
         compression, size_bytes = _FRAME.unpack_from(frame)
@@ -230,3 +281,18 @@ class SegmentCipher:
         if len(plain) != plain_bytes:
             raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
         return plain
+
+    def _decrypt(self, nonce: bytes, cells: Sequence[bytes | bytearray | memoryview]) -> bytes | bytearray:
+        """Raises `InvalidTag`; then nothing of the plaintext has left this function."""
+        size_bytes = sum(map(len, cells))
+        if size_bytes < _STREAMED_BYTES_MIN or len(cells[-1]) < TAG_BYTES:
+            return self._cipher.decrypt(nonce, b"".join(cells), self._data_id)
+        decryptor = Cipher(algorithms.AES(self._data_key), modes.GCM(nonce)).decryptor()
+        decryptor.authenticate_additional_data(self._data_id)
+        frame = bytearray(size_bytes - TAG_BYTES)
+        rest = memoryview(frame)
+        last = memoryview(cells[-1])
+        for cell in (*cells[:-1], last[:-TAG_BYTES]):
+            rest = rest[decryptor.update_into(cell, rest) :]
+        decryptor.finalize_with_tag(bytes(last[-TAG_BYTES:]))
+        return frame

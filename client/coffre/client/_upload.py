@@ -23,7 +23,7 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.placement import Placement
-from coffre.codec import codec, crc32c
+from coffre.codec import Tier, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell
 
@@ -35,6 +35,7 @@ QUEUED_MESSAGES_MAX = 2
 RETAINED_MESSAGES = 2  # so that a shard may still move to a substitute at the start
 CODING_SEGMENTS = 2
 SEGMENTS_MAX = 1 << 20
+_SLOW_TIERS = (Tier.SCALAR, Tier.ZFEC)
 STREAM_TIMEOUT_SECONDS = 24 * 3600.0
 SYNC_TIMEOUTS = 6  # how many stall timeouts the sync of the first D shards may take
 
@@ -60,14 +61,19 @@ class SegmentCoder:
         self._codec = codec(k, m)
         self._k, self._m = k, m
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the next segment takes less time than to hand it to another thread and back would."""
+        return not self._cipher.compresses_next and self._codec.tier not in _SLOW_TIERS
+
     def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
-        sealed = memoryview(self._cipher.seal(segment, plain))
-        size_bytes = len(sealed) // self._k
-        parity = bytearray(size_bytes * self._m)
+        frame = self._cipher.frame(plain)
+        cell_bytes = frame.sealed_bytes // self._k
+        whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
+        sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
+        self._cipher.seal_into(segment, frame, sealed)
         crcs = self._codec.encode_segment(sealed, parity)
-        views = [sealed[i * size_bytes : (i + 1) * size_bytes] for i in range(self._k)]
-        whole = memoryview(parity)
-        views += [whole[i * size_bytes : (i + 1) * size_bytes] for i in range(self._m)]
+        views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
         return CodedSegment(segment, tuple(views), crcs)
 
 
@@ -321,7 +327,7 @@ def _is_full(group: Group) -> bool:
 async def _coded(
     segments: AsyncIterator[bytes], coder: SegmentCoder, pool: Executor
 ) -> AsyncGenerator[CodedSegment]:
-    """Code segments in worker threads, in order, one ahead of what is being sent."""
+    """Code segments in order: quick ones here and now, others in worker threads, one ahead of what is being sent."""
     loop = asyncio.get_running_loop()
     coding: list[asyncio.Future[CodedSegment]] = []
     segment = 0
@@ -329,7 +335,12 @@ async def _coded(
         async for plain in segments:
             if segment >= SEGMENTS_MAX:
                 raise InvalidArgument(f"an object has at most {SEGMENTS_MAX} segments (1 TiB)")
-            coding.append(loop.run_in_executor(pool, coder.code, segment, plain))
+            if coder.is_quick:
+                while coding:
+                    yield await coding.pop(0)
+                yield coder.code(segment, plain)
+            else:
+                coding.append(loop.run_in_executor(pool, coder.code, segment, plain))
             segment += 1
             if len(coding) >= CODING_SEGMENTS:
                 yield await coding.pop(0)

@@ -23,9 +23,10 @@ from typing import Self, TypeVar
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
+from coffre.client._ranges import RangeReader
 from coffre.client._reads import Found, Reader
 from coffre.client._rounds import Quorum
-from coffre.client._sealing import Draft, OpenManifest, Sealer, segment_count
+from coffre.client._sealing import Draft, OpenManifest, Sealer
 from coffre.client._stamps import Issuer
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
 from coffre.client._upload import SegmentCoder, Uploader
@@ -132,6 +133,7 @@ class AsyncClient:
             stall_timeout=options.stall_timeout,
         )
         self._downloader = Downloader(peers, self._reader, self._pool, hedge_delay=options.hedge_delay)
+        self._ranges = RangeReader(self._downloader, self._writer.primaries)
         self._lister = Lister(peers, placement, quorum, partitions, self._reader, self._sealer)
 
     @property
@@ -265,13 +267,18 @@ class AsyncClient:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
         deadline = self._clock.monotonic() + self._options.patience
-        found = await self._found(name, version, want_cell=True)
-        while True:
-            try:
-                pieces = [piece async for piece in self._pieces(found, start, length)]
-                return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-            except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error, deadline)
+        early = self._ranges.begin_early(name, start, length) if version is None else None
+        try:
+            found = await self._found(name, version, want_cell=True)
+            while True:
+                try:
+                    pieces = [piece async for piece in self._ranges.pieces(found, start, length, early)]
+                    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+                except (IntegrityError, Unavailable) as error:
+                    found = await self._successor(found, version, error, deadline)
+        finally:
+            if early is not None:
+                await early.close()
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
@@ -282,7 +289,7 @@ class AsyncClient:
         begun = False
         while True:
             try:
-                async with aclosing(self._pieces(found, start, length)) as pieces:
+                async with aclosing(self._ranges.pieces(found, start, length)) as pieces:
                     async for piece in pieces:
                         begun = True
                         yield piece
@@ -446,28 +453,6 @@ class AsyncClient:
                 raise error
             await self._clock.sleep(RETRY_SECONDS)
         return newer
-
-    async def _pieces(
-        self, found: Found, start: int, length: int | None
-    ) -> AsyncGenerator[bytes | memoryview]:
-        manifest = found.opened.manifest
-        if start < 0 or (length is not None and length < 0):
-            raise InvalidArgument("a range starts at 0 or later and has no negative length")
-        end = manifest.size_bytes if length is None else min(start + length, manifest.size_bytes)
-        primaries = self._writer.primaries(found.opened.name)
-        if segment_count(manifest.size_bytes, manifest.segment_bytes) == 1:
-            whole = await self._downloader.one_segment(found, primaries)
-            yield whole if start == 0 and end == len(whole) else whole[start:end]
-            return
-        if start >= end:
-            return
-        first = start // manifest.segment_bytes
-        last = (end - 1) // manifest.segment_bytes
-        position = first * manifest.segment_bytes
-        async with aclosing(self._downloader.segments(found, primaries, first, last - first + 1)) as segments:
-            async for plain in segments:
-                yield plain[max(start - position, 0) : end - position]
-                position += len(plain)
 
 
 # -------------------------------------------------------------------- small things

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from coffre.cluster.errors import IntegrityError, InvalidArgument
 from coffre.codec import crc32c
+from coffre.node.direct_io import DirectReader, DirectWriter
 from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES
 from coffre.node.records import LargeShard
 from coffre.node.store import StoredCell
-from coffre.node.volumes import FileHandle, start_writing, sync_directory
+from coffre.node.volumes import FileHandle, sync_directory
 
 __all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
 
@@ -30,8 +32,6 @@ _TABLE = struct.Struct(">QII")  # offset, bytes, CRC32C of the data
 _FOOTER = struct.Struct(">8sIIQI")  # magic, cells, CRC32C of the table, bytes of data, shard CRC
 _FOOTER_BYTES = _FOOTER.size + 4
 _TABLE_READ_MAX = 256
-_BUFFERS_MAX = 512
-_WRITING_BYTES = 4 << 20  # how much gathers before the disk begins with it
 
 
 def large_path(directory: Path, number: int) -> Path:
@@ -46,7 +46,7 @@ def _sealed(body: bytes, seed: int = 0) -> bytes:
     return body + crc32c(body, seed).to_bytes(4, "big")
 
 
-def _unseal(raw: bytes, size_bytes: int, what: str, seed: int = 0) -> bytes:
+def _unseal(raw: bytes | memoryview, size_bytes: int, what: str, seed: int = 0) -> bytes | memoryview:
     body = raw[: size_bytes - 4]
     if len(raw) < size_bytes or crc32c(body, seed) != int.from_bytes(raw[size_bytes - 4 : size_bytes], "big"):
         raise IntegrityError(f"the {what} of a large shard does not verify")
@@ -54,24 +54,24 @@ def _unseal(raw: bytes, size_bytes: int, what: str, seed: int = 0) -> bytes:
 
 
 class LargeShardWriter:
-    """Appends cells to a new file. Methods block; one thread at a time. Raises `OSError`."""
+    """Appends cells to a new file. One call at a time; what blocks says so. Raises `OSError`."""
 
     def __init__(self, directory: Path, number: int, tenant: str, data_id: bytes, shard_index: int) -> None:
         self.path = large_path(directory, number)
         if not self.path.parent.exists():
             self.path.parent.mkdir(exist_ok=True)
             sync_directory(directory)
-        self._handle = FileHandle(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640))
+        self._file = DirectWriter(self.path)
         self._seed = _seed(data_id, shard_index)
         self._table = bytearray()
-        self._begun_bytes = 0
         self.cell_count = 0
         self.size_bytes = 0
         self.shard_crc = 0
         self.file_bytes = 0
         raw = tenant.encode()
         header = _HEADER.pack(_MAGIC, _FORMAT, data_id, shard_index, len(raw), raw)
-        self._write([_sealed(header)])
+        for _ in self._fill([_sealed(header)]):
+            raise AssertionError("a header fills no buffer")
 
     def check(self, cells: Sequence[StoredCell]) -> None:
         """Raise `InvalidArgument` or `IntegrityError` for cells that cannot follow."""
@@ -83,48 +83,59 @@ class LargeShardWriter:
             if crc32c(cell.data) != cell.crc:
                 raise IntegrityError("the cell does not have its checksum: damaged on the way")
 
-    def append(self, cells: Sequence[StoredCell]) -> None:
-        buffers: list[bytes | memoryview] = []
+    def append(self, cells: Sequence[StoredCell]) -> Iterator[memoryview]:
+        """Take cells that were checked. Yields buffers for `write`, as `DirectWriter.fill` does; run it to its end."""
+        parts: list[bytes | memoryview] = []
         offset = self.file_bytes
         for cell in cells:
-            buffers.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
-            buffers.append(cell.data)
+            parts.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
+            parts.append(cell.data)
             self._table += _TABLE.pack(offset, len(cell.data), cell.crc)
             offset += _CELL_BYTES + len(cell.data)
             self.size_bytes += len(cell.data)
             self.shard_crc = crc32c(cell.crc.to_bytes(4, "little"), self.shard_crc)
         self.cell_count += len(cells)
-        self._write(buffers)
-        if self.file_bytes - self._begun_bytes >= _WRITING_BYTES:
-            start_writing(self._handle.fd, self._begun_bytes, self.file_bytes - self._begun_bytes)
-            self._begun_bytes = self.file_bytes
+        return self._fill(parts)
+
+    def write(self, filled: memoryview) -> None:
+        """Let the disk have a buffer that `append` yielded. Blocks."""
+        self._file.write(filled)
 
     def finish(self) -> None:
-        """Write table and footer, and sync the file and its directory."""
+        """Write table and footer, and sync the file and its directory. Blocks."""
         table = bytes(self._table)
         footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_crc)
-        self._write([table, _sealed(footer)])
-        os.fsync(self._handle.fd)
+        for filled in self._fill([table, _sealed(footer)]):
+            self._file.write(filled)
+        self._file.finish()
         sync_directory(self.path.parent)
 
-    def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        for start in range(0, len(buffers), _BUFFERS_MAX):
-            part = buffers[start : start + _BUFFERS_MAX]
-            size_bytes = sum(map(len, part))
-            written = os.pwritev(self._handle.fd, part, self.file_bytes)
-            if written < size_bytes:
-                rest = memoryview(b"".join(part))[written:]
-                while rest:
-                    count = os.pwrite(self._handle.fd, rest, self.file_bytes + size_bytes - len(rest))
-                    rest = rest[count:]
-            self.file_bytes += size_bytes
+    @property
+    def unwritten_bytes(self) -> int:
+        """How much of `file_bytes` the file does not have yet."""
+        return self.file_bytes - self._file.written_bytes
+
+    def _fill(self, parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+        self.file_bytes += sum(map(len, parts))
+        return self._file.fill(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A row of the table: where a cell's header begins, and what follows it."""
+
+    offset: int
+    size_bytes: int
+    crc: int
 
 
 class LargeShardReader:
     """Reads verified cells of one file. Methods block. Raises `OSError` and `IntegrityError`."""
 
     def __init__(self, directory: Path, tenant: str, shard_index: int, large: LargeShard) -> None:
-        self._handle = FileHandle(os.open(large_path(directory, large.file), os.O_RDONLY))
+        path = large_path(directory, large.file)
+        self._handle = FileHandle(os.open(path, os.O_RDONLY))  # for header, table and footer
+        self._cells = DirectReader(path)
         self._seed = _seed(large.data_id, shard_index)
         raw = _unseal(os.pread(self._handle.fd, _HEADER_BYTES, 0), _HEADER_BYTES, "header")
         magic, format_, data_id, index, count, owner = _HEADER.unpack(raw)
@@ -147,26 +158,41 @@ class LargeShardReader:
 
     def chunk(self, first: int, end: int) -> list[StoredCell]:
         """Cells from `first` on, before `end`, of about 1 MiB together and at least one."""
+        places = self._places(first, end)
+        start, last = places[0], places[-1]
+        raw = self._cells.read(start.offset, last.offset + _CELL_BYTES + last.size_bytes - start.offset)
+        cells = []
+        for segment, place in enumerate(places, first):
+            begin = place.offset - start.offset
+            cells.append(self._cell(segment, place, raw[begin : begin + _CELL_BYTES + place.size_bytes]))
+        return cells
+
+    def _places(self, first: int, end: int) -> list[_Place]:
+        """The rows of the table for as many cells, which lie one behind the other, as make a chunk."""
         count = min(end - first, _TABLE_READ_MAX)
         raw = os.pread(self._handle.fd, count * _TABLE.size, self._table_offset + first * _TABLE.size)
         if len(raw) < count * _TABLE.size:
             raise IntegrityError("the table of a large shard does not verify")
-        cells: list[StoredCell] = []
-        total = 0
-        for place in range(count):
-            offset, size_bytes, crc = _TABLE.unpack_from(raw, place * _TABLE.size)
-            if cells and total + size_bytes > CHUNK_BYTES:
+        places: list[_Place] = []
+        total = following = 0
+        for row in _TABLE.iter_unpack(raw):
+            place = _Place(*row)
+            if places and total + place.size_bytes > CHUNK_BYTES:
                 break
-            cells.append(self._cell(first + place, offset, size_bytes, crc))
-            total += size_bytes
-        return cells
+            if (
+                place.size_bytes > CELL_BYTES_MAX
+                or place.offset > self._table_offset
+                or (places and place.offset != following)
+            ):
+                raise IntegrityError("the table of a large shard does not verify")
+            places.append(place)
+            total += place.size_bytes
+            following = place.offset + _CELL_BYTES + place.size_bytes
+        return places
 
-    def _cell(self, segment: int, offset: int, size_bytes: int, crc: int) -> StoredCell:
-        if size_bytes > CELL_BYTES_MAX or offset > self._table_offset:
-            raise IntegrityError("the table of a large shard does not verify")
-        raw = os.pread(self._handle.fd, _CELL_BYTES + size_bytes, offset)
-        header = _unseal(raw, _CELL_BYTES, "cell header", self._seed)
+    def _cell(self, segment: int, place: _Place, raw: memoryview) -> StoredCell:
+        header = _unseal(raw[:_CELL_BYTES], _CELL_BYTES, "cell header", self._seed)
         data = raw[_CELL_BYTES:]
-        if _CELL.unpack(header) != (segment, size_bytes, crc) or crc32c(data) != crc:
+        if _CELL.unpack(header) != (segment, place.size_bytes, place.crc) or crc32c(data) != place.crc:
             raise IntegrityError("a cell of a large shard does not verify")
-        return StoredCell(segment, crc, data)
+        return StoredCell(segment, place.crc, data)

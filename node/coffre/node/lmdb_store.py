@@ -11,8 +11,9 @@ import os
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVarTuple, Unpack
 
 import lmdb
 from coffre.cluster.clock import Clock
@@ -65,6 +66,7 @@ __all__ = ["LmdbStore"]
 _log = logging.getLogger(__name__)
 _THREADS = 4
 _VOLUME_BYTES_MAX = 1 << 31
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class _Parts:
@@ -326,6 +328,7 @@ class _StagedWriter:
         self._number = number
         self._owner = owner
         self._writer: LargeShardWriter | None = None
+        self._writing: Future[None] | None = None
 
     async def open(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         directory = self._store._parts.large
@@ -349,11 +352,20 @@ class _StagedWriter:
         space = self._store._parts.space
         if space.room_bytes() < sum(len(cell.data) for cell in cells):
             raise ResourceExhausted("the disk of this node is full")
-        await self._run(writer, lambda: writer.append(cells))
+        before = writer.file_bytes
+        buffers = writer.append(cells)
+        space.add_large(writer.file_bytes - before)
+        for filled in buffers:
+            await self._written()
+            self._begin(writer.write, filled)
 
     async def commit(self) -> StagedShard:
         writer = self._open_writer()
-        await self._run(writer, writer.finish)
+        await self._written()
+        before = writer.file_bytes
+        self._begin(writer.finish)
+        await self._written()
+        self._store._parts.space.add_large(writer.file_bytes - before)
         file = LargeFile(
             LargeState.STAGED,
             0,
@@ -368,19 +380,31 @@ class _StagedWriter:
         return StagedShard(writer.cell_count, writer.size_bytes, writer.shard_crc)
 
     async def discard(self) -> None:
-        if self._writer is not None:
-            self._writer = None
-            if not self._store._closed:
-                await self._store._committer.run([FreeLarge(self._number)])
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        if self._writing is not None:
+            # The thread cannot be called back; and what it says now matters to nobody.
+            await asyncio.gather(asyncio.wrap_future(self._writing), return_exceptions=True)
+        if not self._store._closed:
+            self._store._parts.space.add_large(-writer.unwritten_bytes)
+            await self._store._committer.run([FreeLarge(self._number)])
 
-    async def _run(self, writer: LargeShardWriter, step: Callable[[], None]) -> None:
-        before = writer.file_bytes
+    def _begin(self, step: Callable[[Unpack[_Arguments]], None], *arguments: *_Arguments) -> None:
+        """Start what blocks, while the next cells are on their way."""
+        self._writing = self._store._threads.submit(step, *arguments)
+
+    async def _written(self) -> None:
+        """Wait for what was begun last; once it has failed, so does every later call."""
+        if self._writing is None:
+            return
         try:
-            await self._store._loop.run_in_executor(self._store._threads, step)
+            if self._writing.done():  # mostly it is, and nobody had to wake the loop for it
+                self._writing.result()
+            else:
+                await asyncio.shield(asyncio.wrap_future(self._writing))
         except OSError as error:
             raise _write_error(error) from error
-        finally:
-            self._store._parts.space.add_large(writer.file_bytes - before)
 
     def _open_writer(self) -> LargeShardWriter:
         self._store._check_open()

@@ -72,8 +72,13 @@ class Reader:
         self.closed = False
 
     async def _in_thread(self, function: Callable[[Unpack[_Arguments]], _T], *arguments: *_Arguments) -> _T:
+        return await self._start(function, *arguments)
+
+    def _start(
+        self, function: Callable[[Unpack[_Arguments]], _T], *arguments: *_Arguments
+    ) -> asyncio.Future[_T]:
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -232,18 +237,35 @@ class Reader:
                 yield (version.cell,)
             return
         try:
-            reader = await self._in_thread(self._open_large, name, stamp, shard_index)
-            end = min(first + count, reader.cell_count) if count else reader.cell_count
-            while first < end:
-                chunk = await self._in_thread(reader.chunk, first, end)
-                yield chunk
+            reader, chunk, end = await self._in_thread(
+                self._begin_large, name, stamp, shard_index, first, count
+            )
+            while chunk:
                 first += len(chunk)
+                ahead = self._start(reader.chunk, first, end) if first < end else None
+                try:
+                    yield chunk
+                    chunk = [] if ahead is None else await ahead
+                finally:
+                    if ahead is not None:
+                        ahead.cancel()
         except (IntegrityError, OSError) as error:
             row = self.row(name)
             for entry in row.entries if row else ():
                 if row is not None and entry.stamp == stamp and entry.state != State.ABORTED:
                     self._note_damage(name.context(), row.partition, entry)
             raise IntegrityError(f"the shard on this node does not verify: {error}") from error
+
+    def _begin_large(
+        self, name: ObjectName, stamp: bytes, shard_index: int, first: int, count: int
+    ) -> tuple[LargeShardReader, Sequence[StoredCell], int]:
+        """Open a large shard, and read the first chunk at once: a short range costs one thread's turn. Blocks.
+
+        Returns where the range ends in this shard, too.
+        """
+        reader = self._open_large(name, stamp, shard_index)
+        end = min(first + count, reader.cell_count) if count else reader.cell_count
+        return reader, reader.chunk(first, end) if first < end else [], end
 
     def _open_large(self, name: ObjectName, stamp: bytes, shard_index: int) -> LargeShardReader:
         for _ in range(_MOVED_TRIES):

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coffre.codec import crc32c
 
-__all__ = ["FILE_HEADER_BYTES", "FileHandle", "VolumeState", "Volumes", "start_writing", "sync_directory"]
+__all__ = ["FILE_HEADER_BYTES", "FileHandle", "VolumeState", "Volumes", "sync_directory"]
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"coffrevo"
@@ -24,29 +23,6 @@ FILE_HEADER_BYTES = _HEADER.size + 4
 _HANDLES_MAX = 128
 _BUFFERS_MAX = 512  # below IOV_MAX
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-def _system_call() -> Callable[[int, int, int, int], int] | None:
-    try:  # Linux; glibc and musl have it
-        call = ctypes.CDLL(None).sync_file_range
-    except (AttributeError, OSError):
-        return None
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    found: Callable[[int, int, int, int], int] = call
-    return found
-
-
-_sync_file_range = _system_call()
-
-
-def start_writing(fd: int, offset: int, size_bytes: int) -> None:
-    """Let the disk begin with a range that was just written, so that the sync at the end has little left to do.
-
-    Promises nothing, and takes no error away from that sync: sync_file_range(2) without waiting.
-    """
-    if _sync_file_range is not None:
-        _sync_file_range(fd, offset, size_bytes, _SYNC_FILE_RANGE_WRITE)
 
 
 class FileHandle:

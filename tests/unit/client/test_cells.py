@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from coffre.client._cells import CellSet, join_cells, open_segment, rebuild_cells
+from coffre.client._cells import CellSet, data_cells, open_segment, rebuild_cells
 from coffre.client._sealing import Draft, OpenManifest, SegmentCipher
 from coffre.client._upload import SegmentCoder
 from coffre.cluster.errors import IntegrityError
@@ -59,7 +59,7 @@ def test_liars_are_found_by_leaving_cells_out(k: int, m: int) -> None:
     with pytest.raises(IntegrityError):
         open_segment(opened, cipher_of(opened), 0, cells | dict.fromkeys(range(m + 1), b""))
     with pytest.raises(IntegrityError, match="differ in size"):
-        join_cells(k, m, shorter)
+        data_cells(k, m, shorter)
 
 
 def test_cells_must_be_those_that_the_manifest_names() -> None:

@@ -101,7 +101,27 @@ def test_segments_of_every_size(k: int, size: int, compress: int | None) -> None
         sealed = cipher.seal(3, plain)
         assert len(sealed) % k == 0
         assert len(sealed) <= size + 5 + 16 + k - 1
-        assert cipher.open(3, sealed, size) == plain
+        assert cipher.open(3, [sealed], size) == plain
+
+
+@pytest.mark.parametrize("size", [MIB // 16 - 21, MIB // 16, MIB])
+def test_segments_open_from_cells_and_not_from_changed_ones(size: int) -> None:
+    """On both sides of the size from which cells are decrypted one by one."""
+    cipher = SegmentCipher(bytes(32), bytes(16), 4, compress_level=None)
+    plain = random.Random(size).randbytes(size)
+    sealed = bytes(cipher.seal(5, plain))
+    cell_bytes = len(sealed) // 4
+    cells = [sealed[start : start + cell_bytes] for start in range(0, len(sealed), cell_bytes)]
+    assert cipher.open(5, cells, size) == plain
+    for cell in range(4):
+        for position in (0, 5, cell_bytes - 17, cell_bytes - 1):
+            flipped = bytearray(cells[cell])
+            flipped[position] ^= 1
+            with pytest.raises(IntegrityError):
+                cipher.open(5, [*cells[:cell], flipped, *cells[cell + 1 :]], size)
+    for wrong in (cells[::-1], cells[:3], [*cells[:3], cells[3][:10]]):
+        with pytest.raises(IntegrityError):
+            cipher.open(5, wrong, size)
 
 
 def test_segments_neither_swap_nor_shrink_nor_move() -> None:
@@ -117,12 +137,12 @@ def test_segments_neither_swap_nor_shrink_nor_move() -> None:
     ]
     for opener, segment, piece, size in attempts:
         with pytest.raises(IntegrityError):
-            opener.open(segment, piece, size)
+            opener.open(segment, [piece], size)
     for position in range(len(sealed)):
         flipped = bytearray(sealed)
         flipped[position] ^= 0x10
         with pytest.raises(IntegrityError):
-            cipher.open(0, flipped, 1000)
+            cipher.open(0, [flipped], 1000)
 
 
 def test_segment_counts() -> None:
@@ -151,7 +171,7 @@ def test_threads_may_share_a_cipher() -> None:
     with ThreadPoolExecutor(4) as pool:
         sealed = list(pool.map(lambda item: cipher.seal(*item), enumerate(plains)))
     for segment, plain in enumerate(plains):
-        assert cipher.open(segment, sealed[segment], len(plain)) == plain
+        assert cipher.open(segment, [sealed[segment]], len(plain)) == plain
 
 
 async def test_the_frozen_manifest(tmp_path: Path) -> None:
@@ -181,6 +201,6 @@ def test_the_frozen_segments() -> None:
             bytes.fromhex(vectors["data_key"]), bytes(range(16)), vector["k"], compress_level=None
         )
         sealed = bytes.fromhex(vector["sealed"])
-        assert cipher.open(vector["segment"], sealed, len(plain)) == plain
+        assert cipher.open(vector["segment"], [sealed], len(plain)) == plain
         if not vector.get("compressed"):
             assert cipher.seal(vector["segment"], plain) == sealed

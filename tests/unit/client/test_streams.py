@@ -332,3 +332,29 @@ async def test_many_gets_of_large_cells_fit_in_messages(cluster: InProcessCluste
     got = await asyncio.gather(*(client.get("b", f"k{i}") for i in range(64)))
     assert all(value == data for value in got)
     assert largest < 5 * MIB
+
+
+async def test_ranges_are_asked_for_early_and_never_stale(cluster: InProcessCluster) -> None:
+    """The second range of an object comes with the question for its version; once it is another, it is read anew."""
+    writer, reader = cluster.client(), cluster.client()
+    old, new = (random.Random(seed).randbytes(3 * MIB + 9) for seed in (1, 2))
+    messages: list[str] = []
+
+    async def note(node: int, message: Traffic) -> None:
+        messages.append(type(message).__name__)
+
+    await writer.put("b", "k", old)
+    await writer.flush()
+    for start in (0, MIB - 5, 3 * MIB, 3 * MIB + 8, 3 * MIB + 9, 4 * MIB):
+        assert await reader.get("b", "k", start=start, length=11) == old[start : start + 11]
+    cluster.network.before = note
+    assert await reader.get("b", "k", start=2 * MIB, length=100) == old[2 * MIB :][:100]
+    assert messages.count("ReadShardRequest") == 4
+    assert set(messages[:8]) == {"ReadShardRequest", "BatchRequest"}  # at once, not one after the other
+    await writer.put("b", "k", new)
+    assert await reader.get("b", "k", start=2 * MIB, length=100) == new[2 * MIB :][:100]
+    await writer.put("b", "k", b"short")
+    assert await reader.get("b", "k", start=1, length=100) == b"hort"
+    await writer.delete("b", "k")
+    with pytest.raises(NotFound):
+        await reader.get("b", "k", start=1, length=100)
