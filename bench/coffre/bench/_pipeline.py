@@ -57,12 +57,12 @@ class Pipeline:
         if cipher.open(0, self._rebuilt(coded), len(plain)) != plain:
             raise IntegrityError("the pipeline returned other bytes than it was given")
 
-    def _rebuilt(self, coded: CodedSegment) -> bytes:
-        """The segment's ciphertext with its first m cells made from the others."""
+    def _rebuilt(self, coded: CodedSegment) -> list[bytes | bytearray | memoryview]:
+        """The segment's cells of ciphertext, the first m of them made from the others."""
         lost = {index: bytearray(len(coded.cells[index])) for index in range(self._m)}
         left = {index: cell for index, cell in enumerate(coded.cells) if index not in lost}
         codec(self._k, self._m).reconstruct_into(left, lost)
-        return b"".join(lost.get(index, coded.cells[index]) for index in range(self._k))
+        return [lost.get(index, coded.cells[index]) for index in range(self._k)]
 
     def _rate(self, work: Callable[[int, bytes], object]) -> float:
         start = perf_counter()

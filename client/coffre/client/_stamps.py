@@ -48,7 +48,6 @@ class Issuer:
         """Move above `stamp`, which another writer issued."""
         self._hybrid.observe(stamp)
 
-    @property
     def marks(self) -> tuple[bytes, ...]:
         """What nodes should know: the marks of the last writer ids that this client had, the current one last."""
         if self._mark is None:

@@ -87,17 +87,16 @@ class AsyncClient:
         self._entropy = entropy
         self._quorum = quorum = Quorum(policy.k, policy.m)
         placement = Placement(cluster_map, policy)
-        numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
         issuer = Issuer(clock, entropy)
         self._peers = peers = Peers(
-            numbers,
+            [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
             transport,
             clock,
             epoch=cluster_map.epoch,
             tenant=tenant,
             timeout=options.timeout,
             shards=quorum.n,
-            marks=lambda: issuer.marks,
+            marks=issuer.marks,
         )
         partitions = cluster_map.partitions
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)

@@ -1,5 +1,4 @@
-"""One batch of mutations in one LMDB transaction, with the records that it appends. Runs in the committer's
-thread.
+"""One batch of mutations in one LMDB transaction, with the records that it appends, in the committer's thread.
 
 The order is what makes a kill harmless: records are written and synced first, then the transaction that
 refers to them. Nothing of a batch that fails is kept: counters and tables in memory change only after the
@@ -223,7 +222,7 @@ class Transaction:
         verdict = votes.settle(row.entries, settle.stamp, settle.placement, self._options.versions_kept)
         if verdict.changed:
             for entry in verdict.freed:
-                # Its writer may have been told that a newer version stands in the way: it tries again above that.
+                # An overtaken writer tries again above what stands in its way.
                 self._free(entry, settle, give_back=entry.state == State.ACCEPTED)
                 self._count(settle.partition, context, entry.stamp, entry.tombstone, -1)
                 self._forget_repairs(context, entry.stamp)
@@ -399,8 +398,7 @@ class Transaction:
         file = self.large_file(number)
         if file is not None:
             expires_ms = self.now_ms + int(RETRY_SECONDS * 1000)
-            staged = dataclasses.replace(file, state=LargeState.STAGED, expires_ms=expires_ms)
-            self.put_large(number, staged)
+            self.put_large(number, dataclasses.replace(file, state=LargeState.STAGED, expires_ms=expires_ms))
             self.put_staged(owner, number)
 
     def put_staged(self, owner: bytes, number: int) -> None:
