@@ -23,6 +23,7 @@ __all__ = ["Lane", "Peer", "Peers", "Sink"]
 OPERATIONS_MAX = 128
 MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
+WORTH_A_MESSAGE = 16  # operations for which a message goes while another one is under way: fewer wait for its reply
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
 STATUS_CODE_MAX = 16  # of gRPC
@@ -100,7 +101,7 @@ class Lane:
     def post(self, operation: bytes, sink: Sink) -> None:
         """Queue a serialized operation; `sink` is told what becomes of it."""
         self._waiting.append((operation, sink))
-        if not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+        if not self._flush_due and self._may_send():
             self._schedule()
 
     def submit(self, operation: pb.Operation) -> asyncio.Future[pb.Outcome]:
@@ -116,7 +117,7 @@ class Lane:
 
     def remind(self) -> None:
         """What waits lazily, or a new mark, goes soon on its own when nothing else takes it along."""
-        if self._timer is None and not self._flush_due and self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+        if self._timer is None and not self._flush_due and not self._in_flight:
             self._timer = self._loop.call_later(SETTLE_DELAY_SECONDS, self._flush)
 
     async def drain(self) -> None:
@@ -126,6 +127,11 @@ class Lane:
             if not self._tasks:
                 return
             await asyncio.gather(*self._tasks)
+
+    def _may_send(self) -> bool:
+        if not self._in_flight:
+            return True
+        return self._in_flight < MESSAGES_IN_FLIGHT_MAX and len(self._waiting) >= WORTH_A_MESSAGE
 
     def _schedule(self) -> None:
         """Flush once everybody who is ready to run has queued what it has."""
@@ -137,7 +143,7 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._in_flight < MESSAGES_IN_FLIGHT_MAX:
+        while self._may_send():
             marks = self._new_marks()
             batch = self._next_batch()
             if not batch and not marks:
@@ -187,7 +193,7 @@ class Lane:
             raise
         finally:
             self._in_flight -= 1
-            if self._waiting and not self._flush_due:
+            if not self._flush_due and (self._waiting or self._marks() != self._told):
                 self._schedule()
 
     def _deliver(self, batch: list[_Waiting], reply: pb.BatchReply) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from coffre.client._peers import MESSAGE_BYTES_MAX, OPERATIONS_MAX, Peers
+from coffre.client._peers import MESSAGE_BYTES_MAX, OPERATIONS_MAX, WORTH_A_MESSAGE, Peers
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, InternalError, Unavailable
 from coffre.cluster.exchange import Batch
@@ -79,6 +79,18 @@ async def test_while_messages_are_under_way_the_next_gather(peers: Peers, transp
     ]
 
 
+async def test_a_few_operations_wait_for_the_message_under_way(peers: Peers, transport: Recorder) -> None:
+    transport.gate.clear()
+    first = peers[1].reads.submit(read("a"))
+    await asyncio.sleep(0)
+    others = [peers[1].reads.submit(read(f"{i}")) for i in range(WORTH_A_MESSAGE - 1)]
+    await asyncio.sleep(0)
+    assert len(transport.requests) == 1
+    transport.gate.set()
+    await asyncio.gather(first, *others)
+    assert len(transport.requests) == 2
+
+
 async def test_messages_are_bounded(peers: Peers, transport: Recorder) -> None:
     await asyncio.gather(*(peers[1].reads.submit(read(f"{i}")) for i in range(300)))
     assert [len(request) for request in transport.requests] == [OPERATIONS_MAX, OPERATIONS_MAX, 44]
@@ -95,12 +107,15 @@ async def test_an_unanswered_message_fails_its_own_operations_alone(
     first = peers[1].reads.submit(read("a"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    second = peers[1].reads.submit(read("b"))
+    second = [peers[1].reads.submit(read(f"b{i}")) for i in range(WORTH_A_MESSAGE)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(transport.requests) == 2
     transport.failures.append(Unavailable("lost"))
     transport.gate.set()
     with pytest.raises(Unavailable):
         await first
-    assert (await second).detail == "b"
+    assert (await second[0]).detail == "b0"
     assert peers[1].suspect is False  # the second answered
     transport.failures.append(Unavailable("lost"))
     with pytest.raises(Unavailable):
