@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from coffre.client._peers import Peers
@@ -11,11 +11,13 @@ from coffre.client._reads import Found, Reader
 from coffre.client._replies import HELD
 from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._streams import each
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
     KeyUnavailable,
+    RetryableError,
     Unavailable,
     Unsupported,
 )
@@ -26,7 +28,9 @@ from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Lister", "Page", "parse_token"]
 
-DECISIONS_IN_FLIGHT = 32
+SLOW_SECONDS = 0.5  # after which all the other nodes are asked, too
+COVER_NODES_MAX = 64  # in larger clusters finding few nodes to ask costs more than asking all
+COVERS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Lister:
         self._partitions = partitions
         self._reader = reader
         self._sealer = sealer
+        self._covers_found: dict[frozenset[int], frozenset[int]] = {}
 
     async def page(
         self,
@@ -95,13 +100,12 @@ class Lister:
         )
         replies = await self._ask(request)
         merged, end, end_is_prefix = _merge(replies, limit)
-        gate = asyncio.Semaphore(DECISIONS_IN_FLIGHT)
-
-        async def decide(position: bytes) -> OpenManifest | str | None:
-            async with gate:
-                return await self._decide(tenant, bucket, merged[position], replies)
-
-        decided = await asyncio.gather(*(decide(position) for position in sorted(merged)))
+        decided = await each(
+            sorted(merged), lambda position: self._decide(tenant, bucket, merged[position], replies)
+        )
+        for entry in decided:
+            if isinstance(entry, CoffreError):
+                raise entry
         return Page(
             tuple(entry for entry in decided if isinstance(entry, OpenManifest)),
             tuple(entry for entry in decided if isinstance(entry, str)),
@@ -110,26 +114,84 @@ class Lister:
         )
 
     async def _ask(self, request: pb.ListRequest) -> dict[int, pb.ListReply]:
-        """Ask every node; the answers must contain R primaries of every partition."""
-        peers = self._peers.all()
-        calls = [self._peers.transport.list(peer.number, request, self._peers.timeout) for peer in peers]
+        """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""
+        first = self._cover()
+        spare = [peer.number for peer in self._peers.all() if peer.number not in first]
         replies: dict[int, pb.ListReply] = {}
         errors: list[CoffreError] = []
-        for peer, reply in zip(peers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(reply, pb.ListReply) and _is_sound(reply, request):
-                replies[peer.number] = reply
-            elif isinstance(reply, pb.ListReply):
-                errors.append(IntegrityError(f"node {peer.number} lists what was not asked for"))
-            elif isinstance(reply, CoffreError):
-                errors.append(reply)
-            elif isinstance(reply, BaseException):
-                raise reply
-        silent = len(peers) - len(replies)
-        if silent > self._quorum.n - self._quorum.read or not replies:
-            if errors and len({type(error) for error in errors}) == 1 and not replies:
-                raise errors[0]
-            raise Unavailable(f"{len(replies)} of {len(peers)} nodes answer: too few for a complete list")
-        return replies
+        asking = {self._asked(node, request): node for node in first}
+        try:
+            while asking:
+                timeout = SLOW_SECONDS if spare else None
+                done, _ = await asyncio.wait(asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    node = asking.pop(task)
+                    try:
+                        replies[node] = task.result()
+                    except CoffreError as error:
+                        errors.append(error)
+                if spare and (errors or not done):
+                    asking.update({self._asked(node, request): node for node in spare})
+                    spare = []
+                if replies.keys() >= first or (not spare and self._covers(replies)):
+                    return replies
+        finally:
+            for task in asking:
+                task.cancel()
+        if errors and len({type(error) for error in errors}) == 1 and not replies:
+            raise errors[0]
+        raise Unavailable(
+            f"{len(replies)} of {len(self._peers.all())} nodes answer: too few for a complete list"
+        )
+
+    def _asked(self, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:
+        async def ask() -> pb.ListReply:
+            peer = self._peers[node]
+            try:
+                reply = await self._peers.transport.list(node, request, self._peers.timeout)
+            except RetryableError:
+                peer.note_failure()
+                raise
+            if not _is_sound(reply, request):
+                raise IntegrityError(f"node {node} lists what was not asked for")
+            return reply
+
+        return asyncio.create_task(ask())
+
+    def _covers(self, nodes: Collection[int]) -> bool:
+        """Whether every partition has R primaries among `nodes`."""
+        if len(self._peers.all()) - len(nodes) <= self._quorum.n - self._quorum.read:
+            return True
+        return len(self._peers.all()) <= COVER_NODES_MAX and all(
+            sum(node in nodes for node in primaries) >= self._quorum.read
+            for primaries in map(self._placement.primaries, range(self._partitions))
+        )
+
+    def _cover(self) -> frozenset[int]:
+        """Few nodes among which every partition has R primaries; suspects only where it takes them."""
+        suspects = frozenset(peer.number for peer in self._peers.all() if peer.suspect)
+        found = self._covers_found.get(suspects)
+        if found is None:
+            if len(self._covers_found) >= COVERS_KEPT:
+                self._covers_found.clear()
+            found = self._covers_found[suspects] = self._find_cover(suspects)
+        return found
+
+    def _find_cover(self, suspects: frozenset[int]) -> frozenset[int]:
+        partitions: dict[int, list[int]] = {peer.number: [] for peer in self._peers.all()}
+        if len(partitions) > COVER_NODES_MAX:
+            return frozenset(partitions)
+        for partition in range(self._partitions):
+            for node in self._placement.primaries(partition):
+                partitions[node].append(partition)
+        spare = [self._quorum.n - self._quorum.read] * self._partitions  # primaries that need not be asked
+        cover = set(partitions)
+        for node in sorted(partitions, key=lambda node: (node not in suspects, len(partitions[node]))):
+            if all(spare[partition] for partition in partitions[node]):
+                cover.remove(node)
+                for partition in partitions[node]:
+                    spare[partition] -= 1
+        return frozenset(cover)
 
     async def _decide(
         self, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]

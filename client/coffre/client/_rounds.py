@@ -53,6 +53,10 @@ class Quorum:
         return self.k + 1
 
 
+# What a node has said of the version; a node that was asked again may have said several.
+_TOOK, _REFUSED, _AMBIGUOUS = 1, 2, 4
+
+
 class Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
@@ -63,17 +67,14 @@ class Round:
         self._primaries = primaries
         self._needs_shards = needs_shards
         self._loop = loop
-        self._manifests: set[int] = set()
-        self._shards: set[int] = set()
-        self._took: set[int] = set()
-        self._asked: set[int] = set()
-        self._refused: set[int] = set()
+        self._said: dict[int, int] = {}  # by node
+        self._manifests = 0  # primaries that hold the manifest
+        self._shards = 0  # a bit for each shard that is stored
         self.pending = 0
         self.newest = b""
         self.aborted = False
         self.errors: dict[int, CoffreError] = {}
-        self._ambiguous: set[int] = set()
-        self.replacing: set[int] = set()  # nodes that hold other versions, which a Settle would trim
+        self.replacing: list[int] = []  # nodes that hold other versions, which a Settle would trim
         self.on_late_replace: Callable[[int], None] | None = None
         self.on_failure: Callable[[int, int | None], None] | None = None
         self.decided: asyncio.Future[None] = loop.create_future()
@@ -81,47 +82,54 @@ class Round:
 
     @property
     def enough(self) -> bool:
-        if self._needs_shards and len(self._shards) < self.quorum.shards:
+        if self._needs_shards and self._shards.bit_count() < self.quorum.shards:
             return False
-        return len(self._manifests) >= self.quorum.write
+        return self._manifests >= self.quorum.write
 
     @property
     def possible_holders(self) -> set[int]:
         """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
-        return self._asked - (self._refused - self._ambiguous - self._took)
+        return {node for node, said in self._said.items() if said != _REFUSED}
 
     @property
-    def unanswered(self) -> set[int]:
+    def unanswered(self) -> list[int]:
         """Nodes that were asked and have said nothing yet."""
-        return self._asked - self._refused - self._ambiguous - self._manifests - self._took
+        return [node for node, said in self._said.items() if not said]
 
     def summary(self) -> str:
         failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
         want = f"{self.quorum.shards} shards and " if self._needs_shards else ""
         return (
             f"{want}{self.quorum.write} manifests are needed, "
-            f"{len(self._shards)} and {len(self._manifests)} were stored ({failures})"
+            f"{self._shards.bit_count()} and {self._manifests} were stored ({failures})"
         )
 
     def expect(self, node: int) -> None:
         """One more answer is to come."""
         self.pending += 1
-        self._asked.add(node)
+        self._said.setdefault(node, 0)
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for every answer, for `timeout` seconds at most."""
-        if self.pending:
-            self._finished = self._loop.create_future()
-            await asyncio.wait([self._finished], timeout=timeout)
+        if not self.pending:
+            return
+        finished = self._finished = self._loop.create_future()
+        timer = None if timeout is None else self._loop.call_later(timeout, _resolve, finished)
+        try:
+            await finished
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def took(self, node: int, shard_index: int | None, vote: int) -> None:
-        self._took.add(node)
-        if node in self._primaries:
-            self._manifests.add(node)
+        said = self._said[node]
+        if not said & _TOOK:
+            self._said[node] = said | _TOOK
+            self._manifests += node in self._primaries
         if shard_index is not None and vote & VOTE_SHARD:
-            self._shards.add(shard_index)
+            self._shards |= 1 << shard_index
         if vote & VOTE_REPLACES:
-            self.replacing.add(node)
+            self.replacing.append(node)
             if self.on_late_replace is not None:
                 self.on_late_replace(node)
         self._count()
@@ -130,9 +138,9 @@ class Round:
         if outcome.code == ABORTED_CODE:
             self.newest = max(self.newest, outcome.newest_stamp)
             self.aborted = True
-            self._refused.add(node)
+            self._said[node] |= _REFUSED
         elif outcome.code:
-            self._refused.add(node)
+            self._said[node] |= _REFUSED
             self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
         else:
             vote = vote_of(outcome.state, has_shard=outcome.has_shard, replaces=outcome.replaces)
@@ -141,7 +149,7 @@ class Round:
         self._count()
 
     def failed(self, node: int, shard_index: int | None, error: CoffreError) -> None:
-        (self._refused if isinstance(error, PLAIN_REFUSALS) else self._ambiguous).add(node)
+        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS
         self._fail(node, shard_index, error)
         self._count()
 
@@ -154,12 +162,17 @@ class Round:
         self.pending -= 1
         if not self.decided.done() and (not self.pending or self.aborted or self.enough):
             self.decided.set_result(None)
-        if not self.pending and self._finished is not None and not self._finished.done():
-            self._finished.set_result(None)
+        if not self.pending and self._finished is not None:
+            _resolve(self._finished)
 
     def reopen(self) -> None:
         """Nodes are asked once more: a new chance to be decided."""
         self.decided = self._loop.create_future()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Part:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,29 +71,24 @@ class ByteBudget:
         self._used_bytes = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def hold(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold `size_bytes` of the budget. What exceeds the whole budget passes alone."""
-        if self._queue or not self._fits(size_bytes):
-            turn = asyncio.get_running_loop().create_future()
-            self._queue.append((size_bytes, turn))
-            try:
-                await turn
-            except BaseException:
-                if turn.done() and not turn.cancelled():
-                    self._release(size_bytes)
-                raise
-        else:
+    async def take(self, size_bytes: int) -> None:
+        """Take `size_bytes` of the budget, to be given back with `give_back`. What exceeds it whole passes alone."""
+        if not self._queue and self._fits(size_bytes):
             self._used_bytes += size_bytes
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._queue.append((size_bytes, turn))
         try:
-            yield
-        finally:
-            self._release(size_bytes)
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.give_back(size_bytes)
+            raise
 
     def _fits(self, size_bytes: int) -> bool:
         return not self._used_bytes or self._used_bytes + size_bytes <= self._limit_bytes
 
-    def _release(self, size_bytes: int) -> None:
+    def give_back(self, size_bytes: int) -> None:
         self._used_bytes -= size_bytes
         while self._queue and (self._queue[0][1].done() or self._fits(self._queue[0][0])):
             waiting_bytes, turn = self._queue.popleft()

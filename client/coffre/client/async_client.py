@@ -196,8 +196,11 @@ class AsyncClient:
             shards = await self._uploader.stage(draft, partition, segments)
             stamp = await self._establish_staged(draft, shards)
         else:
-            async with self._budget.hold(len(first)):
+            await self._budget.take(len(first))
+            try:
                 stamp = await self._writer.establish(draft, self._one_segment(draft, first))
+            finally:
+                self._budget.give_back(len(first))
         self._reader.note_established(name, stamp)
         return ObjectInfo(
             bucket,
