@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import zstandard
+from coffre.client._memory import SegmentMemory
 from coffre.client.keys import KeyProvider, WrappedKey
 from coffre.cluster.errors import IntegrityError, Unsupported
 from coffre.cluster.names import ObjectName
@@ -204,6 +205,7 @@ class SegmentCipher:
         self._data_id = data_id
         self._k = k
         self._compress_level = compress_level
+        self._memory = SegmentMemory()
         self._skip = 0
         self._skip_next = 1
 
@@ -282,17 +284,16 @@ class SegmentCipher:
             raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
         return plain
 
-    def _decrypt(self, nonce: bytes, cells: Sequence[bytes | bytearray | memoryview]) -> bytes | bytearray:
+    def _decrypt(self, nonce: bytes, cells: Sequence[bytes | bytearray | memoryview]) -> bytes | memoryview:
         """Raises `InvalidTag`; then nothing of the plaintext has left this function."""
         size_bytes = sum(map(len, cells))
         if size_bytes < _STREAMED_BYTES_MIN or len(cells[-1]) < TAG_BYTES:
             return self._cipher.decrypt(nonce, b"".join(cells), self._data_id)
         decryptor = Cipher(algorithms.AES(self._data_key), modes.GCM(nonce)).decryptor()
         decryptor.authenticate_additional_data(self._data_id)
-        frame = bytearray(size_bytes - TAG_BYTES)
-        rest = memoryview(frame)
+        frame = rest = self._memory.take(size_bytes - TAG_BYTES)
         last = memoryview(cells[-1])
         for cell in (*cells[:-1], last[:-TAG_BYTES]):
             rest = rest[decryptor.update_into(cell, rest) :]
         decryptor.finalize_with_tag(bytes(last[-TAG_BYTES:]))
-        return frame
+        return frame.toreadonly()

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from coffre.client._memory import SegmentMemory
 from coffre.client._peers import Peers
 from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, SegmentCipher
@@ -60,6 +61,7 @@ class SegmentCoder:
         self._cipher = SegmentCipher(draft.data_key, draft.manifest.data_id, k, compress_level=compress_level)
         self._codec = codec(k, m)
         self._k, self._m = k, m
+        self._memory = SegmentMemory()
 
     @property
     def is_quick(self) -> bool:
@@ -69,7 +71,7 @@ class SegmentCoder:
     def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
         frame = self._cipher.frame(plain)
         cell_bytes = frame.sealed_bytes // self._k
-        whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
+        whole = self._memory.take(cell_bytes * (self._k + self._m))
         sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
         self._cipher.seal_into(segment, frame, sealed)
         crcs = self._codec.encode_segment(sealed, parity)

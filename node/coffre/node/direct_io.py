@@ -37,8 +37,8 @@ def _use_page_cache(fd: int) -> None:
 class DirectWriter:
     """Appends to a new file by way of two buffers: one fills while the other is written. Raises `OSError`.
 
-    `fill` does not block. Whatever it yields has to be given to `write`, which does, before the next one is asked
-    for twice: at most one write may be under way.
+    `fill` does not block. What it yields has to be given to `write`, which does, in another thread if need be; one
+    write has to be over before the next begins, and so before its buffer is filled again.
     """
 
     def __init__(self, path: Path) -> None:

@@ -102,18 +102,23 @@ class LargeShardWriter:
         self._file.write(filled)
 
     def finish(self) -> None:
-        """Write table and footer, and sync the file and its directory. Blocks."""
+        """Write table and footer, and sync the file and its directory. Blocks.
+
+        Raises `IntegrityError` when a buffer that `append` yielded was never written.
+        """
         table = bytes(self._table)
         footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_crc)
         for filled in self._fill([table, _sealed(footer)]):
             self._file.write(filled)
         self._file.finish()
+        if self.written_bytes != self.file_bytes:
+            raise IntegrityError("a large shard was not written whole")
         sync_directory(self.path.parent)
 
     @property
-    def unwritten_bytes(self) -> int:
-        """How much of `file_bytes` the file does not have yet."""
-        return self.file_bytes - self._file.written_bytes
+    def written_bytes(self) -> int:
+        """How much of `file_bytes` the file has already."""
+        return self._file.written_bytes
 
     def _fill(self, parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
         self.file_bytes += sum(map(len, parts))

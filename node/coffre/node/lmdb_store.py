@@ -329,6 +329,7 @@ class _StagedWriter:
         self._owner = owner
         self._writer: LargeShardWriter | None = None
         self._writing: Future[None] | None = None
+        self._counted_bytes = 0  # what the store believes to have on its disk of this shard
 
     async def open(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         directory = self._store._parts.large
@@ -344,17 +345,15 @@ class _StagedWriter:
             )
         except OSError as error:
             raise _write_error(error) from error
-        self._store._parts.space.add_large(self._writer.file_bytes)
+        self._count(self._writer.file_bytes)
 
     async def write(self, cells: Sequence[StoredCell]) -> None:
         writer = self._open_writer()
         writer.check(cells)
-        space = self._store._parts.space
-        if space.room_bytes() < sum(len(cell.data) for cell in cells):
+        if self._store._parts.space.room_bytes() < sum(len(cell.data) for cell in cells):
             raise ResourceExhausted("the disk of this node is full")
-        before = writer.file_bytes
         buffers = writer.append(cells)
-        space.add_large(writer.file_bytes - before)
+        self._count(writer.file_bytes)
         for filled in buffers:
             await self._written()
             self._begin(writer.write, filled)
@@ -362,10 +361,9 @@ class _StagedWriter:
     async def commit(self) -> StagedShard:
         writer = self._open_writer()
         await self._written()
-        before = writer.file_bytes
         self._begin(writer.finish)
         await self._written()
-        self._store._parts.space.add_large(writer.file_bytes - before)
+        self._count(writer.file_bytes)
         file = LargeFile(
             LargeState.STAGED,
             0,
@@ -387,8 +385,12 @@ class _StagedWriter:
             # The thread cannot be called back; and what it says now matters to nobody.
             await asyncio.gather(asyncio.wrap_future(self._writing), return_exceptions=True)
         if not self._store._closed:
-            self._store._parts.space.add_large(-writer.unwritten_bytes)
+            self._count(writer.written_bytes)  # as many as the one who unlinks it will find
             await self._store._committer.run([FreeLarge(self._number)])
+
+    def _count(self, size_bytes: int) -> None:
+        self._store._parts.space.add_large(size_bytes - self._counted_bytes)
+        self._counted_bytes = size_bytes
 
     def _begin(self, step: Callable[[Unpack[_Arguments]], None], *arguments: *_Arguments) -> None:
         """Start what blocks, while the next cells are on their way."""

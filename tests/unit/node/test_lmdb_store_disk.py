@@ -300,3 +300,15 @@ async def test_a_copy_of_a_record_that_moved_on_is_not_taken(tmp_path: Path) -> 
     assert await store._committer.run([MoveRecords([stale])]) == [0]
     assert store._reader.row(name()) == row
     await store.close()
+
+
+async def test_a_shard_that_is_given_up_half_way_leaves_nothing_in_the_count(tmp_path: Path) -> None:
+    """A part of it is in a file, a part in a buffer; the count of bytes on the disk ends where it began."""
+    store = await LmdbStore.open(tmp_path, options(), ManualClock())
+    for count in (0, 1, 9, 30):
+        writer = await store.stage("clinic", bytes(16), 0)
+        await writer.write(cells(count, 100_001))
+        assert (await store.status()).live_bytes >= count * 100_001
+        await writer.discard()
+        assert (await store.status()).live_bytes == 0
+    await store.close()

@@ -1,0 +1,44 @@
+"""Memory of segments that is used again and again."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["SegmentMemory"]
+
+KEPT_SEGMENTS_MAX = 32  # more than all streams of an upload together hold on to while none of them lags
+
+
+class SegmentMemory:
+    """Memory of coded segments, taken again when nobody looks at it any more. Threads may share one.
+
+    Fresh memory is zeroed, and often faulted in page by page, which takes longer than coding.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[bytearray] = deque()
+
+    def take(self, size_bytes: int) -> memoryview:
+        """Return memory with anything in it; it is free again when this view and all made from it are gone."""
+        try:
+            buffer = self._kept.popleft()
+        except IndexError:
+            buffer = bytearray(size_bytes)
+        if _is_viewed(buffer):
+            if len(self._kept) < KEPT_SEGMENTS_MAX:
+                self._kept.appendleft(buffer)
+            buffer = bytearray(size_bytes)
+        elif len(buffer) < size_bytes:
+            buffer = bytearray(size_bytes)
+        view = memoryview(buffer)[:size_bytes]
+        self._kept.append(buffer)
+        return view
+
+
+def _is_viewed(buffer: bytearray) -> bool:
+    """Whether a view of it is left: Python then refuses to change its size."""
+    try:
+        buffer.append(buffer.pop())
+    except BufferError:
+        return True
+    return False
