@@ -261,15 +261,15 @@ class Index:
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes
     ) -> Iterator[tuple[bytes, bytes, Row]]:
         cursor = txn.cursor(db=self.objects)
-        found = cursor.set_range(code + start[:REST_BYTES_MAX])
+        if not cursor.set_range(code + start[:REST_BYTES_MAX]):
+            return
         size = len(code)
-        while found:
-            key, value = cursor.item()
+        for key, value in cursor:
+            rest = key[size:]
             if key[:size] != code:
                 return
-            if key[size:] >= start:
-                yield key[size:], key, decode_row(key, value)
-            found = cursor.next()
+            if rest >= start:
+                yield rest, key, decode_row(key, value)
 
     def _scan_directories(
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coffre.cluster.errors import InvalidArgument
 from coffre.node.store import State
@@ -18,8 +19,7 @@ SCAN_MAX = 20_000  # rows looked at for one page: keys without a live version co
 Scan = Callable[[bytes], Iterator[tuple[bytes, tuple[Entry, ...]]]]
 
 
-@dataclass(frozen=True, slots=True)
-class PageRow:
+class PageRow(NamedTuple):
     """A key with its entries down to the newest settled one; `common_prefix` is empty for a plain key."""
 
     key: bytes

@@ -176,8 +176,7 @@ class StoredVersion(NamedTuple):
     damaged: bool = False  # the shard or the manifest is here and does not verify
 
 
-@dataclass(frozen=True, slots=True)
-class ListingEntry:
+class ListingEntry(NamedTuple):
     """A key with its versions down to the newest settled one, or a common prefix with the first live key
     below."""
 

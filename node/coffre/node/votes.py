@@ -102,7 +102,9 @@ def _accept_again(
         return Verdict(entries, state=State.ABORTED, error=Conflict("this version was given up"))
     state = State.LOCKED if lock and present.state == State.ACCEPTED else present.state
     gains = present.shard_index is None and proposal.shard_index is not None
-    same_kind = present.tombstone == proposal.tombstone  # or its writer lies: digests count the kind held first
+    same_kind = (
+        present.tombstone == proposal.tombstone
+    )  # or its writer lies: digests count the kind held first
     if same_kind and (gains or (damaged and present.shard_index == proposal.shard_index)):
         entry = proposal._replace(state=state, placement=present.placement)
         return Verdict(
