@@ -541,7 +541,9 @@ async def test_a_listing_shows_versions_and_leaves_out_the_aborted(store: ShardS
     assert not listing.more
 
 
-async def test_a_listing_has_manifests_and_cells_of_any_size_around_them(store: ShardStore) -> None:
+async def test_a_listing_has_manifests_and_cells_of_any_size_around_them(
+    store: ShardStore, caplog: pytest.LogCaptureFixture
+) -> None:
     """Written out of the order of keys, so that neighbours on a disk are not neighbours in the page."""
     rng = random.Random(5)
     manifests: dict[str, bytes] = {}
@@ -559,6 +561,7 @@ async def test_a_listing_has_manifests_and_cells_of_any_size_around_them(store: 
         assert [v.manifest for v in entry.versions] == [manifests[entry.key]]
         assert not entry.versions[0].damaged
     assert {row.name.key: row.versions[0].manifest async for row in store.partition_rows(7)} == manifests
+    assert caplog.records == []  # a read of the wrong place would be noticed, told and made good
 
 
 async def test_a_common_prefix_has_a_live_key(store: ShardStore) -> None:

@@ -42,8 +42,7 @@ _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 _PAGE_BYTES_MAX = 2 << 20
 _ROWS_AT_ONCE = 256
-_HEADS_AT_ONCE = 250
-_SPAN_BYTES = 256 << 10
+_HEADS_AT_ONCE = 250  # rows; their heads take a MiB at most, but for those that are longer than usual
 _HEAD_BYTES = 2048  # enough for most manifests; a longer one is read again, whole
 _MOVED_TRIES = 8  # a record may move between the look at its row and the look at it
 _REPORTED_MAX = 1024
@@ -161,11 +160,8 @@ class Reader:
         heads: dict[tuple[int, int], bytes] = {}
         span: list[Location] = []
         for location in sorted(at for at in locations if isinstance(at, Location)):
-            if span and (
-                location.volume != span[0].volume
-                or location.offset - span[-1].offset > _HEAD_BYTES * 2
-                or location.offset - span[0].offset > _SPAN_BYTES
-            ):
+            gap_bytes = location.offset - span[-1].offset if span else 0
+            if span and (location.volume != span[0].volume or gap_bytes > _HEAD_BYTES * 2):
                 self._load_span(span, heads)
                 span = []
             span.append(location)
