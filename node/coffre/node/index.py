@@ -94,13 +94,13 @@ class Reading:
     def __enter__(self) -> lmdb.Transaction[bytes]:
         self._gate.enter()
         try:
-            self._txn = self._env.begin()
+            self._txn = txn = self._env.begin()
         except BaseException as error:
             self._gate.leave()
             if isinstance(error, lmdb.Error):
                 raise _unreadable(error) from error
             raise
-        return self._txn
+        return txn
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._txn.abort()

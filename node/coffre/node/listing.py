@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coffre.cluster.errors import InvalidArgument
-from coffre.node.store import State
+from coffre.node.store import ABORTED
 from coffre.node.votes import Entry, down_to_settled
 
 __all__ = ["LIMIT_MAX", "Page", "PageRow", "list_page", "successor"]
@@ -101,6 +101,6 @@ def _common_prefix(key: bytes, prefix: bytes, delimiter: bytes) -> bytes:
 def _row(key: bytes, entries: tuple[Entry, ...], common_prefix: bytes) -> PageRow | None:
     shown = down_to_settled(entries)
     for entry in shown:
-        if entry.state != State.ABORTED and not (common_prefix and entry.tombstone):
+        if entry.state != ABORTED and not (common_prefix and entry.tombstone):
             return PageRow(key, shown, common_prefix)
     return None

@@ -24,11 +24,12 @@ from coffre.node.marks import MarkView
 from coffre.node.records import Record, decode_record, head_bytes
 from coffre.node.rows import Location, Row, decode_repair, decode_row
 from coffre.node.store import (
+    ABORTED,
+    SETTLED,
     Listing,
     ListingEntry,
     PartitionRow,
     QueueRepair,
-    State,
     StoredCell,
     StoredVersion,
 )
@@ -85,16 +86,17 @@ class Reader:
     def row(self, name: ObjectName) -> Row | None:
         """Raises `IntegrityError`."""
         self._check_open()
-        with self._index.reading() as txn:
-            key = self._index.find(txn, name)
-            value = None if key is None else txn.get(key, db=self._index.objects)
+        index = self._index
+        with index.reading() as txn:
+            key = index.find(txn, name)
+            value = None if key is None else txn.get(key, db=index.objects)
             return None if value is None or key is None else self._row(txn, name.tenant, key, value)
 
     def _row(self, txn: lmdb.Transaction[bytes], tenant: str, key: bytes, value: bytes) -> Row:
         """A row with what marks say about its entries."""
         row = decode_row(key, value)
         entries = row.entries
-        if len(entries) == 1 and entries[0].state is State.SETTLED:
+        if len(entries) == 1 and entries[0].state is SETTLED:
             return row
         marks = self._index.marks
         promoted = votes.promoted(entries, lambda writer: marks.get(txn, (tenant, writer)))
@@ -249,7 +251,7 @@ class Reader:
         self, name: ObjectName, stamp: bytes, shard_index: int, first: int, count: int
     ) -> AsyncIterator[Sequence[StoredCell]]:
         versions = await self.read(name, stamp, False, True)
-        if not versions or versions[0].state == State.ABORTED or versions[0].shard_index != shard_index:
+        if not versions or versions[0].state == ABORTED or versions[0].shard_index != shard_index:
             raise NotFound("this node does not hold that shard")
         version = versions[0]
         if version.damaged:
@@ -268,7 +270,7 @@ class Reader:
         except (IntegrityError, OSError) as error:
             row = self.row(name)
             for entry in row.entries if row else ():
-                if row is not None and entry.stamp == stamp and entry.state != State.ABORTED:
+                if row is not None and entry.stamp == stamp and entry.state != ABORTED:
                     self._note_damage(name.context(), row.partition, entry)
             raise IntegrityError(f"the shard on this node does not verify: {error}") from error
 
