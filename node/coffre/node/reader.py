@@ -100,7 +100,7 @@ class Reader:
             return row
         marks = self._index.marks
         promoted = votes.promoted(entries, lambda writer: marks.get(txn, (tenant, writer)))
-        return row if promoted is entries else Row(row.partition, promoted)
+        return row if promoted is entries else tuple.__new__(Row, (row.partition, promoted))
 
     async def read(
         self, name: ObjectName, stamp: bytes, every: bool, want_cell: bool

@@ -70,7 +70,7 @@ def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
     if len(entries) == 1:  # as of most keys
         entry = entries[0]
         if entry.state < SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
-            return (Entry(entry.stamp, SETTLED, *entry[2:]),)
+            return (tuple.__new__(Entry, (entry.stamp, SETTLED, *entry[2:])),)
         return entries
     found: list[Entry] | None = None
     for place, entry in enumerate(entries):
