@@ -541,6 +541,29 @@ async def test_a_listing_shows_versions_and_leaves_out_the_aborted(store: ShardS
     assert not listing.more
 
 
+async def test_a_listing_has_manifests_and_cells_of_any_size_around_them(
+    store: ShardStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written out of the order of keys, so that neighbours on a disk are not neighbours in the page."""
+    rng = random.Random(5)
+    manifests: dict[str, bytes] = {}
+    for batch in range(6):
+        accepts = []
+        for number in rng.sample(range(1000), 60):
+            key = f"{batch} {number:04}"
+            manifests[key] = rng.randbytes(rng.choice([1, 170, 170, 170, 1900, 2100, 9000]))
+            cell = bytes(rng.choice([0, 10, 700, 3000, 20_000]))
+            accepts.append(dataclasses.replace(accept(1, key, cell=cell), manifest=manifests[key]))
+        assert all(outcome.error is None for outcome in await store.apply(accepts))
+    listing = await store.list("tenant", "bucket", "")
+    assert [entry.key for entry in listing.entries] == sorted(manifests)
+    for entry in listing.entries:
+        assert [v.manifest for v in entry.versions] == [manifests[entry.key]]
+        assert not entry.versions[0].damaged
+    assert {row.name.key: row.versions[0].manifest async for row in store.partition_rows(7)} == manifests
+    assert caplog.records == []  # a read of the wrong place would be noticed, told and made good
+
+
 async def test_a_common_prefix_has_a_live_key(store: ShardStore) -> None:
     await store.apply([accept(1, "a/1", tombstone=True), accept(1, "a/2"), accept(1, "b/1", tombstone=True)])
     listing = await store.list("tenant", "bucket", "", delimiter="/")

@@ -94,13 +94,13 @@ class Reading:
     def __enter__(self) -> lmdb.Transaction[bytes]:
         self._gate.enter()
         try:
-            self._txn = self._env.begin()
+            self._txn = txn = self._env.begin()
         except BaseException as error:
             self._gate.leave()
             if isinstance(error, lmdb.Error):
                 raise _unreadable(error) from error
             raise
-        return self._txn
+        return txn
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._txn.abort()
@@ -261,15 +261,15 @@ class Index:
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes
     ) -> Iterator[tuple[bytes, bytes, Row]]:
         cursor = txn.cursor(db=self.objects)
-        found = cursor.set_range(code + start[:REST_BYTES_MAX])
+        if not cursor.set_range(code + start[:REST_BYTES_MAX]):
+            return
         size = len(code)
-        while found:
-            key, value = cursor.item()
+        for key, value in cursor:
+            rest = key[size:]
             if key[:size] != code:
                 return
-            if key[size:] >= start:
-                yield key[size:], key, decode_row(key, value)
-            found = cursor.next()
+            if rest >= start:
+                yield rest, key, decode_row(key, value)
 
     def _scan_directories(
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coffre.cluster.errors import InvalidArgument
-from coffre.node.store import State
+from coffre.node.store import ABORTED
 from coffre.node.votes import Entry, down_to_settled
 
 __all__ = ["LIMIT_MAX", "Page", "PageRow", "list_page", "successor"]
@@ -18,8 +19,7 @@ SCAN_MAX = 20_000  # rows looked at for one page: keys without a live version co
 Scan = Callable[[bytes], Iterator[tuple[bytes, tuple[Entry, ...]]]]
 
 
-@dataclass(frozen=True, slots=True)
-class PageRow:
+class PageRow(NamedTuple):
     """A key with its entries down to the newest settled one; `common_prefix` is empty for a plain key."""
 
     key: bytes
@@ -101,6 +101,6 @@ def _common_prefix(key: bytes, prefix: bytes, delimiter: bytes) -> bytes:
 def _row(key: bytes, entries: tuple[Entry, ...], common_prefix: bytes) -> PageRow | None:
     shown = down_to_settled(entries)
     for entry in shown:
-        if entry.state != State.ABORTED and not (common_prefix and entry.tombstone):
+        if entry.state != ABORTED and not (common_prefix and entry.tombstone):
             return PageRow(key, shown, common_prefix)
     return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -19,16 +19,17 @@ from coffre.codec import crc32c
 from coffre.node import votes
 from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
-from coffre.node.listing import Page, list_page
+from coffre.node.listing import Page, PageRow, list_page
 from coffre.node.marks import MarkView
 from coffre.node.records import Record, decode_record, head_bytes
 from coffre.node.rows import Location, Row, decode_repair, decode_row
 from coffre.node.store import (
+    ABORTED,
+    SETTLED,
     Listing,
     ListingEntry,
     PartitionRow,
     QueueRepair,
-    State,
     StoredCell,
     StoredVersion,
 )
@@ -42,6 +43,7 @@ _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 _PAGE_BYTES_MAX = 2 << 20
 _ROWS_AT_ONCE = 256
+_HEADS_AT_ONCE = 250  # rows; their heads take a MiB at most, but for those that are longer than usual
 _HEAD_BYTES = 2048  # enough for most manifests; a longer one is read again, whole
 _MOVED_TRIES = 8  # a record may move between the look at its row and the look at it
 _REPORTED_MAX = 1024
@@ -89,20 +91,21 @@ class Reader:
     def row(self, name: ObjectName) -> Row | None:
         """Raises `IntegrityError`."""
         self._check_open()
-        with self._index.reading() as txn:
-            key = self._index.find(txn, name)
-            value = None if key is None else txn.get(key, db=self._index.objects)
+        index = self._index
+        with index.reading() as txn:
+            key = index.find(txn, name)
+            value = None if key is None else txn.get(key, db=index.objects)
             return None if value is None or key is None else self._row(txn, name.tenant, key, value)
 
     def _row(self, txn: lmdb.Transaction[bytes], tenant: str, key: bytes, value: bytes) -> Row:
         """A row with what marks say about its entries."""
         row = decode_row(key, value)
         entries = row.entries
-        if len(entries) == 1 and entries[0].state is State.SETTLED:
+        if len(entries) == 1 and entries[0].state is SETTLED:
             return row
         marks = self._index.marks
         promoted = votes.promoted(entries, lambda writer: marks.get(txn, (tenant, writer)))
-        return row if promoted is entries else Row(row.partition, promoted)
+        return row if promoted is entries else tuple.__new__(Row, (row.partition, promoted))
 
     async def read(
         self, name: ObjectName, stamp: bytes, every: bool, want_cell: bool
@@ -156,6 +159,32 @@ class Reader:
         except OSError as error:
             return self._unreadable(location, error)
         return raw
+
+    def _load_heads(self, rows: Sequence[PageRow]) -> dict[tuple[int, int], bytes]:
+        """What precedes the cells of the rows' newest versions, by volume and offset, as far as a few reads get
+        it: neighbours are read together, and keys that were written in order are neighbours."""
+        locations = [row.entries[0].record for row in rows]
+        heads: dict[tuple[int, int], bytes] = {}
+        span: list[Location] = []
+        for location in sorted(at for at in locations if isinstance(at, Location)):
+            gap_bytes = location.offset - span[-1].offset if span else 0
+            if span and (location.volume != span[0].volume or gap_bytes > _HEAD_BYTES * 2):
+                self._load_span(span, heads)
+                span = []
+            span.append(location)
+        if span:
+            self._load_span(span, heads)
+        return heads
+
+    def _load_span(self, span: Sequence[Location], heads: dict[tuple[int, int], bytes]) -> None:
+        volume, start = span[0][:2]
+        length = span[-1].offset + min(span[-1].size_bytes, _HEAD_BYTES) - start
+        try:
+            data = self._volumes.read(volume, start, length)
+        except OSError as error:
+            data = self._unreadable(span[0], error)
+        for _, offset, size_bytes, *_ in span:
+            heads[volume, offset] = data[offset - start : offset - start + min(size_bytes, _HEAD_BYTES)]
 
     def _unreadable(self, location: Location, error: OSError) -> bytes:
         """No bytes, which is damage, unless the volume was emptied and dropped meanwhile."""
@@ -227,7 +256,7 @@ class Reader:
         self, name: ObjectName, stamp: bytes, shard_index: int, first: int, count: int
     ) -> AsyncIterator[Sequence[StoredCell]]:
         versions = await self.read(name, stamp, False, True)
-        if not versions or versions[0].state == State.ABORTED or versions[0].shard_index != shard_index:
+        if not versions or versions[0].state == ABORTED or versions[0].shard_index != shard_index:
             raise NotFound("this node does not hold that shard")
         version = versions[0]
         if version.damaged:
@@ -252,7 +281,7 @@ class Reader:
         except (IntegrityError, OSError) as error:
             row = self.row(name)
             for entry in row.entries if row else ():
-                if row is not None and entry.stamp == stamp and entry.state != State.ABORTED:
+                if row is not None and entry.stamp == stamp and entry.state != ABORTED:
                     self._note_damage(name.context(), row.partition, entry)
             raise IntegrityError(f"the shard on this node does not verify: {error}") from error
 
@@ -330,22 +359,31 @@ class Reader:
         entries: list[ListingEntry] = []
         size_bytes = 0
         prefix = b"%s\0%s\0" % (tenant.encode(), bucket.encode())
-        for row in page.rows:
-            versions = self.versions(prefix + row.key, Row(partitions[row.key], row.entries))
+        heads: dict[tuple[int, int], bytes] = {}
+        for place, row in enumerate(page.rows):
+            if place % _HEADS_AT_ONCE == 0:
+                heads = self._load_heads(page.rows[place : place + _HEADS_AT_ONCE])
+            versions = self.versions(prefix + row.key, Row(partitions[row.key], row.entries), heads)
             size_bytes += len(row.key) + sum(len(version.manifest) + 64 for version in versions)
             if entries and size_bytes > _PAGE_BYTES_MAX:
                 return Listing(tuple(entries), more=True)
             entries.append(ListingEntry(row.key.decode(), versions, row.common_prefix.decode()))
         return Listing(tuple(entries), page.more)
 
-    def versions(self, context: bytes, row: Row) -> tuple[StoredVersion, ...]:
-        """All versions of a name's row, without cells. Blocks. Raises `_Moved`."""
+    def versions(
+        self, context: bytes, row: Row, heads: Mapping[tuple[int, int], bytes]
+    ) -> tuple[StoredVersion, ...]:
+        """All versions of a name's row, without cells; `heads` as `_load_heads` found them, those that it did
+        not are loaded. Blocks. Raises `_Moved`."""
         found = []
         for entry in row.entries:
-            if not isinstance(entry.record, Location):
+            location = entry.record
+            if not isinstance(location, Location):
                 found.append(StoredVersion(entry.state, entry.stamp))
                 continue
-            raw = self._load_head(entry.record)
+            raw = heads.get(location[:2], b"")
+            if not raw or (location.size_bytes > _HEAD_BYTES and head_bytes(raw) > len(raw)):
+                raw = self._load_head(location)
             found.append(self._version(context, row.partition, entry, raw, False))
         return tuple(found)
 
@@ -387,7 +425,7 @@ class Reader:
                 name = self._index.name_of(txn, key)
                 row = self._row(txn, name.tenant, key, value)
             try:
-                return PartitionRow(name, self.versions(name.context(), row))
+                return PartitionRow(name, self.versions(name.context(), row, {}))
             except _Moved:
                 continue
         raise IntegrityError("a volume of this node is missing")

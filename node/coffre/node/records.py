@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coffre.cluster.errors import IntegrityError
 from coffre.codec import crc32c
@@ -45,8 +46,7 @@ class LargeShard:
     shard_crc: int
 
 
-@dataclass(slots=True)
-class Record:
+class Record(NamedTuple):
     """A decoded record whose CRC verified; its cell is not verified yet."""
 
     tombstone: bool
@@ -133,16 +133,19 @@ def decode_record(data: bytes, size_bytes: int) -> Record:
     large = None
     if flags & _IN_FILE:
         large = LargeShard(*_LARGE.unpack_from(data, placement_end))
-    return Record(
-        flags & _TOMBSTONE != 0,
-        index if flags & _SHARD else None,
-        data[HEADER_BYTES:name_end],
-        partition,
-        data[name_end:manifest_end],
-        data[manifest_end:mac_end],
-        placement_of(data[mac_end:placement_end]),
-        end,
-        cell_bytes,
-        cell_crc,
-        large,
+    return tuple.__new__(  # without the class's own `__new__`: every read and every row of a list comes here
+        Record,
+        (
+            flags & _TOMBSTONE != 0,
+            index if flags & _SHARD else None,
+            data[HEADER_BYTES:name_end],
+            partition,
+            data[name_end:manifest_end],
+            data[manifest_end:mac_end],
+            placement_of(data[mac_end:placement_end]),
+            end,
+            cell_bytes,
+            cell_crc,
+            large,
+        ),
     )

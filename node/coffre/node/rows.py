@@ -14,7 +14,7 @@ from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
 from coffre.node.limits import STAMP_BYTES, digest_of
-from coffre.node.store import QueueRepair, State
+from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, QueueRepair, State
 from coffre.node.votes import Entry
 
 __all__ = [
@@ -57,7 +57,7 @@ _SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which
 _FILE = struct.Struct(">Q16s")  # large file, data id
 _CRC = struct.Struct(">I")
 _new = tuple.__new__
-_STATES = (None, State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED, None, None, None)
+_STATES = (None, ACCEPTED, LOCKED, SETTLED, ABORTED, None, None, None)
 
 DIGEST = struct.Struct(">16sQ")  # XOR of digests, versions
 VOLUME = struct.Struct(">QQ")  # committed length, bytes of live records
@@ -152,7 +152,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
         raise IntegrityError("a row of this node's index does not verify")
     if value[0] != _ROW_FORMAT:
         raise IntegrityError(f"a row of this node's index has the unknown format {value[0]}")
-    if end == _SINGLE.size and value[19] & 7 != State.ABORTED:
+    if end == _SINGLE.size and value[19] & 7 != ABORTED:
         return _decode_single(value)
     _, partition = _HEAD.unpack_from(value)
     place = 3
@@ -162,7 +162,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
         place += 30
         state = _STATES[flags & 7]
         assert state is not None
-        if state is State.ABORTED:
+        if state is ABORTED:
             entries.append(Entry(stamp, state))
             continue
         file, data_id = 0, b""

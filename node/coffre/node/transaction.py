@@ -40,6 +40,8 @@ from coffre.node.rows import (
     unseal,
 )
 from coffre.node.store import (
+    ACCEPTED,
+    LOCKED,
     Abort,
     Accept,
     DropRepair,
@@ -49,7 +51,6 @@ from coffre.node.store import (
     Outcome,
     QueueRepair,
     Settle,
-    State,
     StoreOptions,
 )
 from coffre.node.volumes import FILE_HEADER_BYTES, Volumes, VolumeState
@@ -60,8 +61,8 @@ __all__ = ["Transaction"]
 _NO_ROW = Row(-1, ())
 # What becomes of the first version of a key, by (lock, has a shard).
 _FIRST = {
-    (lock, has_shard): Outcome(State.LOCKED if lock else State.ACCEPTED, has_shard=has_shard)
-    for lock in (False, True)
+    (state == LOCKED, has_shard): Outcome(state, has_shard=has_shard)
+    for state in (ACCEPTED, LOCKED)
     for has_shard in (False, True)
 }
 
@@ -152,7 +153,7 @@ class Transaction:
                 shard_index = None
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
-        proposal = Entry(accept.stamp, State.ACCEPTED, accept.tombstone, shard_index, 0, location)
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location)
         damaged = self._repairs and bool(row.entries) and self._found_damaged(row.entries, accept, context)
         verdict = votes.accept(row.entries, proposal, lock=accept.lock, damaged=damaged)
         if verdict.error is not None:
@@ -193,12 +194,11 @@ class Transaction:
         self._roll(size_bytes)
         place = (self._active, self._end, size_bytes)
         self._append(record)
-        counters = self.counters
-        counters.objects += 1
+        self.counters.objects += 1
         if shard_index is not None:
-            counters.shards += 1
-        state = State.LOCKED if accept.lock else State.ACCEPTED
+            self.counters.shards += 1
         self._rows.pop(key, None)
+        state = LOCKED if accept.lock else ACCEPTED
         self._first[key] = encode_first(key, partition, accept.stamp, state, tombstone, shard_index, place)
         self._listed[partition_prefix(partition) + key] = b""
         self._count(partition, context, accept.stamp, tombstone, 1)

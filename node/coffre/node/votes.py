@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coffre.cluster.errors import CoffreError, Conflict, ResourceExhausted
-from coffre.node.store import State
+from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, State
 
 __all__ = [
     "ENTRIES_MAX",
@@ -67,11 +67,16 @@ class Verdict:
 
 def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
     """The entries as their writers' marks make them: ACCEPTED or LOCKED at or below the mark is SETTLED."""
+    if len(entries) == 1:  # as of most keys
+        entry = entries[0]
+        if entry.state < SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
+            return (tuple.__new__(Entry, (entry.stamp, SETTLED, *entry[2:])),)
+        return entries
     found: list[Entry] | None = None
     for place, entry in enumerate(entries):
-        if entry.state < State.SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
+        if entry.state < SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
             found = found or list(entries)
-            found[place] = Entry(entry.stamp, State.SETTLED, *entry[2:])
+            found[place] = Entry(entry.stamp, SETTLED, *entry[2:])
     return tuple(found) if found else entries
 
 
@@ -82,25 +87,25 @@ def accept(entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, damaged: 
     it.
     """
     if not entries:
-        return _insert(entries, 0, proposal, State.LOCKED if lock else State.ACCEPTED)
+        return _insert(entries, 0, proposal, LOCKED if lock else ACCEPTED)
     place, present = _find(entries, proposal.stamp)
     if present is not None:
         return _accept_again(entries, place, proposal, lock=lock, damaged=damaged)
-    newer = [entry for entry in entries[:place] if entry.state != State.ABORTED]
-    if newer and (not lock or any(entry.state == State.SETTLED for entry in newer)):
+    newer = [entry for entry in entries[:place] if entry.state != ABORTED]
+    if newer and (not lock or any(entry.state == SETTLED for entry in newer)):
         return Verdict(
             entries, error=Conflict("a newer version stands in the way"), newest_stamp=newer[0].stamp
         )
-    return _insert(entries, place, proposal, State.LOCKED if lock else State.ACCEPTED)
+    return _insert(entries, place, proposal, LOCKED if lock else ACCEPTED)
 
 
 def _accept_again(
     entries: tuple[Entry, ...], place: int, proposal: Entry, *, lock: bool, damaged: bool
 ) -> Verdict:
     present = entries[place]
-    if present.state == State.ABORTED:
-        return Verdict(entries, state=State.ABORTED, error=Conflict("this version was given up"))
-    state = State.LOCKED if lock and present.state == State.ACCEPTED else present.state
+    if present.state == ABORTED:
+        return Verdict(entries, state=ABORTED, error=Conflict("this version was given up"))
+    state = LOCKED if lock and present.state == ACCEPTED else present.state
     gains = present.shard_index is None and proposal.shard_index is not None
     same_kind = (
         present.tombstone == proposal.tombstone
@@ -125,19 +130,19 @@ def _accept_again(
 def abort(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
     """Vote ABORTED on `stamp`, unless the vote is cast already; the verdict's state tells what it is."""
     place, present = _find(entries, stamp)
-    marker = Entry(stamp, State.ABORTED)
+    marker = Entry(stamp, ABORTED)
     # An Accept of this stamp is refused for ever by a newer settled version: then there is nothing to remember.
-    overtaken = any(entry.state == State.SETTLED for entry in entries[:place])
+    overtaken = any(entry.state == SETTLED for entry in entries[:place])
     if present is None:
         if overtaken:
-            return Verdict(entries, state=State.ABORTED)
-        return _insert(entries, place, marker, State.ABORTED)
-    if present.state != State.ACCEPTED:
+            return Verdict(entries, state=ABORTED)
+        return _insert(entries, place, marker, ABORTED)
+    if present.state != ACCEPTED:
         return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
     if overtaken:
         rest = entries[:place] + entries[place + 1 :]
-        return Verdict(rest, changed=True, freed=(present,), state=State.ABORTED)
-    return Verdict(_put(entries, place, marker), changed=True, freed=(present,), state=State.ABORTED)
+        return Verdict(rest, changed=True, freed=(present,), state=ABORTED)
+    return Verdict(_put(entries, place, marker), changed=True, freed=(present,), state=ABORTED)
 
 
 def settle(
@@ -147,17 +152,17 @@ def settle(
     place, present = _find(entries, stamp)
     if present is None:
         return Verdict(entries)
-    if present.state == State.ABORTED:
+    if present.state == ABORTED:
         # Established on other nodes against this node's vote. The vote is spent; a newer Accept may bring the
         # version.
         return Verdict(entries[:place] + entries[place + 1 :], changed=True)
     has_shard = present.shard_index is not None
-    known = present.state == State.SETTLED and placement in ((), present.placement)
+    known = present.state == SETTLED and placement in ((), present.placement)
     if len(entries) == 1 and known:
-        return Verdict(entries, state=State.SETTLED, has_shard=has_shard)
+        return Verdict(entries, state=SETTLED, has_shard=has_shard)
     entry = Entry(
         stamp,
-        State.SETTLED,
+        SETTLED,
         present.tombstone,
         present.shard_index,
         present.shard_bytes,
@@ -165,12 +170,12 @@ def settle(
         placement or present.placement,
     )
     if len(entries) == 1:
-        return Verdict((entry,), True, state=State.SETTLED, has_shard=has_shard)
+        return Verdict((entry,), True, state=SETTLED, has_shard=has_shard)
     # A mark may have settled it before, and trims nothing.
     kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))
     if known and len(kept) == len(entries):
-        return Verdict(entries, state=State.SETTLED, has_shard=has_shard)
-    return Verdict(kept, changed=True, freed=freed, state=State.SETTLED, has_shard=has_shard)
+        return Verdict(entries, state=SETTLED, has_shard=has_shard)
+    return Verdict(kept, changed=True, freed=freed, state=SETTLED, has_shard=has_shard)
 
 
 def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bool:
@@ -181,7 +186,7 @@ def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bo
 def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     """The entries down to and with the newest SETTLED one; all of them when there is none."""
     for position, entry in enumerate(entries):
-        if entry.state == State.SETTLED:
+        if entry.state == SETTLED:
             return entries[: position + 1]
     return entries
 
@@ -193,16 +198,16 @@ def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, 
     counted = 0
     ended = False  # a settled tombstone was met: nothing older is a version of this object any more
     for entry in entries:
-        if counted == 0 and entry.state != State.SETTLED:
+        if counted == 0 and entry.state != SETTLED:
             kept.append(entry)
-        elif entry.state == State.ABORTED:
+        elif entry.state == ABORTED:
             continue
         elif ended or counted == versions_kept:
             freed.append(entry)
         else:
             counted += 1
             kept.append(entry)
-            ended = entry.tombstone and entry.state == State.SETTLED
+            ended = entry.tombstone and entry.state == SETTLED
     return tuple(kept), tuple(freed)
 
 
@@ -216,7 +221,7 @@ def _insert(entries: tuple[Entry, ...], place: int, entry: Entry, state: State) 
     return Verdict(
         (*entries[:place], entry, *entries[place:]) if entries else (entry,),
         True,
-        state != State.ABORTED,
+        state != ABORTED,
         (),
         state,
         None,
@@ -241,5 +246,5 @@ def is_wanted(entries: tuple[Entry, ...], stamp: bytes) -> bool:
     """Whether a version may still need repair: it is held, or unknown here with nothing newer settled."""
     place, present = _find(entries, stamp)
     if present is not None:
-        return present.state != State.ABORTED
-    return not any(entry.state == State.SETTLED for entry in entries[:place])
+        return present.state != ABORTED
+    return not any(entry.state == SETTLED for entry in entries[:place])

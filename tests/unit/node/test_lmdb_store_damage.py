@@ -79,6 +79,33 @@ async def test_every_byte_of_a_record(tmp_path: Path) -> None:
     assert await survey(tmp_path, 1) == (1, 0)
 
 
+async def test_a_listing_reports_damage_and_shows_its_neighbours(tmp_path: Path) -> None:
+    await filled(tmp_path)
+    volume = tmp_path / "volumes" / "00000001.vol"
+    flip(volume, volume.read_bytes().find(b"key 3") + 8)  # in its manifest
+    store = await reopen(tmp_path)
+    entries = (await store.list("tenant", "bucket", "")).entries
+    assert [entry.versions[0].damaged for entry in entries] == [number == 3 for number in range(8)]
+    assert [entry.versions[0].manifest for entry in entries if entry.key != "key 3"] == [b"manifest 1"] * 7
+    assert [repair.name async for repair in store.repair_queue()] == [name("key 3")]
+    await store.close()
+    with volume.open("r+b") as file:
+        file.truncate(volume.stat().st_size - 100)  # in the last record, before its cell
+    store = await reopen(tmp_path)
+    entries = (await store.list("tenant", "bucket", "")).entries
+    assert [entry.versions[0].damaged for entry in entries] == [n in (3, 7) for n in range(8)]
+    await store.close()
+
+
+async def test_no_row_of_a_partition_outlives_its_key(tmp_path: Path) -> None:
+    store = await reopen(tmp_path)
+    await store.apply([accept(1), Abort(name(), 7, stamp(1)), settle(1), accept(1, "kept")])
+    index = store._parts.index
+    with index.reading() as txn:
+        assert [txn.stat(table)["entries"] for table in (index.objects, index.partitions)] == [1, 1]
+    await store.close()
+
+
 async def test_sampled_bytes_of_index_rows(tmp_path: Path) -> None:
     await filled(tmp_path)
     data = (tmp_path / "index" / "data.mdb").read_bytes()

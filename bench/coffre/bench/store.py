@@ -1,0 +1,171 @@
+"""What a node's store costs per small operation, alone: no network, no client, one process.
+
+    python -m coffre.bench.store DIRECTORY [--keys N] [--batch N] [--cell-bytes N] [--seed N]
+
+fills a new store below DIRECTORY in batches, as many concurrent puts would, and prints one JSON line: microseconds of
+CPU of the committer's thread per accept and settle, and of the event loop per read; how long look-ups, a page of
+1,000 keys and opening again take; bytes of index per shard. All of it is read from the page cache. The store is
+removed afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.codec import crc32c
+from coffre.node.lmdb_store import LmdbStore
+from coffre.node.store import Accept, DropRepair, Mark, Settle, ShardStore, StoreOptions
+
+PARTITIONS = 1024
+PLACEMENT = (1, 2, 3, 4, 5, 6)
+READS_MAX = 20_000
+PAGES = 11
+
+
+class Meter:
+    """Adds up the CPU time that a store's committer spends on its batches."""
+
+    def __init__(self, store: LmdbStore) -> None:
+        self._cpu_seconds = 0.0
+        committer = store._committer
+        commit = committer._commit
+
+        def metered(jobs: list[Any]) -> None:
+            start = time.thread_time()
+            commit(jobs)
+            self._cpu_seconds += time.thread_time() - start
+
+        committer._commit = metered  # type: ignore[method-assign]
+
+    def take(self) -> float:
+        """CPU seconds since the last call."""
+        found, self._cpu_seconds = self._cpu_seconds, 0.0
+        return found
+
+
+class Load:
+    """Names in random order of their keys, one writer, manifests of a usual size."""
+
+    def __init__(self, keys: int, batch: int, cell_bytes: int, seed: int) -> None:
+        self.keys, self.batch = keys - keys % batch, batch
+        self._seed = seed
+        rng = random.Random(seed)
+        self._writer = rng.randbytes(8)
+        self._cell = rng.randbytes(cell_bytes)
+        self._manifest = rng.randbytes(170)
+
+    def stamp(self, number: int) -> bytes:
+        return (number + 1).to_bytes(8, "big") + self._writer
+
+    def names(self) -> Iterator[ObjectName]:
+        rng = random.Random(self._seed)
+        for number in range(self.keys):
+            yield ObjectName("clinic", "records", f"patient/{rng.randrange(1 << 30):09d}/obs/{number}.json")
+
+    def batches(self) -> Iterator[list[Accept]]:
+        crc, mac, batch = crc32c(self._cell), b"m" * 16, []
+        for number, name in enumerate(self.names()):
+            stamp = self.stamp(number)
+            partition = partition_of(name, PARTITIONS)
+            batch.append(
+                Accept(
+                    name, partition, stamp, False, stamp, self._manifest, mac, PLACEMENT, 2, self._cell, crc
+                )
+            )
+            if len(batch) == self.batch:
+                yield batch
+                batch = []
+
+
+async def measure(directory: Path, load: Load) -> dict[str, float]:
+    """All figures; times in microseconds unless their name says otherwise."""
+    store = await LmdbStore.open(directory, StoreOptions(), SystemClock())
+    meter = Meter(store)
+    for batch in load.batches():
+        outcomes = await store.apply(batch)
+        assert all(outcome.error is None for outcome in outcomes), outcomes
+    figures = {"accept_cpu": meter.take() / load.keys * 1e6}
+    await store.apply([Mark("clinic", load.stamp(load.keys))])
+    figures["read_marked_cpu"], _ = await _reads(store, load)
+    figures["settle_cpu"] = await _settles(store, load, meter)
+    figures["read_cpu"], figures["read_p99"] = await _reads(store, load)
+    figures["page_ms"] = 1e3 * await _median(lambda: store.list("clinic", "records", "patient/5"))
+    await store.close()
+    start = time.perf_counter()
+    store = await LmdbStore.open(directory, StoreOptions(), SystemClock())
+    figures["open_ms"] = (time.perf_counter() - start) * 1e3
+    figures["index_bytes_per_shard"] = (directory / "index" / "data.mdb").stat().st_size / load.keys
+    await store.close()
+    return figures
+
+
+async def _reads(store: ShardStore, load: Load) -> tuple[float, float]:
+    """CPU time of a read, and the 99th percentile of its duration."""
+    names = list(load.names())[: READS_MAX * 10]
+    random.Random(1).shuffle(names)
+    names = names[:READS_MAX]
+    times = []
+    cpu = time.thread_time()
+    for name in names:
+        start = time.perf_counter()
+        (version,) = await store.read(name, want_cell=True)
+        times.append(time.perf_counter() - start)
+        assert version.cell is not None
+    cpu = time.thread_time() - cpu
+    return cpu / len(names) * 1e6, sorted(times)[len(times) * 99 // 100] * 1e6
+
+
+async def _settles(store: ShardStore, load: Load, meter: Meter) -> float:
+    meter.take()
+    settled = 0
+    for batch in load.batches():
+        # What comes along asks for a sync, so that the batch does not wait for company.
+        first = batch[0]
+        company = DropRepair(first.name, first.partition, first.stamp, 0)
+        await store.apply([Settle(item.name, item.partition, item.stamp) for item in batch] + [company])
+        settled += len(batch)
+        if settled >= READS_MAX:
+            break
+    return meter.take() / settled * 1e6
+
+
+async def _median(run: Callable[[], Awaitable[object]]) -> float:
+    times = []
+    for _ in range(PAGES):
+        start = time.perf_counter()
+        await run()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[PAGES // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("directory", type=Path, help="on the disk in question")
+    parser.add_argument("--keys", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--cell-bytes", type=int, default=1045)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=options.directory))
+    try:
+        load = Load(options.keys, options.batch, options.cell_bytes, options.seed)
+        figures = asyncio.run(measure(place / "node", load))
+    finally:
+        shutil.rmtree(place)
+    print(json.dumps(vars(options) | {k: round(v, 1) for k, v in figures.items()}, default=str))
+
+
+if __name__ == "__main__":
+    main()
