@@ -223,7 +223,7 @@ class Transaction:
         if verdict.changed:
             for entry in verdict.freed:
                 # An overtaken writer tries again above what stands in its way.
-                self._free(entry, settle, give_back=entry.state == State.ACCEPTED)
+                self._free(entry, settle, give_back=entry.state == ACCEPTED)
                 self._count(settle.partition, context, entry.stamp, entry.tombstone, -1)
                 self._forget_repairs(context, entry.stamp)
             self._put_row(key, row, settle.partition, verdict)
