@@ -594,15 +594,26 @@ class Version:
         return _unframe(frame, size_bytes)
 
 
+@functools.cache
+def _dictionary() -> zstandard.ZstdCompressionDict:
+    """Dictionary 1 of the format: a text that lies beside this script."""
+    path = Path(__file__).with_name("dictionary-1.txt")
+    if not path.is_file():
+        raise Damage(f"a segment is compressed with the dictionary {path}, which is not there: copy it, too")
+    return zstandard.ZstdCompressionDict(path.read_bytes(), zstandard.DICT_TYPE_RAWCONTENT)
+
+
 def _unframe(frame: bytes, size_bytes: int) -> bytes:
     """The plaintext in a decrypted frame. Raises `Damage`: its writer made it so."""
     if len(frame) < 5:
         raise Damage("a segment is shorter than its frame")
     compression, payload_bytes = struct.unpack_from("<BI", frame)
     plain = frame[5 : 5 + payload_bytes]
-    if compression == 1:
+    if compression in (1, 2):
         try:
-            plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=max(size_bytes, 1))
+            dictionary = _dictionary() if compression == 2 else None
+            decompressor = zstandard.ZstdDecompressor(dict_data=dictionary)
+            plain = decompressor.decompress(plain, max_output_size=max(size_bytes, 1))
         except zstandard.ZstdError:
             raise Damage("a segment does not decompress") from None
     elif compression:

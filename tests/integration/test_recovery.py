@@ -26,6 +26,7 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "recovery" / "recover.py"
 ALLOWED = ("zfec", "lmdb", "protobuf", "zstandard", "cryptography")
 THEIRS = ("cffi", "pycparser")  # what cryptography and zstandard bring along
 MIB = 1 << 20
+RECORD = b'{"resourceType":"Observation","id":"%d","status":"final","code":{"coding":[{"system":"http://loinc.org"}]}}'
 STRANGE = (
     "..",
     ".",
@@ -77,6 +78,7 @@ def objects() -> dict[str, bytes]:
     chance = random.Random(20)
     values = {key: chance.randbytes(chance.randrange(1, 2000)) for key in STRANGE}
     values |= {f"small/{number}": chance.randbytes(700) for number in range(10)}
+    values |= {f"fhir/{number}": RECORD % number for number in range(3)}
     values["empty"] = b""
     values["text"] = b"patient " * 5000
     values["packed"] = chance.randbytes(100_000)

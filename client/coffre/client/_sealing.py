@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hmac
 import struct
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import zstandard
+from coffre.client._compression import RAW, compress, decompress
 from coffre.client._memory import SegmentMemory
 from coffre.client.keys import KeyProvider, WrappedKey
 from coffre.cluster.errors import IntegrityError, Unsupported
@@ -32,7 +31,6 @@ SEGMENT_BYTES_MAX = 16 << 20
 _SEAL_LABEL = b"coffre manifest seal v1"
 _METADATA_NONCE = b"\xff" * 12
 _FRAME = struct.Struct("<BI")  # compression, payload bytes
-_RAW, _ZSTD = 0, 1
 _WORTHWHILE = 0.97  # keep a compressed segment when it is at least 3 % smaller
 _SKIP_MAX = 64
 _STREAMED_BYTES_MIN = 64 << 10  # from here on, copies cost more than the longer way through the library
@@ -156,28 +154,6 @@ def _mac(data_key: bytes, name: ObjectName, manifest: bytes) -> bytes:
     return hmac.digest(seal_key, struct.pack("<I", len(context)) + context + manifest, "sha256")[:MAC_BYTES]
 
 
-class _PerThread(threading.local):
-    """Compression contexts: costly to make, and not to be shared between threads."""
-
-    def __init__(self) -> None:
-        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_per_thread = _PerThread()
-
-
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    found = _per_thread.compressors.get(level)
-    if found is None:
-        found = _per_thread.compressors[level] = zstandard.ZstdCompressor(level=level)
-    return found
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    return _per_thread.decompressor
-
-
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What is encrypted of one segment: its header, the payload, and zeros up to a multiple of k (the tag counted)."""
@@ -246,17 +222,17 @@ class SegmentCipher:
     def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
         if self._compress_level is None or len(plain) < 64:
-            return _RAW, plain
+            return RAW, plain
         if self._skip:
             self._skip -= 1
-            return _RAW, plain
-        shrunk = _compressor(self._compress_level).compress(plain)
+            return RAW, plain
+        kind, shrunk = compress(plain, self._compress_level)
         if len(shrunk) < len(plain) * _WORTHWHILE:
             self._skip_next = 1
-            return _ZSTD, shrunk
+            return kind, shrunk
         self._skip = self._skip_next
         self._skip_next = min(2 * self._skip_next, _SKIP_MAX)
-        return _RAW, plain
+        return RAW, plain
 
     def open(
         self, segment: int, cells: Sequence[bytes | bytearray | memoryview], plain_bytes: int
@@ -271,15 +247,7 @@ class SegmentCipher:
             raise IntegrityError(f"segment {segment} does not verify") from None
         compression, size_bytes = _FRAME.unpack_from(frame)
         payload = memoryview(frame)[_FRAME.size : _FRAME.size + size_bytes]
-        if compression == _ZSTD:
-            try:
-                plain: bytes | memoryview = _decompressor().decompress(payload, plain_bytes)
-            except zstandard.ZstdError:
-                raise IntegrityError(f"segment {segment} does not decompress") from None
-        elif compression == _RAW:
-            plain = payload
-        else:
-            raise Unsupported(f"segment compression {compression} is not known to this client")
+        plain = decompress(compression, payload, plain_bytes)
         if len(plain) != plain_bytes:
             raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
         return plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,30 @@ def test_segments_of_every_size(k: int, size: int, compress: int | None) -> None
         assert cipher.open(3, [sealed], size) == plain
 
 
+DICTIONARY_DIGEST = "aa004ee0c6a7817284e3c9690164dd02402733d522241260dc75c00e35d297fa"
+
+
+def test_the_dictionary_never_changes_and_the_recovery_script_has_it() -> None:
+    """What was compressed with it can be read with exactly it."""
+    root = Path(__file__).parents[3]
+    text = (root / "client/coffre/client/dictionary-1.txt").read_bytes()
+    assert sha256(text).hexdigest() == DICTIONARY_DIGEST
+    assert (root / "docs/recovery/dictionary-1.txt").read_bytes() == text
+
+
+@pytest.mark.parametrize("start", ["{", "[", " {", "<"])
+@pytest.mark.parametrize("size", [64, 1000, 64 << 10, (64 << 10) + 1])
+def test_json_of_every_size_comes_back(start: str, size: int) -> None:
+    text = start + '"system":"http://loinc.org","code":"' * (size // 36 + 1)
+    plain = text.encode()[:size]
+    cipher = SegmentCipher(bytes(32), bytes(16), 4)
+    sealed = cipher.seal(0, plain)
+    assert len(sealed) < size or size == 64
+    assert cipher.open(0, [sealed], size) == plain
+    with pytest.raises(IntegrityError):
+        cipher.open(0, [sealed], size + 1)
+
+
 @pytest.mark.parametrize("size", [MIB // 16 - 21, MIB // 16, MIB])
 def test_segments_open_from_cells_and_not_from_changed_ones(size: int) -> None:
     """On both sides of the size from which cells are decrypted one by one."""
@@ -196,11 +221,14 @@ def test_the_frozen_segments() -> None:
     vectors = json.loads((VECTORS / "segments.json").read_text())
     text = b"Coffre keeps what it was given. "
     for vector in vectors["segments"]:
-        plain = (text * 200)[: vector["size_bytes"]]
+        plain = vector["plain"].encode() if "plain" in vector else (text * 200)[: vector["size_bytes"]]
         cipher = SegmentCipher(
             bytes.fromhex(vectors["data_key"]), bytes(range(16)), vector["k"], compress_level=None
         )
         sealed = bytes.fromhex(vector["sealed"])
         assert cipher.open(vector["segment"], [sealed], len(plain)) == plain
-        if not vector.get("compressed"):
+        if "plain" in vector:
+            assert sealed[0] != plain[0]
+            assert len(sealed) < len(plain) / 2  # without the dictionary it would not shrink by half
+        elif not vector.get("compressed"):
             assert cipher.seal(vector["segment"], plain) == sealed

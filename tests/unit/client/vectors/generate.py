@@ -35,6 +35,14 @@ def counting_entropy() -> Callable[[int], bytes]:
     return entropy
 
 
+RECORD = (
+    b'{"resourceType":"Observation","id":"7","status":"final","subject":{"reference":"Patient/17"},'
+    b'"code":{"coding":[{"system":"http://loinc.org","code":"29463-7","display":"Body weight"}]},'
+    b'"valueQuantity":{"value":65.6,"unit":"kg","system":"http://unitsofmeasure.org","code":"kg"}}'
+)
+"""Small JSON: goes with the dictionary."""
+
+
 def plain(size_bytes: int) -> bytes:
     """A text that compresses."""
     return (b"Coffre keeps what it was given. " * (size_bytes // 32 + 1))[:size_bytes]
@@ -69,6 +77,10 @@ def segment_vectors() -> list[dict[str, object]]:
         vectors.append({"k": k, "size_bytes": size_bytes, "segment": segment, "sealed": sealed.hex()})
     shrunk = SegmentCipher(data_key, data_id, 4, compress_level=3).seal(0, plain(5000))
     vectors.append({"k": 4, "size_bytes": 5000, "segment": 0, "sealed": shrunk.hex(), "compressed": True})
+    record = SegmentCipher(data_key, data_id, 4, compress_level=3).seal(0, RECORD)
+    vectors.append(
+        {"k": 4, "size_bytes": len(RECORD), "segment": 0, "sealed": record.hex(), "plain": RECORD.decode()}
+    )
     return vectors
 
 
