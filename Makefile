@@ -27,7 +27,7 @@ run: setup  ## the main job: store real records, kill two nodes, read everything
 
 .PHONY: test
 test: setup  ## every test of the default run
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(or $(WORKERS),2) $(ARGS)
 
 .PHONY: lint
 lint: setup  ## style and strict types

@@ -29,7 +29,7 @@ from coffre.node.volumes import Volumes
 __all__ = ["Committer", "DiskSpace"]
 
 _log = logging.getLogger(__name__)
-_COMPANY_SECONDS = 0.05  # how long settles alone wait for something that needs a sync
+_COMPANY_SECONDS = 0.01  # how long settles alone wait for something that needs a sync
 _BATCH_ITEMS_MAX = 4096
 _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest

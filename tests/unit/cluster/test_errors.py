@@ -28,9 +28,12 @@ def test_every_class_that_travels_comes_back_as_itself() -> None:
 
 
 def test_every_class_is_drawn_and_exported() -> None:
+    """Of those that may cross a room: the bench has some of its own, which never leave it."""
     assert errors.__doc__ is not None
     drawn = errors.__doc__.replace("├", " ").replace("└", " ").replace("─", " ").replace("│", " ").split()
     for cls in all_classes():
+        if cls.__module__.startswith("coffre.bench."):
+            continue
         assert cls.__name__ in drawn
         assert cls.__name__ in errors.__all__
         assert cls.__doc__

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from coffre.bench._workload import SmallObjects, latencies, percentile
 from coffre.bench.figures._session import (
@@ -29,11 +31,26 @@ _PAUSED = "get_p99_paused_node"
 _CALLERS = 16
 
 
+_STOP_SECONDS, _POLL_SECONDS = 10.0, 0.001
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread of a process has stopped: proc_pid_stat(5)."""
+    states = [
+        (task / "stat").read_text().rpartition(")")[2].split()[0]
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    return set(states) == {"T"}
+
+
 @asynccontextmanager
 async def paused(cluster: LocalCluster, number: int) -> AsyncIterator[None]:
     """Stop a node with SIGSTOP: its connections stay, and nothing answers on them. Afterwards it serves again."""
     cluster.kill(number, signal.SIGSTOP)
     try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            while not _is_stopped(cluster.pid(number)):
+                await asyncio.sleep(_POLL_SECONDS)
         yield
     finally:
         cluster.kill(number, signal.SIGCONT)
