@@ -49,7 +49,7 @@ async def paused(cluster: LocalCluster, number: int) -> AsyncIterator[None]:
     cluster.kill(number, signal.SIGSTOP)
     try:
         async with asyncio.timeout(_STOP_SECONDS):
-            while not _is_stopped(cluster.pid(number)):
+            while not _is_stopped(cluster.pid(number)):  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(_POLL_SECONDS)
         yield
     finally:
