@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 
-__all__ = ["Assembly", "Downloader"]
+__all__ = ["Downloader"]
 
 WINDOW_SEGMENTS = 6  # how far a shard may run ahead of the segment that is wanted
 OPENING_SEGMENTS = 2
@@ -55,15 +55,12 @@ class Downloader:
             raise _too_few(opened, len(cells.good), cells.bad)
         return open_segment(opened, cipher, 0, cells.good)
 
-    def begin(self, found: Found, primaries: tuple[int, ...], first: int, count: int) -> Assembly:
-        """Ask for the cells of `count` segments from `first` on. Without `segments`, the caller closes it."""
-        return Assembly(self, found, found.placement(primaries), first, count)
-
     async def segments(
-        self, assembly: Assembly, primaries: tuple[int, ...]
+        self, found: Found, primaries: tuple[int, ...], wanted: range
     ) -> AsyncGenerator[bytes | memoryview]:
-        """Yield the plaintext of the segments of `assembly`, in order, in constant memory; close it at the end."""
-        opened = assembly.opened
+        """Yield the plaintext of the `wanted` segments, in order, in constant memory."""
+        assembly = _Assembly(self, found, found.placement(primaries), wanted)
+        opened = found.opened
         cipher = SegmentCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
         opening: deque[_Opening] = deque()
 
@@ -76,7 +73,7 @@ class Downloader:
                 return await self._open(opened, cipher, segment, every)
 
         try:
-            for segment in assembly.wanted:
+            for segment in wanted:
                 cells = await assembly.cells(segment)
                 opening.append(_Opening(segment, cells, self._open(opened, cipher, segment, cells)))
                 if len(opening) >= OPENING_SEGMENTS or opening[0].plain.done():
@@ -157,19 +154,17 @@ class _Opening(NamedTuple):
     plain: asyncio.Future[bytes | memoryview]
 
 
-class Assembly:
-    """Streams of shards, merged segment by segment. The first ones are asked at once."""
+class _Assembly:
+    """Cells that came with the version, and streams of shards for the others, merged segment by segment."""
 
-    def __init__(
-        self, downloader: Downloader, found: Found, places: tuple[int, ...], first: int, count: int
-    ) -> None:
+    def __init__(self, downloader: Downloader, found: Found, places: tuple[int, ...], wanted: range) -> None:
         self._downloader = downloader
         self.opened = found.opened
-        self.wanted = range(first, first + count)
+        self.wanted = wanted
         self._k = found.opened.manifest.k
         self._places = places
-        self._end = first + count
-        self._current = first
+        self._end = wanted.stop
+        self._current = wanted.start
         self._cells: dict[int, dict[int, bytes | memoryview]] = {}
         self._moved = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -180,8 +175,17 @@ class Assembly:
         self._failed: dict[int, CoffreError] = {}
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
-        self._closed = False
-        self._fill_up()
+        for version in found.versions.values():
+            if version.cells and version.HasField("shard_index"):
+                self._take_all(version.shard_index, version.cells)
+
+    def _take_all(self, index: int, cells: Iterable[pb.Cell]) -> None:
+        """Cells of one shard that came along: the good ones of the segments that are wanted."""
+        for cell in cells:
+            if crc32c(cell.data) != cell.crc:
+                self.damaged.add(index)
+            elif cell.segment in self.wanted:
+                self._cells.setdefault(cell.segment, {})[index] = cell.data
 
     async def cells(self, segment: int) -> dict[int, bytes | memoryview]:
         """Wait for k cells of `segment`, asking further shards when some fail or lag."""
@@ -236,14 +240,8 @@ class Assembly:
         )
         return every
 
-    def serves(self, found: Found, primaries: tuple[int, ...]) -> bool:
-        """Whether it is still open, and reads this version from where its shards are said to lie now."""
-        same = self.opened.stamp == found.opened.stamp and self._places == found.placement(primaries)
-        return same and not self._closed
-
     async def close(self) -> None:
-        """End all calls. May be called again."""
-        self._closed = True
+        """End all calls."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

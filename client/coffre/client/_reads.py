@@ -88,12 +88,16 @@ class Reader:
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
 
-    async def resolve(self, name: ObjectName, *, want_cell: bool = False) -> Found | None:
+    async def resolve(
+        self, name: ObjectName, *, want_cell: bool = False, want_range: range = range(0)
+    ) -> Found | None:
         """Return the newest established version, a tombstone too, or None when there is none.
 
-        Raises `Unavailable` when the nodes that answer cannot show which version is the newest.
+        With `want_cell` the cell of a one-segment object comes along, of a larger one those of a short `want_range` of
+        bytes, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show which
+        version is the newest.
         """
-        replies = await self._collect(name, want_cell=want_cell)
+        replies = await self._collect(name, want_cell=want_cell, want_range=want_range)
         if len(replies) >= self._quorum.read:
             newest = newest_stamp(replies.values())
             if newest is None:
@@ -154,14 +158,14 @@ class Reader:
 
     # ---------------------------------------------------------------- the fast path
 
-    async def _collect(self, name: ObjectName, *, want_cell: bool) -> Replies:
+    async def _collect(self, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         primaries = self._writer.primaries(name)
         order = sorted(primaries, key=lambda node: self._peers[node].suspect)
         first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
         gather = Gather(
             self._peers,
-            read_operation(name, want_cell=want_cell).SerializeToString(),
+            read_operation(name, want_cell=want_cell, want_range=want_range).SerializeToString(),
             self._quorum,
             order[first:],
             want_cell=want_cell,

@@ -107,7 +107,7 @@ class Gather:
             stamp = version.stamp
             if stamp > self._newest:
                 self._newest, self._cells = stamp, 0
-            if stamp == self._newest and version.cell:
+            if stamp == self._newest and (version.cell or version.cells):
                 self._cells += 1
 
 
@@ -131,10 +131,24 @@ class _Asked:
 
 
 def read_operation(
-    name: ObjectName, *, want_cell: bool = False, stamp: bytes = b"", every: bool = False
+    name: ObjectName,
+    *,
+    want_cell: bool = False,
+    want_range: range = range(0),
+    stamp: bytes = b"",
+    every: bool = False,
 ) -> pb.Operation:
+    """`want_range`: bytes of plaintext whose cells should come along, when they are few."""
     return pb.Operation(
-        read=pb.Read(bucket=name.bucket, key=name.key, want_cell=want_cell, stamp=stamp, all=every)
+        read=pb.Read(
+            bucket=name.bucket,
+            key=name.key,
+            want_cell=want_cell,
+            stamp=stamp,
+            all=every,
+            range_start=want_range.start,
+            range_bytes=len(want_range),
+        )
     )
 
 

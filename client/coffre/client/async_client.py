@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
-from coffre.client._ranges import RangeReader
+from coffre.client._ranges import RangeReader, short_range
 from coffre.client._reads import Found, Reader
 from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, OpenManifest, Sealer
@@ -269,18 +269,13 @@ class AsyncClient:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
         deadline = self._clock.monotonic() + self._options.patience
-        early = self._ranges.begin_early(name, start, length) if version is None else None
-        try:
-            found = await self._found(name, version, want_cell=True)
-            while True:
-                try:
-                    pieces = [piece async for piece in self._ranges.pieces(found, start, length, early)]
-                    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-                except (IntegrityError, Unavailable) as error:
-                    found = await self._successor(found, version, error, deadline)
-        finally:
-            if early is not None:
-                await early.close()
+        found = await self._found(name, version, want_cell=True, want_range=short_range(start, length))
+        while True:
+            try:
+                pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
+                return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+            except (IntegrityError, Unavailable) as error:
+                found = await self._successor(found, version, error, deadline)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
@@ -429,9 +424,18 @@ class AsyncClient:
                     raise
                 await self._clock.sleep(RETRY_SECONDS)
 
-    async def _found(self, name: ObjectName, version: str | None, *, want_cell: bool = False) -> Found:
+    async def _found(
+        self,
+        name: ObjectName,
+        version: str | None,
+        *,
+        want_cell: bool = False,
+        want_range: range = range(0),
+    ) -> Found:
         if version is None:
-            found = await self._patiently(lambda: self._reader.resolve(name, want_cell=want_cell))
+            found = await self._patiently(
+                lambda: self._reader.resolve(name, want_cell=want_cell, want_range=want_range)
+            )
         else:
             stamp = Stamp.parse(version)
             found = await self._patiently(lambda: self._reader.find(name, stamp, want_cell=want_cell))

@@ -14,6 +14,7 @@ from coffre.cluster.errors import (
     IntegrityError,
     InternalError,
     InvalidArgument,
+    NotFound,
     PermissionDenied,
     ResourceExhausted,
     StaleMap,
@@ -46,6 +47,7 @@ __all__ = ["Handler"]
 
 OPERATIONS_MAX = 1024
 MARKS_MAX = 64
+RANGE_SEGMENTS_MAX = 2
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
@@ -104,7 +106,30 @@ class Handler:
         outcome = pb.Outcome()
         for version in versions:
             _put_version(outcome.versions.add(), version)
+        if read.range_bytes and read.want_cell and versions:
+            for cell in await self._range(name, versions[0], read):
+                outcome.versions[0].cells.add(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))
         return outcome
+
+    async def _range(self, name: ObjectName, version: StoredVersion, read: pb.Read) -> list[StoredCell]:
+        """The cells of a short range of a larger shard; none where there are none to be had: the reader asks again."""
+        if version.shard_index is None or version.cell is not None or version.damaged or not version.manifest:
+            return []
+        manifest = pb.Manifest.FromString(version.manifest)
+        end = min(read.range_start + read.range_bytes, manifest.size_bytes)
+        if not manifest.segment_bytes or read.range_start >= end:
+            return []
+        first = read.range_start // manifest.segment_bytes
+        count = (end - 1) // manifest.segment_bytes + 1 - first
+        if count > RANGE_SEGMENTS_MAX:
+            return []
+        cells: list[StoredCell] = []
+        try:
+            async for chunk in self._store.read_cells(name, version.stamp, version.shard_index, first, count):
+                cells += chunk
+        except (IntegrityError, NotFound):
+            return []  # the store has noted the damage
+        return cells
 
     def _mutation(self, tenant: str, which: str | None, operation: pb.Operation) -> Mutation:
         if which == "accept":

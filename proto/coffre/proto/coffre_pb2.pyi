@@ -375,6 +375,8 @@ class Read(_message.Message):
     WANT_CELL_FIELD_NUMBER: _builtins.int
     STAMP_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    RANGE_START_FIELD_NUMBER: _builtins.int
+    RANGE_BYTES_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     want_cell: _builtins.bool
@@ -383,6 +385,11 @@ class Read(_message.Message):
     """only this version"""
     all: _builtins.bool
     """every version that this node holds"""
+    range_start: _builtins.int
+    """With want_cell: of the newest version, when its shard has several cells, send those of the segments that these bytes of
+    plaintext lie in, if they are at most two.
+    """
+    range_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -391,10 +398,12 @@ class Read(_message.Message):
         want_cell: _builtins.bool = ...,
         stamp: _builtins.bytes = ...,
         all: _builtins.bool = ...,
+        range_start: _builtins.int = ...,
+        range_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "bucket", b"bucket", "key", b"key", "stamp", b"stamp", "want_cell", b"want_cell"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "bucket", b"bucket", "key", b"key", "range_bytes", b"range_bytes", "range_start", b"range_start", "stamp", b"stamp", "want_cell", b"want_cell"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -553,6 +562,7 @@ class Version(_message.Message):
     CELL_CRC_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
     SHARD_BYTES_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     stamp: _builtins.bytes
     shard_index: _builtins.int
@@ -567,6 +577,10 @@ class Version(_message.Message):
     def sealed(self) -> Global___SealedManifest:
         """absent for ABORTED"""
 
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cell]:
+        """of the range that was asked for"""
+
     def __init__(
         self,
         *,
@@ -578,10 +592,11 @@ class Version(_message.Message):
         cell_crc: _builtins.int = ...,
         damaged: _builtins.bool = ...,
         shard_bytes: _builtins.int = ...,
+        cells: _abc.Iterable[Global___Cell] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "sealed", b"sealed", "shard_index", b"shard_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "cells", b"cells", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
     _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015

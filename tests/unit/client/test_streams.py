@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
+from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, encode_write
 from google.protobuf.message import Message
@@ -334,8 +335,8 @@ async def test_many_gets_of_large_cells_fit_in_messages(cluster: InProcessCluste
     assert largest < 5 * MIB
 
 
-async def test_ranges_are_asked_for_early_and_never_stale(cluster: InProcessCluster) -> None:
-    """The second range of an object comes with the question for its version; once it is another, it is read anew."""
+async def test_a_short_range_comes_with_the_version_and_is_never_stale(cluster: InProcessCluster) -> None:
+    """One message to each of k nodes, from the first range on; what is damaged or missing is read as before."""
     writer, reader = cluster.client(), cluster.client()
     old, new = (random.Random(seed).randbytes(3 * MIB + 9) for seed in (1, 2))
     messages: list[str] = []
@@ -345,12 +346,16 @@ async def test_ranges_are_asked_for_early_and_never_stale(cluster: InProcessClus
 
     await writer.put("b", "k", old)
     await writer.flush()
-    for start in (0, MIB - 5, 3 * MIB, 3 * MIB + 8, 3 * MIB + 9, 4 * MIB):
-        assert await reader.get("b", "k", start=start, length=11) == old[start : start + 11]
     cluster.network.before = note
-    assert await reader.get("b", "k", start=2 * MIB, length=100) == old[2 * MIB :][:100]
-    assert messages.count("ReadShardRequest") == 4
-    assert set(messages[:8]) == {"ReadShardRequest", "BatchRequest"}  # at once, not one after the other
+    for start in (0, MIB - 5, 2 * MIB, 3 * MIB, 3 * MIB + 8):
+        messages.clear()
+        assert await reader.get("b", "k", start=start, length=11) == old[start : start + 11]
+        assert messages == ["BatchRequest"] * 4
+    for start in (3 * MIB + 9, 4 * MIB):
+        assert await reader.get("b", "k", start=start, length=11) == b""
+    messages.clear()
+    assert await reader.get("b", "k", start=5, length=MIB + 1) == old[5 : MIB + 6]
+    assert messages.count("ReadShardRequest") == 4  # too long to come along
     await writer.put("b", "k", new)
     assert await reader.get("b", "k", start=2 * MIB, length=100) == new[2 * MIB :][:100]
     await writer.put("b", "k", b"short")
@@ -358,3 +363,33 @@ async def test_ranges_are_asked_for_early_and_never_stale(cluster: InProcessClus
     await writer.delete("b", "k")
     with pytest.raises(NotFound):
         await reader.get("b", "k", start=1, length=100)
+
+
+@pytest.mark.parametrize(
+    "what", ["another byte", "another byte under its checksum", "left out", "another segment"]
+)
+async def test_cells_that_came_along_are_not_believed(cluster: InProcessCluster, what: str) -> None:
+    writer = cluster.client()
+    data = random.Random(3).randbytes(3 * MIB)
+    await writer.put("b", "k", data)
+    await writer.flush()
+
+    async def lie(node: int, reply: Traffic) -> None:
+        if node > 2 or not isinstance(reply, pb.BatchReply):
+            return
+        for outcome in reply.outcomes:
+            for version in outcome.versions:
+                if what == "left out":
+                    del version.cells[:]
+                for cell in version.cells:
+                    if what == "another segment":
+                        cell.segment += 1
+                        continue
+                    cell.data = bytes(len(cell.data))
+                    if what == "another byte under its checksum":
+                        cell.crc = crc32c(cell.data)
+
+    cluster.network.after = lie
+    reader = cluster.client()
+    for start in (0, MIB - 5, 2 * MIB + 7):
+        assert await reader.get("b", "k", start=start, length=11) == data[start : start + 11]
