@@ -20,7 +20,7 @@ from coffre.proto.batches import VOTES, outcome_of, outcomes_of
 
 __all__ = ["Lane", "Peer", "Peers", "Sink"]
 
-OPERATIONS_MAX = 128
+OPERATIONS_MAX = 256
 MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
 WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way, but go in one of their own

@@ -13,7 +13,7 @@ from coffre.cluster.errors import CoffreError, InvalidArgument
 __all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup"]
 
 SEGMENT_BYTES = 1 << 20
-MANY_IN_FLIGHT = 64
+MANY_IN_FLIGHT = 256
 FILE_CHUNK_BYTES = 1 << 20
 _PENDING = CoffreError("not done")
 _Item = TypeVar("_Item")

@@ -53,6 +53,7 @@ from coffre.proto import coffre_pb2 as pb
 __all__ = ["AsyncClient"]
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
+LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
 RETRY_SECONDS = 0.05
 _T = TypeVar("_T")
 
@@ -98,15 +99,15 @@ class AsyncClient:
             shards=quorum.n,
             marks=issuer.marks,
         )
-        partitions = cluster_map.partitions
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
         self._sealer = Sealer(keys, entropy)
         self._writer = Writer(
             peers,
             placement,
             quorum,
-            partitions,
+            cluster_map.partitions,
             issuer,
             clock,
             straggler_grace=options.straggler_grace,
@@ -116,7 +117,7 @@ class AsyncClient:
             peers,
             placement,
             quorum,
-            partitions,
+            cluster_map.partitions,
             self._sealer,
             self._writer,
             clock,
@@ -133,7 +134,7 @@ class AsyncClient:
         )
         self._downloader = Downloader(peers, self._reader, self._pool, hedge_delay=options.hedge_delay)
         self._ranges = RangeReader(self._downloader, self._writer.primaries)
-        self._lister = Lister(peers, placement, quorum, partitions, self._reader, self._sealer)
+        self._lister = Lister(peers, placement, quorum, cluster_map.partitions, self._reader, self._sealer)
 
     @property
     def tenant(self) -> str:
@@ -250,8 +251,16 @@ class AsyncClient:
     async def put_many(
         self, bucket: str, items: Iterable[tuple[str, bytes]]
     ) -> list[ObjectInfo | CoffreError]:
-        """Store many objects, 64 at a time; each one's outcome is in its place of the result."""
-        return await each(items, lambda item: self.put(bucket, item[0], item[1]))
+        """Store many objects, 256 at a time (large ones 8); each one's outcome is in its place of the result."""
+
+        async def put(item: tuple[str, bytes]) -> ObjectInfo:
+            key, data = item
+            if len(data) <= SEGMENT_BYTES:
+                return await self.put(bucket, key, data)
+            async with self._large:
+                return await self.put(bucket, key, data)
+
+        return await each(items, put)
 
     async def delete(self, bucket: str, key: str) -> ObjectInfo:
         """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
@@ -272,10 +281,16 @@ class AsyncClient:
         found = await self._found(name, version, want_cell=True, want_range=short_range(start, length))
         while True:
             try:
-                pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
-                return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+                if found.opened.segments == 1:
+                    return await self._whole(found, start, length)
+                async with self._large:
+                    return await self._whole(found, start, length)
             except (IntegrityError, Unavailable) as error:
                 found = await self._successor(found, version, error, deadline)
+
+    async def _whole(self, found: Found, start: int, length: int | None) -> bytes:
+        pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
@@ -327,7 +342,7 @@ class AsyncClient:
         return size_bytes
 
     async def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:
-        """Return many objects, 64 at a time; each one's bytes or error is in its place of the result."""
+        """Return many objects, 256 at a time (large ones 8); each one's bytes or error is in its place."""
         return await each(keys, lambda key: self.get(bucket, key))
 
     async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
