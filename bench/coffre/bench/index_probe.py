@@ -33,7 +33,7 @@ _PLACEMENT = (1, 2, 3, 4, 5, 6)
 _BATCH_SHARDS = 20_000
 _TELLS = 10
 # What a node gets of a FHIR record of 1.3 kB with 4+2: a quarter of it compressed, and the manifest.
-_CELL = random.Random(1).randbytes(170)
+_CELL = random.Random(1).randbytes(97)
 _CELL_CRC = crc32c(_CELL)
 _MANIFEST = random.Random(2).randbytes(142)
 _MAC = bytes(16)
