@@ -56,7 +56,7 @@ def test_every_vote_says_what_an_outcome_would() -> None:
     for state in range(5):
         for has_shard in (False, True):
             for replaces in (False, True):
-                vote = vote_of(state, has_shard=has_shard, replaces=replaces)
+                vote = vote_of(state, has_shard, replaces)
                 state_of = pb.State.ValueType(state)
                 assert outcome_of(vote) == pb.Outcome(state=state_of, has_shard=has_shard, replaces=replaces)
                 seen.add(vote)
@@ -64,7 +64,7 @@ def test_every_vote_says_what_an_outcome_would() -> None:
 
 
 def test_outcomes_come_in_the_order_of_the_operations() -> None:
-    vote = vote_of(pb.STATE_ACCEPTED, has_shard=True, replaces=False)
+    vote = vote_of(pb.STATE_ACCEPTED, True, False)
     reply = pb.BatchReply(
         votes=bytes((0, vote, 0)), outcomes=[pb.Outcome(detail="a"), pb.Outcome(detail="b")], number=4
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -25,11 +26,17 @@ def _keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
+def _collect_seldom() -> None:
+    """Look for cycles of objects less often: operations make thousands of objects, and hardly a cycle."""
+    gc.set_threshold(10_000, 20, 20)
+
+
 def main() -> None:
     """Entry point of the `coffre` command."""
     # gRPC's own lines are neither JSON nor for users, and it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _keep_freed_memory()
+    _collect_seldom()
     from coffre.cli._tree import tree
 
     sys.exit(tree(prog_name="coffre"))

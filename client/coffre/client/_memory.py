@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 __all__ = ["SegmentMemory"]
 
 KEPT_SEGMENTS_MAX = 32  # more than all streams of an upload together hold on to while none of them lags
@@ -16,17 +14,17 @@ class SegmentMemory:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[bytearray] = deque()
+        self._kept: list[bytearray] = []  # few, and for one-segment objects none
 
     def take(self, size_bytes: int) -> memoryview:
         """Return memory with anything in it; it is free again when this view and all made from it are gone."""
         try:
-            buffer = self._kept.popleft()
+            buffer = self._kept.pop(0)
         except IndexError:
             buffer = bytearray(size_bytes)
         if _is_viewed(buffer):
             if len(self._kept) < KEPT_SEGMENTS_MAX:
-                self._kept.appendleft(buffer)
+                self._kept.insert(0, buffer)
             buffer = bytearray(size_bytes)
         elif len(buffer) < size_bytes:
             buffer = bytearray(size_bytes)

@@ -143,7 +143,7 @@ class Round:
             self._said[node] |= _REFUSED
             self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
         else:
-            vote = vote_of(outcome.state, has_shard=outcome.has_shard, replaces=outcome.replaces)
+            vote = vote_of(outcome.state, outcome.has_shard, outcome.replaces)
             self.took(node, shard_index, vote)
             return
         self._count()

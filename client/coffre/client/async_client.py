@@ -228,8 +228,9 @@ class AsyncClient:
         coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
             0, plain
         )
-        crcs = (crc32c(crc.to_bytes(4, "little")) for crc in coded.crcs)
-        draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in crcs)
+        draft.manifest.shard_crcs = b"".join(
+            [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
+        )
         places = list(self._writer.primaries(draft.name))
         return Shards(places, coded.cells, coded.crcs)
 

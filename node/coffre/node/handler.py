@@ -81,6 +81,7 @@ class Handler:
         marks = len(mutations)
         found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation
         reply_bytes = 0
+        now_ms = self._clock.unixtime_ms()
         for operation in operations:
             try:
                 which = operation.WhichOneof("operation")
@@ -91,7 +92,7 @@ class Handler:
                     reply_bytes += outcome.ByteSize()
                     found.append(outcome)
                 else:
-                    mutations.append(self._mutation(tenant, which, operation))
+                    mutations.append(self._mutation(tenant, which, operation, now_ms))
                     found.append(None)
             except CoffreError as error:
                 found.append(_refusal(error))
@@ -131,9 +132,9 @@ class Handler:
             return []  # the store has noted the damage
         return cells
 
-    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation) -> Mutation:
+    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation, now_ms: int) -> Mutation:
         if which == "accept":
-            return self._accept(tenant, operation.accept)
+            return self._accept(tenant, operation.accept, now_ms)
         if which == "settle":
             settle = operation.settle
             name, partition = self._place(tenant, settle.bucket, settle.key, settle.stamp)
@@ -158,7 +159,7 @@ class Handler:
         name = ObjectName(tenant, bucket, key)
         return name, partition_of(name, self._maps.map.partitions)
 
-    def _accept(self, tenant: str, accept: pb.Accept) -> Accept:
+    def _accept(self, tenant: str, accept: pb.Accept, now_ms: int) -> Accept:
         sealed = accept.sealed
         raw = sealed.manifest
         try:
@@ -169,7 +170,7 @@ class Handler:
             raise Unsupported(f"manifest format {manifest.format} is not known to this node")
         stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
         name, partition = self._place(tenant, accept.bucket, accept.key, stamp)
-        self._check_stamp(stamp)
+        self._check_stamp(stamp, now_ms)
         if len(data_id) != DATA_ID_BYTES or len(mac) != 16:
             raise InvalidArgument("a manifest needs a data id and a seal of 16 bytes each")
         placement = tuple(sealed.placement[:])
@@ -197,8 +198,8 @@ class Handler:
             accept.lock,
         )
 
-    def _check_stamp(self, stamp: bytes) -> None:
-        ahead_ms = unixtime_ms_of(stamp) - self._clock.unixtime_ms()
+    def _check_stamp(self, stamp: bytes, now_ms: int) -> None:
+        ahead_ms = unixtime_ms_of(stamp) - now_ms
         if ahead_ms > CLOCK_SKEW_MS_MAX:
             raise ClockSkew(
                 f"the writer's clock is {ahead_ms / 1000:.0f} s ahead of node {self._node_id}'s; "
@@ -338,7 +339,7 @@ def _reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) -> pb
         if outcome is None:
             result = next(following)
             if result.error is None:
-                votes.append(vote_of(result.state or 0, has_shard=result.has_shard, replaces=result.replaces))
+                votes.append(vote_of(result.state or 0, result.has_shard, result.replaces))
                 continue
             outcome = _refusal(result.error)
             outcome.newest_stamp = result.newest_stamp

@@ -34,7 +34,7 @@ VOTES = bytes(vote for vote in range(256) if vote == 0 or (vote & 0xE0 == _DONE 
 _ACCEPT = 0x0A  # tags: Operation.accept, then fields of Accept
 _SHARD_INDEX, _CELL, _CELL_CRC = 0x20, 0x2A, 0x35
 _STAGED = b"\x38\x01"
-_FIXED32 = struct.Struct("<BI")
+_FIXED32 = struct.Struct("<I")
 
 
 def accept_operation(
@@ -48,19 +48,18 @@ def accept_operation(
     """A serialized `Operation` with an Accept: `common` is an Accept without what differs from node to node."""
     if shard_index is None:
         return b"%c%b%b" % (_ACCEPT, varint(len(common)), common)
-    head = b"%c%b" % (_SHARD_INDEX, varint(shard_index))
     if staged:
         cell = b""
-        head += _STAGED
+        head = b"%c%b%b" % (_SHARD_INDEX, varint(shard_index), _STAGED)
     else:
-        head += _FIXED32.pack(_CELL_CRC, cell_crc)
+        head = _HEADS[shard_index] + _FIXED32.pack(cell_crc)
         if cell:
             head += b"%c%b" % (_CELL, varint(len(cell)))
     size_bytes = len(common) + len(head) + len(cell)
-    return b"".join((b"%c%b" % (_ACCEPT, varint(size_bytes)), common, head, cell))
+    return b"".join((b"\x0a", varint(size_bytes), common, head, cell))
 
 
-def vote_of(state: int, *, has_shard: bool, replaces: bool) -> int:
+def vote_of(state: int, has_shard: bool, replaces: bool) -> int:
     """The byte of a change that was done; `state` 0: the node keeps no state of that version."""
     return _DONE | state | (VOTE_SHARD if has_shard else 0) | (VOTE_REPLACES if replaces else 0)
 
@@ -97,10 +96,16 @@ def expanded(reply: pb.BatchReply) -> pb.BatchReply:
 def varint(number: int) -> bytes:
     """A number as protobuf writes it, seven bits a byte."""
     if number < 0x80:
-        return b"%c" % number
+        return bytes((number,))
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+_HEADS = [b"%c%b%c" % (_SHARD_INDEX, varint(index), _CELL_CRC) for index in range(256)]
+"""What the part of an Accept that is one node's begins with, by shard index."""

@@ -180,7 +180,7 @@ async def test_votes_are_told_in_order_and_must_fit(peers: Peers, transport: Rec
         return replies.pop(0)
 
     transport.batch = batch  # type: ignore[method-assign]
-    vote = vote_of(pb.STATE_ACCEPTED, has_shard=True, replaces=True)
+    vote = vote_of(pb.STATE_ACCEPTED, True, True)
     replies.append(pb.BatchReply(votes=bytes((vote, 0, vote)), outcomes=[pb.Outcome(code=5)]))
     outcomes = await asyncio.gather(*(peers[1].writes.submit(read(key)) for key in "abc"))
     assert [outcome.code for outcome in outcomes] == [0, 5, 0]
