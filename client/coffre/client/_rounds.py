@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coffre.cluster.errors import (
@@ -61,10 +61,10 @@ class Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
     def __init__(
-        self, quorum: Quorum, primaries: Sequence[int], needs_shards: bool, loop: asyncio.AbstractEventLoop
+        self, quorum: Quorum, primaries: tuple[int, ...], needs_shards: bool, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.quorum = quorum
-        self._primaries = primaries
+        self.primaries = primaries
         self._needs_shards = needs_shards
         self._loop = loop
         self._said: dict[int, int] = {}  # by node
@@ -125,7 +125,7 @@ class Round:
         said = self._said[node]
         if not said & _TOOK:
             self._said[node] = said | _TOOK
-            self._manifests += node in self._primaries
+            self._manifests += node in self.primaries
         if shard_index is not None and vote & VOTE_SHARD:
             self._shards |= 1 << shard_index
         if vote & VOTE_REPLACES:

@@ -119,7 +119,7 @@ class Writer:
             self._established(draft.name, stamp, shards, round_)
             return True
         holders = round_.possible_holders
-        elsewhere = None if shards is None else len(holders - set(self.primaries(draft.name)))
+        elsewhere = None if shards is None else len(holders - set(round_.primaries))
         staged = shards is not None and shards.is_staged
         fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
         if fate is Fate.ESTABLISHED:
@@ -136,7 +136,7 @@ class Writer:
 
     def _established(self, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round) -> None:
         """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
-        primaries = self.primaries(name)
+        primaries = round_.primaries
         self._issuer.established(stamp, lambda: self.settle(name, stamp, shards))
         if shards is not None and tuple(shards.placement) != primaries:
             self.settle(name, stamp, shards)
@@ -165,11 +165,11 @@ class Writer:
     async def _accept(
         self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
     ) -> Round:
-        primaries = self.primaries(draft.name)
+        partition = partition_of(draft.name, self._partitions)
+        primaries = self._placement.primaries(partition)
         loop = asyncio.get_running_loop()
         round_ = Round(self._quorum, primaries, shards is not None, loop)
         deadline = self._clock.monotonic() + self._patience
-        partition = partition_of(draft.name, self._partitions)
         sender = _Sender(
             self._peers, self._placement, round_, draft, shards, stamp, partition, primaries, lock=lock
         )

@@ -87,7 +87,7 @@ class AsyncClient:
         self._clock = clock
         self._entropy = entropy
         self._quorum = quorum = Quorum(policy.k, policy.m)
-        placement = Placement(cluster_map, policy)
+        self._placement = placement = Placement(cluster_map, policy)
         issuer = Issuer(clock, entropy)
         self._peers = peers = Peers(
             [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
@@ -199,7 +199,7 @@ class AsyncClient:
         else:
             await self._budget.take(len(first))
             try:
-                stamp = await self._writer.establish(draft, self._one_segment(draft, first))
+                stamp = await self._writer.establish(draft, self._one_segment(draft, first, partition))
             finally:
                 self._budget.give_back(len(first))
         self._reader.note_established(name, stamp)
@@ -222,7 +222,7 @@ class AsyncClient:
             await self._uploader.drop(draft, shards.placement)
             raise
 
-    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
+    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview, partition: int) -> Shards:
         """Seal and code an object of one segment; fill in the draft's size and checksums."""
         draft.manifest.size_bytes = len(plain)
         coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
@@ -231,7 +231,7 @@ class AsyncClient:
         draft.manifest.shard_crcs = b"".join(
             [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
         )
-        places = list(self._writer.primaries(draft.name))
+        places = list(self._placement.primaries(partition))
         return Shards(places, coded.cells, coded.crcs)
 
     async def put_file(
