@@ -86,6 +86,7 @@ class Lane:
         self._told: tuple[bytes, ...] = ()
         self._waiting: deque[_Waiting] = deque()
         self._in_flight = 0
+        self._sent: list[float] = []  # when the messages under way were sent, the oldest first
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,6 +120,10 @@ class Lane:
         """What waits lazily, or a new mark, goes soon on its own when nothing else takes it along."""
         if self._timer is None and not self._flush_due and not self._in_flight:
             self._timer = self._loop.call_later(SETTLE_DELAY_SECONDS, self._flush)
+
+    def lags(self, seconds: float) -> bool:
+        """Whether a message has been under way for longer than that."""
+        return bool(self._sent) and self._peer.now() - self._sent[0] > seconds
 
     async def drain(self) -> None:
         """Return when nothing waits or travels any more."""
@@ -173,6 +178,8 @@ class Lane:
         return batch
 
     async def _send(self, batch: list[_Waiting], marks: list[bytes]) -> None:
+        sent = self._peer.now()
+        self._sent.append(sent)
         try:
             reply = await self._peer.exchange([operation for operation, _ in batch], marks)
             if reply.outcomes:
@@ -193,6 +200,7 @@ class Lane:
             raise
         finally:
             self._in_flight -= 1
+            self._sent.remove(sent)
             if not self._flush_due and (self._waiting or self._marks() != self._told):
                 self._schedule()
 
@@ -224,20 +232,19 @@ class Peer:
         self._peers = peers
         self._failures = 0
         self._suspect_until = 0.0
-        self.latency = 0.0  # seconds, moving average of read batches
 
     @property
     def suspect(self) -> bool:
         """True for a while after failures; suspects are asked last."""
         return self._failures > 0 and self._peers.clock.monotonic() < self._suspect_until
 
+    def now(self) -> float:
+        return self._peers.clock.monotonic()
+
     def note_failure(self) -> None:
         self._failures += 1
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
-
-    def note_success(self) -> None:
-        self._failures = 0
 
     async def exchange(self, operations: list[bytes], marks: list[bytes]) -> pb.BatchReply:
         """One round trip with serialized operations. Raises `CoffreError`."""
@@ -245,14 +252,12 @@ class Peer:
         request = pb.PackedBatchRequest(
             epoch=peers.epoch, tenant=peers.tenant, operations=operations, settled=marks
         )
-        begun = peers.clock.monotonic()
         try:
             reply = await peers.transport.batch(self.number, request, peers.timeout)
         except RetryableError:
             self.note_failure()
             raise
         self._failures = 0
-        self.latency += 0.2 * (peers.clock.monotonic() - begun - self.latency)
         votes, outcomes = reply.votes, reply.outcomes
         answers = len(votes) if votes else len(outcomes)
         if answers != len(operations) or (votes and votes.count(0) != len(outcomes)):

@@ -161,7 +161,7 @@ class Reader:
     async def _collect(self, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         primaries = self._writer.primaries(name)
-        order = sorted(primaries, key=lambda node: self._peers[node].suspect)
+        order = sorted(primaries, key=self._is_slow)
         first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
         gather = Gather(
             self._peers,
@@ -172,6 +172,11 @@ class Reader:
             hedge_delay=self._hedge_delay,
         )
         return await gather.run(order[:first])
+
+    def _is_slow(self, node: int) -> bool:
+        """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""
+        peer = self._peers[node]
+        return peer.suspect or peer.reads.lags(self._hedge_delay)
 
     def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
         if self._known.get(name, b"") == stamp:

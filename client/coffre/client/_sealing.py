@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from coffre.client._compression import RAW, compress, decompress
 from coffre.client._memory import SegmentMemory
 from coffre.client.keys import KeyProvider, WrappedKey
+from coffre.client.model import ObjectInfo
 from coffre.cluster.errors import IntegrityError, Unsupported
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -89,6 +90,20 @@ class OpenManifest:
         except InvalidTag:
             raise IntegrityError("the metadata does not verify") from None
         return pb.Metadata.FromString(raw)
+
+    def info(self) -> ObjectInfo:
+        """What a reader may know of the version. Raises `IntegrityError`."""
+        metadata = self.metadata()
+        return ObjectInfo(
+            self.name.bucket,
+            self.name.key,
+            str(self.stamp),
+            self.manifest.size_bytes,
+            self.stamp.unixtime_ms,
+            metadata.content_type,
+            dict(metadata.user),
+            self.tombstone,
+        )
 
 
 class Sealer:

@@ -13,7 +13,8 @@ from coffre.cluster.errors import CoffreError, InvalidArgument
 __all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup"]
 
 SEGMENT_BYTES = 1 << 20
-MANY_IN_FLIGHT = 256
+PUTS_IN_FLIGHT = 64  # larger batches would cost less each, and leave more free pages in the nodes' indexes
+GETS_IN_FLIGHT = 256
 FILE_CHUNK_BYTES = 1 << 20
 _PENDING = CoffreError("not done")
 _Item = TypeVar("_Item")
@@ -98,7 +99,7 @@ class ByteBudget:
 
 
 async def each(
-    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]]
+    items: Iterable[_Item], call: Callable[[_Item], Awaitable[_Result]], in_flight: int = GETS_IN_FLIGHT
 ) -> list[_Result | CoffreError]:
     """Run `call` on every item, a bounded number at once; items are drawn only as places get free."""
     results: list[_Result | CoffreError] = []
@@ -112,5 +113,5 @@ async def each(
             except CoffreError as error:
                 results[place] = error
 
-    await asyncio.gather(*(work() for _ in range(MANY_IN_FLIGHT)))
+    await asyncio.gather(*(work() for _ in range(in_flight)))
     return results

@@ -26,9 +26,18 @@ from coffre.client._peers import Peers
 from coffre.client._ranges import RangeReader, short_range
 from coffre.client._reads import Found, Reader
 from coffre.client._rounds import Quorum
-from coffre.client._sealing import Draft, OpenManifest, Sealer
+from coffre.client._sealing import Draft, Sealer
 from coffre.client._stamps import Issuer
-from coffre.client._streams import SEGMENT_BYTES, ByteBudget, chain, cut, each, file_chunks, regroup
+from coffre.client._streams import (
+    PUTS_IN_FLIGHT,
+    SEGMENT_BYTES,
+    ByteBudget,
+    chain,
+    cut,
+    each,
+    file_chunks,
+    regroup,
+)
 from coffre.client._upload import SegmentCoder, Uploader
 from coffre.client._writes import Shards, Writer
 from coffre.client.keys import KeyProvider
@@ -252,7 +261,7 @@ class AsyncClient:
     async def put_many(
         self, bucket: str, items: Iterable[tuple[str, bytes]]
     ) -> list[ObjectInfo | CoffreError]:
-        """Store many objects, 256 at a time (large ones 8); each one's outcome is in its place of the result."""
+        """Store many objects, 64 at a time (large ones 8); each one's outcome is in its place of the result."""
 
         async def put(item: tuple[str, bytes]) -> ObjectInfo:
             key, data = item
@@ -261,7 +270,7 @@ class AsyncClient:
             async with self._large:
                 return await self.put(bucket, key, data)
 
-        return await each(items, put)
+        return await each(items, put, PUTS_IN_FLIGHT)
 
     async def delete(self, bucket: str, key: str) -> ObjectInfo:
         """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
@@ -349,13 +358,13 @@ class AsyncClient:
     async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
         found = await self._found(ObjectName(self._tenant, bucket, key), version)
-        return _info(found.opened)
+        return found.opened.info()
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
         name = ObjectName(self._tenant, bucket, key)
         found = await self._patiently(lambda: self._reader.history(name))
-        return [_info(version.opened) for version in found]
+        return [version.opened.info() for version in found]
 
     async def list_page(
         self,
@@ -384,7 +393,7 @@ class AsyncClient:
                 limit=limit,
             )
         )
-        return ListPage(tuple(_info(opened) for opened in page.objects), page.prefixes, page.token)
+        return ListPage(tuple(opened.info() for opened in page.objects), page.prefixes, page.token)
 
     async def list(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", page_size: int = 1000
@@ -482,17 +491,3 @@ class AsyncClient:
 
 def _listing_position(entry: ObjectInfo | str) -> bytes:
     return (entry if isinstance(entry, str) else entry.key).encode()
-
-
-def _info(opened: OpenManifest) -> ObjectInfo:
-    metadata = opened.metadata()
-    return ObjectInfo(
-        opened.name.bucket,
-        opened.name.key,
-        str(opened.stamp),
-        opened.manifest.size_bytes,
-        opened.stamp.unixtime_ms,
-        metadata.content_type,
-        dict(metadata.user),
-        opened.tombstone,
-    )

@@ -6,10 +6,11 @@ import asyncio
 import random
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic
+from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
@@ -393,3 +394,32 @@ async def test_cells_that_came_along_are_not_believed(cluster: InProcessCluster,
     reader = cluster.client()
     for start in (0, MIB - 5, 2 * MIB + 7):
         assert await reader.get("b", "k", start=start, length=11) == data[start : start + 11]
+
+
+async def test_a_node_that_hangs_is_asked_last_until_it_answers(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    hanging, resumed = 0, asyncio.Event()
+    asked: list[int] = []
+
+    async def hang(node: int, message: Traffic) -> None:
+        asked.append(node)
+        if node == hanging:
+            await resumed.wait()
+
+    cluster.network.before = hang
+    reader = cluster.client(options=replace(QUICK, timeout=60.0))
+    assert await reader.get("b", "k") == b"value"
+    hanging = asked[0]
+    asked.clear()
+    assert await reader.get("b", "k") == b"value"  # by a hedge
+    assert hanging in asked
+    asked.clear()
+    for _ in range(20):
+        assert await reader.get("b", "k") == b"value"
+    assert hanging not in asked
+    resumed.set()
+    await reader.flush()
+    assert await reader.get("b", "k") == b"value"
+    assert hanging in asked
