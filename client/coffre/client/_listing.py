@@ -169,7 +169,9 @@ class Lister:
 
     def _cover(self) -> frozenset[int]:
         """Few nodes among which every partition has R primaries; suspects only where it takes them."""
-        suspects = frozenset(peer.number for peer in self._peers.all() if peer.suspect)
+        suspects = frozenset(
+            peer.number for peer in self._peers.all() if peer.suspect or peer.reads.lags(SLOW_SECONDS)
+        )
         found = self._covers_found.get(suspects)
         if found is None:
             if len(self._covers_found) >= COVERS_KEPT:

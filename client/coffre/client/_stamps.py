@@ -17,10 +17,9 @@ BLOCKED_MS = 250  # how old an open version may be before those above it are set
 
 @dataclass(slots=True)
 class _Open:
-    """A version under way, or established above one that is: `settle` tells the nodes of it alone."""
+    """A version under way, or established above one that is: `settle` then tells the nodes of it alone."""
 
-    settle: Callable[[], None] | None = None
-    done: bool = False
+    settle: Callable[[], None] | None = None  # None while it is under way
 
 
 class Issuer:
@@ -60,10 +59,10 @@ class Issuer:
         if entry is None:
             settle()  # of a writer id that was given up meanwhile
             return
-        entry.done, entry.settle = True, settle
+        entry.settle = settle
         while self._open:
             first, entry = next(iter(self._open.items()))
-            if not entry.done:
+            if entry.settle is None:
                 if first.unixtime_ms + BLOCKED_MS < self._clock.unixtime_ms():
                     self._settle_done()
                 return
@@ -82,10 +81,11 @@ class Issuer:
         self._hybrid.renew(self._new_writer())
 
     def _settle_done(self) -> None:
-        for entry in self._open.values():
-            if entry.done and entry.settle is not None:
-                entry.settle()
-                entry.settle = None
+        """Tell of what is established and waits for a mark. A later mark may pass over it: it stands."""
+        for stamp, settle in [(stamp, entry.settle) for stamp, entry in self._open.items()]:
+            if settle is not None:
+                del self._open[stamp]
+                settle()
 
     def _new_writer(self) -> int:
         return int.from_bytes(self._entropy(8), "big")

@@ -68,8 +68,24 @@ def test_a_slow_version_does_not_hide_those_above_it_for_long() -> None:
     assert told == ["soon", "late"]
     assert not stamps.marks()
     stamps.established(slow, never)
-    assert stamps.marks() == (late.to_bytes(),)
+    assert stamps.marks() == (slow.to_bytes(),)
     assert told == ["soon", "late"]
+    last = stamps.issue()
+    stamps.established(last, never)
+    assert stamps.marks() == (last.to_bytes(),)
+
+
+def test_what_waits_behind_a_slow_version_does_not_pile_up() -> None:
+    clock = ManualClock()
+    stamps = issuer(clock)
+    stamps.issue()
+    clock.advance((BLOCKED_MS + 1) / 1000)
+    told: list[Stamp] = []
+    for _ in range(1000):
+        stamp = stamps.issue()
+        stamps.established(stamp, partial(told.append, stamp))
+    assert len(told) == 1000
+    assert len(stamps._open) == 1
 
 
 def test_marks_stay_few_and_stamps_grow() -> None:
