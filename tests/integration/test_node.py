@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
 import pytest
 from coffre.bench.local_cluster import LocalCluster
+from coffre.client import connect
 from coffre.cluster.identity import tls_name
 from coffre.cluster.tls import channel_credentials
+from coffre.node.server import STOP_GRACE_SECONDS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -91,6 +96,27 @@ def test_the_directory_and_the_port_are_its_own(running_cluster: LocalCluster, t
     assert text == running_cluster.config(1).read_text()
     same_port = changed(running_cluster, tmp_path, 'data = "data"', f'data = "{tmp_path / "other"}"')
     assert port in run_node(same_port)
+
+
+async def test_sigterm_ends_open_exchanges_and_answers_what_came(own_cluster: LocalCluster) -> None:
+    """A client keeps its call to a node open for ever: the node must not wait for it, and must answer what it took."""
+    async with await connect(own_cluster.client_config()) as client:
+        await client.put("records", "before", b"1")
+        await client.flush()
+        puts = [asyncio.create_task(client.put("records", f"k{i}", b"%d" % i)) for i in range(200)]
+        await asyncio.wait(puts, return_when=asyncio.FIRST_COMPLETED)
+        begun = time.monotonic()
+        await asyncio.to_thread(own_cluster.kill, 1, signal.SIGTERM)
+        took = time.monotonic() - begun
+        assert took < STOP_GRACE_SECONDS
+        await asyncio.gather(*puts)
+        await own_cluster.start([1])
+        assert await client.get_many("records", [f"k{i}" for i in range(200)]) == [
+            b"%d" % i for i in range(200)
+        ]
+    events = [json.loads(line)["event"] for line in own_cluster.log(1).read_text().splitlines()]
+    assert "stopped" in events
+    assert "internal error" not in events
 
 
 def test_logs_are_json(running_cluster: LocalCluster) -> None:

@@ -48,6 +48,7 @@ __all__ = ["Handler"]
 OPERATIONS_MAX = 1024
 MARKS_MAX = 64
 RANGE_SEGMENTS_MAX = 2
+RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays below what may be sent
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
@@ -130,7 +131,7 @@ class Handler:
                 cells += chunk
         except (IntegrityError, NotFound):
             return []  # the store has noted the damage
-        return cells
+        return cells if sum(len(cell.data) for cell in cells) <= RANGE_BYTES_MAX else []
 
     def _mutation(self, tenant: str, which: str | None, operation: pb.Operation, now_ms: int) -> Mutation:
         if which == "accept":
