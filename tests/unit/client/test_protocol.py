@@ -252,3 +252,18 @@ async def test_another_epoch_is_stale_for_every_call(cluster: InProcessCluster) 
 
 
 _ = Network
+
+
+async def test_a_list_shows_what_was_acknowledged_whoever_missed_it(cluster: InProcessCluster) -> None:
+    """A delete stands on four of six nodes. A list asks few nodes; whichever two of them missed it, it is seen."""
+    for number, missed in enumerate(itertools.combinations(sorted(cluster.stores), 2)):
+        writer, bucket = cluster.client(), f"b{number}"
+        for key in ("gone", "kept"):
+            await writer.put(bucket, key, b"value")
+        await writer.flush()
+        cluster.network.down = set(missed)
+        await writer.delete(bucket, "gone")
+        await writer.flush()
+        cluster.network.heal()
+        keys = [entry.key async for entry in cluster.client().list(bucket) if not isinstance(entry, str)]
+        assert keys == ["kept"], missed
