@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from coffre.cluster._certificates import (
@@ -26,6 +27,7 @@ from coffre.cluster._map_model import (
     encode_map,
     newer_map,
 )
+from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     ConfigurationError,
     IntegrityError,
@@ -55,6 +57,7 @@ __all__ = [
     "create_map_file",
     "decode_map",
     "encode_map",
+    "map_verifier",
     "newer_map",
     "read_map",
     "read_unverified_map",
@@ -169,6 +172,15 @@ def read_map(path: Path, authority_path: Path) -> tuple[ClusterMap, bytes]:
     """The verified map in a file, and the signed bytes. Raises `ConfigurationError`, or as `verify_map`."""
     raw = read_file(path, MAP_BYTES_MAX)
     return verify_map(raw, read_certificate(authority_path)), raw
+
+
+def map_verifier(authority_path: Path, clock: Clock) -> Callable[[bytes], ClusterMap]:
+    """How a member opens a map that it may adopt: `verify_map` with the cluster's authority, at the time of the call.
+
+    Raises `ConfigurationError` when the authority's certificate cannot be read.
+    """
+    authority = read_certificate(authority_path)
+    return lambda raw: verify_map(raw, authority, clock.unixtime_ms())
 
 
 def read_unverified_map(path: Path) -> ClusterMap:
