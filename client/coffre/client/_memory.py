@@ -18,19 +18,24 @@ class SegmentMemory:
 
     def take(self, size_bytes: int) -> memoryview:
         """Return memory with anything in it; it is free again when this view and all made from it are gone."""
-        try:
-            buffer = self._kept.pop(0)
-        except IndexError:
-            buffer = bytearray(size_bytes)
-        if _is_viewed(buffer):
-            if len(self._kept) < KEPT_SEGMENTS_MAX:
-                self._kept.insert(0, buffer)
-            buffer = bytearray(size_bytes)
-        elif len(buffer) < size_bytes:
+        buffer = self._take_kept() if self._kept else None
+        if buffer is None or len(buffer) < size_bytes:
             buffer = bytearray(size_bytes)
         view = memoryview(buffer)[:size_bytes]
         self._kept.append(buffer)
         return view
+
+    def _take_kept(self) -> bytearray | None:
+        """The memory that was taken the longest ago, when nobody looks at it."""
+        try:
+            buffer = self._kept.pop(0)
+        except IndexError:
+            return None  # another thread was faster
+        if not _is_viewed(buffer):
+            return buffer
+        if len(self._kept) < KEPT_SEGMENTS_MAX:
+            self._kept.insert(0, buffer)
+        return None
 
 
 def _is_viewed(buffer: bytearray) -> bool:
