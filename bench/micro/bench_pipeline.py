@@ -6,7 +6,7 @@ import random
 
 import pytest
 from coffre.client._sealing import Draft
-from coffre.client._upload import SegmentCoder
+from coffre.client._upload import CellCoder, SegmentCoder
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,8 +45,10 @@ def bench_segment(beside: Beside, k: int, m: int, kind: str, size_bytes: int) ->
     draft = Draft(ObjectName("tenant", "records", "patient/1"), KEY, pb.Manifest(data_id=bytes(16)))
     calls = calls_of(size_bytes)
 
+    coder_of = SegmentCoder if size_bytes < 1 << 20 else CellCoder  # small objects are one segment
+
     def code() -> None:
-        coder = SegmentCoder(draft, k, m, 3)
+        coder = coder_of(draft, k, m, 3)
         for segment in range(calls):
             coder.code(segment, plain)
 

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 from time import perf_counter
 
-from coffre.client._sealing import Draft, SegmentCipher
-from coffre.client._upload import CodedSegment, SegmentCoder
+from coffre.client._cell_cipher import CellCipher
+from coffre.client._sealing import Draft
+from coffre.client._upload import CellCoder, CodedSegment
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.codec import codec, crc32c
@@ -32,7 +33,7 @@ class Pipeline:
         self._key, self._data_id = source.randbytes(32), source.randbytes(16)
         name = ObjectName("clinic", "bench", "pipeline")
         draft = Draft(name, self._key, pb.Manifest(data_id=self._data_id))
-        self._coder = SegmentCoder(draft, k, m, None)
+        self._coder = CellCoder(draft, k, m, None)
         self._plain_cipher = AESGCM(self._key)
 
     def code(self) -> float:
@@ -53,7 +54,7 @@ class Pipeline:
         coded = self._coder.code(0, plain)
         if [crc32c(cell) for cell in coded.cells] != list(coded.crcs):
             raise IntegrityError("a cell's checksum is not that of the cell")
-        cipher = SegmentCipher(self._key, self._data_id, self._k, compress_level=None)
+        cipher = CellCipher(self._key, self._data_id, self._k, compress_level=None)
         if cipher.open(0, self._rebuilt(coded), len(plain)) != plain:
             raise IntegrityError("the pipeline returned other bytes than it was given")
 

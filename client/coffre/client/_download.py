@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import NamedTuple
 
+from coffre.client._cell_cipher import CellCipher, cipher_of
 from coffre.client._cells import open_segment
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
@@ -39,7 +40,7 @@ class Downloader:
         """Return a one-segment object from the cells that came with its manifest, or ask for more."""
         opened, cells = found.opened, found.cells
         manifest = opened.manifest
-        cipher = SegmentCipher(opened.data_key, manifest.data_id, manifest.k)
+        cipher = cipher_of(opened)
         if len(cells.good) >= manifest.k:
             try:
                 return open_segment(opened, cipher, 0, cells.good)
@@ -61,7 +62,7 @@ class Downloader:
         """Yield the plaintext of the `wanted` segments, in order, in constant memory."""
         assembly = _Assembly(self, found, found.placement(primaries), wanted)
         opened = found.opened
-        cipher = SegmentCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
+        cipher = cipher_of(opened)
         opening: deque[_Opening] = deque()
 
         async def opened_next() -> bytes | memoryview:
@@ -69,8 +70,10 @@ class Downloader:
             try:
                 return await plain
             except IntegrityError:
-                every = await assembly.every_cell(segment, cells)
-                return await self._open(opened, cipher, segment, every)
+                # Some cell lies under a matching checksum: all that can be had tell which.
+                others = [index for index in range(len(assembly.places)) if index not in cells]
+                await assembly.fetch(segment, others, cells)
+                return await self._open(opened, cipher, segment, cells)
 
         try:
             for segment in wanted:
@@ -84,10 +87,28 @@ class Downloader:
             await assembly.close()
             self._report(opened, assembly.damaged, primaries)
 
+    async def data_cells(
+        self, found: Found, primaries: tuple[int, ...], segment: int, indexes: Iterable[int]
+    ) -> dict[int, bytes | memoryview]:
+        """Those of the data cells `indexes` of one segment that came along, or that their nodes send at once.
+
+        What is missing then is damaged, absent, or later than a hedge would be.
+        """
+        assembly = _Assembly(self, found, found.placement(primaries), range(segment, segment + 1))
+        cells = assembly.along(segment)
+        missing = [i for i in indexes if i not in cells and not self.is_suspect(assembly.places[i])]
+        if missing:
+            try:
+                async with asyncio.timeout(self._hedge_delay):
+                    await assembly.fetch(segment, missing, cells)
+            except TimeoutError:
+                pass  # the caller goes on with what there is
+        return cells
+
     def _open(
         self,
         opened: OpenManifest,
-        cipher: SegmentCipher,
+        cipher: SegmentCipher | CellCipher,
         segment: int,
         cells: Mapping[int, bytes | memoryview],
     ) -> asyncio.Future[bytes | memoryview]:
@@ -162,7 +183,7 @@ class _Assembly:
         self.opened = found.opened
         self.wanted = wanted
         self._k = found.opened.manifest.k
-        self._places = places
+        self.places = places
         self._end = wanted.stop
         self._current = wanted.start
         self._cells: dict[int, dict[int, bytes | memoryview]] = {}
@@ -225,20 +246,17 @@ class _Assembly:
     def _may_retry(self, index: int, error: CoffreError) -> bool:
         return isinstance(error, RetryableError) and self._starts[index] <= RESTARTS_MAX
 
-    async def every_cell(
-        self, segment: int, cells: dict[int, bytes | memoryview]
-    ) -> dict[int, bytes | memoryview]:
-        """All cells of one segment that can be had: some cell of `cells` lies under a matching checksum."""
-        every = dict(cells)
+    def along(self, segment: int) -> dict[int, bytes | memoryview]:
+        """The good cells of `segment` that came with the version."""
+        return dict(self._cells.get(segment, {}))
 
-        async def fetch(index: int) -> None:
-            await self._read(index, segment, 1, lambda _, cell: every.__setitem__(index, cell))
+    async def fetch(self, segment: int, indexes: Iterable[int], cells: dict[int, bytes | memoryview]) -> None:
+        """Add those cells of one segment to `cells` that can be had, and pass over the others."""
 
-        await asyncio.gather(
-            *(fetch(index) for index in range(len(self._places)) if index not in every),
-            return_exceptions=True,
-        )
-        return every
+        async def fetch_one(index: int) -> None:
+            await self._read(index, segment, 1, lambda _, cell: cells.__setitem__(index, cell))
+
+        await asyncio.gather(*map(fetch_one, indexes), return_exceptions=True)
 
     async def close(self) -> None:
         """End all calls."""
@@ -265,7 +283,7 @@ class _Assembly:
             if isinstance(error, (IntegrityError, NotFound)):
                 self.damaged.add(index)
             else:
-                self._downloader.note_failure(self._places[index])
+                self._downloader.note_failure(self.places[index])
         finally:
             self._arrived.set()
 
@@ -280,7 +298,7 @@ class _Assembly:
     ) -> None:
         """Read cells of one shard, verify each, hand them on; pause while too far ahead of the reader."""
         expected = first
-        replies = self._downloader.read_shard(self.opened, self._places[index], index, first, count)
+        replies = self._downloader.read_shard(self.opened, self.places[index], index, first, count)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:

@@ -18,6 +18,8 @@ class SegmentMemory:
 
     def take(self, size_bytes: int) -> memoryview:
         """Return memory with anything in it; it is free again when this view and all made from it are gone."""
+        if not size_bytes:
+            return memoryview(bytearray())
         try:
             buffer = self._kept.pop(0)
         except IndexError:

@@ -12,6 +12,7 @@ from coffre.client._peers import Peers
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
 from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._writes import Fate, Shards, Writer
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
@@ -25,6 +26,7 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.names import ObjectName
 from coffre.cluster.placement import Placement
+from coffre.cluster.ranges import pieces_of_range
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
@@ -93,9 +95,9 @@ class Reader:
     ) -> Found | None:
         """Return the newest established version, a tombstone too, or None when there is none.
 
-        With `want_cell` the cell of a one-segment object comes along, of a larger one those of a short `want_range` of
-        bytes, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show which
-        version is the newest.
+        With `want_cell` the cell of a one-segment object comes along, of a larger one those that a short `want_range`
+        of bytes lies in, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show
+        which version is the newest.
         """
         replies = await self._collect(name, want_cell=want_cell, want_range=want_range)
         if len(replies) >= self._quorum.read:
@@ -161,8 +163,11 @@ class Reader:
     async def _collect(self, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         primaries = self._writer.primaries(name)
-        order = sorted(primaries, key=self._is_slow)
-        first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
+        holding_range = [primaries[index] for index in self._expected_cells(want_range)]
+        order = sorted(primaries, key=lambda node: (self._is_slow(node), node not in holding_range))
+        wants_small = want_cell and want_range.start < SEGMENT_BYTES
+        first = max(self._quorum.k, self._quorum.read) if wants_small else self._quorum.read
+        first = max(first, len(holding_range))
         gather = Gather(
             self._peers,
             read_operation(name, want_cell=want_cell, want_range=want_range).SerializeToString(),
@@ -170,8 +175,18 @@ class Reader:
             order[first:],
             want_cell=want_cell,
             hedge_delay=self._hedge_delay,
+            awaited=set(holding_range).intersection(order[:first]),
         )
         return await gather.run(order[:first])
+
+    def _expected_cells(self, want_range: range) -> set[int]:
+        """The data cells that a range lies in, if the object is as this client writes them and goes on behind.
+
+        What is expected decides only who is asked first, and for whose answer there is a short wait.
+        """
+        end = (want_range.stop // SEGMENT_BYTES + 1) * SEGMENT_BYTES
+        pieces = pieces_of_range(end, SEGMENT_BYTES, self._quorum.k, want_range.start, len(want_range))
+        return {piece.shard_index for piece in pieces}
 
     def _is_slow(self, node: int) -> bool:
         """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from coffre.client._cell_cipher import CellCipher
 from coffre.client._memory import SegmentMemory
 from coffre.client._peers import Peers
 from coffre.client._rounds import Quorum
@@ -28,7 +29,7 @@ from coffre.codec import Tier, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell
 
-__all__ = ["CodedSegment", "SegmentCoder", "Uploader"]
+__all__ = ["CellCoder", "CodedSegment", "SegmentCoder", "Uploader"]
 
 MESSAGE_BYTES = 1 << 20  # cells travel together until a node gets about this many bytes at once
 MESSAGE_SEGMENTS_MAX = 16
@@ -55,10 +56,29 @@ Group = Sequence[CodedSegment]
 
 
 class SegmentCoder:
-    """Plaintext segment in, n cells out."""
+    """The plaintext of a one-segment object in, n cells out."""
 
     def __init__(self, draft: Draft, k: int, m: int, compress_level: int | None) -> None:
         self._cipher = SegmentCipher(draft.data_key, draft.manifest.data_id, k, compress_level=compress_level)
+        self._codec = codec(k, m)
+        self._k, self._m = k, m
+
+    def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
+        frame = self._cipher.frame(plain)
+        cell_bytes = frame.sealed_bytes // self._k
+        whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
+        sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
+        self._cipher.seal_into(segment, frame, sealed)
+        crcs = self._codec.encode_segment(sealed, parity)
+        views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
+        return CodedSegment(segment, tuple(views), crcs)
+
+
+class CellCoder:
+    """Plaintext segments of a larger object in, n cells of each out: data cells sealed each on its own."""
+
+    def __init__(self, draft: Draft, k: int, m: int, compress_level: int | None) -> None:
+        self._cipher = CellCipher(draft.data_key, draft.manifest.data_id, k, compress_level=compress_level)
         self._codec = codec(k, m)
         self._k, self._m = k, m
         self._memory = SegmentMemory()
@@ -69,14 +89,13 @@ class SegmentCoder:
         return not self._cipher.compresses_next and self._codec.tier not in _SLOW_TIERS
 
     def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
-        frame = self._cipher.frame(plain)
-        cell_bytes = frame.sealed_bytes // self._k
-        whole = self._memory.take(cell_bytes * (self._k + self._m))
-        sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
-        self._cipher.seal_into(segment, frame, sealed)
-        crcs = self._codec.encode_segment(sealed, parity)
-        views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
-        return CodedSegment(segment, tuple(views), crcs)
+        parts = self._cipher.cut(plain)
+        size_bytes = parts.cell_bytes
+        whole = self._memory.take(size_bytes * (self._k + self._m))
+        cells = tuple(whole[start : start + size_bytes] for start in range(0, len(whole), size_bytes))
+        self._cipher.seal_into(segment, parts, cells[: self._k])
+        crcs = self._codec.encode_into(cells[: self._k], cells[self._k :])
+        return CodedSegment(segment, cells, crcs)
 
 
 class _ShardStream:
@@ -230,7 +249,8 @@ class Uploader:
     async def _stream(
         self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
     ) -> None:
-        coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._compress_level)
+        draft.set_sealing(pb.SEALING_CELL)
+        coder = CellCoder(draft, self._quorum.k, self._quorum.m, self._compress_level)
         shard_crcs = [0] * self._quorum.n
         size_bytes = 0
         cells = 0
@@ -327,7 +347,7 @@ def _is_full(group: Group) -> bool:
 
 
 async def _coded(
-    segments: AsyncIterator[bytes], coder: SegmentCoder, pool: Executor
+    segments: AsyncIterator[bytes], coder: CellCoder, pool: Executor
 ) -> AsyncGenerator[CodedSegment]:
     """Code segments in order: quick ones here and now, others in worker threads, one ahead of what is being sent."""
     loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from coffre.bench._pipeline import Pipeline
-from coffre.client._upload import CodedSegment, SegmentCoder
+from coffre.client._upload import CellCoder, CodedSegment
 from coffre.cluster.errors import IntegrityError
 
 
@@ -19,9 +19,9 @@ def test_both_halves_return_a_rate() -> None:
 def test_a_pipeline_that_does_not_return_what_went_in_is_not_measured(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = SegmentCoder.code
+    code = CellCoder.code
 
-    def changed(self: SegmentCoder, segment: int, plain: bytes) -> CodedSegment:
+    def changed(self: CellCoder, segment: int, plain: bytes) -> CodedSegment:
         coded = code(self, segment, plain)
         cells, crcs = list(coded.cells), list(coded.crcs)
         if broken == "parity":
@@ -30,6 +30,6 @@ def test_a_pipeline_that_does_not_return_what_went_in_is_not_measured(
             crcs[0] ^= 1
         return CodedSegment(segment, tuple(cells), tuple(crcs))
 
-    monkeypatch.setattr(SegmentCoder, "code", changed)
+    monkeypatch.setattr(CellCoder, "code", changed)
     with pytest.raises(IntegrityError):
         Pipeline(4, 2, 1 << 20, seed=1).check()

@@ -35,7 +35,7 @@ def test_memory_comes_back_once_nobody_looks_at_it() -> None:
 def test_sizes_may_change() -> None:
     """Compressed segments are of all sizes: what is too small is let go, and what is larger serves."""
     memory = SegmentMemory()
-    for size in (10, 1000, 7, 1000, 1001, 3):
+    for size in (10, 1000, 0, 7, 1000, 1001, 3):
         assert len(memory.take(size)) == size
     assert [len(buffer) for buffer in memory._kept] == [1001]
 
