@@ -105,7 +105,7 @@ class CellCipher:
         return unframe(segment, whole, plain_bytes)
 
     def open_raw(self, segment: int, index: int, cell: _Buffer, plain_bytes: int) -> memoryview:
-        """Return what data cell `index` has of a raw segment of `plain_bytes`, zeros at the end of the segment included.
+        """Return what data cell `index` has of a raw segment of `plain_bytes`, zeros behind its end included.
 
         Raises `IntegrityError` for any other cell, one of a framed segment too.
         """
