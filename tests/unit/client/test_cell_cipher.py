@@ -33,10 +33,10 @@ def cipher(k: int = 4, level: int | None = None, key: bytes = KEY, data_id: byte
     return CellCipher(key, data_id, k, compress_level=level)
 
 
-def sealed(cells_of: CellCipher, k: int, segment: int, plain: bytes) -> tuple[Way, list[bytes]]:
-    parts = cells_of.cut(plain)
+def sealed(sealer: CellCipher, k: int, segment: int, plain: bytes) -> tuple[Way, list[bytes]]:
+    parts = sealer.cut(plain)
     cells = [bytearray(parts.cell_bytes) for _ in range(k)]
-    cells_of.seal_into(segment, parts, [memoryview(cell) for cell in cells])
+    sealer.seal_into(segment, parts, [memoryview(cell) for cell in cells])
     return parts.way, [bytes(cell) for cell in cells]
 
 
@@ -47,8 +47,12 @@ def coded(plain: bytes, segment: int = 0, level: int | None = None) -> tuple[Ope
         size_bytes=len(plain) * (segment + 1), sealing=pb.SEALING_CELL,
     )  # fmt: skip
     coder = CellCoder(Draft(NAME, KEY, manifest), 4, 2, level)
-    cells = coder.code(segment, plain).cells
-    return OpenManifest(NAME, manifest, KEY, STAMP), {i: bytes(cell) for i, cell in enumerate(cells)}
+    return OpenManifest(NAME, manifest, KEY, STAMP), cells_of(coder, segment, plain)
+
+
+def cells_of(coder: CellCoder, segment: int, plain: bytes) -> dict[int, bytes]:
+    coder.add(segment, coder.cut(plain))
+    return {index: bytes(chunk.cells[0].data) for index, chunk in enumerate(coder.finish())}
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 10, 13])
@@ -163,7 +167,7 @@ def test_lying_data_cells_cost_no_combinations(monkeypatch: pytest.MonkeyPatch) 
         data_id=DATA_ID, k=16, m=4, segment_bytes=5000, size_bytes=5000, sealing=pb.SEALING_CELL
     )
     plain = random.Random(4).randbytes(5000)
-    cells = dict(enumerate(CellCoder(Draft(NAME, KEY, manifest), 16, 4, None).code(0, plain).cells))
+    cells = cells_of(CellCoder(Draft(NAME, KEY, manifest), 16, 4, None), 0, plain)
     opened = OpenManifest(NAME, manifest, KEY, STAMP)
     tries = 0
     open_cells = CellCipher.open
