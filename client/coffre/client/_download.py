@@ -96,7 +96,7 @@ class Downloader:
         """
         assembly = _Assembly(self, found, found.placement(primaries), range(segment, segment + 1))
         cells = assembly.along(segment)
-        missing = [i for i in indexes if i not in cells and not self.is_suspect(assembly.places[i])]
+        missing = [i for i in indexes if i not in cells and not self.is_slow(assembly.places[i])]
         if missing:
             try:
                 async with asyncio.timeout(self._hedge_delay):
@@ -146,6 +146,10 @@ class Downloader:
     def is_suspect(self, node: int) -> bool:
         return node not in self._peers or self._peers[node].suspect
 
+    def is_slow(self, node: int) -> bool:
+        """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""
+        return self.is_suspect(node) or self._peers[node].reads.lags(self._hedge_delay)
+
     def note_failure(self, node: int) -> None:
         self._peers[node].note_failure()
 
@@ -190,14 +194,12 @@ class _Assembly:
         self._moved = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._spare = sorted(
-            range(len(places)), key=lambda index: (downloader.is_suspect(places[index]), index)
-        )
+        self._spare = sorted(range(len(places)), key=lambda index: (downloader.is_slow(places[index]), index))
         self._failed: dict[int, CoffreError] = {}
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
         for version in found.versions.values():
-            if version.cells and version.HasField("shard_index"):
+            if version.cells and version.HasField("shard_index") and version.shard_index < len(places):
                 self._take_all(version.shard_index, version.cells)
 
     def _take_all(self, index: int, cells: Iterable[pb.Cell]) -> None:
