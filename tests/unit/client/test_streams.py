@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
+from coffre.client import _upload
+from coffre.client._cell_cipher import Parts
+from coffre.client._upload import CellCoder
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
+from coffre.codec import Tier
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, encode_write
 from google.protobuf.message import Message
@@ -41,6 +46,30 @@ async def test_streams_of_unknown_size_in_odd_chunks(cluster: InProcessCluster, 
         assert info.size_bytes == size
         assert await client.get("b", "k") == data
     assert await client.get("b", "k", start=size // 2, length=MIB) == data[size // 2 :][:MIB]
+
+
+@pytest.mark.parametrize("compresses", [False, True])
+async def test_slow_tiers_code_in_worker_threads(
+    cluster: InProcessCluster, compresses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segment after segment all the same: messages are filled in order."""
+    monkeypatch.setattr(_upload, "_SLOW_TIERS", tuple(Tier))
+    threads: set[str] = set()
+    add = CellCoder.add
+
+    def noting(self: CellCoder, segment: int, parts: Parts) -> tuple[int, ...]:
+        threads.add(threading.current_thread().name)
+        return add(self, segment, parts)
+
+    monkeypatch.setattr(CellCoder, "add", noting)
+    data = (
+        b"".join(b"%09d, " % i for i in range(MIB)) if compresses else random.Random(9).randbytes(9 * MIB + 1)
+    )
+    client = cluster.client()
+    await client.put("b", "k", data)
+    assert await cluster.client().get("b", "k") == data
+    assert threads
+    assert all(name.startswith("coffre-coding") for name in threads)
 
 
 async def test_a_source_that_raises_leaves_nothing(cluster: InProcessCluster) -> None:
