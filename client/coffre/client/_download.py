@@ -199,7 +199,7 @@ class _Assembly:
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
         for version in found.versions.values():
-            if version.cells and version.HasField("shard_index") and version.shard_index < len(places):
+            if version.cells and version.HasField("shard_index"):
                 self._take_all(version.shard_index, version.cells)
 
     def _take_all(self, index: int, cells: Iterable[pb.Cell]) -> None:
