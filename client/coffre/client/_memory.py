@@ -1,8 +1,11 @@
-"""Memory of segments that is used again and again."""
+"""Memory of segments and of messages that is used again and again."""
 
 from __future__ import annotations
 
-__all__ = ["SegmentMemory"]
+from collections import deque
+from io import BytesIO
+
+__all__ = ["MessageMemory", "SegmentMemory"]
 
 KEPT_SEGMENTS_MAX = 32  # more than all streams of an upload together hold on to while none of them lags
 
@@ -18,6 +21,8 @@ class SegmentMemory:
 
     def take(self, size_bytes: int) -> memoryview:
         """Return memory with anything in it; it is free again when this view and all made from it are gone."""
+        if not size_bytes:
+            return memoryview(bytearray())
         buffer = self._take_kept() if self._kept else None
         if buffer is None or len(buffer) < size_bytes:
             buffer = bytearray(size_bytes)
@@ -45,3 +50,19 @@ def _is_viewed(buffer: bytearray) -> bool:
     except BufferError:
         return True
     return False
+
+
+class MessageMemory:
+    """Memory of a stream's messages, taken again in turn: `kept` of them, more than are under way while nothing lags.
+
+    A message that is still looked at then costs a copy, since BytesIO never changes a value that it has given out.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept: deque[BytesIO] = deque()
+        self._kept_max = kept
+
+    def take(self) -> BytesIO:
+        memory = self._kept.popleft() if len(self._kept) == self._kept_max else BytesIO()
+        self._kept.append(memory)
+        return memory
