@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +168,14 @@ async def read_all(store: LmdbStore, number: int) -> list[StoredCell]:
     return [cell async for chunk in store.read_cells(name(), stamp(number), 1, 0, 0) for cell in chunk]
 
 
+async def threads_let_go(store: LmdbStore) -> None:
+    """Return when each thread of the store has dropped what it read for: it takes up something else."""
+    count = store._threads._max_workers
+    together = threading.Barrier(count)
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(loop.run_in_executor(store._threads, together.wait) for _ in range(count)))
+
+
 async def stage(store: LmdbStore, shard: list[StoredCell], data_id: bytes = bytes(16)) -> None:
     writer = await store.stage("tenant", data_id, 1)
     await writer.write(shard)
@@ -189,6 +198,7 @@ async def test_what_was_deleted_is_closed_and_its_space_comes_back(tmp_path: Pat
     assert found == shard  # a read that had begun is answered
     del under_way, chunk, found
     assert not path.exists()
+    await threads_let_go(store)
     assert open_files(tmp_path / "large") == []
     with pytest.raises(NotFound):
         await read_all(store, 1)
@@ -212,6 +222,7 @@ async def test_an_accept_that_replaces_a_damaged_shard_is_what_is_read(tmp_path:
     await store.apply([adopt(1)])
     assert await read_all(store, 1) == shard
     assert not path.exists()
+    await threads_let_go(store)
     assert len(open_files(tmp_path / "large")) == 1
     await store.close()
     assert open_files(tmp_path / "large") == []
