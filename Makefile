@@ -61,7 +61,7 @@ bench-micro-save: setup  ## the same, and make it the new baseline
 	@$(BIN)/python bench/micro/run.py --save $(ARGS)
 
 .PHONY: proto
-proto: setup  ## regenerate the committed stubs from coffre.proto
+proto: setup  ## regenerate the committed stubs from the .proto files
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python sh proto/generate.sh
 
 .PHONY: clean

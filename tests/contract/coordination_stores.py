@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.coordination import Coordination, MemoryCoordination
+from coffre.cluster.coordination import Coordination, EmbeddedCoordination, MemoryCoordination
 
 __all__ = ["STORES", "Store", "seeded_entropy"]
 
@@ -42,4 +42,12 @@ async def memory(_: Path) -> AsyncGenerator[Store]:
     await store.close()
 
 
-STORES = {"memory": memory}
+@asynccontextmanager
+async def embedded(directory: Path) -> AsyncGenerator[Store]:
+    clock = ManualClock()
+    store = await EmbeddedCoordination.open(directory / "coordination", clock, seeded_entropy("embedded"))
+    yield Store(store, clock)
+    await store.close()
+
+
+STORES = {"memory": memory, "embedded": embedded}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,6 +17,7 @@ from coffre.cluster.coordination.seam import (
     VALUE_BYTES_MAX,
 )
 from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
+
 from tests.contract.coordination_stores import STORES, Store
 
 LEASE_SECONDS = 3
@@ -236,7 +238,7 @@ async def test_a_later_put_moves_a_key_off_its_lease(coordination: Coordination)
 async def test_lease_numbers_cannot_be_guessed(coordination: Coordination) -> None:
     numbers = [(await coordination.grant(LEASE_SECONDS_MAX)).number for _ in range(8)]
     assert len(set(numbers)) == 8
-    gaps = [abs(one - other) for one, other in zip(numbers, numbers[1:], strict=False)]
+    gaps = [abs(one - other) for one, other in itertools.pairwise(numbers)]
     assert min(gaps) > 1 << 40
     for number in numbers:
         await coordination.revoke(number)

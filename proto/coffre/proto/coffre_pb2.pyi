@@ -136,6 +136,8 @@ class Manifest(_message.Message):
     WRAPPED_KEY_FIELD_NUMBER: _builtins.int
     SHARD_CRCS_FIELD_NUMBER: _builtins.int
     SEALED_METADATA_FIELD_NUMBER: _builtins.int
+    CONDITIONAL_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """1"""
     kind: Global___Kind.ValueType
@@ -157,6 +159,10 @@ class Manifest(_message.Message):
     """n little-endian u32: CRC32C over the cells' CRC32Cs of each shard"""
     sealed_metadata: _builtins.bytes
     """encrypted Metadata, empty when there is none"""
+    conditional: _builtins.bool
+    """decided on `base`: a node that holds anything newer than that refuses it"""
+    base: _builtins.bytes
+    """stamp of the established version that it was decided on, empty: there was none"""
     def __init__(
         self,
         *,
@@ -172,10 +178,12 @@ class Manifest(_message.Message):
         wrapped_key: _builtins.bytes = ...,
         shard_crcs: _builtins.bytes = ...,
         sealed_metadata: _builtins.bytes = ...,
+        conditional: _builtins.bool = ...,
+        base: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "sealed_metadata", b"sealed_metadata", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "conditional", b"conditional", "data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "sealed_metadata", b"sealed_metadata", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1201,6 +1209,7 @@ class ClusterMap(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
     DEFAULT_POLICY_FIELD_NUMBER: _builtins.int
+    COORDINATORS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """1"""
     cluster_id: _builtins.str
@@ -1212,6 +1221,10 @@ class ClusterMap(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapNode]: ...
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapPolicy]: ...
+    @_builtins.property
+    def coordinators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """numbers of the nodes that serve Coordination"""
+
     def __init__(
         self,
         *,
@@ -1222,10 +1235,11 @@ class ClusterMap(_message.Message):
         nodes: _abc.Iterable[Global___MapNode] | None = ...,
         policies: _abc.Iterable[Global___MapPolicy] | None = ...,
         default_policy: _builtins.str = ...,
+        coordinators: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "default_policy", b"default_policy", "epoch", b"epoch", "format", b"format", "nodes", b"nodes", "partitions", b"partitions", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "coordinators", b"coordinators", "default_policy", b"default_policy", "epoch", b"epoch", "format", b"format", "nodes", b"nodes", "partitions", b"partitions", "policies", b"policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coffre.cluster.coordination.embedded import EmbeddedCoordination
 from coffre.cluster.coordination.memory import MemoryCoordination
 from coffre.cluster.coordination.seam import (
     Change,
@@ -21,6 +22,7 @@ __all__ = [
     "Commit",
     "Compare",
     "Coordination",
+    "EmbeddedCoordination",
     "Entry",
     "Lease",
     "MemoryCoordination",

@@ -1,13 +1,13 @@
-"""The rules of a coordination store in one process: compares, revisions, leases, watches. Where rows rest is passed in."""
+"""The rules of a coordination store in one process: compares, revisions, leases, watches. Rows rest elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination.seam import (
@@ -36,6 +36,7 @@ WATCHERS_MAX = 4096
 LEASES_MAX = 65_536
 EXPIRY_STEP_SECONDS = 1.0  # how late a watcher may hear of the end of a lease; readers never see it late
 _LEASE_ID_BYTES = 8
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Engine:
         self._watchers = 0
         self._interruptions = 0
         self._closed = False
+        self._steps: set[asyncio.Future[Any]] = set()  # of whatever result
         self._expiry: asyncio.Task[None] | None = None
         now = clock.monotonic()
         self._held = {row.number: _Held(row, now + row.seconds) for row in rows.leases()}
@@ -135,6 +137,11 @@ class Engine:
     ) -> Commit:
         check_commit(compares, puts, deletes)
         await self._end_leases()
+        return await self._to_its_end(self._commit(compares, puts, deletes))
+
+    async def _commit(
+        self, compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequence[str]
+    ) -> Commit:
         async with self._writing:
             self._check_open()
             if not all(self._modified(compare.key) == compare.modified for compare in compares):
@@ -156,6 +163,18 @@ class Engine:
         row = self._rows.get(key)
         return row.entry.modified if row is not None else 0
 
+    async def _to_its_end(self, step: Coroutine[None, None, _T]) -> _T:
+        """Do all of a step even if its caller is cancelled meanwhile: what rests and what is in memory go together."""
+        task = asyncio.ensure_future(step)
+        self._steps.add(task)
+        task.add_done_callback(self._step_done)
+        return await asyncio.shield(task)
+
+    def _step_done(self, task: asyncio.Future[_T]) -> None:
+        self._steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller, if there still is one, gets it too
+
     async def _write(self, write: Write) -> None:
         """Make it safe, then let it be seen. The caller holds the lock."""
         before = {key: self._rows.get(key) for key in write.rows}
@@ -176,6 +195,9 @@ class Engine:
 
     async def grant(self, seconds: int) -> Lease:
         check_lease_seconds(seconds)
+        return await self._to_its_end(self._grant(seconds))
+
+    async def _grant(self, seconds: int) -> Lease:
         async with self._writing:
             self._check_open()
             if len(self._held) >= LEASES_MAX:
@@ -199,26 +221,27 @@ class Engine:
         held.deadline = self._clock.monotonic() + held.row.seconds
 
     async def revoke(self, lease: int) -> None:
-        async with self._writing:
-            self._check_open()
-            await self._end(lease)
+        await self._to_its_end(self._end([lease]))
 
     async def _end_leases(self) -> None:
         """End what has run out. Called before anything is read or decided, so nobody sees a key of a dead lease."""
         self._check_open()
         now = self._clock.monotonic()
-        if any(held.deadline <= now for held in self._held.values()):
-            async with self._writing:
-                for number in [n for n, held in self._held.items() if held.deadline <= now]:
-                    await self._end(number)
+        ended = [number for number, held in self._held.items() if held.deadline <= now]
+        if ended:
+            await self._to_its_end(self._end(ended, now))
 
-    async def _end(self, lease: int) -> None:
-        held = self._held.get(lease)
-        if held is None:
-            return
-        revision = self._rows.revision + bool(held.keys)
-        await self._write(Write(revision, dict.fromkeys(sorted(held.keys)), {lease: None}))
-        self._held.pop(lease, None)
+    async def _end(self, leases: Sequence[int], now: float | None = None) -> None:
+        """End leases; with `now`, only those that nobody has kept alive in the meantime."""
+        for lease in leases:
+            async with self._writing:
+                self._check_open()
+                held = self._held.get(lease)
+                if held is None or (now is not None and held.deadline > now):
+                    continue
+                revision = self._rows.revision + bool(held.keys)
+                await self._write(Write(revision, dict.fromkeys(sorted(held.keys)), {lease: None}))
+                self._held.pop(lease, None)
 
     async def _watch_the_clock(self) -> None:
         """End leases when their time is up even if nobody asks, since somebody may watch."""
@@ -294,8 +317,7 @@ class Engine:
             self._expiry.cancel()
             await asyncio.gather(self._expiry, return_exceptions=True)
             self._expiry = None
-        async with self._writing:
-            pass  # what is being written is finished
+        await asyncio.gather(*self._steps, return_exceptions=True)  # what is being written is finished
 
 
 def _size_bytes(changes: Changes) -> int:
