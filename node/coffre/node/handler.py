@@ -183,6 +183,7 @@ class Handler:
             self._check_shard(accept, manifest, placement, shard_index)
         else:
             raise Unsupported(f"manifest kind {kind} is not known to this node")
+        base = _base(manifest) if manifest.conditional else None
         return Accept(
             name,
             partition,
@@ -197,6 +198,7 @@ class Handler:
             accept.cell_crc,
             accept.staged,
             accept.lock,
+            base,
         )
 
     def _check_stamp(self, stamp: bytes, now_ms: int) -> None:
@@ -323,6 +325,14 @@ class Handler:
             raise StaleMap(
                 f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
             )
+
+
+def _base(manifest: pb.Manifest) -> bytes:
+    """What a conditional version was decided on."""
+    base = manifest.base
+    if len(base) not in (0, STAMP_BYTES) or base >= manifest.stamp:
+        raise InvalidArgument("a conditional version is decided on an older one, or on none")
+    return base
 
 
 def _mark(tenant: str, stamp: bytes) -> Mark:
