@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coffre.cluster.errors import PolicyViolation
-from coffre.cluster.map import ClusterMap
+from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.placement import Placement
 
 __all__ = ["MapHolder"]
@@ -15,9 +15,16 @@ class MapHolder:
     def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
         self.map = cluster_map
         self.signed = signed
+        self._numbers = {
+            node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
+        }
         self._placements = {
             (policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies
         }
+
+    def number_of(self, node_id: str) -> int | None:
+        """The number of a node of the map; None when there is none of that id, or it was removed."""
+        return self._numbers.get(node_id)
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

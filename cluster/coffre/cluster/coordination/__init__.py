@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coffre.cluster.coordination.embedded import EmbeddedCoordination
 from coffre.cluster.coordination.memory import MemoryCoordination
+from coffre.cluster.coordination.remote import RemoteCoordination
 from coffre.cluster.coordination.seam import (
     Change,
     Changes,
@@ -28,4 +29,5 @@ __all__ = [
     "MemoryCoordination",
     "Page",
     "Put",
+    "RemoteCoordination",
 ]
