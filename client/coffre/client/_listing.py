@@ -18,6 +18,7 @@ from coffre.cluster.errors import (
     InvalidArgument,
     KeyUnavailable,
     RetryableError,
+    StaleMap,
     Unavailable,
     Unsupported,
 )
@@ -138,6 +139,9 @@ class Lister:
         finally:
             for task in asking:
                 task.cancel()
+        for stale in errors:
+            if isinstance(stale, StaleMap):
+                raise stale
         if errors and len({type(error) for error in errors}) == 1 and not replies:
             raise errors[0]
         raise Unavailable(

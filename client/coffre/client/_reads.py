@@ -19,6 +19,7 @@ from coffre.cluster.errors import (
     Conflict,
     IntegrityError,
     KeyUnavailable,
+    StaleMap,
     Unavailable,
     Unsupported,
     error_of_status,
@@ -450,7 +451,7 @@ class Reader:
         if len(replies) >= self._quorum.read:
             return
         kinds = {type(error) for error in errors}
-        kind = kinds.pop() if len(kinds) == 1 else Unavailable
+        kind = StaleMap if StaleMap in kinds else kinds.pop() if len(kinds) == 1 else Unavailable
         why = f" ({errors[0]})" if errors else ""
         raise kind(
             f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed{why}"

@@ -17,6 +17,7 @@ from coffre.cluster.errors import (
     OutcomeUnknown,
     PermanentError,
     RetryableError,
+    StaleMap,
     Unavailable,
 )
 from coffre.cluster.names import ObjectName, partition_of
@@ -99,23 +100,34 @@ class Writer:
         or the nodes' own error when they refused.
         """
         for attempt in range(ATTEMPTS_MAX):
-            stamp = self._issuer.issue()
-            stands = False
-            try:
-                stands = await self._try(draft, shards, stamp)
-            finally:
-                if not stands:
-                    self._issuer.given_up(stamp)
-            if stands:
+            stamp = await self.establish_once(draft, shards)
+            if stamp is not None:
                 return stamp
             if attempt > 4:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
 
+    async def establish_once(self, draft: Draft, shards: Shards | None) -> Stamp | None:
+        """Write a version under one stamp, above the draft's base; None when another version stood in the way, and
+        this one is dead. Raises as `establish`."""
+        if draft.manifest.base:
+            self._issuer.observe(Stamp.from_bytes(draft.manifest.base))
+        stamp = self._issuer.issue()
+        stands = False
+        try:
+            stands = await self._try(draft, shards, stamp)
+        finally:
+            if not stands:
+                self._issuer.given_up(stamp)
+        return stamp if stands else None
+
     async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> bool:
         """Write a version under one stamp; False when a newer one stood in the way. Raises as `establish`."""
         round_ = await self._accept(draft, shards, stamp)
-        if round_.enough and not round_.aborted:
+        conditional = draft.manifest.conditional
+        if conditional and round_.aborted and not round_.enough:
+            await round_.finish(self._patience)  # leftovers on a few nodes do not matter
+        if round_.enough and (conditional or not round_.aborted):
             self._established(draft.name, stamp, shards, round_)
             return True
         holders = round_.possible_holders
@@ -353,6 +365,8 @@ class _Sender:
 def _refusal(round_: Round) -> CoffreError:
     """The error that says best why a round failed."""
     errors = list(round_.errors.values())
+    if any(isinstance(error, StaleMap) for error in errors):
+        return StaleMap(round_.summary())
     for error in errors:
         if isinstance(error, PermanentError):
             return error

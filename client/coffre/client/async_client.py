@@ -14,56 +14,55 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coffre.client._download import Downloader
-from coffre.client._listing import Lister, parse_token
-from coffre.client._peers import Peers
-from coffre.client._ranges import RangeReader, short_range
-from coffre.client._reads import Found, Reader
-from coffre.client._rounds import Quorum
-from coffre.client._sealing import Draft, Sealer
-from coffre.client._stamps import Issuer
+from coffre.client._conditions import Condition, ConditionalWriter, condition_of
+from coffre.client._listing import parse_token
+from coffre.client._lookup import RETRY_SECONDS, Lookup
+from coffre.client._maps import Background, MapSource
+from coffre.client._ranges import short_range
+from coffre.client._reads import Found
+from coffre.client._sealing import Draft
 from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
     ByteBudget,
-    chain,
-    cut,
     each,
     file_chunks,
-    regroup,
+    segmented,
 )
-from coffre.client._upload import SegmentCoder, Uploader
-from coffre.client._writes import Shards, Writer
+from coffre.client._upload import code_whole
+from coffre.client._view import Lasting, View, open_view, policy_of
+from coffre.client._writes import Shards
 from coffre.client.keys import KeyProvider
 from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.coordination import Coordination
+from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, list_buckets
+from coffre.cluster.coordination.locks import KeyLocks
+from coffre.cluster.coordination.sessions import Session
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
-    NotFound,
     OutcomeUnknown,
+    StaleMap,
     Unavailable,
 )
-from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.map import ClusterMap, newer_map
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
-from coffre.cluster.placement import Placement
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import Stamp
-from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
 LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
-RETRY_SECONDS = 0.05
 _T = TypeVar("_T")
 
 
@@ -84,66 +83,34 @@ class AsyncClient:
         options: ClientOptions | None = None,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
+        coordination: Coordination | None = None,
+        maps: MapSource | None = None,
     ) -> None:
+        """`coordination`: for conditional writes and buckets. `maps`: where newer maps come from."""
         check_tenant(tenant)
-        options = options or ClientOptions()
-        clock = clock or SystemClock()
-        policy = cluster_map.policy()
-        self._map = cluster_map
-        self._transport = transport
+        options, clock = options or ClientOptions(), clock or SystemClock()
         self._tenant = tenant
         self._options = options
         self._clock = clock
         self._entropy = entropy
-        self._quorum = quorum = Quorum(policy.k, policy.m)
-        self._placement = placement = Placement(cluster_map, policy)
-        issuer = Issuer(clock, entropy)
-        self._peers = peers = Peers(
-            [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
-            transport,
-            clock,
-            epoch=cluster_map.epoch,
-            tenant=tenant,
-            timeout=options.timeout,
-            shards=quorum.n,
-            marks=issuer.marks,
+        self._lasting = Lasting(transport, keys, tenant, options, clock, entropy)
+        self._view = open_view(cluster_map, cluster_map.policy(), self._lasting)
+        self._background = Background()
+        self._maps = maps
+        self._following = False
+        self._adopting = asyncio.Lock()
+        self._coordination = coordination
+        self._session: Session | None = None
+        locks = None
+        if coordination is not None:
+            self._session = Session(coordination, clock)
+            locks = KeyLocks(coordination, self._session, clock, entropy)
+        self._conditional = ConditionalWriter(
+            locks, clock, patience=options.patience, lock_patience=options.lock_patience
         )
+        self._lookup = Lookup(clock, options.patience)
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
-        self._sealer = Sealer(keys, entropy)
-        self._writer = Writer(
-            peers,
-            placement,
-            quorum,
-            cluster_map.partitions,
-            issuer,
-            clock,
-            straggler_grace=options.straggler_grace,
-            patience=options.patience,
-        )
-        self._reader = Reader(
-            peers,
-            placement,
-            quorum,
-            cluster_map.partitions,
-            self._sealer,
-            self._writer,
-            clock,
-            hedge_delay=options.hedge_delay,
-        )
-        self._uploader = Uploader(
-            peers,
-            placement,
-            quorum,
-            clock,
-            self._pool,
-            compress_level=options.compress_level,
-            stall_timeout=options.stall_timeout,
-        )
-        self._downloader = Downloader(peers, self._reader, self._pool, hedge_delay=options.hedge_delay)
-        self._ranges = RangeReader(self._downloader, self._writer.primaries)
-        self._lister = Lister(peers, placement, quorum, cluster_map.partitions, self._reader, self._sealer)
 
     @property
     def tenant(self) -> str:
@@ -151,7 +118,7 @@ class AsyncClient:
 
     @property
     def cluster_map(self) -> ClusterMap:
-        return self._map
+        return self._view.map
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,13 +130,57 @@ class AsyncClient:
 
     async def flush(self) -> None:
         """Wait until every node has answered every write begun so far, those beyond the bar too."""
-        await self._peers.drain()
+        await self._view.peers.drain()
 
     async def aclose(self) -> None:
         """Finish what is under way and close the connections."""
+        await self._background.stop()
         await self.flush()
-        await self._transport.close()
-        self._pool.shutdown(wait=False)
+        if self._session is not None:
+            await self._session.close()
+        await self._lasting.transport.close()
+        self._lasting.pool.shutdown(wait=False)
+
+    # ---------------------------------------------------------------- the map
+
+    async def _follow(self, maps: MapSource) -> None:
+        """Adopt maps as they are published, until this client is closed."""
+        async with aclosing(maps.watch()) as published:
+            async for cluster_map in published:
+                with suppress(CoffreError):  # an older one, or of use to nobody: what there is goes on
+                    await self._adopt(cluster_map)
+
+    async def _adopt(self, candidate: ClusterMap) -> None:
+        """Begin new operations on a newer map; those under way end on the old one."""
+        async with self._adopting:
+            old = self._view
+            if newer_map(old.map, candidate) is old.map:
+                return
+            view = open_view(candidate, policy_of(candidate, old.quorum), self._lasting)
+            if isinstance(self._lasting.transport, GrpcTransport):
+                self._background.start(self._lasting.transport.update_map(candidate))
+                await asyncio.sleep(0)  # it has the map; closing what is left of the old one goes on
+            self._view = view
+            self._background.start(old.peers.drain())
+
+    async def _on_newest_map(self, operation: Callable[[View], Awaitable[_T]]) -> _T:
+        """Do it again on a newer map where nodes say that this one is not theirs, or wait for those that lag behind."""
+        if self._maps is not None and not self._following:
+            self._following = True
+            self._background.start(self._follow(self._maps))
+        deadline = self._clock.monotonic() + self._options.patience
+        while True:
+            view = self._view
+            try:
+                return await operation(view)
+            except StaleMap:
+                if self._maps is None or self._clock.monotonic() >= deadline:
+                    raise
+                newer = await self._maps.newer(view.map)
+                if newer is not None:
+                    await self._adopt(newer)
+                else:
+                    await self._clock.sleep(RETRY_SECONDS)
 
     # ---------------------------------------------------------------- writing
 
@@ -181,67 +192,72 @@ class AsyncClient:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
     ) -> ObjectInfo:
         """Store an object, from bytes or from a stream of any size in constant memory.
 
         Returns once k+1 shards are synced on distinct nodes and the manifest on a majority. Raises `Unavailable` when
-        that cannot be reached; the object is then what it was.
+        that cannot be reached; the object is then what it was. With `if_absent` or `if_version` it is stored only when
+        there is no object, or its newest version is that one, else `AlreadyExists` or `PreconditionFailed` (of many
+        that race, one wins).
         """
         name = ObjectName(self._tenant, bucket, key)
         check_metadata(content_type, metadata or {})
-        draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
-        draft.manifest.segment_bytes = SEGMENT_BYTES
-        draft.manifest.k, draft.manifest.m = self._quorum.k, self._quorum.m
-        if isinstance(data, bytes | bytearray | memoryview):
-            view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
-            segments = cut(view) if len(view) > SEGMENT_BYTES else None
-            first: bytes | memoryview = view
-        else:
-            source = regroup(data)
-            first = await anext(source, b"")
-            second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
-            segments = None if second is None else chain((bytes(first), second), source)
-        partition = partition_of(name, self._map.partitions)
-        if segments is not None:
-            shards = await self._uploader.stage(draft, partition, segments)
-            stamp = await self._establish_staged(draft, shards)
-        else:
-            await self._budget.take(len(first))
-            try:
-                stamp = await self._writer.establish(draft, self._one_segment(draft, first, partition))
-            finally:
-                self._budget.give_back(len(first))
-        self._reader.note_established(name, stamp)
-        return ObjectInfo(
-            bucket,
-            key,
-            str(stamp),
-            draft.manifest.size_bytes,
-            stamp.unixtime_ms,
-            content_type,
-            dict(metadata or {}),
+        condition = condition_of(if_absent, if_version)
+        if condition is not None:
+            await self._on_newest_map(lambda view: self._conditional.check(view, name, condition))
+        draft = await self._lasting.sealer.draft(
+            name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata
         )
+        draft.manifest.segment_bytes = SEGMENT_BYTES
+        draft.manifest.k, draft.manifest.m = self._view.quorum.k, self._view.quorum.m
+        first, segments = await segmented(data)
+        if segments is not None:
+            view = self._view
+            shards = await view.uploader.stage(draft, partition_of(name, view.map.partitions), segments)
+            stamp = await self._establish_staged(view, draft, shards, condition)
+        else:
+            stamp = await self._put_one_segment(draft, first, condition)
+        size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
+        return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
 
-    async def _establish_staged(self, draft: Draft, shards: Shards) -> Stamp:
+    async def _establish(
+        self, view: View, draft: Draft, shards: Shards | None, condition: Condition | None
+    ) -> Stamp:
+        if condition is None:
+            stamp = await view.writer.establish(draft, shards)
+        else:
+            stamp = await self._conditional.establish(view, draft, shards, condition)
+        view.reader.note_established(draft.name, stamp)
+        return stamp
+
+    async def _establish_staged(
+        self, view: View, draft: Draft, shards: Shards, condition: Condition | None
+    ) -> Stamp:
         try:
-            return await self._writer.establish(draft, shards)
+            return await self._on_newest_map(lambda newest: self._establish(newest, draft, shards, condition))
         except OutcomeUnknown:
             raise  # it may stand, and then needs every shard
         except CoffreError:
-            await self._uploader.drop(draft, shards.placement)
+            await view.uploader.drop(draft, shards.placement)
             raise
 
-    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview, partition: int) -> Shards:
-        """Seal and code an object of one segment; fill in the draft's size and checksums."""
-        draft.manifest.size_bytes = len(plain)
-        coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
-            0, plain
-        )
-        draft.manifest.shard_crcs = b"".join(
-            [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
-        )
-        places = list(self._placement.primaries(partition))
-        return Shards(places, coded.cells, coded.crcs)
+    async def _put_one_segment(
+        self, draft: Draft, plain: bytes | bytearray | memoryview, condition: Condition | None
+    ) -> Stamp:
+        """Seal and code an object of one segment, and write it."""
+        await self._budget.take(len(plain))
+        try:
+            coded = code_whole(draft, plain, self._options.compress_level)
+
+            def establish(view: View) -> Awaitable[Stamp]:
+                places = list(view.writer.primaries(draft.name))
+                return self._establish(view, draft, Shards(places, coded.cells, coded.crcs), condition)
+
+            return await self._on_newest_map(establish)
+        finally:
+            self._budget.give_back(len(plain))
 
     async def put_file(
         self,
@@ -251,11 +267,19 @@ class AsyncClient:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
-        """Store a file. `progress` gets the number of bytes read, again and again."""
+        """Store a file, as `put` does. `progress` gets the number of bytes read, again and again."""
         return await self.put(
-            bucket, key, file_chunks(path, progress), content_type=content_type, metadata=metadata
+            bucket,
+            key,
+            file_chunks(path, progress),
+            content_type=content_type,
+            metadata=metadata,
+            if_absent=if_absent,
+            if_version=if_version,
         )
 
     async def put_many(
@@ -272,13 +296,41 @@ class AsyncClient:
 
         return await each(items, put, PUTS_IN_FLIGHT)
 
-    async def delete(self, bucket: str, key: str) -> ObjectInfo:
-        """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
+    async def delete(self, bucket: str, key: str, *, if_version: str | None = None) -> ObjectInfo:
+        """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error.
+
+        With `if_version` only if that is its newest version, else `PreconditionFailed`.
+        """
         name = ObjectName(self._tenant, bucket, key)
-        draft = await self._sealer.draft(name, pb.KIND_TOMBSTONE)
-        stamp = await self._writer.establish(draft, None)
-        self._reader.note_established(name, stamp)
+        condition = condition_of(False, if_version)
+        draft = await self._lasting.sealer.draft(name, pb.KIND_TOMBSTONE)
+        stamp = await self._on_newest_map(lambda view: self._establish(view, draft, None, condition))
         return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
+
+    # ---------------------------------------------------------------- buckets
+
+    async def create_bucket(self, bucket: str, *, policy: str = "") -> None:
+        """Enter a bucket, with a storage policy of the map (empty: the default one). Raises `AlreadyExists`.
+
+        Objects can also be put into a bucket that was never created.
+        """
+        if policy:
+            self._view.map.policy(policy)
+        entered = Bucket(self._tenant, bucket, policy, self._clock.unixtime_ms())
+        await create_bucket(self._agreed(), entered)
+
+    async def list_buckets(self) -> list[str]:
+        """The names of the buckets that were created, in order."""
+        return [bucket.name for bucket in await list_buckets(self._agreed(), self._tenant)]
+
+    async def delete_bucket(self, bucket: str) -> None:
+        """Forget that a bucket was created; objects in it are not touched. Raises `NotFound`."""
+        await delete_bucket(self._agreed(), self._tenant, bucket)
+
+    def _agreed(self) -> Coordination:
+        if self._coordination is None:
+            raise Unavailable("buckets need coordination, and this client has none")
+        return self._coordination
 
     # ---------------------------------------------------------------- reading
 
@@ -287,19 +339,25 @@ class AsyncClient:
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
+        return await self._on_newest_map(lambda view: self._get(view, name, start, length, version))
+
+    async def _get(
+        self, view: View, name: ObjectName, start: int, length: int | None, version: str | None
+    ) -> bytes:
         deadline = self._clock.monotonic() + self._options.patience
-        found = await self._found(name, version, want_cell=True, want_range=short_range(start, length))
+        lookup, wanted = self._lookup, short_range(start, length)
+        found = await lookup.found(view, name, version, want_cell=True, want_range=wanted)
         while True:
             try:
                 if found.opened.segments == 1:
-                    return await self._whole(found, start, length)
+                    return await self._whole(view, found, start, length)
                 async with self._large:
-                    return await self._whole(found, start, length)
+                    return await self._whole(view, found, start, length)
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error, deadline)
+                found = await lookup.successor(view, found, version, error, deadline)
 
-    async def _whole(self, found: Found, start: int, length: int | None) -> bytes:
-        pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
+    async def _whole(self, view: View, found: Found, start: int, length: int | None) -> bytes:
+        pieces = [piece async for piece in view.ranges.pieces(found, start, length)]
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     async def get_stream(
@@ -307,19 +365,24 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
         deadline = self._clock.monotonic() + self._options.patience
-        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
+        name = ObjectName(self._tenant, bucket, key)
+        view, found = await self._on_newest_map(lambda view: self._found(view, name, version))
         begun = False
         while True:
             try:
-                async with aclosing(self._ranges.pieces(found, start, length)) as pieces:
+                async with aclosing(view.ranges.pieces(found, start, length)) as pieces:
                     async for piece in pieces:
                         begun = True
                         yield piece
                 return
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error, 0.0 if begun else deadline)
+                until = 0.0 if begun else deadline
+                found = await self._lookup.successor(view, found, version, error, until)
                 if begun:
                     raise Unavailable("the object was overwritten while it was read; read it again") from None
+
+    async def _found(self, view: View, name: ObjectName, version: str | None) -> tuple[View, Found]:
+        return view, await self._lookup.found(view, name, version, want_cell=True)
 
     async def get_file(
         self,
@@ -357,13 +420,16 @@ class AsyncClient:
 
     async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
-        found = await self._found(ObjectName(self._tenant, bucket, key), version)
+        name = ObjectName(self._tenant, bucket, key)
+        found = await self._on_newest_map(lambda view: self._lookup.found(view, name, version))
         return found.opened.info()
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
         name = ObjectName(self._tenant, bucket, key)
-        found = await self._patiently(lambda: self._reader.history(name))
+        found = await self._on_newest_map(
+            lambda view: self._lookup.patiently(lambda: view.reader.history(name))
+        )
         return [version.opened.info() for version in found]
 
     async def list_page(
@@ -382,15 +448,17 @@ class AsyncClient:
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = parse_token(token)
-        page = await self._patiently(
-            lambda: self._lister.page(
-                self._tenant,
-                bucket,
-                prefix,
-                after=after,
-                after_prefix=after_prefix,
-                delimiter=delimiter,
-                limit=limit,
+        page = await self._on_newest_map(
+            lambda view: self._lookup.patiently(
+                lambda: view.lister.page(
+                    self._tenant,
+                    bucket,
+                    prefix,
+                    after=after,
+                    after_prefix=after_prefix,
+                    delimiter=delimiter,
+                    limit=limit,
+                )
             )
         )
         return ListPage(tuple(opened.info() for opened in page.objects), page.prefixes, page.token)
@@ -414,76 +482,11 @@ class AsyncClient:
     async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
-        found = await self._found(name, version)
-        return await self._places(name, found)
 
-    async def _places(self, name: ObjectName, found: Found) -> Sequence[ShardPlace]:
-        places = found.placement(self._writer.primaries(name))
-        answers = await self._reader.holders(name, found.opened.stamp, places)
-        nodes = {node.number: node for node in self._map.nodes}
-        result = []
-        for index, number in enumerate(places):
-            held = answers.get(number)
-            if number not in answers:
-                state = "unreachable"
-            elif held is None or not held.HasField("shard_index") or held.shard_index != index:
-                state = "missing"
-            else:
-                state = "damaged" if held.damaged else "ok"
-            entry = nodes[number]
-            size_bytes = held.shard_bytes if held is not None else 0
-            parity = index >= found.opened.manifest.k
-            result.append(
-                ShardPlace(index, parity, entry.node_id, entry.site, entry.operator, state, size_bytes)
-            )
-        return result
+        async def locate(view: View) -> Sequence[ShardPlace]:
+            return await self._lookup.places(view, name, await self._lookup.found(view, name, version))
 
-    async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        """Read again for a while when too few nodes answer: one that restarts is back in a second."""
-        deadline = self._clock.monotonic() + self._options.patience
-        while True:
-            try:
-                return await read()
-            except Unavailable:
-                if self._clock.monotonic() >= deadline:
-                    raise
-                await self._clock.sleep(RETRY_SECONDS)
-
-    async def _found(
-        self,
-        name: ObjectName,
-        version: str | None,
-        *,
-        want_cell: bool = False,
-        want_range: range = range(0),
-    ) -> Found:
-        if version is None:
-            found = await self._patiently(
-                lambda: self._reader.resolve(name, want_cell=want_cell, want_range=want_range)
-            )
-        else:
-            stamp = Stamp.parse(version)
-            found = await self._patiently(lambda: self._reader.find(name, stamp, want_cell=want_cell))
-        if found is None or found.opened.tombstone:
-            raise NotFound(
-                f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
-            )
-        return found
-
-    async def _successor(
-        self, found: Found, version: str | None, error: CoffreError, deadline: float
-    ) -> Found:
-        """After a version could not be read for `error`: the one that overwrote it, or itself to be tried again.
-
-        A version that was replaced or deleted between finding and reading is no damage, and must not look like it.
-        Raises `error` when there is no newer one, and trying again is no use or the deadline has passed.
-        """
-        newer = await self._found(found.opened.name, version, want_cell=True)
-        if newer.opened.stamp == found.opened.stamp:
-            if isinstance(error, IntegrityError) or self._clock.monotonic() >= deadline:
-                raise error
-            await self._clock.sleep(RETRY_SECONDS)
-        return newer
+        return await self._on_newest_map(locate)
 
 
 # -------------------------------------------------------------------- small things

@@ -56,6 +56,7 @@ __all__ = [
     "decode_map",
     "encode_map",
     "newer_map",
+    "read_certificate",
     "read_map",
     "read_unverified_map",
     "sign_map",

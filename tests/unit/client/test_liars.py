@@ -192,7 +192,7 @@ async def test_garbage_outcomes_end_the_call_and_hang_nobody(cluster: InProcessC
 async def test_a_crash_of_the_transport_hangs_nobody(cluster: InProcessCluster) -> None:
     """A bug below raises what is no CoffreError: the operation ends with an error, not never."""
     client = cluster.client()
-    batch = client._transport.batch
+    batch = client._lasting.transport.batch
     failures: list[BaseException] = []
 
     async def broken(node: int, request: Batch, timeout: float) -> pb.BatchReply:
@@ -203,11 +203,11 @@ async def test_a_crash_of_the_transport_hangs_nobody(cluster: InProcessCluster) 
     import asyncio
 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
-    client._transport.batch = broken  # type: ignore[method-assign]
+    client._lasting.transport.batch = broken  # type: ignore[method-assign]
     async with asyncio.timeout(5):
         with pytest.raises(CoffreError):
             await client.put("b", "k", b"x")
-    client._transport.batch = batch  # type: ignore[method-assign]
+    client._lasting.transport.batch = batch  # type: ignore[method-assign]
     await client.flush()
 
 
@@ -426,7 +426,7 @@ async def test_a_tenant_reaches_nothing_of_another(cluster: InProcessCluster) ->
     assert await clinic.get("b", "k") == b"secret"
     assert len(await clinic.get("b", "big")) == 2 * MIB
     # A certificate of one tenant with the name of another in the request: refused by the node.
-    imposter = AsyncClient(cluster.cluster_map, lab._transport, cluster.keys, "clinic", options=QUICK)
+    imposter = AsyncClient(cluster.cluster_map, lab._lasting.transport, cluster.keys, "clinic", options=QUICK)
     refused: list[Awaitable[object]] = [
         imposter.get("b", "k"),
         imposter.put("b", "k", b"x"),
@@ -439,13 +439,13 @@ async def test_a_tenant_reaches_nothing_of_another(cluster: InProcessCluster) ->
         with pytest.raises(PermissionDenied):
             await attempt
     with pytest.raises(PermissionDenied):
-        await lab._transport.drop_shard(
+        await lab._lasting.transport.drop_shard(
             1, pb.DropShardRequest(tenant="clinic", data_id=bytes(16), shard_index=0), 1.0
         )
     request = pb.ReadShardRequest(
         epoch=1, tenant="clinic", bucket="b", key="big", stamp=bytes.fromhex(info.version)
     )
-    shards = lab._transport.read_shard(1, request, 1.0)
+    shards = lab._lasting.transport.read_shard(1, request, 1.0)
     with pytest.raises(PermissionDenied):
         await anext(shards)
     assert await clinic.get("b", "k") == b"secret"
@@ -456,7 +456,7 @@ async def test_without_the_key_nothing_opens(cluster: InProcessCluster) -> None:
     await client.put("b", "k", b"secret")
     await client.flush()
     stranger = AsyncClient(
-        cluster.cluster_map, client._transport, KeyRing.generate(), "clinic", options=QUICK
+        cluster.cluster_map, client._lasting.transport, KeyRing.generate(), "clinic", options=QUICK
     )
     for call in (stranger.get("b", "k"), stranger.head("b", "k"), stranger.list_page("b")):
         with pytest.raises(KeyUnavailable):

@@ -224,7 +224,7 @@ async def test_a_slow_clock_writes_above_a_fast_one(cluster: InProcessCluster) -
 
 async def test_a_clock_far_ahead_is_refused_and_nothing_stays(cluster: InProcessCluster) -> None:
     ahead = cluster.client(clock=ManualClock(4_000_000_000_000), options=QUICK)
-    ahead._writer._patience = 0.0
+    ahead._view.writer._patience = 0.0
     with pytest.raises(ClockSkew):
         await ahead.put("b", "k", b"x")
     with pytest.raises(ClockSkew):

@@ -16,6 +16,7 @@ from coffre.cluster.coordination.sessions import Session
 from coffre.cluster.errors import (
     DeadlineExceeded,
     NotFound,
+    OutcomeUnknown,
     ReadAgain,
     ResourceExhausted,
     RetryableError,
@@ -27,7 +28,7 @@ from coffre.proto import coordination_pb2 as pb
 __all__ = ["KeyLocks", "LockHeld", "lock_prefix"]
 
 _CLAIM_BYTES = 8
-_ATTEMPTS_MAX = 5
+_ATTEMPTS_MAX = 3
 
 
 def lock_prefix(name: ObjectName) -> str:
@@ -92,6 +93,8 @@ class KeyLocks:
             if self._session.holds(lease):
                 self._session.drop()
             return 0
+        except OutcomeUnknown:
+            return 0  # this claim is taken back, and another one tried
         return done.revision if done.succeeded else 0
 
     async def _wait(self, prefix: str, claim: str, deadline: float) -> bool:
