@@ -190,7 +190,7 @@ class Writer:
         while (
             not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
         ):
-            if not sender.can_retry():
+            if not sender.can_retry() or round_.stale:
                 break
             await self._clock.sleep(0.1)
             sender.retry()
@@ -365,7 +365,7 @@ class _Sender:
 def _refusal(round_: Round) -> CoffreError:
     """The error that says best why a round failed."""
     errors = list(round_.errors.values())
-    if any(isinstance(error, StaleMap) for error in errors):
+    if round_.stale:
         return StaleMap(round_.summary())
     for error in errors:
         if isinstance(error, PermanentError):

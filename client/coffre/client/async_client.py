@@ -62,6 +62,7 @@ from coffre.proto import coffre_pb2 as pb
 __all__ = ["AsyncClient"]
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
+MAPS_PAUSE_SECONDS = 0.5  # before coordination is asked for maps again
 LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
 _T = TypeVar("_T")
 
@@ -145,10 +146,12 @@ class AsyncClient:
 
     async def _follow(self, maps: MapSource) -> None:
         """Adopt maps as they are published, until this client is closed."""
-        async with aclosing(maps.watch()) as published:
-            async for cluster_map in published:
-                with suppress(CoffreError):  # an older one, or of use to nobody: what there is goes on
-                    await self._adopt(cluster_map)
+        while True:
+            with suppress(CoffreError):  # no coordination now, or a map of no use here: what there is goes on
+                async with aclosing(maps.watch()) as published:
+                    async for found in published:
+                        await self._adopt(found.map)
+            await self._clock.sleep(MAPS_PAUSE_SECONDS)
 
     async def _adopt(self, candidate: ClusterMap) -> None:
         """Begin new operations on a newer map; those under way end on the old one."""
@@ -174,11 +177,13 @@ class AsyncClient:
             try:
                 return await operation(view)
             except StaleMap:
-                if self._maps is None or self._clock.monotonic() >= deadline:
+                if self._maps is None:
                     raise
                 newer = await self._maps.newer(view.map)
                 if newer is not None:
-                    await self._adopt(newer)
+                    await self._adopt(newer.map)
+                elif self._clock.monotonic() >= deadline:
+                    raise
                 else:
                     await self._clock.sleep(RETRY_SECONDS)
 

@@ -7,7 +7,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from coffre.client._maps import ClusterMaps
 from coffre.client.async_client import AsyncClient
 from coffre.client.keys import KeyProvider, KeyRing
 from coffre.client.model import ClientOptions
@@ -18,6 +17,7 @@ from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
 from coffre.cluster.map import read_certificate, read_map
+from coffre.cluster.map_source import ClusterMaps
 from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]

@@ -57,6 +57,7 @@ __all__ = [
     "encode_map",
     "newer_map",
     "read_certificate",
+    "read_file",
     "read_map",
     "read_unverified_map",
     "sign_map",

@@ -333,6 +333,8 @@ class Handler:
             raise self._stale(epoch)
 
     def _stale(self, epoch: int) -> StaleMap:
+        if epoch > self._maps.map.epoch:
+            self._maps.behind.set()
         return StaleMap(
             f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from coffre.cluster.errors import PolicyViolation
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.placement import Placement
@@ -10,16 +12,20 @@ __all__ = ["MapHolder"]
 
 
 class MapHolder:
-    """Holds the current map, verified, with its signed bytes."""
+    """Holds the current map, verified, with its signed bytes. `behind`: somebody seems to have a newer one."""
 
     def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
+        self.behind = asyncio.Event()
+        self.adopt(cluster_map, signed)
+
+    def adopt(self, cluster_map: ClusterMap, signed: bytes) -> None:
+        """Work on this map from now on; that it is newer, and whole, is the caller's to see."""
+        placements = {(policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies}
         self.map = cluster_map
         self.signed = signed
+        self._placements = placements
         self._numbers = {
             node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
-        }
-        self._placements = {
-            (policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies
         }
 
     def number_of(self, node_id: str) -> int | None:

@@ -96,6 +96,8 @@ class CoordinationServicer:
     def __init__(self, handler: CoordinationHandler, cluster_id: str) -> None:
         self._handler = handler
         self._cluster_id = cluster_id
+        self._watching: set[asyncio.Task[Any]] = set()  # of whatever gRPC makes of a call
+        self._stopping = False
 
     async def Get(self, request: cpb.CoordinationGetRequest, context: _Context) -> cpb.CoordinationGetReply:  # type: ignore[type-arg]
         return await _answer("get", self._handler.get(self._peer(context), request), context)
@@ -127,13 +129,29 @@ class CoordinationServicer:
     async def Revoke(self, request: cpb.LeaseRevokeRequest, context: _Context) -> cpb.LeaseRevokeReply:  # type: ignore[type-arg]
         return await _answer("revoke", self._handler.revoke(self._peer(context), request), context)
 
-    async def Watch(self, request: cpb.WatchRequest, context: _Context) -> AsyncIterator[cpb.WatchReply]:  # type: ignore[type-arg]
+    async def Watch(self, request: cpb.WatchRequest, context: _Context) -> None:  # type: ignore[type-arg]
+        task = asyncio.current_task()
+        assert task is not None
+        self._watching.add(task)
         try:
             async with aclosing(self._handler.watch(self._peer(context), request)) as watching:
                 async for reply in watching:
-                    yield reply
+                    await context.write(reply)
         except CoffreError as error:
             await _refuse(context, error)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            await _refuse(context, Unavailable("this node stops"))
+        finally:
+            self._watching.discard(task)
+
+    def end_watches(self) -> None:
+        """End every watch: a node that stops waits for none."""
+        self._stopping = True
+        for task in self._watching:
+            task.cancel()
 
     def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]
         return _peer_of(context, self._cluster_id)

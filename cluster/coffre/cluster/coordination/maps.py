@@ -54,13 +54,13 @@ async def map_of_epoch(coordination: Coordination, epoch: int) -> bytes:
 
 
 async def publish_map(
-    coordination: Coordination, signed: bytes, authority: x509.Certificate, unixtime_ms: int
+    coordination: Coordination, signed: bytes, authority: x509.Certificate, unixtime_ms: int | None
 ) -> ClusterMap:
     """Make `signed` the newest map; publishing the newest map again does nothing.
 
     The first map may have any epoch (a store may be filled again after it was lost); any other has the epoch after
-    the newest. Raises `Conflict` when it has not, or another one was published meanwhile; else as `verify_map` and
-    `newer_map`.
+    the newest. With a time, the certificate of the signer must be valid then. Raises `Conflict` when the epoch is
+    another, or a map was published meanwhile; else as `verify_map` and `newer_map`.
     """
     candidate = verify_map(signed, authority, unixtime_ms)
     if len(signed) > VALUE_BYTES_MAX:
