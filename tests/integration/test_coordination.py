@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from coffre.proto import coffre_pb2 as pb
 PACE_SECONDS = 0.01  # between two looks at a state that nobody can be waited on for
 OPTIONS = ClientOptions(patience=5.0)
 PROCESSES, WRITERS = 4, 8
-SHORT_ROUNDS = 12
+SHORT_ROUNDS = 6
 WITHIN_SECONDS = 1.0
 
 
@@ -160,7 +161,7 @@ async def test_a_new_map_reaches_nodes_and_clients_within_a_second(cluster: Loca
             took = await until_epoch(transport, cluster.numbers, epoch)
             assert took < WITHIN_SECONDS
             async with asyncio.timeout(WITHIN_SECONDS - took):
-                await until(lambda: _client_at(client, epoch))
+                await until(partial(_client_at, client, epoch))
             await client.put("b", f"k{epoch}", b"after")
             assert await client.get("b", "k") == b"before"
             for number in cluster.numbers:  # in its own file before it was used
@@ -226,7 +227,7 @@ async def publish_nothing_and_look(transport: GrpcTransport, cluster: LocalClust
     """Every node goes on at epoch 1 and has said that it met a map it does not believe."""
     async with asyncio.timeout(10):
         for number in cluster.numbers:
-            await until(lambda: _said_so(cluster.log(number)))
+            await until(partial(_said_so, cluster.log(number)))
     assert await epochs(transport, cluster.numbers) == {1}
 
 

@@ -242,10 +242,9 @@ class AsyncClient:
     ) -> Stamp:
         try:
             return await self._on_newest_map(lambda newest: self._establish(newest, draft, shards, condition))
-        except OutcomeUnknown:
-            raise  # it may stand, and then needs every shard
-        except CoffreError:
-            await view.uploader.drop(draft, shards.placement)
+        except CoffreError as error:
+            if not isinstance(error, OutcomeUnknown):  # else it may stand, and then needs every shard
+                await view.uploader.drop(draft, shards.placement)
             raise
 
     async def _put_one_segment(

@@ -80,7 +80,8 @@ class KeyLocks:
                     yield LockHeld(token, self._session, lease)
                     return
             finally:
-                await self._release(claim, lease)
+                if self._session.holds(lease):
+                    await self._release(claim)
         raise Unavailable("the lock on this key could not be kept long enough to use it")
 
     async def _claim(self, claim: str, lease: int) -> int:
@@ -94,7 +95,8 @@ class KeyLocks:
                 self._session.drop()
             return 0
         except OutcomeUnknown:
-            return 0  # this claim is taken back, and another one tried
+            self._session.drop()  # if the claim is there, it goes with its lease
+            return 0
         return done.revision if done.succeeded else 0
 
     async def _wait(self, prefix: str, claim: str, deadline: float) -> bool:
@@ -130,10 +132,9 @@ class KeyLocks:
                     task.cancel()
                 await asyncio.gather(gone, timer, return_exceptions=True)
 
-    async def _release(self, claim: str, lease: int) -> None:
+    async def _release(self, claim: str) -> None:
         try:
             await self._coordination.commit([], deletes=[claim])
         except RetryableError:
             # Nobody can tell whether the claim is still there. It goes with its lease, if that is not renewed.
-            if self._session.holds(lease):
-                self._session.drop()
+            self._session.drop()

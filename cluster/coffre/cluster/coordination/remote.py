@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteCoordination"]
 
-TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 2.0
 _Reply = TypeVar("_Reply")
-_Call = Callable[["CoordinationAsyncStub"], Awaitable[_Reply]]
+_Call = Callable[["CoordinationAsyncStub", bool], Awaitable[_Reply]]
 
 
 class RemoteCoordination:
@@ -65,10 +65,11 @@ class RemoteCoordination:
             )
         return coordinators[self._turn % len(coordinators)]
 
-    async def _once(self, call: _Call[_Reply]) -> _Reply:
+    async def _once(self, call: _Call[_Reply], *, wait: bool = True) -> _Reply:
+        """With `wait`, a coordinator that is just starting again is waited for, as long as the timeout allows."""
         node = self._coordinator()
         try:
-            return await self._transport.coordinate(node, call, self._timeout)
+            return await self._transport.coordinate(node, lambda stub: call(stub, wait), self._timeout)
         except ResourceExhausted:
             raise
         except RetryableError as error:
@@ -79,7 +80,7 @@ class RemoteCoordination:
         """A call that may be made twice, to one coordinator after the other."""
         for _ in self._transport.cluster_map.coordinators[1:]:
             try:
-                return await self._once(call)
+                return await self._once(call, wait=False)
             except Unavailable:
                 continue
         return await self._once(call)
@@ -87,13 +88,17 @@ class RemoteCoordination:
     async def get(self, key: str) -> Entry | None:
         check_key(key)
         request = pb.CoordinationGetRequest(key=key)
-        reply = await self._anywhere(lambda stub: stub.Get(request, timeout=self._timeout))
+        reply = await self._anywhere(
+            lambda stub, wait: stub.Get(request, timeout=self._timeout, wait_for_ready=wait)
+        )
         return _entry(reply.entry) if reply.HasField("entry") else None
 
     async def range(self, prefix: str, *, limit: int = RANGE_LIMIT_MAX, after: str = "") -> Page:
         check_range(prefix, limit, after)
         request = pb.CoordinationRangeRequest(prefix=prefix, limit=limit, after=after)
-        reply = await self._anywhere(lambda stub: stub.Range(request, timeout=self._timeout))
+        reply = await self._anywhere(
+            lambda stub, wait: stub.Range(request, timeout=self._timeout, wait_for_ready=wait)
+        )
         if reply.more and not reply.entries:
             raise IntegrityError("a coordinator says that there is more, and shows nothing")
         return Page(tuple(_entry(entry) for entry in reply.entries), reply.more, reply.revision)
@@ -109,7 +114,9 @@ class RemoteCoordination:
         )
         self._coordinator()  # nobody to ask is no doubt about the outcome
         try:
-            reply = await self._once(lambda stub: stub.Commit(request, timeout=self._timeout))
+            reply = await self._once(
+                lambda stub, wait: stub.Commit(request, timeout=self._timeout, wait_for_ready=wait)
+            )
         except Unavailable as error:
             raise OutcomeUnknown(f"it is not known whether that was agreed: {error}") from None
         return Commit(reply.succeeded, reply.revision)
@@ -118,16 +125,22 @@ class RemoteCoordination:
         check_lease_seconds(seconds)
         request = pb.LeaseGrantRequest(seconds=seconds)
         # A second lease, where the answer about the first was lost, is used by nobody and runs out.
-        reply = await self._anywhere(lambda stub: stub.Grant(request, timeout=self._timeout))
+        reply = await self._anywhere(
+            lambda stub, wait: stub.Grant(request, timeout=self._timeout, wait_for_ready=wait)
+        )
         return Lease(reply.lease, reply.seconds)
 
     async def keep_alive(self, lease: int) -> None:
         request = pb.LeaseKeepAliveRequest(lease=lease)
-        await self._anywhere(lambda stub: stub.KeepAlive(request, timeout=self._timeout))
+        await self._anywhere(
+            lambda stub, wait: stub.KeepAlive(request, timeout=self._timeout, wait_for_ready=wait)
+        )
 
     async def revoke(self, lease: int) -> None:
         request = pb.LeaseRevokeRequest(lease=lease)
-        await self._anywhere(lambda stub: stub.Revoke(request, timeout=self._timeout))
+        await self._anywhere(
+            lambda stub, wait: stub.Revoke(request, timeout=self._timeout, wait_for_ready=wait)
+        )
 
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[Changes]:
         check_prefix(prefix)
