@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import Coordination, EmbeddedCoordination
+from coffre.cluster.coordination import Coordination, EmbeddedCoordination, EtcdCoordination
 from coffre.node.config import CoordinationConfig, EmbeddedConfig
 
 __all__ = ["open_coordination"]
@@ -17,5 +17,6 @@ async def open_coordination(
     """The store that this node serves, None when it serves none. Raises `ConfigurationError`."""
     if config is None:
         return None
-    assert isinstance(config, EmbeddedConfig)
-    return await EmbeddedCoordination.open(config.folder, clock, entropy)
+    if isinstance(config, EmbeddedConfig):
+        return await EmbeddedCoordination.open(config.folder, clock, entropy)
+    return EtcdCoordination(config.endpoints, config.tls, cluster_id, entropy)

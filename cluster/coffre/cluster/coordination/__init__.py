@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coffre.cluster.coordination.embedded import EmbeddedCoordination
+from coffre.cluster.coordination.etcd import EtcdCoordination
 from coffre.cluster.coordination.memory import MemoryCoordination
 from coffre.cluster.coordination.remote import RemoteCoordination
 from coffre.cluster.coordination.seam import (
@@ -25,6 +26,7 @@ __all__ = [
     "Coordination",
     "EmbeddedCoordination",
     "Entry",
+    "EtcdCoordination",
     "Lease",
     "MemoryCoordination",
     "Page",

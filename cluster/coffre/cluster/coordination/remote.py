@@ -65,6 +65,11 @@ class RemoteCoordination:
             )
         return coordinators[self._turn % len(coordinators)]
 
+    def _leave(self, node: int) -> None:
+        """Begin with the next coordinator from now on, unless another call has seen to that."""
+        if self._coordinator() == node:
+            self._turn += 1
+
     async def _once(self, call: _Call[_Reply], *, wait: bool = True) -> _Reply:
         """With `wait`, a coordinator that is just starting again is waited for, as long as the timeout allows."""
         node = self._coordinator()
@@ -73,7 +78,7 @@ class RemoteCoordination:
         except ResourceExhausted:
             raise
         except RetryableError as error:
-            self._turn += 1
+            self._leave(node)
             raise Unavailable(f"coordination cannot be reached: {error}") from None
 
     async def _anywhere(self, call: _Call[_Reply]) -> _Reply:
@@ -145,8 +150,9 @@ class RemoteCoordination:
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[Changes]:
         check_prefix(prefix)
         request = pb.WatchRequest(prefix=prefix, revision=revision)
+        node = self._coordinator()
         try:
-            async with aclosing(self._transport.watch(self._coordinator(), request)) as watching:
+            async with aclosing(self._transport.watch(node, request)) as watching:
                 async for reply in watching:
                     if reply.read_again:
                         raise ReadAgain("the coordinator does not remember what this watch missed")
@@ -160,9 +166,9 @@ class RemoteCoordination:
         except (ReadAgain, ResourceExhausted):
             raise
         except RetryableError as error:
-            self._turn += 1
+            self._leave(node)
             raise Unavailable(f"the watch ended: {error}") from None
-        self._turn += 1
+        self._leave(node)
         raise Unavailable("the coordinator ended the watch")
 
     async def close(self) -> None:
