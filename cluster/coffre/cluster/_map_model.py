@@ -41,6 +41,7 @@ MAP_FORMAT = 1
 MAP_BYTES_MAX = 64 << 20
 NODES_MAX = 10_000
 POLICIES_MAX = 64
+COORDINATORS_MAX = 64
 PARTITIONS_MAX = 1 << 16
 SHARDS_MAX = 255
 VERSIONS_KEPT_MAX = 1000
@@ -152,6 +153,9 @@ class ClusterMap:
     nodes: tuple[MapNode, ...]
     policies: tuple[Policy, ...]
     default_policy: str
+    coordinators: tuple[
+        int, ...
+    ] = ()  # numbers of the nodes that serve Coordination; none: no conditional writes
     _by_number: dict[int, MapNode] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +175,13 @@ class ClusterMap:
         _require(known, f"the default policy {self.default_policy!r} is not among the policies")
         _check_servers(present)
         object.__setattr__(self, "_by_number", {node.number: node for node in self.nodes})
+        _require(
+            len(self.coordinators) <= COORDINATORS_MAX, f"a map has at most {COORDINATORS_MAX} coordinators"
+        )
+        _distinct("coordinator", self.coordinators, lambda number: number)
+        serving = {node.number for node in present}
+        for number in self.coordinators:
+            _require(number in serving, f"coordinator {number} is not a node of the map, or was removed")
 
     def node(self, number: int) -> MapNode:
         """The node of that number, `NotFound` if there never was one."""
@@ -240,6 +251,7 @@ def encode_map(cluster_map: ClusterMap) -> bytes:
         epoch=cluster_map.epoch,
         partitions=cluster_map.partitions,
         default_policy=cluster_map.default_policy,
+        coordinators=cluster_map.coordinators,
     )
     for node in cluster_map.nodes:
         message.nodes.add(
@@ -276,6 +288,9 @@ def decode_map(payload: bytes) -> ClusterMap:
         raise Unsupported(f"cluster map format {message.format} is not known to this release")
     # Before anything is built: a map of a million nodes is refused by its size.
     _require(len(message.nodes) <= NODES_MAX, f"a map has 1 to {NODES_MAX} nodes")
+    _require(
+        len(message.coordinators) <= COORDINATORS_MAX, f"a map has at most {COORDINATORS_MAX} coordinators"
+    )
     _require(len(message.policies) <= POLICIES_MAX, f"a map has 1 to {POLICIES_MAX} policies")
     return ClusterMap(
         message.cluster_id,
@@ -284,6 +299,7 @@ def decode_map(payload: bytes) -> ClusterMap:
         tuple(_decode_node(node) for node in message.nodes),
         tuple(_decode_policy(policy) for policy in message.policies),
         message.default_policy,
+        tuple(message.coordinators),
     )
 
 

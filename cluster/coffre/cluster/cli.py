@@ -10,6 +10,7 @@ import click
 from coffre.cluster._certificates import authority_cluster_id, read_certificate
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
+from coffre.cluster.coordination_cli import COMMANDS
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.formation import (
     OFFERED_PARTITIONS,
@@ -149,6 +150,10 @@ def pki_show(file: Path) -> None:
 @click.group()
 def cluster() -> None:
     """The signed cluster map."""
+
+
+for _command in COMMANDS:
+    cluster.add_command(_command)
 
 
 @cluster.command("init")
