@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,8 @@ class Course:
     shards: int  # under the policy after
     moved: int
     minimum: int
-    incoming: Mapping[int, int]  # by node
+    held: Mapping[int, int]  # before, by node; as the next two
+    incoming: Mapping[int, int]
     outgoing: Mapping[int, int]
 
 
@@ -46,15 +47,20 @@ class Movement:
     def minimum(self) -> int:
         return sum(course.minimum for course in self.courses)
 
-    def bytes_per_shard(self, live_bytes: int) -> float | None:
-        """Bytes that one partition's shard has on average, when the nodes hold `live_bytes` together.
+    def total(self, counts: Callable[[Course], Mapping[int, int]]) -> Counter[int]:
+        """One of the counts by node, over all courses."""
+        return sum((Counter(counts(course)) for course in self.courses), Counter())
 
-        None when a bucket changes its policy: nodes do not count bytes by bucket.
+    def bytes_per_shard(self, live_bytes: Mapping[int, int]) -> float | None:
+        """What a shard of all objects of a partition has on average, from what nodes say that they hold.
+
+        None when a bucket changes its policy, since nodes do not count bytes by bucket; or when nobody says anything.
         """
-        if any(course.before != course.after for course in self.courses):
+        held = self.total(lambda course: course.held)
+        shards = sum(held[node] for node in live_bytes)
+        if not shards or any(course.before != course.after for course in self.courses):
             return None
-        shards = sum(course.shards for course in self.courses)
-        return live_bytes / shards if shards else 0.0
+        return sum(live_bytes.values()) / shards
 
 
 def movement_between(before: ClusterMap, after: ClusterMap) -> Movement:
@@ -69,11 +75,13 @@ def movement_between(before: ClusterMap, after: ClusterMap) -> Movement:
 
 def _course(before: ClusterMap, after: ClusterMap, old: str, new: str, buckets: int | None) -> Course:
     was, will = Placement(before, before.policy(old)), Placement(after, after.policy(new))
+    held: Counter[int] = Counter()
     incoming: Counter[int] = Counter()
     outgoing: Counter[int] = Counter()
     for partition in range(after.partitions):
         # Partition by partition, so that neither map's orders are all in memory.
         then, now = set(was.primaries(partition)), set(will.primaries(partition))
+        held.update(then)
         incoming.update(now - then)
         outgoing.update(then - now)
     return Course(
@@ -83,6 +91,7 @@ def _course(before: ClusterMap, after: ClusterMap, old: str, new: str, buckets: 
         after.partitions * will.policy.n,
         incoming.total(),
         (incoming - outgoing).total(),  # Counter's difference keeps what is above 0
+        dict(sorted(held.items())),
         dict(sorted(incoming.items())),
         dict(sorted(outgoing.items())),
     )

@@ -54,12 +54,16 @@ def test_what_a_policy_change_moves_is_told_apart() -> None:
     default, own = movement.courses
     assert (default.before, default.after, default.buckets, default.moved) == ("4+2", "4+2", None, 0)
     assert (own.before, own.after, own.buckets, own.shards) == ("4+2", "2+1", 1, 64 * 3)
-    assert movement.bytes_per_shard(10**9) is None
+    assert movement.bytes_per_shard({1: 10**9}) is None
 
 
 def test_bytes_are_those_of_the_average_shard() -> None:
     movement = movement_between(NINE, drain_node(NINE, NINE.nodes[8].node_id))
-    assert movement.bytes_per_shard(64 * 6 * 1000) == 1000
+    held = movement.courses[0].held
+    assert sum(held.values()) == 64 * 6
+    assert movement.bytes_per_shard({node: 1000 * shards for node, shards in held.items()}) == 1000
+    assert movement.bytes_per_shard({1: 1000 * held[1]}) == 1000  # the others do not answer
+    assert movement.bytes_per_shard({}) is None
     nothing = movement_between(NINE, NINE)
     assert (nothing.moved, nothing.minimum) == (0, 0)
 
