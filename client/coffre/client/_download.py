@@ -13,6 +13,7 @@ from coffre.client._cells import open_segment
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._sealing import OpenManifest, SegmentCipher
+from coffre.client._view import Views
 from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, RetryableError, Unavailable
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
@@ -29,13 +30,13 @@ STREAM_TIMEOUT_SECONDS = 24 * 3600.0
 class Downloader:
     """Reads the bytes of versions that were found."""
 
-    def __init__(self, peers: Peers, reader: Reader, pool: Executor, *, hedge_delay: float) -> None:
-        self._peers = peers
+    def __init__(self, views: Views, reader: Reader, pool: Executor, *, hedge_delay: float) -> None:
+        self._views = views
         self._reader = reader
         self._pool = pool
         self._hedge_delay = hedge_delay
 
-    async def one_segment(self, found: Found, primaries: tuple[int, ...]) -> bytes | memoryview:
+    async def one_segment(self, found: Found) -> bytes | memoryview:
         """Return a one-segment object from the cells that came with its manifest, or ask for more."""
         opened, cells = found.opened, found.cells
         manifest = opened.manifest
@@ -45,21 +46,21 @@ class Downloader:
                 return open_segment(opened, cipher, 0, cells.good)
             except IntegrityError:
                 pass  # a cell lies: more of them tell which
-        places = found.placement(primaries)
-        await self._reader.fetch_cells(opened.name, found, {*places, *primaries})
+        electorate = self._views.current.electorate(opened.name)
+        places = found.placement(electorate)
+        await self._reader.fetch_cells(opened.name, found, electorate.everyone.union(places))
         missing = set(range(manifest.k + manifest.m)) - set(cells.good)
-        self._report(opened, missing & cells.bad, primaries)
+        self._report(opened, missing & cells.bad, places)
         if len(cells.good) < manifest.k:
             await self._reader.fetch_cells(opened.name, found, [peer.number for peer in self._peers.all()])
         if len(cells.good) < manifest.k:
             raise _too_few(opened, len(cells.good), cells.bad)
         return open_segment(opened, cipher, 0, cells.good)
 
-    async def segments(
-        self, found: Found, primaries: tuple[int, ...], wanted: range
-    ) -> AsyncGenerator[bytes | memoryview]:
+    async def segments(self, found: Found, wanted: range) -> AsyncGenerator[bytes | memoryview]:
         """Yield the plaintext of the `wanted` segments, in order, in constant memory."""
-        assembly = _Assembly(self, found, found.placement(primaries), wanted)
+        places = found.placement(self._views.current.electorate(found.opened.name))
+        assembly = _Assembly(self, found, places, wanted)
         opened = found.opened
         cipher = SegmentCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
         opening: deque[_Opening] = deque()
@@ -82,7 +83,7 @@ class Downloader:
                 yield await opened_next()
         finally:
             await assembly.close()
-            self._report(opened, assembly.damaged, primaries)
+            self._report(opened, assembly.damaged, places)
 
     def _open(
         self,
@@ -119,6 +120,10 @@ class Downloader:
         return self._peers.transport.read_shard(node, request, STREAM_TIMEOUT_SECONDS)
 
     @property
+    def _peers(self) -> Peers:
+        return self._views.current.peers
+
+    @property
     def hedge_delay(self) -> float:
         return self._hedge_delay
 
@@ -128,14 +133,14 @@ class Downloader:
     def note_failure(self, node: int) -> None:
         self._peers[node].note_failure()
 
-    def _report(self, opened: OpenManifest, indexes: set[int], primaries: tuple[int, ...]) -> None:
+    def _report(self, opened: OpenManifest, indexes: set[int], places: tuple[int, ...]) -> None:
         """Queue shards for repair on two nodes, lazily."""
         for index in indexes:
             report = pb.Report(
                 bucket=opened.name.bucket, key=opened.name.key, stamp=opened.manifest.stamp, shard_index=index
             )
             healthy = [
-                node for place, node in enumerate(primaries) if place != index and not self.is_suspect(node)
+                node for place, node in enumerate(places) if place != index and not self.is_suspect(node)
             ]
             for node in healthy[:2]:
                 self._peers[node].writes.submit_lazily(pb.Operation(report=report))

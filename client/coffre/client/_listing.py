@@ -6,23 +6,22 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
 from coffre.client._replies import HELD
-from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import each
+from coffre.client._view import View, Views
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
     KeyUnavailable,
     RetryableError,
+    StaleMap,
     Unavailable,
     Unsupported,
 )
-from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, partition_of
-from coffre.cluster.placement import Placement
+from coffre.cluster.names import KEY_BYTES_MAX, ObjectName
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
 
@@ -59,22 +58,11 @@ class _Merged:
 class Lister:
     """Lists one bucket."""
 
-    def __init__(
-        self,
-        peers: Peers,
-        placement: Placement,
-        quorum: Quorum,
-        partitions: int,
-        reader: Reader,
-        sealer: Sealer,
-    ) -> None:
-        self._peers = peers
-        self._placement = placement
-        self._quorum = quorum
-        self._partitions = partitions
+    def __init__(self, views: Views, reader: Reader, sealer: Sealer) -> None:
+        self._views = views
         self._reader = reader
         self._sealer = sealer
-        self._covers_found: dict[frozenset[int], frozenset[int]] = {}
+        self._covers_found: dict[tuple[int, str, str, frozenset[int]], frozenset[int]] = {}
 
     async def page(
         self,
@@ -88,8 +76,9 @@ class Lister:
         limit: int,
     ) -> Page:
         """Return up to `limit` entries behind `after`. A page may be short, or empty, and not be the last."""
+        view = self._views.current
         request = pb.ListRequest(
-            epoch=self._peers.epoch,
+            epoch=view.map.epoch,
             tenant=tenant,
             bucket=bucket,
             prefix=prefix,
@@ -98,10 +87,10 @@ class Lister:
             delimiter=delimiter,
             limit=limit,
         )
-        replies = await self._ask(request)
+        replies = await self._ask(view, request)
         merged, end, end_is_prefix = _merge(replies, limit)
         decided = await each(
-            sorted(merged), lambda position: self._decide(tenant, bucket, merged[position], replies)
+            sorted(merged), lambda position: self._decide(view, tenant, bucket, merged[position], replies)
         )
         for entry in decided:
             if isinstance(entry, CoffreError):
@@ -113,13 +102,14 @@ class Lister:
             end_is_prefix,
         )
 
-    async def _ask(self, request: pb.ListRequest) -> dict[int, pb.ListReply]:
+    async def _ask(self, view: View, request: pb.ListRequest) -> dict[int, pb.ListReply]:
         """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""
-        first = self._cover()
-        spare = [peer.number for peer in self._peers.all() if peer.number not in first]
+        first = self._cover(view, request.tenant, request.bucket)
+        everyone = view.peers.all()
+        spare = [peer.number for peer in everyone if peer.number not in first]
         replies: dict[int, pb.ListReply] = {}
         errors: list[CoffreError] = []
-        asking = {self._asked(node, request): node for node in first}
+        asking = {_asked(view, node, request): node for node in first}
         try:
             while asking:
                 timeout = SLOW_SECONDS if spare else None
@@ -131,89 +121,54 @@ class Lister:
                     except CoffreError as error:
                         errors.append(error)
                 if spare and (errors or not done):
-                    asking.update({self._asked(node, request): node for node in spare})
+                    asking.update({_asked(view, node, request): node for node in spare})
                     spare = []
-                if replies.keys() >= first or (not spare and self._covers(replies)):
+                if replies.keys() >= first or (not spare and _covers(view, request, replies)):
                     return replies
         finally:
             for task in asking:
                 task.cancel()
+        for failure in errors:
+            if isinstance(failure, StaleMap):
+                raise failure
         if errors and len({type(error) for error in errors}) == 1 and not replies:
             raise errors[0]
-        raise Unavailable(
-            f"{len(replies)} of {len(self._peers.all())} nodes answer: too few for a complete list"
-        )
+        raise Unavailable(f"{len(replies)} of {len(everyone)} nodes answer: too few for a complete list")
 
-    def _asked(self, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:
-        async def ask() -> pb.ListReply:
-            peer = self._peers[node]
-            try:
-                reply = await self._peers.transport.list(node, request, self._peers.timeout)
-            except RetryableError:
-                peer.note_failure()
-                raise
-            if not _is_sound(reply, request):
-                raise IntegrityError(f"node {node} lists what was not asked for")
-            return reply
-
-        return asyncio.create_task(ask())
-
-    def _covers(self, nodes: Collection[int]) -> bool:
-        """Whether every partition has R primaries among `nodes`."""
-        if len(self._peers.all()) - len(nodes) <= self._quorum.n - self._quorum.read:
-            return True
-        return len(self._peers.all()) <= COVER_NODES_MAX and all(
-            sum(node in nodes for node in primaries) >= self._quorum.read
-            for primaries in map(self._placement.primaries, range(self._partitions))
-        )
-
-    def _cover(self) -> frozenset[int]:
+    def _cover(self, view: View, tenant: str, bucket: str) -> frozenset[int]:
         """Few nodes among which every partition has R primaries; suspects only where it takes them."""
         suspects = frozenset(
-            peer.number for peer in self._peers.all() if peer.suspect or peer.reads.lags(SLOW_SECONDS)
+            peer.number for peer in view.peers.all() if peer.suspect or peer.reads.lags(SLOW_SECONDS)
         )
-        found = self._covers_found.get(suspects)
+        wanted = (view.map.epoch, tenant, bucket, suspects)
+        found = self._covers_found.get(wanted)
         if found is None:
             if len(self._covers_found) >= COVERS_KEPT:
                 self._covers_found.clear()
-            found = self._covers_found[suspects] = self._find_cover(suspects)
+            found = self._covers_found[wanted] = _find_cover(view, tenant, bucket, suspects)
         return found
 
-    def _find_cover(self, suspects: frozenset[int]) -> frozenset[int]:
-        partitions: dict[int, list[int]] = {peer.number: [] for peer in self._peers.all()}
-        if len(partitions) > COVER_NODES_MAX:
-            return frozenset(partitions)
-        for partition in range(self._partitions):
-            for node in self._placement.primaries(partition):
-                partitions[node].append(partition)
-        spare = [self._quorum.n - self._quorum.read] * self._partitions  # primaries that need not be asked
-        cover = set(partitions)
-        for node in sorted(partitions, key=lambda node: (node not in suspects, len(partitions[node]))):
-            if all(spare[partition] for partition in partitions[node]):
-                cover.remove(node)
-                for partition in partitions[node]:
-                    spare[partition] -= 1
-        return frozenset(cover)
-
     async def _decide(
-        self, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]
+        self, view: View, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]
     ) -> OpenManifest | str | None:
         """The live object or the confirmed prefix, or None for what is deleted or was never acknowledged."""
         entry = merged.entry
         name = ObjectName(tenant, bucket, entry.key)
         if entry.common_prefix:
             return await self._decide_prefix(name, entry.common_prefix, merged)
-        opened = await self._decide_key(name, merged.by_node, replies)
+        opened = await self._decide_key(view, name, merged.by_node, replies)
         return None if opened is None or opened.tombstone else opened
 
     async def _decide_key(
-        self, name: ObjectName, by_node: dict[int, Sequence[pb.Version]], replies: dict[int, pb.ListReply]
+        self,
+        view: View,
+        name: ObjectName,
+        by_node: dict[int, Sequence[pb.Version]],
+        replies: dict[int, pb.ListReply],
     ) -> OpenManifest | None:
-        primaries = self._placement.primaries(partition_of(name, self._partitions))
-        answered = sum(node in replies for node in primaries)
         held = [v for versions in by_node.values() for v in versions if v.state in HELD]
         newest = max(held, key=lambda version: version.stamp, default=None)
-        if newest is not None and answered >= self._quorum.read:
+        if newest is not None and view.electorate(name).is_heard_from(replies):
             settled = [
                 v
                 for v in held
@@ -250,6 +205,55 @@ class Lister:
                 return prefix
             after = page.after
         return None
+
+
+def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:
+    async def ask() -> pb.ListReply:
+        peer = view.peers[node]
+        try:
+            reply = await view.peers.transport.list(node, request, view.peers.timeout)
+        except RetryableError as error:
+            if not isinstance(error, StaleMap):
+                peer.note_failure()
+            raise
+        if not _is_sound(reply, request):
+            raise IntegrityError(f"node {node} lists what was not asked for")
+        return reply
+
+    return asyncio.create_task(ask())
+
+
+def _covers(view: View, request: pb.ListRequest, nodes: Collection[int]) -> bool:
+    """Whether every partition has R primaries among `nodes`, in each of its sets."""
+    if len(view.peers.all()) > COVER_NODES_MAX:
+        silent = len(view.peers.all()) - len(nodes)
+        return silent <= view.silent_max(request.tenant, request.bucket)
+    return all(
+        view.partition_electorate(request.tenant, request.bucket, partition).is_heard_from(nodes)
+        for partition in range(view.map.partitions)
+    )
+
+
+def _find_cover(view: View, tenant: str, bucket: str, suspects: frozenset[int]) -> frozenset[int]:
+    everyone = frozenset(peer.number for peer in view.peers.all())
+    electorates = [
+        view.partition_electorate(tenant, bucket, partition) for partition in range(view.map.partitions)
+    ]
+    if len(everyone) > COVER_NODES_MAX or any(electorate.is_moving for electorate in electorates):
+        return everyone
+    partitions: dict[int, list[int]] = {node: [] for node in everyone}
+    for partition, electorate in enumerate(electorates):
+        for node in electorate.primaries:
+            partitions[node].append(partition)
+    # How many primaries of each partition need not be asked.
+    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]
+    cover = set(everyone)
+    for node in sorted(partitions, key=lambda node: (node not in suspects, len(partitions[node]))):
+        if all(spare[partition] for partition in partitions[node]):
+            cover.remove(node)
+            for partition in partitions[node]:
+                spare[partition] -= 1
+    return frozenset(cover)
 
 
 def _is_sound(reply: pb.ListReply, request: pb.ListRequest) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from coffre.client._download import Downloader
 from coffre.client._reads import Found
 from coffre.client._sealing import OpenManifest, segment_count
 from coffre.cluster.errors import InvalidArgument
-from coffre.cluster.names import ObjectName
 
 __all__ = ["RangeReader", "short_range"]
 
@@ -24,11 +23,10 @@ def short_range(start: int, length: int | None) -> range:
 
 
 class RangeReader:
-    """Reads ranges of versions that were found. `primaries` gives the nodes of a name, in shard order."""
+    """Reads ranges of versions that were found."""
 
-    def __init__(self, downloader: Downloader, primaries: Callable[[ObjectName], tuple[int, ...]]) -> None:
+    def __init__(self, downloader: Downloader) -> None:
         self._downloader = downloader
-        self._primaries = primaries
 
     async def pieces(
         self, found: Found, start: int, length: int | None
@@ -39,14 +37,13 @@ class RangeReader:
         opened = found.opened
         size_bytes: int = opened.manifest.size_bytes
         end = size_bytes if length is None else min(start + length, size_bytes)
-        primaries = self._primaries(opened.name)
         if segment_count(size_bytes, opened.manifest.segment_bytes) == 1:
-            whole = await self._downloader.one_segment(found, primaries)
+            whole = await self._downloader.one_segment(found)
             yield whole if start == 0 and end == len(whole) else whole[start:end]
             return
         wanted = _segments(opened, start, end)
         position = wanted.start * opened.manifest.segment_bytes
-        async with aclosing(self._downloader.segments(found, primaries, wanted)) as plains:
+        async with aclosing(self._downloader.segments(found, wanted)) as plains:
             async for plain in plains:
                 yield plain[max(start - position, 0) : end - position]
                 position += len(plain)

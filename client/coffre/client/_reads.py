@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.client._cells import CellSet, rebuild_cells
-from coffre.client._peers import Peers
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
-from coffre.client._rounds import Quorum
 from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._view import View, Views
 from coffre.client._writes import Fate, Shards, Writer
 from coffre.cluster.clock import Clock
+from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
     IntegrityError,
     KeyUnavailable,
+    StaleMap,
     Unavailable,
     Unsupported,
     error_of_status,
 )
 from coffre.cluster.names import ObjectName
-from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
@@ -44,15 +44,16 @@ class Found:
     versions: Mapping[int, pb.Version]  # by node number
     cells: CellSet = field(default_factory=CellSet)
 
-    def placement(self, primaries: Sequence[int]) -> tuple[int, ...]:
+    def placement(self, electorate: Electorate) -> tuple[int, ...]:
         """The node of each shard: who says to hold it, else the manifest's hint, else the primary."""
-        places = list(primaries)
+        n = self.opened.manifest.k + self.opened.manifest.m
+        places = list(electorate.primaries_of(n))
         for version in self.versions.values():
-            if len(version.sealed.placement) == len(places) and version.state == pb.STATE_SETTLED:
+            if len(version.sealed.placement) == n and version.state == pb.STATE_SETTLED:
                 places = list(version.sealed.placement)
                 break
         for node, version in self.versions.items():
-            if version.HasField("shard_index") and version.shard_index < len(places):
+            if version.HasField("shard_index") and version.shard_index < n:
                 places[version.shard_index] = node
         return tuple(places)
 
@@ -61,21 +62,9 @@ class Reader:
     """Resolves names to established versions."""
 
     def __init__(
-        self,
-        peers: Peers,
-        placement: Placement,
-        quorum: Quorum,
-        partitions: int,
-        sealer: Sealer,
-        writer: Writer,
-        clock: Clock,
-        *,
-        hedge_delay: float,
+        self, views: Views, sealer: Sealer, writer: Writer, clock: Clock, *, hedge_delay: float
     ) -> None:
-        self._peers = peers
-        self._placement = placement
-        self._quorum = quorum
-        self._partitions = partitions
+        self._views = views
         self._sealer = sealer
         self._writer = writer
         self._clock = clock
@@ -95,21 +84,22 @@ class Reader:
 
         With `want_cell` the cell of a one-segment object comes along, of a larger one those of a short `want_range` of
         bytes, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show which
-        version is the newest.
+        version is the newest, `StaleMap` when that is since the cluster moved to another map.
         """
-        replies = await self._collect(name, want_cell=want_cell, want_range=want_range)
-        if len(replies) >= self._quorum.read:
+        view = self._views.current
+        replies = await self._collect(view, name, want_cell=want_cell, want_range=want_range)
+        if view.electorate(name).is_heard_from(replies):
             newest = newest_stamp(replies.values())
             if newest is None:
                 return None
             if self._is_established(name, newest, replies):
-                found = await self._open(name, newest, replies)
+                found = await self._open(view, name, newest, replies)
                 if found is not None:
                     return found
         grace: float | None = SILENCE_SECONDS
         for _ in range(RESTARTS_MAX):
             try:
-                return await self._resolve_slowly(name, want_cell=want_cell, grace=grace)
+                return await self._resolve_slowly(view, name, want_cell=want_cell, grace=grace)
             except Conflict:
                 continue  # something newer was settled meanwhile
             except Unavailable:
@@ -136,20 +126,22 @@ class Reader:
         history = [newest]
         if newest.opened.tombstone or newest.opened.stamp == down_to:
             return history
-        replies = await self._ask(self._writer.primaries(name), name, every=True)
-        self._require_quorum(replies)
+        view = self._views.current
+        electorate = view.electorate(name)
+        replies = await self._ask(view, electorate.everyone, name, every=True)
+        _require_quorum(electorate, replies)
         top = newest.opened.stamp.to_bytes()
         stamps = {
             v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top
         }
         for stamp in sorted(stamps, reverse=True):
-            if len(history) == self._placement.policy.versions_kept:
+            if len(history) == view.placement(name).policy.versions_kept:
                 break
             if (
                 self._is_established(name, stamp, replies)
-                or len(holding(stamp, replies)) >= self._quorum.write
-            ) and not self._is_lost(stamp, replies):
-                found = await self._open(name, stamp, replies)
+                or electorate.is_established_by(holding(stamp, replies))
+            ) and not _is_lost(electorate, stamp, replies):
+                found = await self._open(view, name, stamp, replies)
                 if found is not None:
                     if found.opened.tombstone:
                         break
@@ -158,25 +150,29 @@ class Reader:
 
     # ---------------------------------------------------------------- the fast path
 
-    async def _collect(self, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
+    async def _collect(self, view: View, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
-        primaries = self._writer.primaries(name)
-        order = sorted(primaries, key=self._is_slow)
-        first = max(self._quorum.k, self._quorum.read) if want_cell else self._quorum.read
+        electorate = view.electorate(name)
+
+        def is_slow(node: int) -> bool:
+            """Whether to ask it last: it failed lately, or keeps others waiting longer than a hedge would."""
+            peer = view.peers[node]
+            return peer.suspect or peer.reads.lags(self._hedge_delay)
+
+        order = sorted(electorate.primaries, key=is_slow)
+        if electorate.is_moving:
+            order, first = list(electorate.everyone), len(electorate.everyone)
+        else:
+            first = max(electorate.k, electorate.read) if want_cell else electorate.read
         gather = Gather(
-            self._peers,
+            view.peers,
             read_operation(name, want_cell=want_cell, want_range=want_range).SerializeToString(),
-            self._quorum,
+            electorate,
             order[first:],
             want_cell=want_cell,
             hedge_delay=self._hedge_delay,
         )
         return await gather.run(order[:first])
-
-    def _is_slow(self, node: int) -> bool:
-        """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""
-        peer = self._peers[node]
-        return peer.suspect or peer.reads.lags(self._hedge_delay)
 
     def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
         if self._known.get(name, b"") == stamp:
@@ -187,14 +183,7 @@ class Reader:
             for v in versions
         )
 
-    def _is_lost(self, stamp: bytes, replies: Replies) -> bool:
-        """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
-        silent = self._quorum.n - len(replies)
-        held = holding(stamp, replies).values()
-        objects = any(version.HasField("shard_index") for version in held)
-        return objects and len(shards_of(stamp, replies)) + silent < self._quorum.k
-
-    async def _open(self, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
+    async def _open(self, view: View, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
         """Open the manifest of `stamp`; replies whose copy does not verify are dropped.
 
         Raises `KeyUnavailable` or `Unsupported` when more than m nodes give cause to, so not a few damaged ones.
@@ -222,7 +211,7 @@ class Reader:
                 opened, genuine = candidate, held.sealed
             versions[node] = held
         if opened is None or genuine is None:
-            if len(refusals) > self._quorum.m:
+            if len(refusals) > view.electorate(name).m:
                 raise refusals[0]
             return None
         found = Found(opened, genuine, versions)
@@ -232,25 +221,25 @@ class Reader:
     # ---------------------------------------------------------------- the slow path
 
     async def _resolve_slowly(
-        self, name: ObjectName, *, want_cell: bool, grace: float | None
+        self, view: View, name: ObjectName, *, want_cell: bool, grace: float | None
     ) -> Found | None:
-        primaries = self._writer.primaries(name)
-        others = self._writer.understudies(name)
+        electorate = view.electorate(name)
+        others = view.understudies(name)
         errors: list[CoffreError] = []
         replies, beyond = await asyncio.gather(
-            self._ask(primaries, name, want_cell=want_cell, errors=errors, grace=grace),
-            self._ask(others, name, grace=grace),
+            self._ask(view, electorate.everyone, name, want_cell=want_cell, errors=errors, grace=grace),
+            self._ask(view, others, name, grace=grace),
         )
         dead: set[bytes] = set()
         while True:
-            self._require_quorum(replies, errors)
+            _require_quorum(electorate, replies, errors)
             stamp = newest_stamp(replies.values(), dead)
             if stamp is None:
                 return None
-            found = await self._open(name, stamp, replies)
+            found = await self._open(view, name, stamp, replies)
+            silent = electorate.everyone - replies.keys()
             if found is None:
-                damaged = len(holding(stamp, replies))
-                if damaged + len(primaries) - len(replies) >= self._quorum.write:
+                if electorate.may_be_established(silent.union(holding(stamp, replies))):
                     raise IntegrityError("every copy of the newest version's manifest is damaged")
                 dead.add(stamp)  # too few to have been acknowledged, whatever it was
                 continue
@@ -259,11 +248,11 @@ class Reader:
                 return found
             voted = any(v.stamp == stamp and v.state == pb.STATE_ABORTED for r in replies.values() for v in r)
             if voted:
-                elsewhere = len(holding(stamp, beyond)) + len(others) - len(beyond)
+                elsewhere = holding(stamp, beyond).keys() | set(others) - beyond.keys()
                 fate = await self._writer.give_up(
                     name,
                     found.opened.stamp,
-                    primaries,
+                    electorate.everyone,
                     elsewhere=None if found.opened.tombstone else elsewhere,
                 )
                 if fate is Fate.UNKNOWN:
@@ -271,50 +260,29 @@ class Reader:
                 if fate is Fate.DEAD:
                     dead.add(stamp)
                     continue
-            if self._never_acknowledged(found, replies, beyond, len(primaries), len(others)):
+            if _never_acknowledged(electorate, found, replies, beyond, len(others)):
                 dead.add(stamp)
                 continue
-            await self._complete(name, found, replies, beyond, voted=voted)
+            await self._complete(view, name, found, replies, beyond, voted=voted)
             return found
 
-    def _never_acknowledged(
-        self, found: Found, replies: Replies, beyond: Replies, primaries: int, others: int
-    ) -> bool:
-        """Whether neither its writer nor a reader can have seen the version at the bar.
-
-        A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
-        """
-        stamp = found.opened.stamp.to_bytes()
-        silent = primaries - len(replies)
-        holders = holding(stamp, replies)
-        if len(holders) + silent < self._quorum.write:
-            return True
-        if found.opened.tombstone:
-            return False
-        held = (*holders.values(), *holding(stamp, beyond).values())
-        shards = sum(version.HasField("shard_index") or version.damaged for version in held)
-        possible = shards + silent + others - len(beyond)
-        if possible >= self._quorum.shards:
-            return False
-        locked = sum(version.state == pb.STATE_LOCKED for version in holders.values())
-        return locked + silent < self._quorum.write or possible < self._quorum.k
-
     async def _complete(
-        self, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
     ) -> None:
         """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
 
         Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
         """
-        primaries = self._writer.primaries(name)
+        electorate = view.electorate(name)
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
-        placement = list(primaries)
+        k, n = opened.manifest.k, opened.manifest.k + opened.manifest.m
+        placement = list(electorate.primaries_of(n))
         for node, version in {**holding(stamp, beyond), **holding(stamp, replies)}.items():
             if version.HasField("shard_index"):
                 placement[version.shard_index] = node
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = (*primaries, *(node for node in holding(stamp, beyond) if node not in primaries))
-        cells = await self._missing_cells(name, found, nodes) if not opened.tombstone else {}
+        nodes = (*electorate.everyone, *holding(stamp, beyond))
+        cells = await self._missing_cells(view, name, found, nodes) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
         del sealed.placement[:]
@@ -331,8 +299,8 @@ class Reader:
                 elif index in cells:
                     accept.shard_index = index
                     accept.cell, accept.cell_crc = cells[index]
-            waiting[self._peers[node].writes.submit(pb.Operation(accept=accept))] = node
-        locked, aborted, shards = 0, False, set[int]()
+            waiting[view.peers[node].writes.submit(pb.Operation(accept=accept))] = node
+        locked, aborted, shards = set[int](), False, set[int]()
         missed = short = True
         while waiting and (missed or short):
             # Enough to read is enough to answer; for a full set of shards only nodes that do answer are waited for.
@@ -350,12 +318,11 @@ class Reader:
                     raise Conflict("a newer version was settled")
                 aborted = aborted or outcome.code == Conflict.code
                 if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
-                    locked += node in primaries
+                    locked.add(node)
                     if outcome.has_shard and node in placement:
                         shards.add(placement.index(node))
-            stored = self._quorum.n if opened.tombstone else len(shards)
-            missed = locked < self._quorum.write or stored < self._quorum.k
-            short = stored < self._quorum.shards
+            missed = not electorate.is_established_by(locked) or (not opened.tombstone and len(shards) < k)
+            short = not opened.tombstone and len(shards) < k + 1
         if missed and aborted and not voted:
             raise Conflict("the version was given up meanwhile")
         if missed:
@@ -368,7 +335,7 @@ class Reader:
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
 
     async def _missing_cells(
-        self, name: ObjectName, found: Found, nodes: Sequence[int]
+        self, view: View, name: ObjectName, found: Found, nodes: Sequence[int]
     ) -> Mapping[int, tuple[bytes, int]]:
         """Rebuild the cells that no node reports, for one-segment objects.
 
@@ -379,15 +346,16 @@ class Reader:
         if opened.segments > 1:
             return {}
         have = {v.shard_index for v in found.versions.values() if v.HasField("shard_index") and not v.damaged}
-        missing = set(range(self._quorum.n)) - have
+        k = opened.manifest.k
+        missing = set(range(k + opened.manifest.m)) - have
         if not missing:
             return {}
-        versions = await self._ask(nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
+        versions = await self._ask(view, nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
         found.cells.add_versions(opened, (v for held in versions.values() for v in held))
         held_now = holding(opened.stamp.to_bytes(), versions)
         if any(node in versions and node not in held_now for node in found.versions):
             raise Conflict("the version was given up or overwritten meanwhile")
-        if len(found.cells.good) < self._quorum.k:
+        if len(found.cells.good) < k:
             raise Unavailable("the newest version is not established, and too few of its shards answer")
         return rebuild_cells(opened, found.cells, missing)
 
@@ -398,16 +366,19 @@ class Reader:
     ) -> dict[int, pb.Version | None]:
         """What each answering node of `nodes` says of one version, None when it does not hold it."""
         raw = stamp.to_bytes()
+        view = self._views.current
         replies = await self._ask(
-            [node for node in nodes if node in self._peers], name, want_cell=True, stamp=raw
+            view, [node for node in nodes if node in view.peers], name, want_cell=True, stamp=raw
         )
         held = holding(raw, replies)
         return {node: held.get(node) for node in replies}
 
     async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
         """Add the cells of a one-segment object that `nodes` hold to `found`."""
+        view = self._views.current
         replies = await self._ask(
-            [node for node in nodes if node in self._peers],
+            view,
+            [node for node in nodes if node in view.peers],
             name,
             want_cell=True,
             stamp=found.opened.stamp.to_bytes(),
@@ -416,7 +387,8 @@ class Reader:
 
     async def _ask(
         self,
-        nodes: Sequence[int],
+        view: View,
+        nodes: Collection[int],
         name: ObjectName,
         *,
         want_cell: bool = False,
@@ -430,7 +402,7 @@ class Reader:
         With `grace`, a node that has not answered after so many seconds counts as silent.
         """
         operation = read_operation(name, want_cell=want_cell, stamp=stamp, every=every)
-        futures = [self._peers[node].reads.submit(operation) for node in nodes]
+        futures = [view.peers[node].reads.submit(operation) for node in nodes]
         if futures:
             await asyncio.wait(futures, timeout=grace)
         replies: Replies = {}
@@ -446,12 +418,46 @@ class Reader:
                 errors.append(error)
         return replies
 
-    def _require_quorum(self, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
-        if len(replies) >= self._quorum.read:
-            return
-        kinds = {type(error) for error in errors}
-        kind = kinds.pop() if len(kinds) == 1 else Unavailable
-        why = f" ({errors[0]})" if errors else ""
-        raise kind(
-            f"{len(replies)} of the object's {self._quorum.n} nodes answer; {self._quorum.read} are needed{why}"
-        )
+
+def _require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
+    if electorate.is_heard_from(replies):
+        return
+    kinds = {type(error) for error in errors}
+    kind = StaleMap if StaleMap in kinds else kinds.pop() if len(kinds) == 1 else Unavailable
+    why = f" ({errors[0]})" if errors else ""
+    raise kind(
+        f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
+        f"{electorate.read} are needed{why}"
+    )
+
+
+def _is_lost(electorate: Electorate, stamp: bytes, replies: Replies) -> bool:
+    """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
+    silent = len(electorate.everyone) - len(replies)
+    held = holding(stamp, replies).values()
+    objects = any(version.HasField("shard_index") for version in held)
+    return objects and len(shards_of(stamp, replies)) + silent < electorate.k_min
+
+
+def _never_acknowledged(
+    electorate: Electorate, found: Found, replies: Replies, beyond: Replies, others: int
+) -> bool:
+    """Whether neither its writer nor a reader can have seen the version at the bar.
+
+    A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
+    """
+    stamp = found.opened.stamp.to_bytes()
+    silent = electorate.everyone - replies.keys()
+    holders = holding(stamp, replies)
+    if not electorate.may_be_established(silent.union(holders)):
+        return True
+    if found.opened.tombstone:
+        return False
+    k = found.opened.manifest.k
+    held = (*holders.values(), *holding(stamp, beyond).values())
+    shards = sum(version.HasField("shard_index") or version.damaged for version in held)
+    possible = shards + len(silent) + others - len(beyond)
+    if possible >= k + 1:
+        return False
+    locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
+    return not electorate.may_be_established(silent | locked) or possible < k

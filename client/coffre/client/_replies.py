@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
 from coffre.client._peers import Peers
-from coffre.client._rounds import Quorum
+from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
@@ -28,7 +28,7 @@ class Gather:
         self,
         peers: Peers,
         operation: bytes,
-        quorum: Quorum,
+        electorate: Electorate,
         spare: list[int],
         *,
         want_cell: bool,
@@ -36,7 +36,7 @@ class Gather:
     ) -> None:
         self._peers = peers
         self._operation = operation
-        self._quorum = quorum
+        self._electorate = electorate
         self._spare = spare
         self._want_cell = want_cell
         self._hedge_delay = hedge_delay
@@ -92,12 +92,12 @@ class Gather:
                 self._done.set_result(None)
 
     def _answered(self) -> bool:
-        replies, quorum = self.replies, self._quorum
-        if len(replies) < quorum.read:
+        electorate = self._electorate
+        if not electorate.is_heard_from(self.replies):
             return False
         if not self._want_cell or not self._pending:
             return True
-        return self._cells >= quorum.k or not self._cells
+        return self._cells >= electorate.k or not self._cells
 
     def _note(self, versions: Sequence[pb.Version]) -> None:
         """Keep count of the cells of the newest version that any node holds."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
@@ -19,38 +19,11 @@ from coffre.cluster.errors import (
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import VOTE_REPLACES, VOTE_SHARD, vote_of
 
-__all__ = ["Part", "Quorum", "Round"]
+__all__ = ["Part", "Round"]
 
 ABORTED_CODE = Conflict.code
 # What a node says of a whole message before it looks into it, so nothing of it was carried out.
 PLAIN_REFUSALS = (InvalidArgument, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
-
-
-@dataclass(frozen=True, slots=True)
-class Quorum:
-    """The arithmetic of docs/consistency.md for one policy."""
-
-    k: int
-    m: int
-
-    @property
-    def n(self) -> int:
-        return self.k + self.m
-
-    @property
-    def write(self) -> int:
-        """W: manifests on primaries."""
-        return self.n // 2 + 1
-
-    @property
-    def read(self) -> int:
-        """R: answers that meet every W."""
-        return self.n - self.write + 1
-
-    @property
-    def shards(self) -> int:
-        """D: synced shards."""
-        return self.k + 1
 
 
 # What a node has said of the version; a node that was asked again may have said several.
@@ -60,15 +33,12 @@ _TOOK, _REFUSED, _AMBIGUOUS = 1, 2, 4
 class Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
-    def __init__(
-        self, quorum: Quorum, primaries: tuple[int, ...], needs_shards: bool, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.quorum = quorum
-        self.primaries = primaries
+    def __init__(self, electorate: Electorate, needs_shards: bool, loop: asyncio.AbstractEventLoop) -> None:
+        self.electorate = electorate
         self._needs_shards = needs_shards
         self._loop = loop
         self._said: dict[int, int] = {}  # by node
-        self._manifests = 0  # primaries that hold the manifest
+        self._holders: set[int] = set()  # nodes that hold the manifest
         self._shards = 0  # a bit for each shard that is stored
         self.pending = 0
         self.newest = b""
@@ -82,9 +52,14 @@ class Round:
 
     @property
     def enough(self) -> bool:
-        if self._needs_shards and self._shards.bit_count() < self.quorum.shards:
+        if self._needs_shards and self._shards.bit_count() < self.electorate.shards:
             return False
-        return self._manifests >= self.quorum.write
+        return self.electorate.is_established_by(self._holders)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a node serves another epoch than the one that this round counts on."""
+        return any(isinstance(error, StaleMap) for error in self.errors.values())
 
     @property
     def possible_holders(self) -> set[int]:
@@ -98,10 +73,11 @@ class Round:
 
     def summary(self) -> str:
         failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
-        want = f"{self.quorum.shards} shards and " if self._needs_shards else ""
+        want = f"{self.electorate.shards} shards and " if self._needs_shards else ""
+        manifests = len(self._holders & self.electorate.everyone)
         return (
-            f"{want}{self.quorum.write} manifests are needed, "
-            f"{self._shards.bit_count()} and {self._manifests} were stored ({failures})"
+            f"{want}{self.electorate.write} manifests are needed, "
+            f"{self._shards.bit_count()} and {manifests} were stored ({failures})"
         )
 
     def expect(self, node: int) -> None:
@@ -125,7 +101,7 @@ class Round:
         said = self._said[node]
         if not said & _TOOK:
             self._said[node] = said | _TOOK
-            self._manifests += node in self.primaries
+            self._holders.add(node)
         if shard_index is not None and vote & VOTE_SHARD:
             self._shards |= 1 << shard_index
         if vote & VOTE_REPLACES:

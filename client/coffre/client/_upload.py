@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from coffre.client._memory import SegmentMemory
 from coffre.client._peers import Peers
-from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, SegmentCipher
-from coffre.client._writes import Shards, understudies
+from coffre.client._view import View, Views
+from coffre.client._writes import Shards
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
@@ -23,7 +23,7 @@ from coffre.cluster.errors import (
     RetryableError,
     Unavailable,
 )
-from coffre.cluster.placement import Placement
+from coffre.cluster.names import partition_of
 from coffre.codec import Tier, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell
@@ -172,47 +172,59 @@ class _ShardStream:
         return ShardChunk([WireCell(coded.segment, coded.crcs[index], coded.cells[index]) for coded in group])
 
 
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """An upload under way: where its shards go, and which nodes were tried."""
+
+    view: View
+    places: list[int]
+    tried: set[int]
+
+
 class Uploader:
     """Stages the shards of large objects."""
 
     def __init__(
         self,
-        peers: Peers,
-        placement: Placement,
-        quorum: Quorum,
+        views: Views,
         clock: Clock,
         pool: Executor,
         *,
         compress_level: int | None,
         stall_timeout: float,
     ) -> None:
-        self.peers = peers
-        self._placement = placement
-        self._quorum = quorum
+        self._views = views
         self._clock = clock
         self._pool = pool
         self._compress_level = compress_level
         self._stall_timeout = stall_timeout
-        self._places: dict[bytes, tuple[int, list[int], set[int]]] = {}
+        self._under_way: dict[bytes, _Staging] = {}  # by data id
+
+    @property
+    def peers(self) -> Peers:
+        return self._views.current.peers
 
     def substitute(self, draft: Draft, index: int) -> int | None:
         """Reserve a node that may take shard `index` instead of the one that failed."""
-        partition, places, tried = self._places[draft.manifest.data_id]
-        allowed = understudies(self._placement, self._quorum, partition)
-        for node in self._placement.substitutes(partition, places, index):
-            if node not in tried and node in allowed:
-                tried.add(node)
+        staging = self._under_way[draft.manifest.data_id]
+        view, places = staging.view, staging.places
+        allowed = view.understudies(draft.name)
+        partition = partition_of(draft.name, view.map.partitions)
+        for node in view.placement(draft.name).substitutes(partition, places, index):
+            if node not in staging.tried and node in allowed:
+                staging.tried.add(node)
                 places[index] = node
                 return node
         return None
 
-    async def stage(self, draft: Draft, partition: int, segments: AsyncIterator[bytes]) -> Shards:
+    async def stage(self, draft: Draft, segments: AsyncIterator[bytes]) -> Shards:
         """Stream the object; fill in the draft's size and checksums; return where the shards are.
 
         Raises the nodes' error when fewer than D shards are synced; what was staged is then dropped.
         """
-        places = list(self._placement.primaries(partition))
-        self._places[draft.manifest.data_id] = (partition, places, set(places))
+        view = self._views.current
+        places = list(view.electorate(draft.name).primaries)
+        self._under_way[draft.manifest.data_id] = _Staging(view, places, set(places))
         streams = [_ShardStream(self, draft, index, node) for index, node in enumerate(places)]
         try:
             await self._stream(draft, segments, streams)
@@ -225,13 +237,14 @@ class Uploader:
             await self.drop(draft, places)
             raise
         finally:
-            del self._places[draft.manifest.data_id]
+            del self._under_way[draft.manifest.data_id]
 
     async def _stream(
         self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
     ) -> None:
-        coder = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._compress_level)
-        shard_crcs = [0] * self._quorum.n
+        coder = SegmentCoder(draft, draft.manifest.k, draft.manifest.m, self._compress_level)
+        shard_crcs = [0] * len(streams)
+        needed = draft.manifest.k + 1
         size_bytes = 0
         cells = 0
 
@@ -249,23 +262,23 @@ class Uploader:
                     shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
                 group.append(coded)
                 if _is_full(group):
-                    await self._distribute(group, streams)
+                    await self._distribute(needed, group, streams)
                     group = []
         if group:
-            await self._distribute(group, streams)
-        await self._distribute(None, streams)
-        await self._finish(streams)
+            await self._distribute(needed, group, streams)
+        await self._distribute(needed, None, streams)
+        await self._finish(needed, streams)
         for stream in streams:
             reply = stream.reply
             if reply is not None and (
                 reply.cell_count != cells or reply.shard_crc != shard_crcs[stream.index]
             ):
                 stream.error = IntegrityError(f"node {stream.node} stored something else than was sent")
-        self._require(streams)
+        _require(needed, streams)
         draft.manifest.size_bytes = size_bytes
         draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in shard_crcs)
 
-    async def _finish(self, streams: list[_ShardStream]) -> None:
+    async def _finish(self, needed: int, streams: list[_ShardStream]) -> None:
         """Wait until D shards are synced; nodes that answer much later than those are left behind."""
         calls = {stream.call: stream for stream in streams}
         synced = 0
@@ -279,13 +292,13 @@ class Uploader:
                     stream.fail(DeadlineExceeded(f"node {stream.node} did not confirm its shard"))
                 break
             synced += sum(not calls[call].failed for call in done)
-            if synced >= self._quorum.shards:
+            if synced >= needed:
                 patience = self._stall_timeout
         await asyncio.gather(*(stream.finish() for stream in streams))
 
-    async def _distribute(self, group: Group | None, streams: list[_ShardStream]) -> None:
+    async def _distribute(self, needed: int, group: Group | None, streams: list[_ShardStream]) -> None:
         """Hand segments to every stream; a node that alone holds up the others is left behind."""
-        self._require(streams)
+        _require(needed, streams)
         full = [stream for stream in streams if not stream.failed and not stream.put_at_once(group)]
         if not full:
             return
@@ -297,19 +310,7 @@ class Uploader:
             )
         if slow:
             await asyncio.wait(slow)
-        self._require(streams)
-
-    def _require(self, streams: list[_ShardStream]) -> None:
-        alive = sum(not stream.failed for stream in streams)
-        if alive >= self._quorum.shards:
-            return
-        errors = [stream.error for stream in streams if stream.error is not None]
-        for error in errors:
-            if isinstance(error, PermanentError):
-                raise error
-        kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else Unavailable
-        text = "; ".join(str(error) for error in errors)
-        raise kind(f"nothing was written: {alive} of {self._quorum.shards} shards could be stored ({text})")
+        _require(needed, streams)
 
     async def drop(self, draft: Draft, places: list[int]) -> None:
         """Free what was staged, as far as nodes answer; the rest expires there."""
@@ -320,6 +321,19 @@ class Uploader:
             )
             calls.append(self.peers.transport.drop_shard(node, request, self.peers.timeout))
         await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _require(needed: int, streams: list[_ShardStream]) -> None:
+    alive = sum(not stream.failed for stream in streams)
+    if alive >= needed:
+        return
+    errors = [stream.error for stream in streams if stream.error is not None]
+    for error in errors:
+        if isinstance(error, PermanentError):
+            raise error
+    kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else Unavailable
+    text = "; ".join(str(error) for error in errors)
+    raise kind(f"nothing was written: {alive} of {needed} shards could be stored ({text})")
 
 
 def _is_full(group: Group) -> bool:

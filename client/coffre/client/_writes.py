@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coffre.client._peers import Peers
-from coffre.client._rounds import Part, Quorum, Round
+from coffre.client._rounds import Part, Round
 from coffre.client._sealing import Draft
 from coffre.client._stamps import Issuer
+from coffre.client._view import View, Views
 from coffre.cluster.clock import Clock
+from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     OutcomeUnknown,
     PermanentError,
     RetryableError,
+    StaleMap,
     Unavailable,
 )
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import accept_operation
@@ -28,12 +29,7 @@ from coffre.proto.batches import accept_operation
 __all__ = ["Fate", "Shards", "Writer"]
 
 ATTEMPTS_MAX = 100
-
-
-def understudies(placement: Placement, quorum: Quorum, partition: int) -> tuple[int, ...]:
-    """The n nodes after the primaries in a partition's order: who may stand in for a primary."""
-    primaries = placement.primaries(partition)
-    return tuple(node for node in placement.order(partition) if node not in primaries)[: quorum.n]
+STALE_SECONDS = 0.1
 
 
 class Fate(enum.Enum):
@@ -64,45 +60,27 @@ class Writer:
     """Establishes versions."""
 
     def __init__(
-        self,
-        peers: Peers,
-        placement: Placement,
-        quorum: Quorum,
-        partitions: int,
-        issuer: Issuer,
-        clock: Clock,
-        *,
-        straggler_grace: float,
-        patience: float,
+        self, views: Views, issuer: Issuer, clock: Clock, *, straggler_grace: float, patience: float
     ) -> None:
-        self._peers = peers
-        self._placement = placement
-        self._quorum = quorum
-        self._partitions = partitions
+        self._views = views
         self._issuer = issuer
         self._clock = clock
         self._straggler_grace = straggler_grace
         self._patience = patience
 
-    def primaries(self, name: ObjectName) -> tuple[int, ...]:
-        return self._placement.primaries(partition_of(name, self._partitions))
-
-    def understudies(self, name: ObjectName) -> tuple[int, ...]:
-        """The n nodes after the primaries: shards go nowhere else, so readers need to ask nobody else."""
-        partition = partition_of(name, self._partitions)
-        return understudies(self._placement, self._quorum, partition)
-
     async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
         """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
 
         Raises `Unavailable` when too few nodes took it and it is dead, `OutcomeUnknown` when that cannot be shown,
-        or the nodes' own error when they refused.
+        `StaleMap` when a newer map codes the bucket in another way than the draft, or the nodes' own error when they
+        refused.
         """
+        deadline = self._clock.monotonic() + self._patience
         for attempt in range(ATTEMPTS_MAX):
             stamp = self._issuer.issue()
             stands = False
             try:
-                stands = await self._try(draft, shards, stamp)
+                stands = await self._try(draft, shards, stamp, deadline)
             finally:
                 if not stands:
                     self._issuer.given_up(stamp)
@@ -112,15 +90,22 @@ class Writer:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
 
-    async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> bool:
-        """Write a version under one stamp; False when a newer one stood in the way. Raises as `establish`."""
-        round_ = await self._accept(draft, shards, stamp)
+    async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp, deadline: float) -> bool:
+        """Write a version under one stamp; False when a newer one, or a newer map, stood in the way. Raises as
+        `establish`."""
+        view = self._views.current
+        if shards is not None:
+            self._check_coding(draft, view)
+            if not shards.is_staged:
+                shards.placement = list(view.electorate(draft.name).primaries)
+        round_ = await self._accept(view, draft, shards, stamp)
         if round_.enough and not round_.aborted:
-            self._established(draft.name, stamp, shards, round_)
+            self._established(view, draft.name, stamp, shards, round_)
             return True
+        renewed = round_.is_stale and await self._views.renew(view)
         holders = round_.possible_holders
-        elsewhere = None if shards is None else len(holders - set(round_.primaries))
         staged = shards is not None and shards.is_staged
+        elsewhere = None if shards is None else holders
         fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
         if fate is Fate.ESTABLISHED:
             await self._confirm(draft, shards, stamp)
@@ -128,32 +113,43 @@ class Writer:
             return True
         if fate is Fate.UNKNOWN:
             raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
-        if not round_.aborted:
-            raise _refusal(round_)
+        if not round_.aborted and not renewed:
+            if not round_.is_stale or self._clock.monotonic() >= deadline:
+                raise _refusal(round_)
+            await self._clock.sleep(
+                STALE_SECONDS
+            )  # the nodes, or this client, will have the newest map in a moment
         if round_.newest:
             self._issuer.observe(Stamp.from_bytes(round_.newest))
         return False
 
-    def _established(self, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round) -> None:
+    def _check_coding(self, draft: Draft, view: View) -> None:
+        electorate, manifest = view.electorate(draft.name), draft.manifest
+        if (manifest.k, manifest.m) != (electorate.k, electorate.m):
+            raise StaleMap("the bucket's storage policy has changed: put the object again")
+
+    def _established(
+        self, view: View, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round
+    ) -> None:
         """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
-        primaries = round_.primaries
+        electorate = round_.electorate
         self._issuer.established(stamp, lambda: self.settle(name, stamp, shards))
-        if shards is not None and tuple(shards.placement) != primaries:
+        if shards is not None and tuple(shards.placement) != electorate.primaries:
             self.settle(name, stamp, shards)
             return
         for node in round_.replacing:
             self.settle(name, stamp, shards, (node,))
         if round_.pending:
             round_.on_late_replace = lambda node: self.settle(name, stamp, shards, (node,))
-        for node in primaries:
-            self._peers[node].writes.remind()
+        for node in electorate.everyone:
+            view.peers[node].writes.remind()
 
     async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
         """A reader locked the version that was given up: bring it to the bar before it counts as written.
 
         Votes say that it stands, not that enough shards are there; the writer still has them all.
         """
-        round_ = await self._accept(draft, shards, stamp, lock=True)
+        round_ = await self._accept(self._views.current, draft, shards, stamp, lock=True)
         if not round_.enough:
             await round_.finish()
         if round_.newest > stamp.to_bytes():
@@ -163,22 +159,18 @@ class Writer:
         self.settle(draft.name, stamp, shards)
 
     async def _accept(
-        self, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
+        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
     ) -> Round:
-        partition = partition_of(draft.name, self._partitions)
-        primaries = self._placement.primaries(partition)
         loop = asyncio.get_running_loop()
-        round_ = Round(self._quorum, primaries, shards is not None, loop)
+        round_ = Round(view.electorate(draft.name), shards is not None, loop)
         deadline = self._clock.monotonic() + self._patience
-        sender = _Sender(
-            self._peers, self._placement, round_, draft, shards, stamp, partition, primaries, lock=lock
-        )
+        sender = _Sender(view, round_, draft, shards, stamp, lock=lock)
         sender.send_all()
         await round_.decided
         while (
             not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
         ):
-            if not sender.can_retry():
+            if round_.is_stale or not sender.can_retry():
                 break
             await self._clock.sleep(0.1)
             sender.retry()
@@ -193,57 +185,54 @@ class Writer:
         stamp: Stamp,
         holders: Iterable[int],
         *,
-        elsewhere: int | None,
+        elsewhere: Collection[int] | None,
         every: bool = False,
     ) -> Fate:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
-        `elsewhere`: how many shards may lie on substitutes; None for a tombstone, which has none. Votes are final, so
-        a version is dead too when too few nodes are left that could ever hold k shards of it. `every`: hear all
-        nodes that answer, since the next stamp needs the staged shards that an Abort gives back.
+        `elsewhere`: nodes that may hold a shard, beside the electorate; None for a tombstone, which has none. Votes are
+        final, so a version is dead too when too few nodes are left that could ever hold k shards of it. `every`: hear
+        all nodes that answer, since the next stamp needs the staged shards that an Abort gives back.
         """
-        primaries = self.primaries(name)
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
-        if not set(holders):
+        holders = set(holders)
+        if not holders:
             return Fate.DEAD  # every node said no: nothing was stored anywhere
-        for node in set(holders) - set(primaries):
-            self._peers[node].writes.submit_lazily(operation)
+        view = self._views.current
+        for node in holders - view.electorate(name).everyone:
+            if node in view.peers:
+                view.peers[node].writes.submit_lazily(operation)
         deadline = self._clock.monotonic() + self._patience
         while True:
-            asked = [node for node in primaries if node not in votes]
-            waiting = {self._peers[node].writes.submit(operation): node for node in asked}
+            view = self._views.current
+            electorate = view.electorate(name)
+            asked = [node for node in electorate.everyone if node not in votes]
+            waiting = {view.peers[node].writes.submit(operation): node for node in asked}
+            stale = False
             while waiting:
                 answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for future in answered:
                     node = waiting.pop(future)
-                    if future.exception() is None and not future.result().code:
+                    error = future.exception()
+                    stale = stale or isinstance(error, StaleMap)
+                    if error is None and not future.result().code:
                         votes[node] = future.result().state
-                fate = self._fate(votes.values(), elsewhere)
+                fate = _fate(electorate, votes, elsewhere)
                 if fate is not Fate.UNKNOWN and not (every and waiting):
                     return fate
-            if self._clock.monotonic() >= deadline or len(votes) == len(primaries):
+            if self._clock.monotonic() >= deadline or len(votes) >= len(electorate.everyone):
                 return Fate.UNKNOWN
-            await self._clock.sleep(0.1)
-
-    def _fate(self, votes: Collection[int], elsewhere: int | None) -> Fate:
-        """What the votes of the primaries decide, whatever the others say."""
-        aborted = sum(state == pb.STATE_ABORTED for state in votes)
-        kept = sum(state in (pb.STATE_LOCKED, pb.STATE_SETTLED) for state in votes)
-        if pb.STATE_SETTLED in votes:
-            return Fate.ESTABLISHED
-        if aborted >= self._quorum.read or (
-            elsewhere is not None and self._quorum.n - aborted + elsewhere < self._quorum.k
-        ):
-            return Fate.DEAD
-        return Fate.ESTABLISHED if kept >= self._quorum.write else Fate.UNKNOWN
+            if not (stale and await self._views.renew(view)):
+                await self._clock.sleep(0.1)
 
     def settle(
         self, name: ObjectName, stamp: Stamp, shards: Shards | None, nodes: Collection[int] = ()
     ) -> None:
         """Let the nodes (by default all that may hold it) know, lazily, that the version is established."""
-        primaries = self.primaries(name)
-        moved = shards is not None and tuple(shards.placement) != primaries
+        view = self._views.current
+        electorate = view.electorate(name)
+        moved = shards is not None and tuple(shards.placement) != electorate.primaries
         operation = pb.Operation(
             settle=pb.Settle(
                 bucket=name.bucket,
@@ -252,51 +241,53 @@ class Writer:
                 placement=shards.placement if moved and shards is not None else (),
             )
         )
-        for node in nodes or {*primaries, *(shards.placement if shards is not None else ())}:
-            self._peers[node].writes.submit_lazily(operation)
+        for node in nodes or {*electorate.everyone, *(shards.placement if shards is not None else ())}:
+            if node in view.peers:
+                view.peers[node].writes.submit_lazily(operation)
+
+
+def _fate(electorate: Electorate, votes: Mapping[int, int], elsewhere: Collection[int] | None) -> Fate:
+    """What the votes of an electorate decide, whatever the others say."""
+    if pb.STATE_SETTLED in votes.values():
+        return Fate.ESTABLISHED
+    aborted = {node for node, state in votes.items() if state == pb.STATE_ABORTED}
+    if electorate.is_dead_by(aborted) or (
+        elsewhere is not None and len(electorate.everyone.union(elsewhere) - aborted) < electorate.k_min
+    ):
+        return Fate.DEAD
+    kept = {node for node, state in votes.items() if state == pb.STATE_LOCKED}
+    return Fate.ESTABLISHED if electorate.is_established_by(kept) else Fate.UNKNOWN
 
 
 class _Sender:
     """Sends the Accepts of one round, to substitutes too."""
 
     def __init__(
-        self,
-        peers: Peers,
-        placement: Placement,
-        round_: Round,
-        draft: Draft,
-        shards: Shards | None,
-        stamp: Stamp,
-        partition: int,
-        primaries: tuple[int, ...],
-        *,
-        lock: bool,
+        self, view: View, round_: Round, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool
     ) -> None:
-        self._peers = peers
-        self._placement = placement
+        self._view = view
         self._round = round_
         self._draft = draft
         self._shards = shards
         self._stamp = stamp
-        self._partition = partition
-        self._primaries = primaries
         self._lock = lock
         self._tried: set[int] = set()
         self._to_retry: list[tuple[int, int | None]] = []
         round_.on_failure = self._on_failure
 
     def send_all(self) -> None:
-        shards, primaries = self._shards, self._primaries
+        shards, electorate = self._shards, self._round.electorate
         common = self._common()
         if shards is None:
-            self._tried.update(primaries)
-            for node in primaries:
+            for node in electorate.everyone:
                 self._send(node, None, common)
             return
-        self._tried.update(primaries, shards.placement)
+        self._tried.update(electorate.everyone, shards.placement)
         for index, node in enumerate(shards.placement):
+            if node not in self._view.peers:
+                continue  # it left the cluster after the shard was staged there
             self._send(node, index if not shards.is_staged or index in shards.staged else None, common)
-        for node in primaries:
+        for node in electorate.everyone:
             if node not in shards.placement:
                 self._send(node, None, common)
 
@@ -315,17 +306,21 @@ class _Sender:
         else:
             operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
         self._round.expect(node)
-        self._peers[node].writes.post(operation, Part(self._round, node, index))
+        self._view.peers[node].writes.post(operation, Part(self._round, node, index))
 
     def _on_failure(self, node: int, index: int | None) -> None:
         """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
+        if self._round.is_stale:
+            return
         if isinstance(self._round.errors[node], RetryableError):
             self._to_retry.append((node, index))
         shards = self._shards
         if index is None or shards is None or shards.is_staged:
             return
-        allowed = understudies(self._placement, self._round.quorum, self._partition)
-        for substitute in self._placement.substitutes(self._partition, shards.placement, index):
+        name = self._draft.name
+        allowed, placement = self._view.understudies(name), self._view.placement(name)
+        partition = partition_of(name, self._view.map.partitions)
+        for substitute in placement.substitutes(partition, shards.placement, index):
             if substitute not in self._tried and substitute in allowed:
                 self._tried.add(substitute)
                 shards.placement[index] = substitute
@@ -347,7 +342,8 @@ class _Sender:
 
     def waits_for_suspects(self) -> bool:
         """True when every node still to answer failed recently, so that waiting for it is no use."""
-        return all(self._peers[node].suspect for node in self._round.unanswered)
+        peers = self._view.peers
+        return all(peers[node].suspect for node in self._round.unanswered)
 
 
 def _refusal(round_: Round) -> CoffreError:

@@ -25,7 +25,6 @@ from coffre.client._listing import Lister, parse_token
 from coffre.client._peers import Peers
 from coffre.client._ranges import RangeReader, short_range
 from coffre.client._reads import Found, Reader
-from coffre.client._rounds import Quorum
 from coffre.client._sealing import Draft, Sealer
 from coffre.client._stamps import Issuer
 from coffre.client._streams import (
@@ -39,21 +38,23 @@ from coffre.client._streams import (
     regroup,
 )
 from coffre.client._upload import SegmentCoder, Uploader
+from coffre.client._view import MapSource, Views
 from coffre.client._writes import Shards, Writer
 from coffre.client.keys import KeyProvider
 from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.electorate import SHARDS_MAX
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
     NotFound,
     OutcomeUnknown,
+    StaleMap,
     Unavailable,
 )
 from coffre.cluster.map import ClusterMap, NodeState
-from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
-from coffre.cluster.placement import Placement
+from coffre.cluster.names import ObjectName, check_bucket, check_tenant
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import Stamp
 from coffre.codec import crc32c
@@ -84,66 +85,50 @@ class AsyncClient:
         options: ClientOptions | None = None,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
+        verify: Callable[[bytes], ClusterMap] | None = None,
     ) -> None:
+        """`verify` opens newer signed maps that nodes offer, or raises; without it the client stays with its map."""
         check_tenant(tenant)
         options = options or ClientOptions()
         clock = clock or SystemClock()
-        policy = cluster_map.policy()
-        self._map = cluster_map
         self._transport = transport
         self._tenant = tenant
         self._options = options
         self._clock = clock
         self._entropy = entropy
-        self._quorum = quorum = Quorum(policy.k, policy.m)
-        self._placement = placement = Placement(cluster_map, policy)
         issuer = Issuer(clock, entropy)
-        self._peers = peers = Peers(
-            [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
-            transport,
-            clock,
-            epoch=cluster_map.epoch,
-            tenant=tenant,
-            timeout=options.timeout,
-            shards=quorum.n,
-            marks=issuer.marks,
-        )
+
+        def peers_of(cluster_map: ClusterMap) -> Peers:
+            return Peers(
+                [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
+                transport,
+                clock,
+                epoch=cluster_map.epoch,
+                tenant=tenant,
+                timeout=options.timeout,
+                shards=SHARDS_MAX,
+                marks=issuer.marks,
+            )
+
+        source = MapSource(transport, verify, options.timeout) if verify is not None else None
+        self._views = views = Views(cluster_map, peers_of, source)
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
         self._sealer = Sealer(keys, entropy)
-        self._writer = Writer(
-            peers,
-            placement,
-            quorum,
-            cluster_map.partitions,
-            issuer,
-            clock,
-            straggler_grace=options.straggler_grace,
-            patience=options.patience,
-        )
-        self._reader = Reader(
-            peers,
-            placement,
-            quorum,
-            cluster_map.partitions,
-            self._sealer,
-            self._writer,
-            clock,
-            hedge_delay=options.hedge_delay,
-        )
+        grace, patience = options.straggler_grace, options.patience
+        self._writer = Writer(views, issuer, clock, straggler_grace=grace, patience=patience)
+        self._reader = Reader(views, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay)
         self._uploader = Uploader(
-            peers,
-            placement,
-            quorum,
+            views,
             clock,
             self._pool,
             compress_level=options.compress_level,
             stall_timeout=options.stall_timeout,
         )
-        self._downloader = Downloader(peers, self._reader, self._pool, hedge_delay=options.hedge_delay)
-        self._ranges = RangeReader(self._downloader, self._writer.primaries)
-        self._lister = Lister(peers, placement, quorum, cluster_map.partitions, self._reader, self._sealer)
+        self._downloader = Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
+        self._ranges = RangeReader(self._downloader)
+        self._lister = Lister(views, self._reader, self._sealer)
 
     @property
     def tenant(self) -> str:
@@ -151,7 +136,7 @@ class AsyncClient:
 
     @property
     def cluster_map(self) -> ClusterMap:
-        return self._map
+        return self._views.current.map
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,7 +148,7 @@ class AsyncClient:
 
     async def flush(self) -> None:
         """Wait until every node has answered every write begun so far, those beyond the bar too."""
-        await self._peers.drain()
+        await self._views.drain()
 
     async def aclose(self) -> None:
         """Finish what is under way and close the connections."""
@@ -190,8 +175,9 @@ class AsyncClient:
         name = ObjectName(self._tenant, bucket, key)
         check_metadata(content_type, metadata or {})
         draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
+        electorate = self._views.current.electorate(name)
         draft.manifest.segment_bytes = SEGMENT_BYTES
-        draft.manifest.k, draft.manifest.m = self._quorum.k, self._quorum.m
+        draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
         if isinstance(data, bytes | bytearray | memoryview):
             view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
             segments = cut(view) if len(view) > SEGMENT_BYTES else None
@@ -201,14 +187,13 @@ class AsyncClient:
             first = await anext(source, b"")
             second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
             segments = None if second is None else chain((bytes(first), second), source)
-        partition = partition_of(name, self._map.partitions)
         if segments is not None:
-            shards = await self._uploader.stage(draft, partition, segments)
+            shards = await self._uploader.stage(draft, segments)
             stamp = await self._establish_staged(draft, shards)
         else:
             await self._budget.take(len(first))
             try:
-                stamp = await self._writer.establish(draft, self._one_segment(draft, first, partition))
+                stamp = await self._writer.establish(draft, self._one_segment(draft, first))
             finally:
                 self._budget.give_back(len(first))
         self._reader.note_established(name, stamp)
@@ -231,17 +216,15 @@ class AsyncClient:
             await self._uploader.drop(draft, shards.placement)
             raise
 
-    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview, partition: int) -> Shards:
+    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
         """Seal and code an object of one segment; fill in the draft's size and checksums."""
-        draft.manifest.size_bytes = len(plain)
-        coded = SegmentCoder(draft, self._quorum.k, self._quorum.m, self._options.compress_level).code(
-            0, plain
-        )
-        draft.manifest.shard_crcs = b"".join(
+        manifest = draft.manifest
+        manifest.size_bytes = len(plain)
+        coded = SegmentCoder(draft, manifest.k, manifest.m, self._options.compress_level).code(0, plain)
+        manifest.shard_crcs = b"".join(
             [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
         )
-        places = list(self._placement.primaries(partition))
-        return Shards(places, coded.cells, coded.crcs)
+        return Shards([], coded.cells, coded.crcs)
 
     async def put_file(
         self,
@@ -418,9 +401,9 @@ class AsyncClient:
         return await self._places(name, found)
 
     async def _places(self, name: ObjectName, found: Found) -> Sequence[ShardPlace]:
-        places = found.placement(self._writer.primaries(name))
+        places = found.placement(self._views.current.electorate(name))
         answers = await self._reader.holders(name, found.opened.stamp, places)
-        nodes = {node.number: node for node in self._map.nodes}
+        nodes = {node.number: node for node in self.cluster_map.nodes}
         result = []
         for index, number in enumerate(places):
             held = answers.get(number)
@@ -442,12 +425,14 @@ class AsyncClient:
         """Read again for a while when too few nodes answer: one that restarts is back in a second."""
         deadline = self._clock.monotonic() + self._options.patience
         while True:
+            view = self._views.current
             try:
                 return await read()
-            except Unavailable:
+            except (Unavailable, StaleMap) as error:
                 if self._clock.monotonic() >= deadline:
                     raise
-                await self._clock.sleep(RETRY_SECONDS)
+                if not (isinstance(error, StaleMap) and await self._views.renew(view)):
+                    await self._clock.sleep(RETRY_SECONDS)
 
     async def _found(
         self,

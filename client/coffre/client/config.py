@@ -11,10 +11,11 @@ from coffre.client.async_client import AsyncClient
 from coffre.client.keys import KeyProvider, KeyRing
 from coffre.client.model import ClientOptions
 from coffre.client.sync_client import Client
+from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
-from coffre.cluster.map import read_map
+from coffre.cluster.map import map_verifier, read_map
 from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
@@ -112,7 +113,12 @@ async def connect(
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     keys = keys or KeyRing.load(config.keyring, load_passphrase(config))
     return AsyncClient(
-        cluster_map, GrpcTransport(cluster_map, config.tls), keys, identity.name, options=options
+        cluster_map,
+        GrpcTransport(cluster_map, config.tls),
+        keys,
+        identity.name,
+        options=options,
+        verify=map_verifier(config.tls.authority, SystemClock()),
     )
 
 

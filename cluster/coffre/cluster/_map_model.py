@@ -22,6 +22,7 @@ __all__ = [
     "NODES_MAX",
     "POLICIES_MAX",
     "PRIOR_MAX",
+    "SHARDS_MAX",
     "BucketPolicy",
     "ClusterMap",
     "Domain",
@@ -36,7 +37,7 @@ POLICIES_MAX = 64
 BUCKET_POLICIES_MAX = 10_000
 PRIOR_MAX = 4  # maps of earlier epochs that are still consulted
 PARTITIONS_MAX = 1 << 16
-SHARDS_MAX = 255
+SHARDS_MAX = 255  # of one object, under any policy
 VERSIONS_KEPT_MAX = 1000
 _INT64_MAX = (1 << 63) - 1
 _NUMBER_MAX = (1 << 32) - 1

@@ -9,10 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from coffre.cluster.map import ClusterMap
+from coffre.cluster.map import SHARDS_MAX, ClusterMap
 from coffre.cluster.placement import Placement
 
-__all__ = ["Electorate", "Electorates", "Voters"]
+__all__ = ["SHARDS_MAX", "Electorate", "Electorates", "Voters"]
 
 _CACHED = 1 << 16  # all partitions that a map can have
 

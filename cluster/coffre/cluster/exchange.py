@@ -30,6 +30,7 @@ class Exchange:
         self._waiting: dict[int, asyncio.Future[pb.BatchReply]] = {}
         self._number = 0
         self._writing = asyncio.Lock()
+        self._begun = False  # something was written
         self._idle: asyncio.Future[None] | None = None
         self._reading = self._loop.create_task(self._read())
         self.error: CoffreError | None = None  # why nothing more can be sent
@@ -47,7 +48,7 @@ class Exchange:
         try:
             async with self._writing:
                 if self.error is None:
-                    await self._call.write(batch)
+                    await (self._call.write(batch) if self._begun else self._write_first(batch, reply))
             return await reply
         except (aio.AioRpcError, asyncio.InvalidStateError):
             return await reply  # the call ended; its status, which `_read` is told, says why
@@ -61,6 +62,21 @@ class Exchange:
             self._waiting.pop(number, None)
             if self._idle is not None and not self._waiting and not self._idle.done():
                 self._idle.set_result(None)
+
+    async def _write_first(self, batch: Batch, reply: asyncio.Future[pb.BatchReply]) -> None:
+        """Write until there is a reply, or a reason why there is none.
+
+        grpc.aio lets a first write wait for ever when its call is cancelled before the headers were sent, as of a node
+        that takes connections and says nothing.
+        """
+        writing = self._loop.create_task(self._call.write(batch))
+        try:
+            await asyncio.wait((writing, reply), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                self._begun = True
+                writing.result()
+        finally:
+            writing.cancel()
 
     async def finish(self, grace: float | None) -> None:
         """Let what is under way end, for `grace` seconds at most (None: not at all), and close the call."""

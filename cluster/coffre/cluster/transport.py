@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from coffre.cluster.errors import DeadlineExceeded, Unavailable
 from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity
+from coffre.cluster.map import ClusterMap
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 
@@ -46,6 +47,9 @@ class Transport(Protocol):
     async def status(self, node: int, timeout: float) -> pb.StatusReply: ...
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply: ...
+
+    async def update_map(self, cluster_map: ClusterMap) -> None:
+        """Reach the nodes of a newer map from now on."""
 
     async def close(self) -> None: ...
 
@@ -118,6 +122,9 @@ class LoopbackTransport:
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
         return await _within(timeout, node, self._handler(node).get_map(self._identity, request))
+
+    async def update_map(self, cluster_map: ClusterMap) -> None:
+        """Nothing to do: handlers are reached by their number."""
 
     async def close(self) -> None:
         """Nothing to close."""

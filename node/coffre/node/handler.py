@@ -234,7 +234,7 @@ class Handler:
             async for request in requests:
                 if writer is None:
                     header = request.header or pb.ShardHeader()
-                    self._admit(peer, header.tenant, header.epoch)
+                    self._admit(peer, header.tenant)  # at any epoch: the Accept that adopts it decides
                     if len(header.data_id) != DATA_ID_BYTES or header.shard_index >= SHARDS_MAX:
                         raise InvalidArgument(
                             "a staged shard needs a data id of 16 bytes and an index below 255"
@@ -253,7 +253,7 @@ class Handler:
         )
 
     async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
-        self._admit(peer, request.tenant, request.epoch)
+        self._admit(peer, request.tenant)  # at any epoch: a version never changes
         name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
         chunks = self._store.read_cells(
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count

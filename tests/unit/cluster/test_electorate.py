@@ -1,9 +1,9 @@
-"""Who decides about an object: the arithmetic of one set of primaries, and of several."""
+"""The arithmetic of quorums over several sets of primaries (docs/consistency.md, "Changing the map")."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from itertools import combinations, permutations
 
 import pytest
 from coffre.cluster.electorate import Electorate, Electorates, Voters
@@ -12,12 +12,115 @@ from coffre.cluster.placement import Placement
 from hypothesis import given
 from hypothesis import strategies as st
 
+NODES = range(1, 13)
+
+
+@st.composite
+def voters(draw: st.DrawFn) -> Voters:
+    k = draw(st.integers(1, 6))
+    m = draw(st.integers(1, min(k, 4)))
+    nodes = draw(st.permutations(NODES))[: k + m]
+    return Voters(tuple(nodes), k, m)
+
+
+electorates = st.lists(voters(), min_size=1, max_size=3).map(lambda sets: Electorate(tuple(sets)))
+some_nodes = st.sets(st.sampled_from(NODES))
+
+
+@given(electorates, some_nodes, some_nodes)
+def test_every_read_meets_every_write(electorate: Electorate, wrote: set[int], answered: set[int]) -> None:
+    if electorate.is_established_by(wrote) and electorate.is_heard_from(answered):
+        for held in electorate.sets:
+            assert wrote & answered & set(held.nodes)
+
+
+@given(electorates, voters(), some_nodes, some_nodes)
+def test_a_read_at_the_next_epoch_meets_a_write_at_this_one(
+    electorate: Electorate, added: Voters, wrote: set[int], answered: set[int]
+) -> None:
+    following = Electorate((added, *electorate.sets))
+    if electorate.is_established_by(wrote) and following.is_heard_from(answered):
+        assert wrote & answered
+    if following.is_established_by(wrote) and electorate.is_heard_from(answered):
+        assert wrote & answered
+
+
+@given(electorates, some_nodes)
+def test_what_is_dead_can_never_be_established(electorate: Electorate, aborted: set[int]) -> None:
+    rest = set(NODES) - aborted
+    assert electorate.is_dead_by(aborted) == (not electorate.may_be_established(rest))
+    if electorate.is_established_by(aborted):
+        assert electorate.is_dead_by(aborted)
+
+
+def test_one_set_counts_as_before() -> None:
+    electorate = Electorate((Voters((1, 2, 3, 4, 5, 6), 4, 2),))
+    assert (electorate.k, electorate.m, electorate.shards, electorate.write, electorate.read) == (
+        4,
+        2,
+        5,
+        4,
+        3,
+    )
+    assert not electorate.is_moving
+    for count in range(7):
+        for nodes in combinations(range(1, 7), count):
+            assert electorate.is_established_by(nodes) == (count >= 4)
+            assert electorate.is_heard_from(nodes) == (count >= 3)
+            assert electorate.is_dead_by(nodes) == (count >= 3)
+
+
+def test_nodes_of_no_set_do_not_count() -> None:
+    electorate = Electorate((Voters((1, 2, 3), 2, 1),))
+    assert not electorate.is_established_by([1, 7, 8, 9])
+    assert not electorate.is_heard_from([1, 7, 8, 9])
+    assert not electorate.is_dead_by([1, 7, 8, 9])
+
+
+def test_a_moving_partition_needs_both_sets() -> None:
+    electorate = Electorate((Voters((4, 5, 6), 2, 1), Voters((1, 2, 3), 2, 1)))
+    assert electorate.is_moving
+    assert electorate.primaries == (4, 5, 6)
+    assert electorate.everyone == {1, 2, 3, 4, 5, 6}
+    assert not electorate.is_established_by([4, 5, 6])
+    assert electorate.is_established_by([1, 2, 4, 5])
+    assert not electorate.is_heard_from([4, 5, 6])
+    assert electorate.is_dead_by([2, 3])
+    assert not electorate.is_dead_by([3, 4])
+
+
+@pytest.mark.parametrize(("n", "nodes"), [(3, (4, 5, 6)), (4, (1, 2, 3, 7)), (5, (4, 5, 6, 4, 5))])
+def test_versions_of_an_older_coding_are_looked_for_where_they_were(n: int, nodes: tuple[int, ...]) -> None:
+    electorate = Electorate((Voters((4, 5, 6), 2, 1), Voters((1, 2, 3, 7), 2, 2)))
+    assert electorate.primaries_of(n) == nodes
+
+
+@given(st.lists(voters(), min_size=2, max_size=5), st.data())
+def test_epochs_that_share_a_set_meet(sets: list[Voters], data: st.DataObject) -> None:
+    """A write that is complete under one epoch is met by every read under the next, which begins or ends a move."""
+    begun, settled = Electorate(tuple(sets)), Electorate(tuple(sets[1:]))
+    finished = Electorate((sets[0],))
+    for written, read in permutations((begun, settled, finished), 2):
+        if {written, read} == {settled, finished}:
+            continue  # never consecutive
+        held, heard = data.draw(some_nodes), data.draw(some_nodes)
+        if written.is_established_by(held) and read.is_heard_from(heard):
+            assert held & heard
+
+
+@given(electorates)
+def test_any_m_nodes_of_a_set_may_be_lost(one: Electorate) -> None:
+    for electors in one.sets:
+        lost = set(electors.nodes[: electors.m])
+        alone = Electorate((electors,))
+        assert alone.is_heard_from(set(electors.nodes) - lost)
+        assert not alone.is_established_by(lost), "a manifest would be lost"
+
+
+# ------------------------------------------------------------------ of maps
+
 FOUR_TWO = Policy("4+2", 4, 2, ("FR",), Domain.NODE)
 TWO_ONE = Policy("2+1", 2, 1, ("FR",), Domain.NODE)
-SETTLED = (1, 2, 3, 4, 5, 6)
-ONE = Electorate((Voters(SETTLED, 4, 2),))
-# Node 6 is replaced by node 7.
-MOVING = Electorate((Voters((1, 2, 7, 3, 4, 5), 4, 2), Voters(SETTLED, 4, 2)))
 
 
 def node(number: int) -> MapNode:
@@ -28,41 +131,6 @@ def map_of(count: int, epoch: int = 1, **changes: object) -> ClusterMap:
     nodes = tuple(node(number) for number in range(1, count + 1))
     first = ClusterMap("c0ffee", epoch, 64, nodes, (FOUR_TWO, TWO_ONE), "4+2")
     return dataclasses.replace(first, **changes)  # type: ignore[arg-type]
-
-
-def test_one_set() -> None:
-    assert (ONE.write, ONE.read, ONE.shards, ONE.k, ONE.m) == (4, 3, 5, 4, 2)
-    assert not ONE.is_moving
-    assert ONE.everyone == {1, 2, 3, 4, 5, 6}
-    assert ONE.is_established_by({1, 2, 3, 4})
-    assert not ONE.is_established_by([1, 2, 3, 7, 8])  # 7 and 8 are substitutes
-    assert ONE.is_heard_from({4, 5, 6})
-    assert not ONE.is_heard_from({5, 6, 7})
-    assert ONE.is_dead_by({4, 5, 6})
-    assert not ONE.is_dead_by({5, 6, 7})
-    assert not ONE.may_be_established({1, 2, 3})
-
-
-def test_several_sets() -> None:
-    assert MOVING.is_moving
-    assert MOVING.primaries == (1, 2, 7, 3, 4, 5)
-    assert MOVING.everyone == {1, 2, 3, 4, 5, 6, 7}
-    assert not MOVING.is_established_by({1, 2, 3, 7})  # three of the old set
-    assert MOVING.is_established_by({1, 2, 3, 7, 6})
-    assert not MOVING.is_heard_from({1, 2, 7})  # two of the old set
-    assert MOVING.is_heard_from({1, 2, 7, 6})
-    assert MOVING.is_dead_by({4, 5, 6})  # of the old set alone
-    assert MOVING.is_dead_by({4, 5, 7})  # of the new set alone
-    assert not MOVING.is_dead_by({5, 6, 7})
-    assert not MOVING.may_be_established({1, 2, 3, 6})
-
-
-def test_where_the_shards_of_another_coding_are_looked_for() -> None:
-    recoding = Electorate((Voters((1, 2, 3), 2, 1), Voters((6, 5, 4, 3, 2, 1), 4, 2)))
-    assert (recoding.k, recoding.k_min, recoding.shards) == (2, 2, 3)
-    assert recoding.primaries_of(3) == (1, 2, 3)
-    assert recoding.primaries_of(6) == (6, 5, 4, 3, 2, 1)
-    assert recoding.primaries_of(5) == (1, 2, 3, 1, 2)
 
 
 def test_most_partitions_of_a_map_that_moves_have_one_set() -> None:
@@ -104,67 +172,3 @@ def test_a_bucket_whose_policy_is_taken_back() -> None:
     before = map_of(6, bucket_policies=(BucketPolicy("clinic", "notes", "2+1"),))
     own = Electorates(map_of(6, 2, prior=(before,))).of("clinic", "notes", 5)
     assert [one.k for one in own.sets] == [4, 2]
-
-
-# ------------------------------------------------------------------ for all sets
-
-NODES = range(1, 13)
-
-
-@st.composite
-def voters(draw: st.DrawFn) -> Voters:
-    k = draw(st.integers(1, 6))
-    m = draw(st.integers(1, k))
-    order = draw(st.permutations(NODES))
-    return Voters(tuple(order[: k + m]), k, m)
-
-
-electorates = st.lists(voters(), min_size=1, max_size=5).map(lambda sets: Electorate(tuple(sets)))
-crowds = st.frozensets(st.sampled_from(NODES))
-
-
-@given(electorates, crowds, crowds)
-def test_what_establishes_meets_what_is_heard(
-    one: Electorate, held: frozenset[int], heard: frozenset[int]
-) -> None:
-    if one.is_established_by(held) and one.is_heard_from(heard):
-        for electors in one.sets:
-            assert held & heard & set(electors.nodes)
-
-
-@given(electorates, crowds, crowds)
-def test_dead_and_established_exclude_each_other(
-    one: Electorate, locked: frozenset[int], aborted: frozenset[int]
-) -> None:
-    if one.is_dead_by(aborted):
-        assert not one.is_established_by(locked - aborted)  # votes are final: no node gives both
-    elif not one.is_established_by(frozenset(NODES) - aborted):
-        pytest.fail("neither dead nor able to be established")
-
-
-@given(electorates, crowds, crowds)
-def test_votes_only_ever_decide_more(one: Electorate, few: frozenset[int], more: frozenset[int]) -> None:
-    for predicate in (one.is_established_by, one.is_heard_from, one.is_dead_by, one.may_be_established):
-        assert predicate(few) <= predicate(few | more)
-
-
-@given(st.lists(voters(), min_size=2, max_size=5), st.data())
-def test_epochs_that_share_a_set_meet(sets: list[Voters], data: st.DataObject) -> None:
-    """A write that is complete under one epoch is met by every read under the next, which begins or ends a move."""
-    begun, settled = Electorate(tuple(sets)), Electorate(tuple(sets[1:]))
-    finished = Electorate((sets[0],))
-    for written, read in itertools.permutations((begun, settled, finished), 2):
-        if {written, read} == {settled, finished}:
-            continue  # never consecutive
-        held, heard = data.draw(crowds), data.draw(crowds)
-        if written.is_established_by(held) and read.is_heard_from(heard):
-            assert held & heard
-
-
-@given(electorates)
-def test_any_m_nodes_of_a_set_may_be_lost(one: Electorate) -> None:
-    for electors in one.sets:
-        lost = set(electors.nodes[: electors.m])
-        alone = Electorate((electors,))
-        assert alone.is_heard_from(set(electors.nodes) - lost)
-        assert not alone.is_established_by(lost), "a manifest would be lost"

@@ -331,6 +331,19 @@ async def test_nobody_there(members: Members) -> None:
     reserved.close()
 
 
+@pytest.mark.parametrize("timeout", [0.0, 0.001, 0.05, 0.3])
+async def test_a_node_that_takes_connections_and_says_nothing(members: Members, timeout: float) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    transport = GrpcTransport(map_of(members, silent.getsockname()[1]), members.files("hospital"))
+    async with asyncio.timeout(30):
+        for _ in range(3):
+            batches = (transport.batch(1, pb.BatchRequest(tenant="t"), timeout) for _ in range(3))
+            for failure in await asyncio.gather(*batches, return_exceptions=True):
+                assert isinstance(failure, DeadlineExceeded | Unavailable)
+    await transport.close()
+    silent.close()
+
+
 async def test_deadline(open_stage: Open) -> None:
     async with open_stage() as stage:
         stage.echo.hold = asyncio.Event()

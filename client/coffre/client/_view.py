@@ -1,0 +1,131 @@
+"""What a client knows of the cluster while it works at one epoch of the map, and how it comes to the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import islice
+
+from coffre.client._peers import Peers
+from coffre.cluster.electorate import Electorate, Electorates
+from coffre.cluster.errors import CoffreError
+from coffre.cluster.map import ClusterMap, newer_map
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.cluster.transport import Transport
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["MapSource", "View", "Views"]
+
+
+class View:
+    """One epoch: who holds what, and the lanes to the nodes. What was begun at an epoch is sent at that epoch alone.
+
+    A node serves one epoch at a time, so no operation that counted on these electorates is carried out at another.
+    """
+
+    def __init__(self, cluster_map: ClusterMap, peers: Peers) -> None:
+        self.map = cluster_map
+        self.peers = peers
+        self._electorates = Electorates(cluster_map)
+
+    def electorate(self, name: ObjectName) -> Electorate:
+        """Who decides about an object."""
+        partition = partition_of(name, self.map.partitions)
+        return self._electorates.of(name.tenant, name.bucket, partition)
+
+    def partition_electorate(self, tenant: str, bucket: str, partition: int) -> Electorate:
+        return self._electorates.of(tenant, bucket, partition)
+
+    def placement(self, name: ObjectName) -> Placement:
+        """The rules by which new shards of an object are placed."""
+        return self._electorates.placement(name.tenant, name.bucket)
+
+    def silent_max(self, tenant: str, bucket: str) -> int:
+        """So many nodes may be silent, whichever they are, without any object of the bucket being out of reach."""
+        return self._electorates.silent_max(tenant, bucket)
+
+    def understudies(self, name: ObjectName) -> tuple[int, ...]:
+        """The n nodes after the primaries in a partition's order: shards go nowhere else, so readers need to ask
+        nobody else."""
+        electorate, placement = self.electorate(name), self.placement(name)
+        order = placement.order(partition_of(name, self.map.partitions))
+        others = (node for node in order if node not in electorate.everyone)
+        return tuple(islice(others, placement.policy.n))
+
+
+class MapSource:
+    """Asks the nodes for the newest map. `verify` opens a signed map, or raises what is wrong with it."""
+
+    def __init__(self, transport: Transport, verify: Callable[[bytes], ClusterMap], timeout: float) -> None:
+        self._transport = transport
+        self._verify = verify
+        self._timeout = timeout
+
+    async def newer(self, view: View) -> ClusterMap | None:
+        """The newest map that a node has, when it is newer than the view's; the transport works on it from now on."""
+        request = pb.GetMapRequest(known_epoch=view.map.epoch)
+        calls = [self._transport.get_map(peer.number, request, self._timeout) for peer in view.peers.all()]
+        newest = view.map
+        for reply in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(reply, BaseException):
+                if not isinstance(reply, CoffreError):
+                    raise reply
+            elif reply.signed_map:
+                newest = self._newer_of(newest, reply.signed_map)
+        if newest is view.map:
+            return None
+        await self._transport.update_map(newest)
+        return newest
+
+    def _newer_of(self, newest: ClusterMap, signed: bytes) -> ClusterMap:
+        try:
+            return newer_map(newest, self._verify(signed))
+        except CoffreError:
+            return newest  # forged, damaged, or older than what another node had
+
+
+class Views:
+    """The view that new work is begun with, and the way to the next one."""
+
+    def __init__(
+        self,
+        cluster_map: ClusterMap,
+        peers_of: Callable[[ClusterMap], Peers],
+        source: MapSource | None,
+    ) -> None:
+        self._peers_of = peers_of
+        self._source = source
+        self.current = View(cluster_map, peers_of(cluster_map))
+        self._left: list[Peers] = []
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def renew(self, stale: View) -> bool:
+        """After a node called `stale` out of date: move to a newer view. False when none is to be had yet."""
+        if self.current is stale and self._source is not None:
+            if self._renewing is None:
+                self._renewing = asyncio.create_task(self._renew())
+                self._renewing.add_done_callback(self._renewed)
+            await asyncio.shield(self._renewing)
+        return self.current is not stale
+
+    def _renewed(self, task: asyncio.Task[None]) -> None:
+        self._renewing = None
+
+    async def _renew(self) -> None:
+        assert self._source is not None
+        newer = await self._source.newer(self.current)
+        if newer is not None:
+            self.adopt(newer)
+
+    def adopt(self, cluster_map: ClusterMap) -> None:
+        """Begin everything from now on at the epoch of this map; older ones are passed over."""
+        if cluster_map.epoch <= self.current.map.epoch:
+            return
+        self._left.append(self.current.peers)
+        self.current = View(cluster_map, self._peers_of(cluster_map))
+
+    async def drain(self) -> None:
+        """Return when no lane has anything waiting or under way, those of epochs that were left included."""
+        left, self._left = self._left, []
+        await asyncio.gather(*(peers.drain() for peers in (*left, self.current.peers)))
