@@ -46,8 +46,8 @@ from coffre.cluster.membership_report import (
     reports_as_dicts,
 )
 from coffre.cluster.moves import Move, MoveReports, movement_between
-from coffre.cluster.node_survey import NodeReport, live_bytes, present_nodes, survey_nodes
-from coffre.cluster.operator_config import OperatorConfig, find_operator_config, load_operator_config
+from coffre.cluster.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
+from coffre.cluster.operator import OperatorConfig, find_operator_config, load_operator_config
 from rich.console import Console
 
 __all__ = ["COMMANDS"]
@@ -65,7 +65,7 @@ class Access:
     reports: MoveReports | None  # None: nodes cannot say how far they have come
     reaches_members: bool  # whether who publishes a map need not carry it to the members
 
-    async def survey(self, cluster_map: ClusterMap, node_ids: tuple[str, ...] = ()) -> list[NodeReport]:
+    async def survey(self, cluster_map: ClusterMap, node_ids: tuple[str, ...] = ()) -> list[SurveyedNode]:
         """Ask nodes how they are (default: all that were not removed)."""
         nodes = [node for node in present_nodes(cluster_map) if not node_ids or node.node_id in node_ids]
         transport = GrpcTransport(cluster_map, self.config.tls)
@@ -78,7 +78,7 @@ class Access:
 def open_access(config: Path | None) -> Access:
     """What operator.toml describes. The map is the file that it names."""
     found, clock = load_operator_config(find_operator_config(config)), SystemClock()
-    return Access(found, clock, FileMapPublisher(found.map, found.tls.authority, clock), None, False)
+    return Access(found, clock, FileMapPublisher(found.map_path, found.tls.authority, clock), None, False)
 
 
 # ------------------------------------------------------------------ a change, from wish to end
@@ -121,9 +121,10 @@ def _manner() -> list[click.Parameter]:
 
 
 def _config_option() -> click.Option:
-    path = click.Path(path_type=Path, dir_okay=False)
     return click.Option(
-        ["--config"], type=path, help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~."
+        ["--operator", "config"],
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~/.config/coffre.",
     )
 
 
@@ -174,7 +175,8 @@ async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
     """Wait for the move that the map is in, if any, and end it."""
     if not access.reaches_members:
         click.echo(
-            f"epoch {current.epoch} is in {access.config.map}: carry it to every node and client", err=True
+            f"epoch {current.epoch} is in {access.config.map_path}: carry it to every node and client",
+            err=True,
         )
     if not current.prior:
         return
@@ -352,7 +354,7 @@ def _status(config: Path | None, as_json: bool) -> None:
     asyncio.run(run())
 
 
-def _print_json(current: ClusterMap, nodes: list[NodeReport], progress: MoveProgress | None) -> None:
+def _print_json(current: ClusterMap, nodes: list[SurveyedNode], progress: MoveProgress | None) -> None:
     status = {
         "cluster_id": current.cluster_id,
         "epoch": current.epoch,
@@ -363,7 +365,7 @@ def _print_json(current: ClusterMap, nodes: list[NodeReport], progress: MoveProg
     click.echo(json.dumps(status, indent=2))
 
 
-def _print_status(current: ClusterMap, nodes: list[NodeReport], progress: MoveProgress | None) -> None:
+def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: MoveProgress | None) -> None:
     click.echo(f"cluster {current.cluster_id}, epoch {current.epoch}, {current.partitions} partitions")
     if progress is None:
         click.echo("no change is under way")

@@ -9,7 +9,7 @@ from coffre.cluster.changes import MoveProgress
 from coffre.cluster.health import Health
 from coffre.cluster.map import ClusterMap, MapNode
 from coffre.cluster.moves import Movement
-from coffre.cluster.node_survey import NodeReport
+from coffre.cluster.node_survey import SurveyedNode
 from rich.table import Table
 
 __all__ = [
@@ -186,7 +186,7 @@ def progress_as_dict(progress: MoveProgress) -> dict[str, object]:
     }
 
 
-def node_table(reports: Sequence[NodeReport], progress: MoveProgress | None) -> Table:
+def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -> Table:
     """One row for each node that was not removed."""
     moving = ("moved",) if progress is not None else ()
     table = Table(
@@ -209,14 +209,14 @@ def node_table(reports: Sequence[NodeReport], progress: MoveProgress | None) -> 
     return table
 
 
-def _clock(report: NodeReport) -> str:
+def _clock(report: SurveyedNode) -> str:
     ahead = report.clock_ahead_seconds
     if ahead is None:
         return "?"
     return f"{ahead:+.1f} s" + (" !" if abs(ahead) > _CLOCK_WARNING_SECONDS else "")
 
 
-def reports_as_dicts(reports: Sequence[NodeReport]) -> list[dict[str, object]]:
+def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for report in reports:
         node, status = report.node, report.status

@@ -13,14 +13,14 @@ from coffre.cluster.map import ClusterMap, MapNode, NodeState
 from coffre.cluster.transport import Transport
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["NodeReport", "live_bytes", "present_nodes", "survey_nodes"]
+__all__ = ["SurveyedNode", "live_bytes", "present_nodes", "survey_nodes"]
 
 ASK_TIMEOUT_SECONDS = 3.0
 _ROUNDS = 3  # the first answer pays for the connection
 
 
 @dataclass(frozen=True, slots=True)
-class NodeReport:
+class SurveyedNode:
     """One node, as it looks from here now."""
 
     node: MapNode
@@ -40,7 +40,7 @@ def present_nodes(cluster_map: ClusterMap) -> tuple[MapNode, ...]:
     return tuple(node for node in cluster_map.nodes if node.state is not NodeState.REMOVED)
 
 
-async def survey_nodes(transport: Transport, nodes: Iterable[MapNode], clock: Clock) -> list[NodeReport]:
+async def survey_nodes(transport: Transport, nodes: Iterable[MapNode], clock: Clock) -> list[SurveyedNode]:
     """Ask each node for its status, all at once, a few times."""
     nodes = list(nodes)
     tracker = HealthTracker(clock, HealthLimits(failures=1))
@@ -66,7 +66,7 @@ async def survey_nodes(transport: Transport, nodes: Iterable[MapNode], clock: Cl
         await asyncio.gather(*(ask(number) for number in pending))
         pending = [number for number in pending if number not in errors]  # who is down is asked once
     return [
-        NodeReport(
+        SurveyedNode(
             node,
             tracker.health(node.number),
             answers[node.number][0] if node.number in answers and node.number not in errors else None,
@@ -78,6 +78,6 @@ async def survey_nodes(transport: Transport, nodes: Iterable[MapNode], clock: Cl
     ]
 
 
-def live_bytes(reports: Iterable[NodeReport]) -> dict[int, int]:
+def live_bytes(reports: Iterable[SurveyedNode]) -> dict[int, int]:
     """What the nodes that answer hold, by number."""
     return {report.node.number: report.status.live_bytes for report in reports if report.status is not None}

@@ -11,9 +11,16 @@ from coffre.cluster._certificates import parse_certificate, parse_key
 from coffre.cluster.cli import cluster
 from coffre.cluster.cli_errors import ExitCode
 from coffre.cluster.identity import NodeAttributes
-from coffre.cluster.map import ClusterMap, MapNode, NodeState, Policy, create_map_file, read_map, sign_map
+from coffre.cluster.map import (
+    ClusterMap,
+    MapNode,
+    NodeState,
+    Policy,
+    create_map_file,
+    read_unverified_map,
+    sign_map,
+)
 from coffre.cluster.membership import finish_move
-from coffre.cluster.operator_config import load_operator_config
 from coffre.cluster.testing import Members, make_members
 
 CLUSTER_ID = "0123456789abcdef"
@@ -59,12 +66,11 @@ def config(members: Members, tmp_path: Path) -> Path:
 
 
 def run(config: Path, *arguments: str, stdin: str = "") -> Result:
-    return CliRunner().invoke(cluster, [*arguments, "--config", str(config)], input=stdin)
+    return CliRunner().invoke(cluster, [*arguments, "--operator", str(config)], input=stdin)
 
 
 def map_at(config: Path) -> ClusterMap:
-    found = load_operator_config(config)
-    return read_map(found.map, found.tls.authority)[0]
+    return read_unverified_map(config.parent / "cluster.map")
 
 
 def offer(members: Members, name: str = "n6") -> str:

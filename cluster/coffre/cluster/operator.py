@@ -1,4 +1,4 @@
-"""operator.toml: where an operator's commands find the cluster's map, and the certificate that they sign with."""
+"""operator.toml: with which certificate, and on which map, an operator's commands talk to the nodes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from coffre.cluster.errors import ConfigurationError
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.errors import ConfigurationError, Unauthenticated
+from coffre.cluster.identity import Role
+from coffre.cluster.map import ClusterMap, read_map
+from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["OperatorConfig", "find_operator_config", "load_operator_config"]
 
@@ -19,14 +21,15 @@ _SETTINGS = ("map", "authority", "certificate", "key")
 
 @dataclass(frozen=True, slots=True)
 class OperatorConfig:
-    """Settings of one operator; relative paths count from the file's own folder."""
+    """The map, verified, and where it and the files of an operator are."""
 
-    map: Path
+    cluster_map: ClusterMap
     tls: TlsFiles
+    map_path: Path
 
 
 def find_operator_config(given: Path | None) -> Path:
-    """The configuration to use: the one given, $COFFRE_OPERATOR_CONFIG, ./.coffre, or ~/.config/coffre."""
+    """The file to use: the one given, $COFFRE_OPERATOR_CONFIG, ./.coffre, or ~/.config/coffre."""
     if given is not None:
         return given
     if named := os.environ.get(CONFIG_VARIABLE):
@@ -35,12 +38,12 @@ def find_operator_config(given: Path | None) -> Path:
         if place.expanduser().exists():
             return place.expanduser()
     raise ConfigurationError(
-        f"no cluster is configured: pass --config FILE (an operator.toml), or set {CONFIG_VARIABLE}"
+        f"no operator is configured: pass --operator FILE or set {CONFIG_VARIABLE}; see docs/operations.md"
     )
 
 
 def load_operator_config(path: Path) -> OperatorConfig:
-    """Read and check `path`. Raises `ConfigurationError`."""
+    """Read and check `path`; relative paths count from its folder. Raises `ConfigurationError` or `Unauthenticated`."""
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -56,4 +59,11 @@ def load_operator_config(path: Path) -> OperatorConfig:
         raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
     base = path.parent
     tls = TlsFiles(base / raw["authority"], base / raw["certificate"], base / raw["key"])
-    return OperatorConfig(base / raw["map"], tls)
+    map_path = base / raw["map"]
+    cluster_map, _ = read_map(map_path, tls.authority)
+    identity = load_identity(tls)
+    if identity.role is not Role.OPERATOR:
+        raise Unauthenticated(f"{tls.certificate} is not an operator's certificate")
+    if identity.cluster_id != cluster_map.cluster_id:
+        raise ConfigurationError("the certificate and the cluster map are of different clusters")
+    return OperatorConfig(cluster_map, tls, map_path)
