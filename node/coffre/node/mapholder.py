@@ -18,6 +18,11 @@ class MapHolder:
         self._placements = {
             (policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies
         }
+        codings = {policy.name: (policy.k, policy.m) for policy in cluster_map.policies}
+        self._coding = codings[cluster_map.default_policy]
+        self._own_codings = {
+            (one.tenant, one.bucket): codings[one.policy] for one in cluster_map.bucket_policies
+        }
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""
@@ -25,3 +30,11 @@ class MapHolder:
             return self._placements[k, m]
         except KeyError:
             raise PolicyViolation(f"no storage policy of this cluster codes {k}+{m}") from None
+
+    def check_coding(self, tenant: str, bucket: str, k: int, m: int) -> None:
+        """Raise `PolicyViolation` unless new objects of the bucket are coded so."""
+        coding = self._own_codings.get((tenant, bucket), self._coding)
+        if coding != (k, m):
+            raise PolicyViolation(
+                f"objects of bucket {bucket} are coded {coding[0]}+{coding[1]} by its storage policy, not {k}+{m}"
+            )
