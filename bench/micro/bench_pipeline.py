@@ -6,7 +6,7 @@ import random
 
 import pytest
 from coffre.client._sealing import Draft
-from coffre.client._upload import SegmentCoder
+from coffre.client._upload import CellCoder, SegmentCoder
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -50,4 +50,9 @@ def bench_segment(beside: Beside, k: int, m: int, kind: str, size_bytes: int) ->
         for segment in range(calls):
             coder.code(segment, plain)
 
-    beside(aes_gcm(size_bytes), code)
+    def code_large() -> None:
+        coder = CellCoder(draft, k, m, 3)
+        coder.add(0, coder.cut(plain))
+        coder.finish()
+
+    beside(aes_gcm(size_bytes), code if size_bytes < 1 << 20 else code_large)

@@ -41,6 +41,8 @@ ACCEPTED, LOCKED, SETTLED, ABORTED = 1, 2, 3, 4
 CELL_BYTES_MAX = 8 << 20
 SEGMENT_BYTES_MAX = 16 << 20
 COMBINATIONS_MAX = 10_000
+SEALED_SEGMENT, SEALED_CELLS = 0, 1
+FRAMED, RAW = 1, 2
 FILE_NAME_BYTES_MAX = 200
 PASSPHRASE_VARIABLE = "COFFRE_KEYRING_PASSPHRASE"
 
@@ -141,7 +143,7 @@ def _messages() -> tuple[type[Any], type[Any]]:
     manifest = file.message_type.add(name="Manifest")
     fields = [("format", u32), ("kind", u32), ("stamp", raw), ("data_id", raw), ("size_bytes", u64)]
     fields += [("segment_bytes", u32), ("k", u32), ("m", u32), ("key_id", text), ("wrapped_key", raw)]
-    fields += [("shard_crcs", raw), ("sealed_metadata", raw)]
+    fields += [("shard_crcs", raw), ("sealed_metadata", raw), ("sealing", u32)]
     for number, (name, kind) in enumerate(fields, 1):
         manifest.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
     metadata = file.message_type.add(name="Metadata")
@@ -586,12 +588,27 @@ class Version:
         data: Iterable[bytes] = [cells[index] for index in indexes]
         if indexes[-1] >= manifest.k:
             data = zfec.Decoder(manifest.k, manifest.k + manifest.m).decode(tuple(data), tuple(indexes))
+        size_bytes = min(manifest.segment_bytes, manifest.size_bytes - segment * manifest.segment_bytes)
         try:
+            if manifest.sealing == SEALED_CELLS:
+                return self._open_cells(segment, list(data), size_bytes)
             frame = self.cipher.decrypt(segment.to_bytes(12, "big"), b"".join(data), manifest.data_id)
         except InvalidTag:
             return None
-        size_bytes = min(manifest.segment_bytes, manifest.size_bytes - segment * manifest.segment_bytes)
         return _unframe(frame, size_bytes)
+
+    def _open_cells(self, segment: int, data: list[bytes], size_bytes: int) -> bytes | None:
+        """Decrypt data cells that are sealed each on its own. Raises `InvalidTag`."""
+        raw_bytes = -(-size_bytes // self.manifest.k) + 16
+        if not 16 <= len(data[0]) <= raw_bytes:
+            return None
+        way = RAW if len(data[0]) == raw_bytes else FRAMED
+        parts = []
+        for index, cell in enumerate(data):
+            nonce = bytes((way, 0, 0, 0)) + index.to_bytes(4, "big") + segment.to_bytes(4, "big")
+            parts.append(self.cipher.decrypt(nonce, cell, self.manifest.data_id))
+        whole = b"".join(parts)
+        return whole[:size_bytes] if way == RAW else _unframe(whole, size_bytes)
 
 
 @functools.cache
@@ -629,8 +646,9 @@ def open_seal(context: bytes, raw: bytes, mac: bytes, keys: dict[str, AESSIV]) -
         manifest = _messages()[0].FromString(raw)
     except DecodeError:
         raise Damage("its manifest is not one") from None
-    if manifest.format != 1:
-        raise Damage(f"its manifest has format {manifest.format}; this script knows 1")
+    if (manifest.format, manifest.sealing) not in ((1, SEALED_SEGMENT), (2, SEALED_CELLS)):
+        kind = f"format {manifest.format} and sealing {manifest.sealing}"
+        raise Damage(f"its manifest has {kind}; this script does not know that")
     key = keys.get(manifest.key_id)
     if key is None:
         raise Damage(f"its key {manifest.key_id!a} is not in the key ring")

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.batches import VOTES, accept_operation, expanded, outcome_of, outcomes_of, varint, vote_of
+from coffre.proto.batches import (
+    VOTES,
+    accept_operation,
+    accept_operations,
+    expanded,
+    outcome_of,
+    outcomes_of,
+    varint,
+    vote_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +42,19 @@ def test_an_accept_written_by_hand(
         else:
             common.cell, common.cell_crc = cell, cell_crc
     assert pb.Operation.FromString(written) == pb.Operation(accept=common)
+
+
+@given(COMMON, st.integers(0, 300), st.integers(1, 200), st.randoms())
+def test_the_accepts_of_all_cells_of_an_object(
+    common: pb.Accept, cell_bytes: int, count: int, source: random.Random
+) -> None:
+    cells = [memoryview(source.randbytes(cell_bytes)) for _ in range(count)]
+    crcs = [source.getrandbits(32) for _ in cells]
+    raw = common.SerializeToString()
+    assert accept_operations(raw, cells, crcs) == [
+        accept_operation(raw, index, cell, crc)
+        for index, (cell, crc) in enumerate(zip(cells, crcs, strict=True))
+    ]
 
 
 @given(st.integers(0, 2**35))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import pytest
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import (
+    CellMessage,
     ShardChunk,
     WireCell,
     decode_read,
@@ -68,6 +71,42 @@ def test_any_bytes_read_as_protobuf_reads_them(cells: list[WireCell], data: st.D
         assert [(c.segment, c.crc, bytes(c.data)) for c in found.cells] == [
             (c.segment, c.crc, c.data) for c in expected.cells
         ]
+
+
+MESSAGES = st.lists(
+    st.lists(st.tuples(U32, st.integers(1, 2**32 - 1), st.binary(min_size=1, max_size=300)), max_size=5),
+    max_size=6,
+)
+
+
+@settings(derandomize=True, max_examples=300)
+@given(MESSAGES)
+def test_cells_written_in_place_are_those_of_protobuf(
+    messages: list[list[tuple[int, int, bytes]]],
+) -> None:
+    """One memory serves for all, and those who still have an earlier message, or a view of it, see it unchanged."""
+    memory = BytesIO()
+    made: list[tuple[ShardChunk, ShardChunk]] = []
+    for cells in messages:
+        message = CellMessage(memory)
+        for segment, crc, data in cells:
+            place = message.reserve(segment, len(data))
+            place[:] = data
+            place.release()
+            message.set_crc(crc)
+        made.append((message.finish(), ShardChunk([WireCell(*cell) for cell in cells])))
+        for found, expected in made:
+            assert encode_write(found) == encode_write(expected)
+            assert same(found, expected)
+
+
+def test_a_checksum_of_zero_is_written_out_and_read_alike() -> None:
+    message = CellMessage(BytesIO())
+    message.reserve(7, 3)[:] = b"abc"
+    message.set_crc(0)
+    chunk = message.finish()
+    assert same(chunk, ShardChunk([WireCell(7, 0, b"abc")]))
+    assert pb.WriteShardRequest.FromString(encode_write(chunk)) == as_write(chunk)
 
 
 def test_cells_are_views_into_the_message() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 
+from coffre.client._cell_cipher import CellCipher, cipher_of
 from coffre.client._sealing import OpenManifest, SegmentCipher
 from coffre.cluster.errors import IntegrityError
 from coffre.codec import codec, crc32c
@@ -62,26 +63,44 @@ def data_cells(
 
 
 def open_segment(
-    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes | memoryview]
+    opened: OpenManifest,
+    cipher: SegmentCipher | CellCipher,
+    segment: int,
+    cells: Mapping[int, bytes | memoryview],
 ) -> bytes | memoryview:
     """Return a segment's plaintext from k or more cells.
 
-    With more than k, a cell that lies under a matching checksum is found by leaving cells out. Raises `IntegrityError`.
+    With more than k, a cell that lies under a matching checksum is found: a data cell by its own tag where it has one,
+    any other by leaving cells out. Raises `IntegrityError`.
     """
     return _open_some(opened, cipher, segment, cells)[0]
 
 
 def _open_some(
-    opened: OpenManifest, cipher: SegmentCipher, segment: int, cells: Mapping[int, bytes | memoryview]
+    opened: OpenManifest,
+    cipher: SegmentCipher | CellCipher,
+    segment: int,
+    cells: Mapping[int, bytes | memoryview],
 ) -> tuple[bytes | memoryview, dict[int, bytes | memoryview]]:
     """Return a segment's plaintext, and the k cells that it was decrypted from."""
     manifest = opened.manifest
-    k, m = manifest.k, manifest.m
-    ordered = sorted(cells)
-    for chosen in islice(combinations(ordered, k), COMBINATIONS_MAX):
+    k, m, plain_bytes = manifest.k, manifest.m, opened.plain_bytes(segment)
+
+    def open_from(chosen: Iterable[int]) -> tuple[bytes | memoryview, dict[int, bytes | memoryview]]:
         some = {index: cells[index] for index in chosen}
+        return cipher.open(segment, data_cells(k, m, some), plain_bytes), some
+
+    candidates = sorted(cells)
+    if len(candidates) > k and isinstance(cipher, CellCipher):
         try:
-            return cipher.open(segment, data_cells(k, m, some), opened.plain_bytes(segment)), some
+            return open_from(candidates[:k])
+        except IntegrityError:
+            candidates = [
+                i for i in candidates if i >= k or cipher.is_genuine(segment, i, cells[i], plain_bytes)
+            ]
+    for chosen in islice(combinations(candidates, k), COMBINATIONS_MAX):
+        try:
+            return open_from(chosen)
         except IntegrityError:
             continue
     raise IntegrityError(f"segment {segment} does not verify from {len(cells)} cells")
@@ -98,8 +117,7 @@ def rebuild_cells(
     k, m = manifest.k, manifest.m
     if len(cells.good) < k:
         return {}
-    cipher = SegmentCipher(opened.data_key, manifest.data_id, k)
-    _, true = _open_some(opened, cipher, 0, cells.good)
+    _, true = _open_some(opened, cipher_of(opened), 0, cells.good)
     size_bytes = len(next(iter(true.values())))
     rebuilt = {index: bytearray(size_bytes) for index in wanted if index not in true}
     codec(k, m).reconstruct_into(true, rebuilt)

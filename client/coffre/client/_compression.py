@@ -9,12 +9,14 @@ from pathlib import Path
 import zstandard
 from coffre.cluster.errors import IntegrityError, Unsupported
 
-__all__ = ["RAW", "compress", "decompress"]
+__all__ = ["RAW", "Shrinker", "compress", "decompress"]
 
 RAW, ZSTD, ZSTD_FHIR = 0, 1, 2
 _SMALL_BYTES_MAX = 64 << 10  # what is longer learns its own vocabulary
 _SMALL_LEVELS_MORE = 2  # it costs microseconds, and each byte saved is saved on k + m nodes' way and disk
 _JSON = (b"{", b"[")
+_WORTHWHILE = 0.97  # keep a compressed segment when it is at least 3 % smaller
+_SKIP_MAX = 64
 _DICTIONARY = Path(__file__).with_name("dictionary-1.txt")
 
 
@@ -75,3 +77,32 @@ def decompress(kind: int, payload: memoryview, plain_bytes: int) -> bytes | memo
         return _decompressor(kind).decompress(payload, plain_bytes)
     except zstandard.ZstdError:
         raise IntegrityError("a segment does not decompress") from None
+
+
+class Shrinker:
+    """Compresses the segments of one object where it helps; after some that did not shrink, ever more pass untried."""
+
+    def __init__(self, level: int | None) -> None:
+        self._level = level
+        self._skip = 0
+        self._skip_next = 1
+
+    @property
+    def tries_next(self) -> bool:
+        """Whether the next segment costs an attempt, which takes longer than encrypting and coding it."""
+        return self._level is not None and not self._skip
+
+    def shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
+        """The kind of compression, and the result; `RAW` and `plain` itself when it is not worthwhile."""
+        if self._level is None or len(plain) < 64:
+            return RAW, plain
+        if self._skip:
+            self._skip -= 1
+            return RAW, plain
+        kind, shrunk = compress(plain, self._level)
+        if len(shrunk) < len(plain) * _WORTHWHILE:
+            self._skip_next = 1
+            return kind, shrunk
+        self._skip = self._skip_next
+        self._skip_next = min(2 * self._skip_next, _SKIP_MAX)
+        return RAW, plain

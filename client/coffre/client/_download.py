@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import NamedTuple
 
+from coffre.client._cell_cipher import CellCipher, cipher_of
 from coffre.client._cells import open_segment
 from coffre.client._peers import Peers
 from coffre.client._reads import Found, Reader
@@ -40,7 +41,7 @@ class Downloader:
         """Return a one-segment object from the cells that came with its manifest, or ask for more."""
         opened, cells = found.opened, found.cells
         manifest = opened.manifest
-        cipher = SegmentCipher(opened.data_key, manifest.data_id, manifest.k)
+        cipher = cipher_of(opened)
         if len(cells.good) >= manifest.k:
             try:
                 return open_segment(opened, cipher, 0, cells.good)
@@ -62,7 +63,7 @@ class Downloader:
         places = found.placement(self._views.current.electorate(found.opened.name))
         assembly = _Assembly(self, found, places, wanted)
         opened = found.opened
-        cipher = SegmentCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
+        cipher = cipher_of(opened)
         opening: deque[_Opening] = deque()
 
         async def opened_next() -> bytes | memoryview:
@@ -70,8 +71,10 @@ class Downloader:
             try:
                 return await plain
             except IntegrityError:
-                every = await assembly.every_cell(segment, cells)
-                return await self._open(opened, cipher, segment, every)
+                # Some cell lies under a matching checksum: all that can be had tell which.
+                others = [index for index in range(len(assembly.places)) if index not in cells]
+                await assembly.fetch(segment, others, cells)
+                return await self._open(opened, cipher, segment, cells)
 
         try:
             for segment in wanted:
@@ -85,10 +88,29 @@ class Downloader:
             await assembly.close()
             self._report(opened, assembly.damaged, places)
 
+    async def data_cells(
+        self, found: Found, segment: int, indexes: Iterable[int]
+    ) -> dict[int, bytes | memoryview]:
+        """Those of the data cells `indexes` of one segment that came along, or that their nodes send at once.
+
+        What is missing then is damaged, absent, or later than a hedge would be.
+        """
+        places = found.placement(self._views.current.electorate(found.opened.name))
+        assembly = _Assembly(self, found, places, range(segment, segment + 1))
+        cells = assembly.along(segment)
+        missing = [i for i in indexes if i not in cells and not self.is_slow(assembly.places[i])]
+        if missing:
+            try:
+                async with asyncio.timeout(self._hedge_delay):
+                    await assembly.fetch(segment, missing, cells)
+            except TimeoutError:
+                pass  # the caller goes on with what there is
+        return cells
+
     def _open(
         self,
         opened: OpenManifest,
-        cipher: SegmentCipher,
+        cipher: SegmentCipher | CellCipher,
         segment: int,
         cells: Mapping[int, bytes | memoryview],
     ) -> asyncio.Future[bytes | memoryview]:
@@ -130,6 +152,10 @@ class Downloader:
     def is_suspect(self, node: int) -> bool:
         return node not in self._peers or self._peers[node].suspect
 
+    def is_slow(self, node: int) -> bool:
+        """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""
+        return self.is_suspect(node) or self._peers[node].reads.lags(self._hedge_delay)
+
     def note_failure(self, node: int) -> None:
         self._peers[node].note_failure()
 
@@ -167,16 +193,14 @@ class _Assembly:
         self.opened = found.opened
         self.wanted = wanted
         self._k = found.opened.manifest.k
-        self._places = places
+        self.places = places
         self._end = wanted.stop
         self._current = wanted.start
         self._cells: dict[int, dict[int, bytes | memoryview]] = {}
         self._moved = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._spare = sorted(
-            range(len(places)), key=lambda index: (downloader.is_suspect(places[index]), index)
-        )
+        self._spare = sorted(range(len(places)), key=lambda index: (downloader.is_slow(places[index]), index))
         self._failed: dict[int, CoffreError] = {}
         self._starts: Counter[int] = Counter()
         self.damaged: set[int] = set()
@@ -230,20 +254,17 @@ class _Assembly:
     def _may_retry(self, index: int, error: CoffreError) -> bool:
         return isinstance(error, RetryableError) and self._starts[index] <= RESTARTS_MAX
 
-    async def every_cell(
-        self, segment: int, cells: dict[int, bytes | memoryview]
-    ) -> dict[int, bytes | memoryview]:
-        """All cells of one segment that can be had: some cell of `cells` lies under a matching checksum."""
-        every = dict(cells)
+    def along(self, segment: int) -> dict[int, bytes | memoryview]:
+        """The good cells of `segment` that came with the version."""
+        return dict(self._cells.get(segment, {}))
 
-        async def fetch(index: int) -> None:
-            await self._read(index, segment, 1, lambda _, cell: every.__setitem__(index, cell))
+    async def fetch(self, segment: int, indexes: Iterable[int], cells: dict[int, bytes | memoryview]) -> None:
+        """Add those cells of one segment to `cells` that can be had, and pass over the others."""
 
-        await asyncio.gather(
-            *(fetch(index) for index in range(len(self._places)) if index not in every),
-            return_exceptions=True,
-        )
-        return every
+        async def fetch_one(index: int) -> None:
+            await self._read(index, segment, 1, lambda _, cell: cells.__setitem__(index, cell))
+
+        await asyncio.gather(*map(fetch_one, indexes), return_exceptions=True)
 
     async def close(self) -> None:
         """End all calls."""
@@ -270,7 +291,7 @@ class _Assembly:
             if isinstance(error, (IntegrityError, NotFound)):
                 self.damaged.add(index)
             else:
-                self._downloader.note_failure(self._places[index])
+                self._downloader.note_failure(self.places[index])
         finally:
             self._arrived.set()
 
@@ -285,7 +306,7 @@ class _Assembly:
     ) -> None:
         """Read cells of one shard, verify each, hand them on; pause while too far ahead of the reader."""
         expected = first
-        replies = self._downloader.read_shard(self.opened, self._places[index], index, first, count)
+        replies = self._downloader.read_shard(self.opened, self.places[index], index, first, count)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:

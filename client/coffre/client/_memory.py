@@ -1,8 +1,11 @@
-"""Memory of segments that is used again and again."""
+"""Memory of segments and of messages that is used again and again."""
 
 from __future__ import annotations
 
-__all__ = ["SegmentMemory"]
+from collections import deque
+from io import BytesIO
+
+__all__ = ["MessageMemory", "SegmentMemory"]
 
 KEPT_SEGMENTS_MAX = 32  # more than all streams of an upload together hold on to while none of them lags
 
@@ -18,19 +21,26 @@ class SegmentMemory:
 
     def take(self, size_bytes: int) -> memoryview:
         """Return memory with anything in it; it is free again when this view and all made from it are gone."""
-        try:
-            buffer = self._kept.pop(0)
-        except IndexError:
-            buffer = bytearray(size_bytes)
-        if _is_viewed(buffer):
-            if len(self._kept) < KEPT_SEGMENTS_MAX:
-                self._kept.insert(0, buffer)
-            buffer = bytearray(size_bytes)
-        elif len(buffer) < size_bytes:
+        if not size_bytes:
+            return memoryview(bytearray())
+        buffer = self._take_kept() if self._kept else None
+        if buffer is None or len(buffer) < size_bytes:
             buffer = bytearray(size_bytes)
         view = memoryview(buffer)[:size_bytes]
         self._kept.append(buffer)
         return view
+
+    def _take_kept(self) -> bytearray | None:
+        """The memory that was taken the longest ago, when nobody looks at it."""
+        try:
+            buffer = self._kept.pop(0)
+        except IndexError:
+            return None  # another thread was faster
+        if not _is_viewed(buffer):
+            return buffer
+        if len(self._kept) < KEPT_SEGMENTS_MAX:
+            self._kept.insert(0, buffer)
+        return None
 
 
 def _is_viewed(buffer: bytearray) -> bool:
@@ -40,3 +50,19 @@ def _is_viewed(buffer: bytearray) -> bool:
     except BufferError:
         return True
     return False
+
+
+class MessageMemory:
+    """Memory of a stream's messages, taken again in turn: `kept` of them, more than are under way while nothing lags.
+
+    A message that is still looked at then costs a copy, since BytesIO never changes a value that it has given out.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept: deque[BytesIO] = deque()
+        self._kept_max = kept
+
+    def take(self) -> BytesIO:
+        memory = self._kept.popleft() if len(self._kept) == self._kept_max else BytesIO()
+        self._kept.append(memory)
+        return memory

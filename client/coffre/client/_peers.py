@@ -90,14 +90,10 @@ class Lane:
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bound: asyncio.AbstractEventLoop | None = None
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """The loop of the first call, looked up once: asking asyncio costs a system call."""
-        if self._bound is None:
-            self._bound = asyncio.get_running_loop()
-        return self._bound
+        return self._peer.loop
 
     def post(self, operation: bytes, sink: Sink) -> None:
         """Queue a serialized operation; `sink` is told what becomes of it."""
@@ -238,6 +234,10 @@ class Peer:
         """True for a while after failures; suspects are asked last."""
         return self._failures > 0 and self._peers.clock.monotonic() < self._suspect_until
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._peers.loop
+
     def now(self) -> float:
         return self._peers.clock.monotonic()
 
@@ -304,6 +304,14 @@ class Peers:
         self.marks = marks
         self.numbers = frozenset(numbers)
         self._peers = {number: Peer(number, self) for number in sorted(self.numbers)}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the first call, looked up once: asking asyncio costs a system call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def __getitem__(self, number: int) -> Peer:
         return self._peers[number]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import groupby
 
+from coffre.client._cell_cipher import CellCipher
 from coffre.client._download import Downloader
 from coffre.client._reads import Found
 from coffre.client._sealing import OpenManifest, segment_count
-from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.errors import IntegrityError, InvalidArgument
+from coffre.cluster.ranges import Piece, part_bytes, pieces_of_range
+from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["RangeReader", "short_range"]
 
 SHORT_BYTES_MAX = 1 << 20  # of a range whose cells are worth sending along with the version
+START_MAX = 1 << 63  # far behind the end of any object; what travels has 64 bits
 
 
 def short_range(start: int, length: int | None) -> range:
     """The bytes whose cells should come along with the version; none for what takes long anyway."""
-    if length is None or start < 0 or not 0 < length <= SHORT_BYTES_MAX:
+    if length is None or not 0 <= start < START_MAX or not 0 < length <= SHORT_BYTES_MAX:
         return range(0)
     return range(start, start + length)
 
@@ -41,12 +46,43 @@ class RangeReader:
             whole = await self._downloader.one_segment(found)
             yield whole if start == 0 and end == len(whole) else whole[start:end]
             return
+        short = pieces_of_range(
+            size_bytes, opened.manifest.segment_bytes, opened.manifest.k, start, max(end - start, 0)
+        )
+        if short and end - start <= SHORT_BYTES_MAX and opened.manifest.sealing == pb.SEALING_CELL:
+            for segment, pieces in groupby(short, key=lambda piece: piece.segment):
+                yield await self._short(found, segment, list(pieces))
+            return
         wanted = _segments(opened, start, end)
         position = wanted.start * opened.manifest.segment_bytes
         async with aclosing(self._downloader.segments(found, wanted)) as plains:
             async for plain in plains:
                 yield plain[max(start - position, 0) : end - position]
                 position += len(plain)
+
+    async def _short(self, found: Found, segment: int, pieces: list[Piece]) -> bytes | memoryview:
+        """A short range of one segment: from its data cells alone when the segment is raw and they are good."""
+        opened = found.opened
+        plain_bytes = opened.plain_bytes(segment)
+        wanted = {piece.shard_index for piece in pieces}
+        cells = await self._downloader.data_cells(found, segment, wanted)
+        if wanted <= cells.keys():
+            cipher = CellCipher(opened.data_key, opened.manifest.data_id, opened.manifest.k)
+            try:
+                parts = [
+                    cipher.open_raw(segment, index, cells[index], plain_bytes) for index in sorted(wanted)
+                ]
+            except IntegrityError:
+                pass  # compressed, or a cell lies: it takes k cells
+            else:
+                return b"".join(
+                    part[piece.start : piece.end] for part, piece in zip(parts, pieces, strict=True)
+                )
+        part_size = part_bytes(plain_bytes, opened.manifest.k)
+        start = pieces[0].shard_index * part_size + pieces[0].start
+        end = pieces[-1].shard_index * part_size + pieces[-1].end
+        async with aclosing(self._downloader.segments(found, range(segment, segment + 1))) as plains:
+            return (await anext(plains))[start:end]
 
 
 def _segments(opened: OpenManifest, start: int, end: int) -> range:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from coffre.client._cells import CellSet, rebuild_cells
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
 from coffre.client._sealing import OpenManifest, Sealer
+from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._view import View, Views
 from coffre.client._writes import Fate, Shards, Writer
 from coffre.cluster.clock import Clock
@@ -25,6 +26,7 @@ from coffre.cluster.errors import (
     error_of_status,
 )
 from coffre.cluster.names import ObjectName
+from coffre.cluster.ranges import pieces_of_range
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
@@ -82,9 +84,9 @@ class Reader:
     ) -> Found | None:
         """Return the newest established version, a tombstone too, or None when there is none.
 
-        With `want_cell` the cell of a one-segment object comes along, of a larger one those of a short `want_range` of
-        bytes, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show which
-        version is the newest, `StaleMap` when that is since the cluster moved to another map.
+        With `want_cell` the cell of a one-segment object comes along, of a larger one those that a short `want_range`
+        of bytes lies in, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show
+        which version is the newest, `StaleMap` when that is since the cluster moved to another map.
         """
         view = self._views.current
         replies = await self._collect(view, name, want_cell=want_cell, want_range=want_range)
@@ -153,17 +155,20 @@ class Reader:
     async def _collect(self, view: View, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         electorate = view.electorate(name)
+        holding_range = [electorate.primaries[index] for index in _expected_cells(want_range, electorate.k)]
 
-        def is_slow(node: int) -> bool:
-            """Whether to ask it last: it failed lately, or keeps others waiting longer than a hedge would."""
+        def lateness(node: int) -> tuple[bool, bool]:
+            """Asked last is who failed lately, or keeps others waiting longer than a hedge would."""
             peer = view.peers[node]
-            return peer.suspect or peer.reads.lags(self._hedge_delay)
+            return peer.suspect or peer.reads.lags(self._hedge_delay), node not in holding_range
 
-        order = sorted(electorate.primaries, key=is_slow)
+        order = sorted(electorate.everyone if electorate.is_moving else electorate.primaries, key=lateness)
         if electorate.is_moving:
-            order, first = list(electorate.everyone), len(electorate.everyone)
+            first = len(order)
         else:
-            first = max(electorate.k, electorate.read) if want_cell else electorate.read
+            wants_small = want_cell and want_range.start < SEGMENT_BYTES
+            first = max(electorate.k, electorate.read) if wants_small else electorate.read
+            first = max(first, len(holding_range))
         gather = Gather(
             view.peers,
             read_operation(name, want_cell=want_cell, want_range=want_range).SerializeToString(),
@@ -171,6 +176,7 @@ class Reader:
             order[first:],
             want_cell=want_cell,
             hedge_delay=self._hedge_delay,
+            awaited=set(holding_range).intersection(order[:first]),
         )
         return await gather.run(order[:first])
 
@@ -429,6 +435,16 @@ def _require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[C
         f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
         f"{electorate.read} are needed{why}"
     )
+
+
+def _expected_cells(want_range: range, k: int) -> set[int]:
+    """The data cells that a range lies in, if the object is as this client writes them and goes on behind.
+
+    What is expected decides only who is asked first, and for whose answer there is a short wait.
+    """
+    end = (want_range.stop // SEGMENT_BYTES + 1) * SEGMENT_BYTES
+    pieces = pieces_of_range(end, SEGMENT_BYTES, k, want_range.start, len(want_range))
+    return {piece.shard_index for piece in pieces}
 
 
 def _is_lost(electorate: Electorate, stamp: bytes, replies: Replies) -> bool:

@@ -21,7 +21,8 @@ Replies = dict[int, Sequence[pb.Version]]  # by node number
 class Gather:
     """Answers to one Read: enough of them, from spare nodes when some fail or are slow.
 
-    `first` nodes are asked at once, `spare` ones one by one: after a failure, or when `hedge_delay` seconds passed.
+    `first` nodes are asked at once, `spare` ones one by one: after a failure, or when `hedge_delay` seconds passed. So
+    long the answers of `awaited` nodes, which should have the cells of a short range, are waited for as well.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Gather:
         *,
         want_cell: bool,
         hedge_delay: float,
+        awaited: Iterable[int] = (),
     ) -> None:
         self._peers = peers
         self._operation = operation
@@ -40,6 +42,7 @@ class Gather:
         self._spare = spare
         self._want_cell = want_cell
         self._hedge_delay = hedge_delay
+        self._awaited = set(awaited)
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -51,7 +54,7 @@ class Gather:
     async def run(self, first: Iterable[int]) -> Replies:
         for node in first:
             self._ask(node)
-        if self._spare:
+        if self._spare or self._awaited:
             self._timer = self._loop.call_later(self._hedge_delay, self._hedge)
         try:
             await self._done
@@ -67,7 +70,13 @@ class Gather:
     def _hedge(self) -> None:
         """Nothing came for a while, or too little: ask one node more."""
         self._timer = None
-        if self._done.done() or not self._spare:
+        if self._done.done():
+            return
+        self._awaited.clear()
+        if self._answered():
+            self._done.set_result(None)
+            return
+        if not self._spare:
             return
         self._ask(self._spare.pop(0))
         if self._spare:
@@ -76,6 +85,7 @@ class Gather:
     def take(self, node: int, versions: Sequence[pb.Version] | None) -> None:
         """The answer of a node; None when it failed."""
         self._pending -= 1
+        self._awaited.discard(node)
         if self._done.done():
             return
         if versions is not None:
@@ -97,7 +107,7 @@ class Gather:
             return False
         if not self._want_cell or not self._pending:
             return True
-        return self._cells >= electorate.k or not self._cells
+        return self._cells >= electorate.k or not (self._cells or self._awaited)
 
     def _note(self, versions: Sequence[pb.Version]) -> None:
         """Keep count of the cells of the newest version that any node holds."""
@@ -107,7 +117,7 @@ class Gather:
             stamp = version.stamp
             if stamp > self._newest:
                 self._newest, self._cells = stamp, 0
-            if stamp == self._newest and (version.cell or version.cells):
+            if stamp == self._newest and version.cell:
                 self._cells += 1
 
 
@@ -138,7 +148,7 @@ def read_operation(
     stamp: bytes = b"",
     every: bool = False,
 ) -> pb.Operation:
-    """`want_range`: bytes of plaintext whose cells should come along, when they are few."""
+    """`want_range`: bytes of plaintext; the cells that they lie in should come along, when they are few."""
     return pb.Operation(
         read=pb.Read(
             bucket=name.bucket,

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coffre.client._compression import RAW, compress, decompress
+from coffre.client._compression import Shrinker, decompress
 from coffre.client._memory import SegmentMemory
 from coffre.client.keys import KeyProvider, WrappedKey
 from coffre.client.model import ObjectInfo
@@ -23,17 +23,25 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import DecodeError
 
-__all__ = ["Draft", "Frame", "OpenManifest", "Sealer", "SegmentCipher", "segment_count"]
+__all__ = [
+    "FRAME",
+    "TAG_BYTES",
+    "Draft",
+    "Frame",
+    "OpenManifest",
+    "Sealer",
+    "SegmentCipher",
+    "segment_count",
+    "unframe",
+]
 
-MANIFEST_FORMAT = 1
 MAC_BYTES = 16
 TAG_BYTES = 16
 SEGMENT_BYTES_MAX = 16 << 20
+_FORMATS = {pb.SEALING_SEGMENT: 1, pb.SEALING_CELL: 2}
 _SEAL_LABEL = b"coffre manifest seal v1"
 _METADATA_NONCE = b"\xff" * 12
-_FRAME = struct.Struct("<BI")  # compression, payload bytes
-_WORTHWHILE = 0.97  # keep a compressed segment when it is at least 3 % smaller
-_SKIP_MAX = 64
+FRAME = struct.Struct("<BI")  # compression, payload bytes
 _STREAMED_BYTES_MIN = 64 << 10  # from here on, copies cost more than the longer way through the library
 
 
@@ -49,6 +57,11 @@ class Draft:
     name: ObjectName
     data_key: bytes
     manifest: pb.Manifest
+
+    def set_sealing(self, sealing: pb.Sealing.ValueType) -> None:
+        """Say how segments are sealed; before the first is."""
+        self.manifest.sealing = sealing
+        self.manifest.format = _FORMATS[sealing]
 
     def seal(self, stamp: Stamp, placement: Sequence[int]) -> pb.SealedManifest:
         """Fix the stamp and seal. May be called again with another stamp."""
@@ -125,7 +138,7 @@ class Sealer:
         data_key, data_id = self._entropy(32), self._entropy(16)
         wrapped = await self._keys.wrap(data_key, _wrap_context(name, data_id))
         manifest = pb.Manifest(
-            format=MANIFEST_FORMAT,
+            format=_FORMATS[pb.SEALING_SEGMENT],
             kind=kind,
             data_id=data_id,
             key_id=wrapped.key_id,
@@ -147,9 +160,10 @@ class Sealer:
             manifest = pb.Manifest.FromString(sealed.manifest)
         except DecodeError:
             raise IntegrityError("a node returned a manifest that is not one") from None
-        if manifest.format != MANIFEST_FORMAT:
+        if _FORMATS.get(manifest.sealing) != manifest.format:
             raise Unsupported(
-                f"this object has manifest format {manifest.format}; this client is too old for it"
+                f"this object has manifest format {manifest.format} and sealing {manifest.sealing}; "
+                "this client does not know that"
             )
         data_key = await self._keys.unwrap(
             WrappedKey(manifest.key_id, manifest.wrapped_key), _wrap_context(name, manifest.data_id)
@@ -183,11 +197,22 @@ class Frame:
         return len(self.header) + len(self.payload) + len(self.padding) + TAG_BYTES
 
 
+def unframe(segment: int, frame: bytes | memoryview, plain_bytes: int) -> bytes | memoryview:
+    """The `plain_bytes` bytes of plaintext in a frame that was decrypted. Raises `IntegrityError`."""
+    if len(frame) < FRAME.size:
+        raise IntegrityError(f"segment {segment} is shorter than its frame")
+    compression, size_bytes = FRAME.unpack_from(frame)
+    plain = decompress(compression, memoryview(frame)[FRAME.size : FRAME.size + size_bytes], plain_bytes)
+    if len(plain) != plain_bytes:
+        raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
+    return plain
+
+
 class SegmentCipher:
     """Turns plaintext segments into ciphertext that splits into k equal cells, and back.
 
-    A frame is a compression byte, the payload's size, the payload, and zeros up to a multiple of k (the tag counted).
-    One data key encrypts one write, so the segment's number is the nonce. Threads may share a cipher.
+    For objects of one segment (docs/formats/segment.md, sealing 0). One data key encrypts one write, so the
+    segment's number is the nonce. Threads may share a cipher.
     """
 
     def __init__(self, data_key: bytes, data_id: bytes, k: int, *, compress_level: int | None = 3) -> None:
@@ -195,10 +220,8 @@ class SegmentCipher:
         self._cipher = AESGCM(data_key)
         self._data_id = data_id
         self._k = k
-        self._compress_level = compress_level
+        self._shrinker = Shrinker(compress_level)
         self._memory = SegmentMemory()
-        self._skip = 0
-        self._skip_next = 1
 
     def seal(self, segment: int, plain: bytes | bytearray | memoryview) -> bytearray:
         """Return the ciphertext of one segment; its length is a multiple of k."""
@@ -209,10 +232,10 @@ class SegmentCipher:
 
     def frame(self, plain: bytes | bytearray | memoryview) -> Frame:
         """Compress a segment when that helps, and say what has to be encrypted."""
-        compression, payload = self._shrink(plain)
+        compression, payload = self._shrinker.shrink(plain)
         size_bytes = len(payload)
-        padding = -(_FRAME.size + size_bytes + TAG_BYTES) % self._k
-        return Frame(_FRAME.pack(compression, size_bytes), payload, bytes(padding))
+        padding = -(FRAME.size + size_bytes + TAG_BYTES) % self._k
+        return Frame(FRAME.pack(compression, size_bytes), payload, bytes(padding))
 
     def seal_into(self, segment: int, frame: Frame, sealed: memoryview) -> None:
         """Encrypt a frame into memory of its `sealed_bytes`. No nonce may serve twice: once for a segment."""
@@ -229,26 +252,6 @@ class SegmentCipher:
         encryptor.finalize()
         sealed[position:] = encryptor.tag
 
-    @property
-    def compresses_next(self) -> bool:
-        """Whether the next segment costs an attempt to compress it, which takes longer than all the rest."""
-        return self._compress_level is not None and not self._skip
-
-    def _shrink(self, plain: bytes | bytearray | memoryview) -> tuple[int, bytes | bytearray | memoryview]:
-        """Compress when it helps; after segments that did not shrink, let ever more pass untried."""
-        if self._compress_level is None or len(plain) < 64:
-            return RAW, plain
-        if self._skip:
-            self._skip -= 1
-            return RAW, plain
-        kind, shrunk = compress(plain, self._compress_level)
-        if len(shrunk) < len(plain) * _WORTHWHILE:
-            self._skip_next = 1
-            return kind, shrunk
-        self._skip = self._skip_next
-        self._skip_next = min(2 * self._skip_next, _SKIP_MAX)
-        return RAW, plain
-
     def open(
         self, segment: int, cells: Sequence[bytes | bytearray | memoryview], plain_bytes: int
     ) -> bytes | memoryview:
@@ -260,12 +263,7 @@ class SegmentCipher:
             frame = self._decrypt(segment.to_bytes(12, "big"), cells)
         except InvalidTag:
             raise IntegrityError(f"segment {segment} does not verify") from None
-        compression, size_bytes = _FRAME.unpack_from(frame)
-        payload = memoryview(frame)[_FRAME.size : _FRAME.size + size_bytes]
-        plain = decompress(compression, payload, plain_bytes)
-        if len(plain) != plain_bytes:
-            raise IntegrityError(f"segment {segment} has {len(plain)} bytes instead of {plain_bytes}")
-        return plain
+        return unframe(segment, frame, plain_bytes)
 
     def _decrypt(self, nonce: bytes, cells: Sequence[bytes | bytearray | memoryview]) -> bytes | memoryview:
         """Raises `InvalidTag`; then nothing of the plaintext has left this function."""

@@ -19,6 +19,7 @@ BLOCKED_MS = 250  # how old an open version may be before those above it are set
 class _Open:
     """A version under way, or established above one that is: `settle` then tells the nodes of it alone."""
 
+    stamp: Stamp
     settle: Callable[[], None] | None = None  # None while it is under way
 
 
@@ -33,14 +34,14 @@ class Issuer:
         self._clock = clock
         self._entropy = entropy
         self._hybrid = HybridClock(clock, self._new_writer())
-        self._open: OrderedDict[Stamp, _Open] = OrderedDict()
+        self._open: OrderedDict[int, _Open] = OrderedDict()  # by the clock's part, which no two stamps share
         self._mark: Stamp | None = None
         self._retired: list[bytes] = []
 
     def issue(self) -> Stamp:
         """A stamp above all seen so far. It must end in `established` or `given_up`."""
         stamp = self._hybrid.issue()
-        self._open[stamp] = _Open()
+        self._open[stamp.hlc] = _Open(stamp)
         return stamp
 
     def observe(self, stamp: Stamp) -> None:
@@ -55,23 +56,23 @@ class Issuer:
 
     def established(self, stamp: Stamp, settle: Callable[[], None]) -> None:
         """The version stands. A mark will say so, or `settle` is called where none can, or not soon."""
-        entry = self._open.get(stamp)
+        entry = self._open.get(stamp.hlc)
         if entry is None:
             settle()  # of a writer id that was given up meanwhile
             return
         entry.settle = settle
         while self._open:
-            first, entry = next(iter(self._open.items()))
-            if entry.settle is None:
-                if first.unixtime_ms + BLOCKED_MS < self._clock.unixtime_ms():
+            first = next(iter(self._open.values()))
+            if first.settle is None:
+                if first.stamp.unixtime_ms + BLOCKED_MS < self._clock.unixtime_ms():
                     self._settle_done()
                 return
-            del self._open[first]
-            self._mark = first
+            del self._open[first.stamp.hlc]
+            self._mark = first.stamp
 
     def given_up(self, stamp: Stamp) -> None:
         """The version does not stand, or nobody knows: no mark may ever cover it."""
-        if self._open.pop(stamp, None) is None:
+        if self._open.pop(stamp.hlc, None) is None:
             return  # its writer id is gone already
         self._settle_done()
         self._open.clear()
@@ -82,10 +83,10 @@ class Issuer:
 
     def _settle_done(self) -> None:
         """Tell of what is established and waits for a mark. A later mark may pass over it: it stands."""
-        for stamp, settle in [(stamp, entry.settle) for stamp, entry in self._open.items()]:
-            if settle is not None:
-                del self._open[stamp]
-                settle()
+        for entry in list(self._open.values()):
+            if entry.settle is not None:
+                del self._open[entry.stamp.hlc]
+                entry.settle()
 
     def _new_writer(self) -> int:
         return int.from_bytes(self._entropy(8), "big")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from coffre.client._memory import SegmentMemory
+from coffre.client._cell_cipher import CellCipher, Parts
+from coffre.client._memory import MessageMemory
 from coffre.client._peers import Peers
 from coffre.client._sealing import Draft, SegmentCipher
 from coffre.client._view import View, Views
@@ -26,15 +27,16 @@ from coffre.cluster.errors import (
 from coffre.cluster.names import partition_of
 from coffre.codec import Tier, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.shard_stream import ShardChunk, WireCell
+from coffre.proto.shard_stream import CellMessage, ShardChunk
 
-__all__ = ["CodedSegment", "SegmentCoder", "Uploader"]
+__all__ = ["CellCoder", "CodedSegment", "SegmentCoder", "Uploader"]
 
 MESSAGE_BYTES = 1 << 20  # cells travel together until a node gets about this many bytes at once
 MESSAGE_SEGMENTS_MAX = 16
 QUEUED_MESSAGES_MAX = 2
+MESSAGES_KEPT = QUEUED_MESSAGES_MAX + 2  # of each shard: those that wait, one being sent, one being filled
 RETAINED_MESSAGES = 2  # so that a shard may still move to a substitute at the start
-CODING_SEGMENTS = 2
+CUTTING_SEGMENTS = 2
 SEGMENTS_MAX = 1 << 20
 _SLOW_TIERS = (Tier.SCALAR, Tier.ZFEC)
 STREAM_TIMEOUT_SECONDS = 24 * 3600.0
@@ -50,33 +52,79 @@ class CodedSegment:
     crcs: tuple[int, ...]
 
 
-Group = Sequence[CodedSegment]
-"""Segments whose cells travel in one message."""
-
-
 class SegmentCoder:
-    """Plaintext segment in, n cells out."""
+    """The plaintext of a one-segment object in, n cells out."""
 
     def __init__(self, draft: Draft, k: int, m: int, compress_level: int | None) -> None:
         self._cipher = SegmentCipher(draft.data_key, draft.manifest.data_id, k, compress_level=compress_level)
         self._codec = codec(k, m)
         self._k, self._m = k, m
-        self._memory = SegmentMemory()
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether the next segment takes less time than to hand it to another thread and back would."""
-        return not self._cipher.compresses_next and self._codec.tier not in _SLOW_TIERS
 
     def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
         frame = self._cipher.frame(plain)
         cell_bytes = frame.sealed_bytes // self._k
-        whole = self._memory.take(cell_bytes * (self._k + self._m))
+        whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
         sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
         self._cipher.seal_into(segment, frame, sealed)
         crcs = self._codec.encode_segment(sealed, parity)
         views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
         return CodedSegment(segment, tuple(views), crcs)
+
+
+class CellCoder:
+    """Plaintext segments of a larger object in, their cells out where they will travel: in messages of each shard."""
+
+    def __init__(self, draft: Draft, k: int, m: int, compress_level: int | None) -> None:
+        self._cipher = CellCipher(draft.data_key, draft.manifest.data_id, k, compress_level=compress_level)
+        self._codec = codec(k, m)
+        self._k = k
+        self._memories = [MessageMemory(MESSAGES_KEPT) for _ in range(k + m)]
+        self._messages: list[CellMessage] = []
+        self._segments = 0
+        self._cell_bytes = 0
+
+    @property
+    def compresses_next(self) -> bool:
+        """Whether `cut` takes longer for the next segment than to hand it to another thread and back would."""
+        return self._cipher.compresses_next
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether `add` takes longer than that."""
+        return self._codec.tier in _SLOW_TIERS
+
+    @property
+    def is_full(self) -> bool:
+        return self._segments == MESSAGE_SEGMENTS_MAX or self._cell_bytes >= MESSAGE_BYTES
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._segments
+
+    def cut(self, plain: bytes | bytearray | memoryview) -> Parts:
+        """Compress a segment where that helps; threads may do so for several at once."""
+        return self._cipher.cut(plain)
+
+    def add(self, segment: int, parts: Parts) -> tuple[int, ...]:
+        """Encrypt and code the next segment into the messages under way; return its cells' CRC32Cs."""
+        if not self._messages:
+            self._messages = [CellMessage(memory.take()) for memory in self._memories]
+        cells = [message.reserve(segment, parts.cell_bytes) for message in self._messages]
+        self._cipher.seal_into(segment, parts, cells[: self._k])
+        crcs = self._codec.encode_into(cells[: self._k], cells[self._k :])
+        for message, cell, crc in zip(self._messages, cells, crcs, strict=True):
+            cell.release()
+            message.set_crc(crc)
+        self._segments += 1
+        self._cell_bytes += parts.cell_bytes
+        return crcs
+
+    def finish(self) -> list[ShardChunk]:
+        """The messages with all that was added since the last ones, in shard order."""
+        chunks = [message.finish() for message in self._messages]
+        self._messages = []
+        self._segments = self._cell_bytes = 0
+        return chunks
 
 
 class _ShardStream:
@@ -87,8 +135,8 @@ class _ShardStream:
         self._draft = draft
         self.index = index
         self.node = node
-        self._queue: asyncio.Queue[Group | None] = asyncio.Queue(QUEUED_MESSAGES_MAX)
-        self._retained: list[Group] | None = []
+        self._queue: asyncio.Queue[ShardChunk | None] = asyncio.Queue(QUEUED_MESSAGES_MAX)
+        self._retained: list[ShardChunk] | None = []
         self._ended = False
         self.error: CoffreError | None = None
         self.reply: pb.WriteShardReply | None = None
@@ -98,18 +146,18 @@ class _ShardStream:
     def failed(self) -> bool:
         return self.error is not None
 
-    def put_at_once(self, group: Group | None) -> bool:
-        """Hand on segments, or the end, when there is room for them now."""
+    def put_at_once(self, chunk: ShardChunk | None) -> bool:
+        """Hand on a message, or the end, when there is room for it now."""
         if self._queue.full():
             return False
-        self._queue.put_nowait(group)
+        self._queue.put_nowait(chunk)
         return True
 
-    async def put(self, group: Group | None) -> None:
-        """Hand on segments, or the end; returns at once when the stream has failed."""
+    async def put(self, chunk: ShardChunk | None) -> None:
+        """Hand on a message, or the end; returns at once when the stream has failed."""
         if self.failed:
             return
-        putting = asyncio.ensure_future(self._queue.put(group))
+        putting = asyncio.ensure_future(self._queue.put(chunk))
         done, _ = await asyncio.wait([putting, self._call], return_when=asyncio.FIRST_COMPLETED)
         if putting not in done:
             putting.cancel()
@@ -154,22 +202,18 @@ class _ShardStream:
             shard_index=self.index,
         )
         yield ShardChunk(header=header)
-        for group in list(self._retained or ()):
-            yield self._request(group)
+        for chunk in list(self._retained or ()):
+            yield chunk
         while not self._ended:
-            group_or_end = await self._queue.get()
-            if group_or_end is None:
+            chunk_or_end = await self._queue.get()
+            if chunk_or_end is None:
                 self._ended = True  # a substitute that takes over from here must not wait for another end
                 return
             if self._retained is not None:
-                self._retained.append(group_or_end)
+                self._retained.append(chunk_or_end)
                 if len(self._retained) > RETAINED_MESSAGES:
                     self._retained = None
-            yield self._request(group_or_end)
-
-    def _request(self, group: Group) -> ShardChunk:
-        index = self.index
-        return ShardChunk([WireCell(coded.segment, coded.crcs[index], coded.cells[index]) for coded in group])
+            yield chunk_or_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +286,8 @@ class Uploader:
     async def _stream(
         self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
     ) -> None:
-        coder = SegmentCoder(draft, draft.manifest.k, draft.manifest.m, self._compress_level)
+        draft.set_sealing(pb.SEALING_CELL)
+        coder = CellCoder(draft, draft.manifest.k, draft.manifest.m, self._compress_level)
         shard_crcs = [0] * len(streams)
         needed = draft.manifest.k + 1
         size_bytes = 0
@@ -254,19 +299,21 @@ class Uploader:
                 size_bytes += len(plain)
                 yield plain
 
-        group: list[CodedSegment] = []
-        async with aclosing(_coded(counted(), coder, self._pool)) as every:
-            async for coded in every:
+        async with aclosing(_cut(counted(), coder, self._pool)) as every:
+            async for parts in every:
+                if coder.is_slow:
+                    loop = asyncio.get_running_loop()
+                    crcs = await loop.run_in_executor(self._pool, coder.add, cells, parts)
+                else:
+                    crcs = coder.add(cells, parts)
                 cells += 1
-                for index, crc in enumerate(coded.crcs):
+                for index, crc in enumerate(crcs):
                     shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
-                group.append(coded)
-                if _is_full(group):
-                    await self._distribute(needed, group, streams)
-                    group = []
-        if group:
-            await self._distribute(needed, group, streams)
-        await self._distribute(needed, None, streams)
+                if coder.is_full:
+                    await self._distribute(needed, coder.finish(), streams)
+        if not coder.is_empty:
+            await self._distribute(needed, coder.finish(), streams)
+        await self._distribute(needed, [None] * len(streams), streams)
         await self._finish(needed, streams)
         for stream in streams:
             reply = stream.reply
@@ -296,13 +343,19 @@ class Uploader:
                 patience = self._stall_timeout
         await asyncio.gather(*(stream.finish() for stream in streams))
 
-    async def _distribute(self, needed: int, group: Group | None, streams: list[_ShardStream]) -> None:
-        """Hand segments to every stream; a node that alone holds up the others is left behind."""
+    async def _distribute(
+        self, needed: int, chunks: Sequence[ShardChunk | None], streams: Sequence[_ShardStream]
+    ) -> None:
+        """Hand each stream its message, or the end; a node that alone holds up the others is left behind."""
         _require(needed, streams)
-        full = [stream for stream in streams if not stream.failed and not stream.put_at_once(group)]
+        full = [
+            (stream, chunk)
+            for stream, chunk in zip(streams, chunks, strict=True)
+            if not stream.failed and not stream.put_at_once(chunk)
+        ]
         if not full:
             return
-        tasks = {asyncio.ensure_future(stream.put(group)): stream for stream in full}
+        tasks = {asyncio.ensure_future(stream.put(chunk)): stream for stream, chunk in full}
         _, slow = await asyncio.wait(tasks, timeout=self._stall_timeout)
         for task in slow:
             tasks[task].fail(
@@ -323,7 +376,7 @@ class Uploader:
         await asyncio.gather(*calls, return_exceptions=True)
 
 
-def _require(needed: int, streams: list[_ShardStream]) -> None:
+def _require(needed: int, streams: Sequence[_ShardStream]) -> None:
     alive = sum(not stream.failed for stream in streams)
     if alive >= needed:
         return
@@ -336,39 +389,26 @@ def _require(needed: int, streams: list[_ShardStream]) -> None:
     raise kind(f"nothing was written: {alive} of {needed} shards could be stored ({text})")
 
 
-def _is_full(group: Group) -> bool:
-    return len(group) == MESSAGE_SEGMENTS_MAX or sum(len(coded.cells[0]) for coded in group) >= MESSAGE_BYTES
-
-
-async def _coded(
-    segments: AsyncIterator[bytes], coder: SegmentCoder, pool: Executor
-) -> AsyncGenerator[CodedSegment]:
-    """Code segments in order: quick ones here and now, others in worker threads, one ahead of what is being sent."""
+async def _cut(segments: AsyncIterator[bytes], coder: CellCoder, pool: Executor) -> AsyncGenerator[Parts]:
+    """Cut segments in order; those that are to be compressed in worker threads, one ahead of what is being sent."""
     loop = asyncio.get_running_loop()
-    coding: list[asyncio.Future[CodedSegment]] = []
-    segment = 0
+    cutting: list[asyncio.Future[Parts]] = []
+    count = 0
     try:
         async for plain in segments:
-            if segment >= SEGMENTS_MAX:
+            if count >= SEGMENTS_MAX:
                 raise InvalidArgument(f"an object has at most {SEGMENTS_MAX} segments (1 TiB)")
-            if coder.is_quick:
-                while coding:
-                    yield await coding.pop(0)
-                yield coder.code(segment, plain)
+            count += 1
+            if coder.compresses_next:
+                cutting.append(loop.run_in_executor(pool, coder.cut, plain))
             else:
-                coding.append(loop.run_in_executor(pool, coder.code, segment, plain))
-            segment += 1
-            if len(coding) >= CODING_SEGMENTS:
-                yield await coding.pop(0)
-        while coding:
-            yield await coding.pop(0)
+                while cutting:
+                    yield await cutting.pop(0)
+                yield coder.cut(plain)
+            if len(cutting) >= CUTTING_SEGMENTS:
+                yield await cutting.pop(0)
+        while cutting:
+            yield await cutting.pop(0)
     finally:
-        for future in coding:
+        for future in cutting:
             future.cancel()
-
-
-def split(data: bytes | memoryview, segment_bytes: int) -> Iterator[memoryview]:
-    """Cut bytes into segments without copying."""
-    view = memoryview(data)
-    for start in range(0, len(view), segment_bytes):
-        yield view[start : start + segment_bytes]

@@ -24,7 +24,7 @@ from coffre.cluster.errors import (
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.batches import accept_operation
+from coffre.proto.batches import accept_operation, accept_operations
 
 __all__ = ["Fate", "Shards", "Writer"]
 
@@ -161,8 +161,7 @@ class Writer:
     async def _accept(
         self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
     ) -> Round:
-        loop = asyncio.get_running_loop()
-        round_ = Round(view.electorate(draft.name), shards is not None, loop)
+        round_ = Round(view.electorate(draft.name), shards is not None, view.peers.loop)
         deadline = self._clock.monotonic() + self._patience
         sender = _Sender(view, round_, draft, shards, stamp, lock=lock)
         sender.send_all()
@@ -175,6 +174,7 @@ class Writer:
             await self._clock.sleep(0.1)
             sender.retry()
             await round_.decided
+        round_.on_failure = None  # nothing is tried any more; and no cycle keeps the cells in memory
         if round_.pending and round_.enough and not sender.waits_for_suspects():
             await round_.finish(self._straggler_grace)
         return round_
@@ -283,10 +283,14 @@ class _Sender:
                 self._send(node, None, common)
             return
         self._tried.update(electorate.everyone, shards.placement)
-        for index, node in enumerate(shards.placement):
-            if node not in self._view.peers:
-                continue  # it left the cluster after the shard was staged there
-            self._send(node, index if not shards.is_staged or index in shards.staged else None, common)
+        if shards.is_staged:
+            for index, node in enumerate(shards.placement):
+                if node in self._view.peers:  # or it left the cluster after the shard was staged there
+                    self._send(node, index if index in shards.staged else None, common)
+        else:
+            operations = accept_operations(common, shards.cells, shards.cell_crcs)
+            for index, (node, operation) in enumerate(zip(shards.placement, operations, strict=True)):
+                self._post(node, index, operation)
         for node in electorate.everyone:
             if node not in shards.placement:
                 self._send(node, None, common)
@@ -305,6 +309,9 @@ class _Sender:
             operation = accept_operation(common, index, staged=True)
         else:
             operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
+        self._post(node, index, operation)
+
+    def _post(self, node: int, index: int | None, operation: bytes) -> None:
         self._round.expect(node)
         self._view.peers[node].writes.post(operation, Part(self._round, node, index))
 

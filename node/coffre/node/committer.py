@@ -21,6 +21,7 @@ from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted,
 from coffre.node.chores import Chore, ForgetFiles
 from coffre.node.index import Index
 from coffre.node.large_shards import large_path
+from coffre.node.open_shards import OpenShards
 from coffre.node.rows import Counters
 from coffre.node.store import Abort, Accept, DropRepair, Mark, Mutation, QueueRepair, Settle, StoreOptions
 from coffre.node.transaction import Transaction
@@ -105,6 +106,7 @@ class Committer:
         options: StoreOptions,
         clock: Clock,
         large_directory: Path,
+        open_shards: OpenShards,
     ) -> None:
         self._index = index
         self._volumes = volumes
@@ -112,6 +114,7 @@ class Committer:
         self._options = options
         self._clock = clock
         self._large_directory = large_directory
+        self._open_shards = open_shards
         self._wakeup = threading.Condition(threading.Lock())
         self._queue: deque[_Job] = deque()
         self._urgent = 0
@@ -301,6 +304,7 @@ class Committer:
             self._unlink(self._volumes.path(number))
         for number in tx.unlinked:
             self._space.add_large(-self._unlink(large_path(self._large_directory, number)))
+            self._open_shards.forget(number)  # its space is free when nobody holds it open
             self._unlinked.append(number)
 
     @staticmethod

@@ -91,6 +91,12 @@ class DirectReader:
 
     def __init__(self, path: Path) -> None:
         self._handle = _open(path, os.O_RDONLY)
+        self.size_bytes = os.fstat(self._handle.fd).st_size  # when it was opened
+
+    @property
+    def linked(self) -> bool:
+        """Whether the file still has a name."""
+        return os.fstat(self._handle.fd).st_nlink > 0
 
     def read(self, offset: int, size_bytes: int) -> memoryview:
         """Up to `size_bytes` from the disk, fewer at the end of the file, in memory of their own."""

@@ -22,6 +22,7 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
+from coffre.cluster.ranges import pieces_of_range
 from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
@@ -47,12 +48,11 @@ __all__ = ["Handler"]
 
 OPERATIONS_MAX = 1024
 MARKS_MAX = 64
-RANGE_SEGMENTS_MAX = 2
 RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays below what may be sent
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
-MANIFEST_FORMAT = 1
+MANIFEST_FORMATS = (1, 2)
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
 
@@ -114,21 +114,22 @@ class Handler:
         return outcome
 
     async def _range(self, name: ObjectName, version: StoredVersion, read: pb.Read) -> list[StoredCell]:
-        """The cells of a short range of a larger shard; none where there are none to be had: the reader asks again."""
+        """Those cells of a larger shard that a short range lies in; none where there are none to be had."""
         if version.shard_index is None or version.cell is not None or version.damaged or not version.manifest:
             return []
         manifest = pb.Manifest.FromString(version.manifest)
-        end = min(read.range_start + read.range_bytes, manifest.size_bytes)
-        if not manifest.segment_bytes or read.range_start >= end:
-            return []
-        first = read.range_start // manifest.segment_bytes
-        count = (end - 1) // manifest.segment_bytes + 1 - first
-        if count > RANGE_SEGMENTS_MAX:
+        if manifest.sealing != pb.SEALING_CELL:
             return []
         cells: list[StoredCell] = []
+        pieces = pieces_of_range(
+            manifest.size_bytes, manifest.segment_bytes, manifest.k, read.range_start, read.range_bytes
+        )
         try:
-            async for chunk in self._store.read_cells(name, version.stamp, version.shard_index, first, count):
-                cells += chunk
+            for piece in pieces:
+                if piece.shard_index == version.shard_index:
+                    chunks = self._store.read_cells(name, version.stamp, piece.shard_index, piece.segment, 1)
+                    async for chunk in chunks:
+                        cells += chunk
         except (IntegrityError, NotFound):
             return []  # the store has noted the damage
         return cells if sum(len(cell.data) for cell in cells) <= RANGE_BYTES_MAX else []
@@ -167,7 +168,7 @@ class Handler:
             manifest = pb.Manifest.FromString(raw)
         except DecodeError:
             raise InvalidArgument("the manifest is not a manifest") from None
-        if manifest.format != MANIFEST_FORMAT:
+        if manifest.format not in MANIFEST_FORMATS:
             raise Unsupported(f"manifest format {manifest.format} is not known to this node")
         stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
         name, partition = self._place(tenant, accept.bucket, accept.key, stamp)

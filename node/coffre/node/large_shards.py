@@ -6,7 +6,6 @@ another shard is never taken for this one's.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from coffre.node.direct_io import DirectReader, DirectWriter
 from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES
 from coffre.node.records import LargeShard
 from coffre.node.store import StoredCell
-from coffre.node.volumes import FileHandle, sync_directory
+from coffre.node.volumes import sync_directory
 
 __all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
 
@@ -31,7 +30,8 @@ _CELL_BYTES = _CELL.size + 4
 _TABLE = struct.Struct(">QII")  # offset, bytes, CRC32C of the data
 _FOOTER = struct.Struct(">8sIIQI")  # magic, cells, CRC32C of the table, bytes of data, shard CRC
 _FOOTER_BYTES = _FOOTER.size + 4
-_TABLE_READ_MAX = 256
+_TABLE_PIECE = 256  # rows of the table that are read, and kept, together
+_TABLE_PIECES_MAX = 64  # of one shard in memory: 16,384 cells
 
 
 def large_path(directory: Path, number: int) -> Path:
@@ -135,21 +135,24 @@ class _Place:
 
 
 class LargeShardReader:
-    """Reads verified cells of one file. Methods block. Raises `OSError` and `IntegrityError`."""
+    """Reads verified cells of one open file. Methods block; any thread. Raises `OSError` and `IntegrityError`.
+
+    Header and footer are verified once. Rows of the table stay in memory, a bounded number of them; each cell is held
+    against its row and its own checksums whenever it is read.
+    """
 
     def __init__(self, directory: Path, tenant: str, shard_index: int, large: LargeShard) -> None:
-        path = large_path(directory, large.file)
-        self._handle = FileHandle(os.open(path, os.O_RDONLY))  # for header, table and footer
-        self._cells = DirectReader(path)
+        self._file = file = DirectReader(large_path(directory, large.file))
+        self._shard = (tenant, shard_index, large)
         self._seed = _seed(large.data_id, shard_index)
-        raw = _unseal(os.pread(self._handle.fd, _HEADER_BYTES, 0), _HEADER_BYTES, "header")
+        raw = _unseal(file.read(0, _HEADER_BYTES), _HEADER_BYTES, "header")
         magic, format_, data_id, index, count, owner = _HEADER.unpack(raw)
         if (magic, format_, data_id, index) != (_MAGIC, _FORMAT, large.data_id, shard_index):
             raise IntegrityError("a large shard's file is another shard's")
         if owner[:count].decode() != tenant:
             raise IntegrityError("a large shard's file is another shard's")
-        end = os.fstat(self._handle.fd).st_size - _FOOTER_BYTES
-        raw = _unseal(os.pread(self._handle.fd, _FOOTER_BYTES, max(end, 0)), _FOOTER_BYTES, "footer")
+        end = file.size_bytes - _FOOTER_BYTES
+        raw = _unseal(file.read(max(end, 0), _FOOTER_BYTES), _FOOTER_BYTES, "footer")
         magic, cells, _, size_bytes, shard_crc = _FOOTER.unpack(raw)
         if (magic, cells, size_bytes, shard_crc) != (
             _END_MAGIC,
@@ -160,12 +163,29 @@ class LargeShardReader:
             raise IntegrityError("the footer of a large shard does not verify")
         self.cell_count: int = cells
         self._table_offset = end - cells * _TABLE.size
+        self._table: dict[int, bytes] = {}  # pieces of `_TABLE_PIECE` rows, by number
+
+    def serves(self, tenant: str, shard_index: int, large: LargeShard) -> bool:
+        """Whether this is that shard, and its file is still on the disk."""
+        return self._shard == (tenant, shard_index, large) and self.linked
+
+    @property
+    def linked(self) -> bool:
+        """Whether the file has a name: one that was freed lives on, unseen, until its last user lets go."""
+        return self._file.linked
 
     def chunk(self, first: int, end: int) -> list[StoredCell]:
         """Cells from `first` on, before `end`, of about 1 MiB together and at least one."""
+        try:
+            return self._read(first, end)
+        except IntegrityError:
+            self._table.clear()  # what went wrong may be in memory: the next read asks the disk
+            raise
+
+    def _read(self, first: int, end: int) -> list[StoredCell]:
         places = self._places(first, end)
         start, last = places[0], places[-1]
-        raw = self._cells.read(start.offset, last.offset + _CELL_BYTES + last.size_bytes - start.offset)
+        raw = self._file.read(start.offset, last.offset + _CELL_BYTES + last.size_bytes - start.offset)
         cells = []
         for segment, place in enumerate(places, first):
             begin = place.offset - start.offset
@@ -174,13 +194,9 @@ class LargeShardReader:
 
     def _places(self, first: int, end: int) -> list[_Place]:
         """The rows of the table for as many cells, which lie one behind the other, as make a chunk."""
-        count = min(end - first, _TABLE_READ_MAX)
-        raw = os.pread(self._handle.fd, count * _TABLE.size, self._table_offset + first * _TABLE.size)
-        if len(raw) < count * _TABLE.size:
-            raise IntegrityError("the table of a large shard does not verify")
         places: list[_Place] = []
         total = following = 0
-        for row in _TABLE.iter_unpack(raw):
+        for row in self._rows(first, end):
             place = _Place(*row)
             if places and total + place.size_bytes > CHUNK_BYTES:
                 break
@@ -194,6 +210,24 @@ class LargeShardReader:
             total += place.size_bytes
             following = place.offset + _CELL_BYTES + place.size_bytes
         return places
+
+    def _rows(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Offset, bytes and CRC of cells from `first` on; within one piece of the table, and at least one."""
+        number, skipped = divmod(first, _TABLE_PIECE)
+        count = min(end - first, _TABLE_PIECE - skipped)
+        piece = self._table.get(number) or self._load_piece(number)
+        return _TABLE.iter_unpack(piece[skipped * _TABLE.size : (skipped + count) * _TABLE.size])
+
+    def _load_piece(self, number: int) -> bytes:
+        first = number * _TABLE_PIECE
+        wanted = min(_TABLE_PIECE, self.cell_count - first) * _TABLE.size
+        piece = bytes(self._file.read(self._table_offset + first * _TABLE.size, wanted))
+        if len(piece) < wanted:
+            raise IntegrityError("the table of a large shard does not verify")
+        if len(self._table) >= _TABLE_PIECES_MAX:
+            self._table.clear()
+        self._table[number] = piece
+        return piece
 
     def _cell(self, segment: int, place: _Place, raw: memoryview) -> StoredCell:
         header = _unseal(raw[:_CELL_BYTES], _CELL_BYTES, "cell header", self._seed)

@@ -30,6 +30,7 @@ from coffre.node.committer import Committer, DiskSpace
 from coffre.node.index import FORMAT, Index, partition_prefix
 from coffre.node.large_shards import LargeShardWriter
 from coffre.node.limits import check_stage
+from coffre.node.open_shards import OpenShards
 from coffre.node.reader import Reader
 from coffre.node.reclaim import Reclaimer
 from coffre.node.rows import (
@@ -75,6 +76,7 @@ class _Parts:
     def __init__(self, root: Path, options: StoreOptions, lock: int) -> None:
         self.lock = lock
         self.large = root / "large"
+        self.open_shards = OpenShards(self.large)
         self.index = Index(root / "index", options.map_bytes)
         try:
             self.store_id, self.counters = _identify(self.index, root)
@@ -180,9 +182,16 @@ class LmdbStore:
         self._closed = False
         self._threads = ThreadPoolExecutor(_THREADS, "coffre-store")
         self._committer = Committer(
-            parts.index, parts.volumes, parts.counters, parts.space, options, clock, parts.large
+            parts.index,
+            parts.volumes,
+            parts.counters,
+            parts.space,
+            options,
+            clock,
+            parts.large,
+            parts.open_shards,
         )
-        self._reader = Reader(parts.index, parts.volumes, parts.large, self._threads, self._report)
+        self._reader = Reader(parts.index, parts.volumes, parts.open_shards, self._threads, self._report)
         self._reclaimer = Reclaimer(
             parts.index, parts.volumes, self._committer, self._threads, clock, self._report
         )
@@ -206,6 +215,7 @@ class LmdbStore:
         await self._committer.close()
         await self._loop.run_in_executor(None, self._threads.shutdown)
         self._parts.volumes.close()
+        self._parts.open_shards.clear()
         self._parts.index.close()
         os.close(self._parts.lock)
 

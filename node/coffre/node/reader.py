@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import lmdb
@@ -21,6 +20,7 @@ from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
 from coffre.node.listing import Page, PageRow, list_page
 from coffre.node.marks import MarkView
+from coffre.node.open_shards import OpenShards
 from coffre.node.records import Record, decode_record, head_bytes
 from coffre.node.rows import Location, Row, decode_repair, decode_row
 from coffre.node.store import (
@@ -60,13 +60,13 @@ class Reader:
         self,
         index: Index,
         volumes: Volumes,
-        large_directory: Path,
+        open_shards: OpenShards,
         threads: ThreadPoolExecutor,
         report: Callable[[QueueRepair], None],
     ) -> None:
         self._index = index
         self._volumes = volumes
-        self._large_directory = large_directory
+        self._open_shards = open_shards
         self._threads = threads
         self._report = report
         self._reported: set[tuple[bytes, bytes]] = set()  # name context, stamp
@@ -307,7 +307,7 @@ class Reader:
                         break
                     if record is None or record.large is None or record.large.file != entry.record.file:
                         raise IntegrityError("the record of a large shard does not verify")
-                    return LargeShardReader(self._large_directory, name.tenant, shard_index, record.large)
+                    return self._open_shards.get(name.tenant, shard_index, record.large)
         raise NotFound("this node does not hold that shard any more")
 
     # ---------------------------------------------------------------- many objects

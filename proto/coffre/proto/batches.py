@@ -7,7 +7,7 @@ hold both equal. A vote is one byte of `BatchReply.votes`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from coffre.proto import coffre_pb2 as pb
 
@@ -17,6 +17,7 @@ __all__ = [
     "VOTE_SHARD",
     "VOTE_STATE",
     "accept_operation",
+    "accept_operations",
     "expanded",
     "outcome_of",
     "outcomes_of",
@@ -48,15 +49,32 @@ def accept_operation(
     """A serialized `Operation` with an Accept: `common` is an Accept without what differs from node to node."""
     if shard_index is None:
         return b"%c%b%b" % (_ACCEPT, varint(len(common)), common)
-    if staged:
-        cell = b""
-        head = b"%c%b%b" % (_SHARD_INDEX, varint(shard_index), _STAGED)
-    else:
-        head = _HEADS[shard_index] + _FIXED32.pack(cell_crc)
-        if cell:
-            head += b"%c%b" % (_CELL, varint(len(cell)))
-    size_bytes = len(common) + len(head) + len(cell)
-    return b"".join((b"\x0a", varint(size_bytes), common, head, cell))
+    if not staged:
+        return _with_cell(common, shard_index, cell, cell_crc, _field(cell))
+    head = b"%c%b%b" % (_SHARD_INDEX, varint(shard_index), _STAGED)
+    return b"".join((b"\x0a", varint(len(common) + len(head)), common, head))
+
+
+def accept_operations(
+    common: bytes, cells: Sequence[bytes | memoryview], cell_crcs: Sequence[int]
+) -> list[bytes]:
+    """`accept_operation` for each of the cells of one object, which have one size: shard indexes count from 0."""
+    field = _field(cells[0])
+    return [
+        _with_cell(common, index, cell, crc, field)
+        for index, (cell, crc) in enumerate(zip(cells, cell_crcs, strict=True))
+    ]
+
+
+def _field(cell: bytes | memoryview) -> bytes:
+    """What comes before a cell of this size; nothing before none."""
+    return b"%c%b" % (_CELL, varint(len(cell))) if cell else b""
+
+
+def _with_cell(common: bytes, index: int, cell: bytes | memoryview, crc: int, field: bytes) -> bytes:
+    head = _HEADS[index]
+    size_bytes = len(common) + len(head) + 4 + len(field) + len(cell)
+    return b"".join((b"\x0a", varint(size_bytes), common, head, _FIXED32.pack(crc), field, cell))
 
 
 def vote_of(state: int, has_shard: bool, replaces: bool) -> int:

@@ -42,6 +42,26 @@ KIND_OBJECT: Kind.ValueType  # 1
 KIND_TOMBSTONE: Kind.ValueType  # 2
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
+class _Sealing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SealingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sealing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEALING_SEGMENT: _Sealing.ValueType  # 0
+    """a whole segment, which is then cut into data cells"""
+    SEALING_CELL: _Sealing.ValueType  # 1
+    """each data cell"""
+
+class Sealing(_Sealing, metaclass=_SealingEnumTypeWrapper):
+    """What is encrypted as one message (docs/formats/segment.md)."""
+
+SEALING_SEGMENT: Sealing.ValueType  # 0
+"""a whole segment, which is then cut into data cells"""
+SEALING_CELL: Sealing.ValueType  # 1
+"""each data cell"""
+Global___Sealing: _TypeAlias = Sealing  # noqa: Y015
+
 class _State:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -136,8 +156,9 @@ class Manifest(_message.Message):
     WRAPPED_KEY_FIELD_NUMBER: _builtins.int
     SHARD_CRCS_FIELD_NUMBER: _builtins.int
     SEALED_METADATA_FIELD_NUMBER: _builtins.int
+    SEALING_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """1"""
+    """2 when sealing is not SEALING_SEGMENT, else 1"""
     kind: Global___Kind.ValueType
     stamp: _builtins.bytes
     """16 bytes"""
@@ -157,6 +178,7 @@ class Manifest(_message.Message):
     """n little-endian u32: CRC32C over the cells' CRC32Cs of each shard"""
     sealed_metadata: _builtins.bytes
     """encrypted Metadata, empty when there is none"""
+    sealing: Global___Sealing.ValueType
     def __init__(
         self,
         *,
@@ -172,10 +194,11 @@ class Manifest(_message.Message):
         wrapped_key: _builtins.bytes = ...,
         shard_crcs: _builtins.bytes = ...,
         sealed_metadata: _builtins.bytes = ...,
+        sealing: Global___Sealing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "sealed_metadata", b"sealed_metadata", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "sealed_metadata", b"sealed_metadata", "sealing", b"sealing", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,8 +409,8 @@ class Read(_message.Message):
     all: _builtins.bool
     """every version that this node holds"""
     range_start: _builtins.int
-    """With want_cell: of the newest version, when its shard has several cells, send those of the segments that these bytes of
-    plaintext lie in, if they are at most two.
+    """With want_cell: of the newest version, when its data cells are sealed on their own, send those that these bytes of
+    plaintext lie in, if they lie in at most two segments.
     """
     range_bytes: _builtins.int
     def __init__(

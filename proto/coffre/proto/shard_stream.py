@@ -9,11 +9,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import SEEK_END, BytesIO
 
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import varint
 
-__all__ = ["ShardChunk", "WireCell", "decode_read", "decode_write", "encode_read", "encode_write"]
+__all__ = [
+    "CellMessage",
+    "ShardChunk",
+    "WireCell",
+    "decode_read",
+    "decode_write",
+    "encode_read",
+    "encode_write",
+]
 
 _SEGMENT, _CRC, _DATA = 0x08, 0x15, 0x1A  # tags of Cell's fields
 _HEADER_OF_WRITE, _CELL_OF_WRITE, _CELL_OF_READ = 0x0A, 0x12, 0x0A
@@ -35,10 +44,13 @@ class ShardChunk:
 
     cells: Sequence[WireCell] = field(default_factory=list)
     header: pb.ShardHeader | None = None
+    encoded: bytes | None = None  # the `WriteShardRequest` that these cells are views of
 
 
 def encode_write(chunk: ShardChunk) -> bytes:
     """A serialized `WriteShardRequest`."""
+    if chunk.encoded is not None:
+        return chunk.encoded
     parts: list[bytes | memoryview] = []
     if chunk.header is not None:
         header = chunk.header.SerializeToString()
@@ -70,20 +82,64 @@ def decode_read(raw: bytes) -> ShardChunk:
     return ShardChunk(cells)
 
 
+class CellMessage:
+    """A `WriteShardRequest` in the making: cells are written where they will travel.
+
+    `memory` may hold an older message. Whoever still has that one keeps it as it is: BytesIO copies when it is written
+    to while its value is shared.
+    """
+
+    def __init__(self, memory: BytesIO) -> None:
+        self._memory = memory
+        self._end = 0
+        self._crc_place = 0
+
+    def reserve(self, segment: int, size_bytes: int) -> memoryview:
+        """The place of the next cell's data, with anything in it; to be released before anything else is done here."""
+        head = _cell_head(_CELL_OF_WRITE, segment, 1, size_bytes)  # a checksum other than 0 takes place
+        start = self._end + len(head)
+        end = start + size_bytes
+        if self._memory.seek(0, SEEK_END) < end:
+            self._memory.seek(end - 1)
+            self._memory.write(b"\0")
+        self._crc_place = start - len(varint(size_bytes)) - 1 - _FIXED32.size
+        with self._memory.getbuffer() as whole:
+            whole[self._end : start] = head
+            self._end = end
+            return whole[start:end]
+
+    def set_crc(self, crc: int) -> None:
+        """Say the checksum of the cell that was reserved last."""
+        with self._memory.getbuffer() as whole:
+            _FIXED32.pack_into(whole, self._crc_place, crc)
+
+    def finish(self) -> ShardChunk:
+        """The message; its memory may be used for another one from now on."""
+        self._memory.truncate(self._end)
+        encoded = self._memory.getvalue()
+        chunk = decode_write(encoded)
+        chunk.encoded = encoded
+        return chunk
+
+
+def _cell_head(tag: int, segment: int, crc: int, size_bytes: int) -> bytes:
+    """What precedes a cell's data."""
+    head = bytearray()
+    if segment:
+        head.append(_SEGMENT)
+        head += varint(segment)
+    if crc:
+        head.append(_CRC)
+        head += _FIXED32.pack(crc)
+    if size_bytes:
+        head.append(_DATA)
+        head += varint(size_bytes)
+    return bytes((tag,)) + varint(len(head) + size_bytes) + head
+
+
 def _encode(parts: list[bytes | memoryview], tag: int, cells: Sequence[WireCell]) -> bytes:
     for cell in cells:
-        head = bytearray()
-        if cell.segment:
-            head.append(_SEGMENT)
-            head += varint(cell.segment)
-        if cell.crc:
-            head.append(_CRC)
-            head += _FIXED32.pack(cell.crc)
-        size_bytes = len(cell.data)
-        if size_bytes:
-            head.append(_DATA)
-            head += varint(size_bytes)
-        parts += (bytes((tag,)), varint(len(head) + size_bytes), bytes(head), cell.data)
+        parts += (_cell_head(tag, cell.segment, cell.crc, len(cell.data)), cell.data)
     return b"".join(parts)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from coffre.bench._pipeline import Pipeline
-from coffre.client._upload import CodedSegment, SegmentCoder
+from coffre.client._upload import CellCoder
 from coffre.cluster.errors import IntegrityError
+from coffre.proto.shard_stream import ShardChunk
 
 
 def test_both_halves_return_a_rate() -> None:
@@ -19,17 +20,18 @@ def test_both_halves_return_a_rate() -> None:
 def test_a_pipeline_that_does_not_return_what_went_in_is_not_measured(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = SegmentCoder.code
+    finish = CellCoder.finish
 
-    def changed(self: SegmentCoder, segment: int, plain: bytes) -> CodedSegment:
-        coded = code(self, segment, plain)
-        cells, crcs = list(coded.cells), list(coded.crcs)
+    def changed(self: CellCoder) -> list[ShardChunk]:
+        chunks = finish(self)
+        last = chunks[-1].cells[0]
         if broken == "parity":
-            cells[-1], crcs[-1] = cells[-2], crcs[-2]
+            before = chunks[-2].cells[0]
+            last.data, last.crc = before.data, before.crc
         else:
-            crcs[0] ^= 1
-        return CodedSegment(segment, tuple(cells), tuple(crcs))
+            last.crc ^= 1
+        return chunks
 
-    monkeypatch.setattr(SegmentCoder, "code", changed)
+    monkeypatch.setattr(CellCoder, "finish", changed)
     with pytest.raises(IntegrityError):
         Pipeline(4, 2, 1 << 20, seed=1).check()

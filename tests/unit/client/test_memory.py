@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from coffre.client._memory import KEPT_SEGMENTS_MAX, SegmentMemory
+from coffre.client._memory import KEPT_SEGMENTS_MAX, MessageMemory, SegmentMemory
 
 
 def test_what_somebody_looks_at_is_not_given_out() -> None:
@@ -35,7 +35,7 @@ def test_memory_comes_back_once_nobody_looks_at_it() -> None:
 def test_sizes_may_change() -> None:
     """Compressed segments are of all sizes: what is too small is let go, and what is larger serves."""
     memory = SegmentMemory()
-    for size in (10, 1000, 7, 1000, 1001, 3):
+    for size in (10, 1000, 0, 7, 1000, 1001, 3):
         assert len(memory.take(size)) == size
     assert [len(buffer) for buffer in memory._kept] == [1001]
 
@@ -45,3 +45,16 @@ def test_no_more_is_kept_than_said() -> None:
     views = [memory.take(10) for _ in range(5 * KEPT_SEGMENTS_MAX)]
     views[:4] = [memory.take(11), memory.take(12), memory.take(13), memory.take(14)]
     assert len(memory._kept) <= KEPT_SEGMENTS_MAX + 1
+
+
+def test_messages_take_turns_and_never_change_what_was_given_out() -> None:
+    memory = MessageMemory(3)
+    taken = [memory.take() for _ in range(7)]
+    assert taken[0] is taken[3] is taken[6]
+    assert len({id(one) for one in taken}) == 3
+    taken[0].write(b"first")
+    given = taken[0].getvalue()
+    with taken[0].getbuffer() as view:
+        view[:] = b"other"
+    assert given == b"first"
+    assert taken[0].getvalue() == b"other"

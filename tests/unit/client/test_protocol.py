@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 from collections.abc import Callable
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Network, Traffic
+from coffre.client._rounds import Round
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     ClockSkew,
@@ -40,6 +42,22 @@ def primaries(
 
 
 # -------------------------------------------------------------------- the plain life of objects
+
+
+async def test_a_put_leaves_nothing_in_memory_for_the_collector_of_cycles(cluster: InProcessCluster) -> None:
+    client = cluster.client()
+    await client.put("b", "first", body(1, 4096))
+    await client.flush()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(10):
+            await client.put("b", f"k{number}", body(number, 4096))
+        await client.delete("b", "k1")
+        await client.flush()
+        assert not [found for found in gc.get_objects() if isinstance(found, Round)]
+    finally:
+        gc.enable()
 
 
 async def test_what_is_put_is_got_at_every_size_and_range(any_cluster: InProcessCluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
+from coffre.client import _upload
+from coffre.client._cell_cipher import Parts
+from coffre.client._upload import CellCoder
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
-from coffre.codec import crc32c
+from coffre.codec import Tier
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, encode_write
 from google.protobuf.message import Message
@@ -42,6 +46,30 @@ async def test_streams_of_unknown_size_in_odd_chunks(cluster: InProcessCluster, 
         assert info.size_bytes == size
         assert await client.get("b", "k") == data
     assert await client.get("b", "k", start=size // 2, length=MIB) == data[size // 2 :][:MIB]
+
+
+@pytest.mark.parametrize("compresses", [False, True])
+async def test_slow_tiers_code_in_worker_threads(
+    cluster: InProcessCluster, compresses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segment after segment all the same: messages are filled in order."""
+    monkeypatch.setattr(_upload, "_SLOW_TIERS", tuple(Tier))
+    threads: set[str] = set()
+    add = CellCoder.add
+
+    def noting(self: CellCoder, segment: int, parts: Parts) -> tuple[int, ...]:
+        threads.add(threading.current_thread().name)
+        return add(self, segment, parts)
+
+    monkeypatch.setattr(CellCoder, "add", noting)
+    data = (
+        b"".join(b"%09d, " % i for i in range(MIB)) if compresses else random.Random(9).randbytes(9 * MIB + 1)
+    )
+    client = cluster.client()
+    await client.put("b", "k", data)
+    assert await cluster.client().get("b", "k") == data
+    assert threads
+    assert all(name.startswith("coffre-coding") for name in threads)
 
 
 async def test_a_source_that_raises_leaves_nothing(cluster: InProcessCluster) -> None:
@@ -334,66 +362,6 @@ async def test_many_gets_of_large_cells_fit_in_messages(cluster: InProcessCluste
     got = await asyncio.gather(*(client.get("b", f"k{i}") for i in range(64)))
     assert all(value == data for value in got)
     assert largest < 5 * MIB
-
-
-async def test_a_short_range_comes_with_the_version_and_is_never_stale(cluster: InProcessCluster) -> None:
-    """One message to each of k nodes, from the first range on; what is damaged or missing is read as before."""
-    writer, reader = cluster.client(), cluster.client()
-    old, new = (random.Random(seed).randbytes(3 * MIB + 9) for seed in (1, 2))
-    messages: list[str] = []
-
-    async def note(node: int, message: Traffic) -> None:
-        messages.append(type(message).__name__)
-
-    await writer.put("b", "k", old)
-    await writer.flush()
-    cluster.network.before = note
-    for start in (0, MIB - 5, 2 * MIB, 3 * MIB, 3 * MIB + 8):
-        messages.clear()
-        assert await reader.get("b", "k", start=start, length=11) == old[start : start + 11]
-        assert messages == ["BatchRequest"] * 4
-    for start in (3 * MIB + 9, 4 * MIB):
-        assert await reader.get("b", "k", start=start, length=11) == b""
-    messages.clear()
-    assert await reader.get("b", "k", start=5, length=MIB + 1) == old[5 : MIB + 6]
-    assert messages.count("ReadShardRequest") == 4  # too long to come along
-    await writer.put("b", "k", new)
-    assert await reader.get("b", "k", start=2 * MIB, length=100) == new[2 * MIB :][:100]
-    await writer.put("b", "k", b"short")
-    assert await reader.get("b", "k", start=1, length=100) == b"hort"
-    await writer.delete("b", "k")
-    with pytest.raises(NotFound):
-        await reader.get("b", "k", start=1, length=100)
-
-
-@pytest.mark.parametrize(
-    "what", ["another byte", "another byte under its checksum", "left out", "another segment"]
-)
-async def test_cells_that_came_along_are_not_believed(cluster: InProcessCluster, what: str) -> None:
-    writer = cluster.client()
-    data = random.Random(3).randbytes(3 * MIB)
-    await writer.put("b", "k", data)
-    await writer.flush()
-
-    async def lie(node: int, reply: Traffic) -> None:
-        if node > 2 or not isinstance(reply, pb.BatchReply):
-            return
-        for outcome in reply.outcomes:
-            for version in outcome.versions:
-                if what == "left out":
-                    del version.cells[:]
-                for cell in version.cells:
-                    if what == "another segment":
-                        cell.segment += 1
-                        continue
-                    cell.data = bytes(len(cell.data))
-                    if what == "another byte under its checksum":
-                        cell.crc = crc32c(cell.data)
-
-    cluster.network.after = lie
-    reader = cluster.client()
-    for start in (0, MIB - 5, 2 * MIB + 7):
-        assert await reader.get("b", "k", start=start, length=11) == data[start : start + 11]
 
 
 async def test_a_node_that_hangs_is_asked_last_until_it_answers(cluster: InProcessCluster) -> None:

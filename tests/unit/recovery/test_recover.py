@@ -154,6 +154,40 @@ def test_cells_that_do_not_fit_together_are_found_out() -> None:
             version._segment(0)  # the cells of another segment
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cells_that_are_sealed_on_their_own(compressed: bool) -> None:
+    """Written here by the page, not by the client: raw, and framed with compression 1."""
+    k, m, data_key, data_id = 4, 2, bytes(32), bytes(16)
+    plain = b"three thousand bytes of text. " * 100 if compressed else hashlib.shake_128(b"p").digest(2999)
+    whole = plain
+    if compressed:
+        shrunk = recover.zstandard.ZstdCompressor().compress(plain)
+        whole = b"\1" + len(shrunk).to_bytes(4, "little") + shrunk
+    size = -(-len(whole) // k)
+    whole = whole.ljust(k * size, b"\0")
+    cipher = recover.AESGCM(data_key)
+    cells = []
+    for index in range(k):
+        nonce = bytes((1 if compressed else 2, 0, 0, 0, 0, 0, 0, index, 0, 0, 0, 1))
+        cells.append(cipher.encrypt(nonce, whole[index * size : (index + 1) * size], data_id))
+    parity = [bytearray(size + 16) for _ in range(m)]
+    Codec(k, m).encode_into(cells, parity)
+    shards = [_Cell(cell) for cell in [*cells, *map(bytes, parity)]]
+    size_bytes = 2 * len(plain)
+    manifest = pb.Manifest(
+        k=k, m=m, data_id=data_id, size_bytes=size_bytes, segment_bytes=len(plain), sealing=pb.SEALING_CELL
+    )
+    for wrong in ((0, 1), (2, 5), (4, 5), (0, 3)):
+        held = [(i, _Cell(bytes(size + 16)) if i in wrong else shard) for i, shard in enumerate(shards)]
+        version = recover.Version(manifest, cipher, held, [])
+        assert version._segment(1)[0] == plain
+        with pytest.raises(recover.Damage):
+            version._segment(0)  # the cells of another segment
+    exchanged = [(i, shards[j]) for i, j in enumerate((1, 0, 2, 3, 4, 5))]
+    with pytest.raises(recover.Damage):
+        recover.Version(manifest, cipher, exchanged[:4], [])._segment(1)
+
+
 # ---------------------------------------------------------------- which version is the newest
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from coffre.client._cell_cipher import CellCipher
 from coffre.client._sealing import Sealer, SegmentCipher
 from coffre.client.keys import KeyRing
 from coffre.cluster.names import ObjectName
@@ -84,6 +85,28 @@ def segment_vectors() -> list[dict[str, object]]:
     return vectors
 
 
+def cell_vectors() -> list[dict[str, object]]:
+    data_key, data_id = bytes(range(32)), bytes(range(16))
+    vectors: list[dict[str, object]] = []
+    for k, size_bytes, segment, level in (
+        (4, 1, 0, None), (4, 100, 0, None), (8, 63, 5, None), (2, 101, (1 << 20) - 1, None), (4, 5000, 7, 3)
+    ):  # fmt: skip
+        cipher = CellCipher(data_key, data_id, k, compress_level=level)
+        parts = cipher.cut(plain(size_bytes))
+        cells = [bytearray(parts.cell_bytes) for _ in range(k)]
+        cipher.seal_into(segment, parts, [memoryview(cell) for cell in cells])
+        vectors.append(
+            {
+                "k": k,
+                "size_bytes": size_bytes,
+                "segment": segment,
+                "way": parts.way.name,
+                "cells": [cell.hex() for cell in cells],
+            }
+        )
+    return vectors
+
+
 async def keyring_vector(ring: KeyRing) -> dict[str, object]:
     context = b"a context"
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +132,7 @@ async def main() -> None:
         ("keyring", await keyring_vector(ring)),
         ("manifest", await manifest_vector(ring)),
         ("segments", {"data_key": bytes(range(32)).hex(), "segments": segment_vectors()}),
+        ("cells", {"data_key": bytes(range(32)).hex(), "segments": cell_vectors()}),
     ):
         (HERE / f"{name}.json").write_text(json.dumps(vector, indent=1) + "\n")
 
