@@ -251,6 +251,17 @@ class ClusterMap:
         """Names of the default policy and of those of buckets, each once, the default first."""
         return tuple(dict.fromkeys((self.default_policy, *self._policy_names.values())))
 
+    @property
+    def consulted(self) -> frozenset[int]:
+        """Numbers of the nodes that a set of primaries may name: not removed, in this map or in a prior one.
+
+        A node that was lost is among them while data moves: it is silent, and counts as that.
+        """
+        maps = (self, *self.prior)
+        return frozenset(
+            node.number for one in maps for node in one.nodes if node.state is not NodeState.REMOVED
+        )
+
     def with_prior(self, prior: Iterable[ClusterMap]) -> ClusterMap:
         """The same map, which consults these too."""
         return replace(self, prior=tuple(prior))
