@@ -55,7 +55,7 @@ from coffre.cluster.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.map import ClusterMap
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import Stamp
@@ -105,7 +105,7 @@ class AsyncClient:
 
         def peers_of(cluster_map: ClusterMap) -> Peers:
             return Peers(
-                [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED],
+                cluster_map.consulted,
                 transport,
                 clock,
                 epoch=cluster_map.epoch,

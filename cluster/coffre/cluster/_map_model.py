@@ -6,44 +6,39 @@ An instance of `ClusterMap` is always valid. A map travels and rests signed (cof
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from coffre.cluster.errors import (
-    ConfigurationError,
-    IntegrityError,
-    InvalidArgument,
-    NotFound,
-    StaleMap,
-    Unsupported,
-)
+from coffre.cluster.errors import InvalidArgument, NotFound
 from coffre.cluster.identity import Identity, NodeAttributes, Role, check_jurisdiction
-from coffre.proto import coffre_pb2 as pb
-from google.protobuf.message import DecodeError
+from coffre.cluster.names import check_bucket, check_tenant
 
 __all__ = [
+    "BUCKET_POLICIES_MAX",
     "MAP_BYTES_MAX",
     "NODES_MAX",
     "POLICIES_MAX",
+    "PRIOR_MAX",
+    "SHARDS_MAX",
+    "BucketPolicy",
     "ClusterMap",
     "Domain",
     "MapNode",
     "NodeState",
     "Policy",
-    "decode_map",
-    "encode_map",
-    "newer_map",
 ]
 
-MAP_FORMAT = 1
 MAP_BYTES_MAX = 64 << 20
 NODES_MAX = 10_000
 POLICIES_MAX = 64
 COORDINATORS_MAX = 64
+BUCKET_POLICIES_MAX = 10_000
+PRIOR_MAX = 4  # maps of earlier epochs that are still consulted
 PARTITIONS_MAX = 1 << 16
-SHARDS_MAX = 255
+SHARDS_MAX = 255  # of one object, under any policy
 VERSIONS_KEPT_MAX = 1000
 _INT64_MAX = (1 << 63) - 1
 _NUMBER_MAX = (1 << 32) - 1
@@ -144,8 +139,25 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class BucketPolicy:
+    """A bucket with a policy of its own."""
+
+    tenant: str
+    bucket: str
+    policy: str  # the policy's name
+
+    def __post_init__(self) -> None:
+        check_tenant(self.tenant)
+        check_bucket(self.bucket)
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterMap:
-    """One epoch of the cluster. Raises `InvalidArgument` when it contradicts itself."""
+    """One epoch of the cluster. Raises `InvalidArgument` when it contradicts itself.
+
+    `prior`: the maps of earlier epochs that are still consulted, the newest first, while data moves.
+    `bucket_policies`: in rising order of tenant and bucket; every other bucket has the default policy.
+    """
 
     cluster_id: str
     epoch: int
@@ -153,10 +165,11 @@ class ClusterMap:
     nodes: tuple[MapNode, ...]
     policies: tuple[Policy, ...]
     default_policy: str
-    coordinators: tuple[
-        int, ...
-    ] = ()  # numbers of the nodes that serve Coordination; none: no conditional writes
+    coordinators: tuple[int, ...] = ()  # numbers of the nodes that serve Coordination
+    prior: tuple[ClusterMap, ...] = ()
+    bucket_policies: tuple[BucketPolicy, ...] = ()
     _by_number: dict[int, MapNode] = field(init=False, repr=False, compare=False)
+    _policy_names: dict[tuple[str, str], str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Identity(self.cluster_id, Role.OPERATOR, "any")  # checks the cluster id
@@ -175,13 +188,47 @@ class ClusterMap:
         _require(known, f"the default policy {self.default_policy!r} is not among the policies")
         _check_servers(present)
         object.__setattr__(self, "_by_number", {node.number: node for node in self.nodes})
-        _require(
-            len(self.coordinators) <= COORDINATORS_MAX, f"a map has at most {COORDINATORS_MAX} coordinators"
-        )
+        names = {(one.tenant, one.bucket): one.policy for one in self.bucket_policies}
+        object.__setattr__(self, "_policy_names", names)
+        self._check_buckets()
+        self._check_coordinators()
+        self._check_prior()
+
+    def _check_buckets(self) -> None:
+        few = len(self.bucket_policies) <= BUCKET_POLICIES_MAX
+        _require(few, f"a map has policies of at most {BUCKET_POLICIES_MAX} buckets")
+        places = [(one.tenant, one.bucket) for one in self.bucket_policies]
+        rising = all(before < after for before, after in itertools.pairwise(places))
+        _require(rising, "the policies of buckets are in rising order of tenant and bucket, each once")
+        known = {policy.name for policy in self.policies}
+        for one in self.bucket_policies:
+            named = f"the policy {one.policy!r} of bucket {one.tenant}/{one.bucket}"
+            _require(one.policy in known, f"{named} is not among the policies")
+
+    def _check_coordinators(self) -> None:
+        few = len(self.coordinators) <= COORDINATORS_MAX
+        _require(few, f"a map has at most {COORDINATORS_MAX} coordinators")
         _distinct("coordinator", self.coordinators, lambda number: number)
-        serving = {node.number for node in present}
         for number in self.coordinators:
-            _require(number in serving, f"coordinator {number} is not a node of the map, or was removed")
+            node = self._by_number.get(number)
+            there = node is not None and node.state is not NodeState.REMOVED
+            _require(there, f"coordinator {number} is not a node of the map, or was removed")
+
+    def _check_prior(self) -> None:
+        _require(len(self.prior) <= PRIOR_MAX, f"a map has at most {PRIOR_MAX} prior maps")
+        epoch = self.epoch
+        for prior in self.prior:
+            what = f"the prior map of epoch {prior.epoch}"
+            _require(prior.epoch < epoch, f"{what} must come before epoch {epoch}")
+            same = (prior.cluster_id, prior.partitions) == (self.cluster_id, self.partitions)
+            _require(same, f"{what} is of another cluster, or has other partitions")
+            plain = not prior.prior and not prior.coordinators
+            _require(plain, f"{what} has prior maps or coordinators of its own")
+            there = {node.number for node in prior.nodes}
+            expected = [(node.number, node.node_id) for node in self.nodes if node.number in there]
+            listed = [(node.number, node.node_id) for node in prior.nodes]
+            _require(expected == listed, f"{what} lists nodes that the map has not, or has in another order")
+            epoch = prior.epoch
 
     def node(self, number: int) -> MapNode:
         """The node of that number, `NotFound` if there never was one."""
@@ -198,6 +245,34 @@ class ClusterMap:
                 return policy
         raise NotFound(f"the cluster map (epoch {self.epoch}) has no storage policy {wanted!r}")
 
+    def policy_of(self, tenant: str, bucket: str) -> Policy:
+        """The policy by which new objects of a bucket are coded and placed."""
+        return self.policy(self._policy_names.get((tenant, bucket)))
+
+    @property
+    def policies_in_use(self) -> tuple[str, ...]:
+        """Names of the default policy and of those of buckets, each once, the default first."""
+        return tuple(dict.fromkeys((self.default_policy, *self._policy_names.values())))
+
+    @property
+    def consulted(self) -> frozenset[int]:
+        """Numbers of the nodes that a set of primaries may name: not removed, in this map or in a prior one.
+
+        A node that was lost is among them while data moves: it is silent, and counts as that.
+        """
+        maps = (self, *self.prior)
+        return frozenset(
+            node.number for one in maps for node in one.nodes if node.state is not NodeState.REMOVED
+        )
+
+    def with_prior(self, prior: Iterable[ClusterMap]) -> ClusterMap:
+        """The same map, which consults these too."""
+        return replace(self, prior=tuple(prior))
+
+    def as_prior(self) -> ClusterMap:
+        """What the next map keeps of this one, to consult it: itself alone."""
+        return replace(self, coordinators=(), prior=())
+
 
 def _distinct(what: str, items: Iterable[_Item], value_of: Callable[[_Item], Hashable]) -> None:
     seen: set[Hashable] = set()
@@ -212,126 +287,3 @@ def _check_servers(nodes: Iterable[MapNode]) -> None:
     for node in nodes:
         site = site_of.setdefault(node.server, node.site)
         _require(site == node.site, f"server {node.server} cannot be at two sites, {site} and {node.site}")
-
-
-def newer_map(current: ClusterMap, candidate: ClusterMap) -> ClusterMap:
-    """`candidate` when its epoch is higher, `current` when they are the same map.
-
-    Raises `StaleMap` on a lower epoch, `IntegrityError` on another map of the same epoch or one that gives a
-    number to another node, changes the partitions or forgets a node, `ConfigurationError` on another cluster.
-    """
-    if candidate.cluster_id != current.cluster_id:
-        raise ConfigurationError(f"the map is of cluster {candidate.cluster_id}, not {current.cluster_id}")
-    if candidate.epoch < current.epoch:
-        raise StaleMap(f"the map offered has epoch {candidate.epoch}, below the current {current.epoch}")
-    if candidate.epoch == current.epoch:
-        if encode_map(candidate) != encode_map(current):
-            raise IntegrityError(f"there are two different cluster maps of epoch {current.epoch}")
-        return current
-    if candidate.partitions != current.partitions:
-        raise IntegrityError("the number of partitions is fixed for the life of a cluster")
-    ids = {node.number: node.node_id for node in candidate.nodes}
-    for node in current.nodes:
-        if ids.get(node.number) != node.node_id:
-            raise IntegrityError(
-                f"the map of epoch {candidate.epoch} forgets node {node.number} ({node.node_id}) or gives "
-                "its number to another; a node that left stays in the map as removed"
-            )
-    return candidate
-
-
-# ------------------------------------------------------------------ bytes
-
-
-def encode_map(cluster_map: ClusterMap) -> bytes:
-    """The payload of a signed map: a serialized coffre.v1.ClusterMap."""
-    message = pb.ClusterMap(
-        format=MAP_FORMAT,
-        cluster_id=cluster_map.cluster_id,
-        epoch=cluster_map.epoch,
-        partitions=cluster_map.partitions,
-        default_policy=cluster_map.default_policy,
-        coordinators=cluster_map.coordinators,
-    )
-    for node in cluster_map.nodes:
-        message.nodes.add(
-            number=node.number,
-            node_id=node.node_id,
-            address=node.address,
-            server=node.server,
-            site=node.site,
-            operator=node.operator,
-            jurisdiction=node.jurisdiction,
-            capacity_bytes=node.capacity_bytes,
-            state=pb.NodeState.ValueType(node.state),
-        )
-    for policy in cluster_map.policies:
-        message.policies.add(
-            name=policy.name,
-            k=policy.k,
-            m=policy.m,
-            jurisdictions=policy.jurisdictions,
-            survives=pb.Domain.ValueType(policy.survives),
-            operator_cap=policy.operator_cap,
-            versions_kept=policy.versions_kept,
-        )
-    return message.SerializeToString(deterministic=True)
-
-
-def decode_map(payload: bytes) -> ClusterMap:
-    """Read what `encode_map` wrote. Raises `IntegrityError`, `Unsupported` or `InvalidArgument`."""
-    try:
-        message = pb.ClusterMap.FromString(payload)
-    except DecodeError:
-        raise IntegrityError("the cluster map cannot be read") from None
-    if message.format != MAP_FORMAT:
-        raise Unsupported(f"cluster map format {message.format} is not known to this release")
-    # Before anything is built: a map of a million nodes is refused by its size.
-    _require(len(message.nodes) <= NODES_MAX, f"a map has 1 to {NODES_MAX} nodes")
-    _require(
-        len(message.coordinators) <= COORDINATORS_MAX, f"a map has at most {COORDINATORS_MAX} coordinators"
-    )
-    _require(len(message.policies) <= POLICIES_MAX, f"a map has 1 to {POLICIES_MAX} policies")
-    return ClusterMap(
-        message.cluster_id,
-        message.epoch,
-        message.partitions,
-        tuple(_decode_node(node) for node in message.nodes),
-        tuple(_decode_policy(policy) for policy in message.policies),
-        message.default_policy,
-        tuple(message.coordinators),
-    )
-
-
-def _decode_node(node: pb.MapNode) -> MapNode:
-    try:
-        state = NodeState(node.state)
-    except ValueError:
-        raise Unsupported(f"node state {node.state} is not known to this release") from None
-    return MapNode(
-        node.number,
-        node.node_id,
-        node.address,
-        node.server,
-        node.site,
-        node.operator,
-        node.jurisdiction,
-        node.capacity_bytes,
-        state,
-    )
-
-
-def _decode_policy(policy: pb.MapPolicy) -> Policy:
-    try:
-        survives = Domain(policy.survives)
-    except ValueError:
-        raise Unsupported(f"failure domain {policy.survives} is not known to this release") from None
-    return Policy(
-        policy.name,
-        policy.k,
-        policy.m,
-        tuple(policy.jurisdictions),
-        survives,
-        policy.operator_cap,
-        policy.versions_kept,
-    )

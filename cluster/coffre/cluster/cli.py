@@ -10,7 +10,7 @@ import click
 from coffre.cluster._certificates import authority_cluster_id, read_certificate
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.coordination_cli import COMMANDS
+from coffre.cluster.coordination_cli import COMMANDS as COORDINATION_COMMANDS
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.formation import (
     OFFERED_PARTITIONS,
@@ -22,6 +22,7 @@ from coffre.cluster.formation import (
 )
 from coffre.cluster.identity import NodeAttributes, identity_of_certificate
 from coffre.cluster.map import ClusterMap, Domain, create_map_file, read_map, read_unverified_map
+from coffre.cluster.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
 from coffre.cluster.pki import (
     AUTHORITY_DAYS,
     MEMBER_DAYS,
@@ -149,10 +150,10 @@ def pki_show(file: Path) -> None:
 
 @click.group()
 def cluster() -> None:
-    """The signed cluster map."""
+    """The signed cluster map, and who is in it."""
 
 
-for _command in COMMANDS:
+for _command in (*MEMBERSHIP_COMMANDS, *COORDINATION_COMMANDS):
     cluster.add_command(_command)
 
 
@@ -251,10 +252,18 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
         )
         table.add_row(name, f"{policy.k}+{policy.m}", survives, countries, cap, str(policy.versions_kept))
     console.print(table)
+    for one in found.bucket_policies:
+        click.echo(f"bucket {one.tenant}/{one.bucket}: policy {one.policy}")
+    if found.coordinators:
+        click.echo(f"coordinators: {', '.join(found.node(number).node_id for number in found.coordinators)}")
+    if found.prior:
+        click.echo(
+            f"data is moving; still consulted: epochs {', '.join(str(one.epoch) for one in found.prior)}"
+        )
 
 
 def _as_dict(found: ClusterMap, verified: bool) -> dict[str, object]:
-    """The map as JSON has it: the field names of coffre.v1.ClusterMap."""
+    """The map as JSON has it: the field names of coffre.v1.ClusterMap, and of prior maps their epochs."""
     nodes = [
         {
             "number": node.number,
@@ -289,6 +298,12 @@ def _as_dict(found: ClusterMap, verified: bool) -> dict[str, object]:
         "default_policy": found.default_policy,
         "nodes": nodes,
         "policies": policies,
+        "coordinators": list(found.coordinators),
+        "prior_epochs": [prior.epoch for prior in found.prior],
+        "bucket_policies": [
+            {"tenant": one.tenant, "bucket": one.bucket, "policy": one.policy}
+            for one in found.bucket_policies
+        ],
     }
 
 

@@ -1,26 +1,25 @@
 """Who decides about an object: the sets of primaries that a map consults, with their arithmetic.
 
-docs/consistency.md says why.
+docs/consistency.md has the words and the argument: "Words and arithmetic", "Changing the map".
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from coffre.cluster.map import ClusterMap, Policy
+from coffre.cluster.map import SHARDS_MAX, ClusterMap
 from coffre.cluster.placement import Placement
 
 __all__ = ["SHARDS_MAX", "Electorate", "Electorates", "Voters"]
 
-SHARDS_MAX = 255  # of one object, under any policy
 _CACHED = 1 << 16  # all partitions that a map can have
 
 
 @dataclass(frozen=True, slots=True)
 class Voters:
-    """One set of primaries, in shard order, with the k and m of their policy."""
+    """One set of primaries, in the order of the partition, with the k and m of their policy."""
 
     nodes: tuple[int, ...]
     k: int
@@ -46,13 +45,13 @@ class Electorate:
 
     sets: tuple[Voters, ...]
     primaries: tuple[int, ...] = field(init=False)  # of the newest set
-    everyone: frozenset[int] = field(init=False)
-    k: int = field(init=False)
+    everyone: frozenset[int] = field(init=False)  # of all sets
+    k: int = field(init=False)  # of the newest set, as m, write and read
     m: int = field(init=False)
     k_min: int = field(init=False)  # of any set: no object can be read from fewer shards
-    write: int = field(init=False)  # W of the newest set
-    read: int = field(init=False)  # R of the newest set
-    _bars: tuple[tuple[frozenset[int], int, int], ...] = field(init=False)  # nodes, W, R
+    write: int = field(init=False)
+    read: int = field(init=False)
+    _bars: tuple[tuple[frozenset[int], int, int], ...] = field(init=False, repr=False)  # nodes, W, R
 
     def __post_init__(self) -> None:
         newest = self.sets[0]
@@ -79,64 +78,79 @@ class Electorate:
         return len(self.sets) > 1
 
     def primaries_of(self, n: int) -> tuple[int, ...]:
-        """The nodes of the newest set that codes n shards; for a version from before all of them, any n."""
+        """n nodes to look for the shards of a version of n shards: the newest set that codes so many.
+
+        Without one (the version is from before all of them) they are only where to begin, and repeat.
+        """
         for voters in self.sets:
             if len(voters.nodes) == n:
                 return voters.nodes
         return (self.primaries * n)[:n]
 
     def is_established_by(self, nodes: Collection[int]) -> bool:
-        """Whether a version that these nodes hold, or locked, reaches W in every set."""
+        """Whether a version that these nodes hold (or locked) reaches W in every set."""
         return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars)
 
-    def may_be_established(self, nodes: Collection[int]) -> bool:
-        """The same, of nodes that hold it or may hold it: without W in some set it was never acknowledged."""
-        return self.is_established_by(nodes)
+    def may_be_established(self, holders_or_silent: Collection[int]) -> bool:
+        """Whether it may have reached W in every set, if all who may hold it do.
+
+        False: it was provably never seen, since in some set they are fewer than W.
+        """
+        return self.is_established_by(holders_or_silent)
 
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""
         return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)
 
     def is_dead_by(self, aborted: Collection[int]) -> bool:
-        """Whether these votes keep a version from W in some set for ever."""
+        """Whether these votes keep a version from W for ever: R in any set."""
         return any(len(voters.intersection(aborted)) >= read for voters, _, read in self._bars)
 
 
 class Electorates:
-    """The electorates of one map, which may still consult `prior` ones, newest first. Caches are bounded."""
+    """The electorates of one map and of the prior ones that it consults. Caches are bounded."""
 
-    def __init__(self, cluster_map: ClusterMap, prior: Sequence[ClusterMap] = ()) -> None:
-        self._maps = (cluster_map, *prior)
-        self._placements = [
-            {policy.name: Placement(some_map, policy) for policy in some_map.policies}
-            for some_map in self._maps
-        ]
+    def __init__(self, cluster_map: ClusterMap) -> None:
+        self._maps = (cluster_map, *cluster_map.prior)
+        self._placements: dict[tuple[int, str], Placement] = {}  # by place in _maps, and policy
+        self._default = tuple(one.default_policy for one in self._maps)
+        # Names of policies, one for each map: a bucket's course.
+        self._own: dict[tuple[str, str], tuple[str, ...]] = {}  # of buckets with a policy of their own
+        for one in self._maps:
+            for bucket in one.bucket_policies:
+                place = (bucket.tenant, bucket.bucket)
+                self._own[place] = tuple(of.policy_of(*place).name for of in self._maps)
+        self._courses = tuple(dict.fromkeys((self._default, *self._own.values())))
         self._of = lru_cache(maxsize=_CACHED)(self._compute)
 
     def of(self, tenant: str, bucket: str, partition: int) -> Electorate:
         """Who decides about the objects of a bucket in a partition. Raises `PolicyViolation`."""
-        return self._of(self._policies(tenant, bucket), partition)
+        return self._of(self._own.get((tenant, bucket), self._default), partition)
+
+    def in_partition(self, partition: int) -> tuple[Electorate, ...]:
+        """All electorates of a partition: that of the default policies, and those of buckets with their own."""
+        return tuple(dict.fromkeys(self._of(course, partition) for course in self._courses))
 
     def placement(self, tenant: str, bucket: str) -> Placement:
         """The rules by which new shards of a bucket's objects are placed."""
-        return self._placements[0][self._policies(tenant, bucket)[0]]
+        return self._placement(0, self._own.get((tenant, bucket), self._default)[0])
 
     def silent_max(self, tenant: str, bucket: str) -> int:
         """So many nodes may be silent, whichever they are, and every partition is still heard from."""
-        policies = zip(self._maps, self._policies(tenant, bucket), strict=True)
-        return min((some_map.policy(name).n - 1) // 2 for some_map, name in policies)
+        policies = zip(self._maps, self._own.get((tenant, bucket), self._default), strict=True)
+        return min(one.policy(name).n // 2 for one, name in policies)  # n - R
 
-    def _policies(self, tenant: str, bucket: str) -> tuple[str, ...]:
-        return tuple(some_map.default_policy for some_map in self._maps)
+    def _placement(self, place: int, policy: str) -> Placement:
+        found = self._placements.get((place, policy))
+        if found is None:
+            one = self._maps[place]
+            found = self._placements[place, policy] = Placement(one, one.policy(policy))
+        return found
 
     def _compute(self, policies: tuple[str, ...], partition: int) -> Electorate:
-        sets: list[Voters] = []
-        seen: set[tuple[frozenset[int], int]] = set()
-        for placements, name in zip(self._placements, policies, strict=True):
-            placement = placements[name]
-            policy: Policy = placement.policy
-            nodes = placement.primaries(partition)
-            if (frozenset(nodes), policy.k) not in seen:
-                seen.add((frozenset(nodes), policy.k))
-                sets.append(Voters(nodes, policy.k, policy.m))
-        return Electorate(tuple(sets))
+        sets: dict[tuple[frozenset[int], int], Voters] = {}
+        for place, name in enumerate(policies):
+            placement = self._placement(place, name)
+            nodes, policy = placement.primaries(partition), placement.policy
+            sets.setdefault((frozenset(nodes), policy.k), Voters(nodes, policy.k, policy.m))
+        return Electorate(tuple(sets.values()))

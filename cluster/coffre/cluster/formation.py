@@ -28,6 +28,7 @@ __all__ = [
     "NodeOffer",
     "PolicyReport",
     "form_map",
+    "offered_attributes",
     "parse_capacity",
     "parse_policy",
     "survey",
@@ -96,7 +97,7 @@ def form_map(
     authority = read_certificate(directory / "ca.crt")
     nodes = []
     for number, offer in enumerate(offers, 1):
-        attributes = _attributes(offer.certificate, directory, clock)
+        attributes = offered_attributes(offer.certificate, directory / "ca.crt", clock)
         nodes.append(
             MapNode(
                 number,
@@ -121,10 +122,11 @@ def form_map(
     return sign_map(cluster_map, certificate, parse_key(read_file(key_path), str(key_path))), cluster_map
 
 
-def _attributes(path: Path, directory: Path, clock: Clock) -> NodeAttributes:
+def offered_attributes(path: Path, authority: Path, clock: Clock) -> NodeAttributes:
+    """What a node's certificate says of it. Raises `ConfigurationError` unless it is valid, and of this authority."""
     certificate = read_certificate(path)
     try:
-        check_issuer(certificate, read_certificate(directory / "ca.crt"))
+        check_issuer(certificate, read_certificate(authority))
         identity = identity_of_certificate(certificate)
     except Unauthenticated as error:
         raise ConfigurationError(f"{path}: {error}") from None

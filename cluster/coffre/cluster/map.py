@@ -13,18 +13,20 @@ from coffre.cluster._certificates import (
     read_certificate,
 )
 from coffre.cluster._files import create_file, read_file, replace_file
+from coffre.cluster._map_bytes import decode_map, encode_map
 from coffre.cluster._map_model import (
+    BUCKET_POLICIES_MAX,
     MAP_BYTES_MAX,
     NODES_MAX,
     POLICIES_MAX,
+    PRIOR_MAX,
+    SHARDS_MAX,
+    BucketPolicy,
     ClusterMap,
     Domain,
     MapNode,
     NodeState,
     Policy,
-    decode_map,
-    encode_map,
-    newer_map,
 )
 from coffre.cluster.errors import (
     ConfigurationError,
@@ -35,6 +37,7 @@ from coffre.cluster.errors import (
     Unsupported,
 )
 from coffre.cluster.identity import Role, identity_of_certificate
+from coffre.cluster.succession import newer_map
 from coffre.proto import coffre_pb2 as pb
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -44,9 +47,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 __all__ = [
+    "BUCKET_POLICIES_MAX",
     "MAP_BYTES_MAX",
     "NODES_MAX",
     "POLICIES_MAX",
+    "PRIOR_MAX",
+    "SHARDS_MAX",
+    "BucketPolicy",
     "ClusterMap",
     "Domain",
     "MapNode",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -77,6 +77,16 @@ class Placement:
     @property
     def policy(self) -> Policy:
         return self._policy
+
+    @property
+    def rules(self) -> Hashable:
+        """All that placements follow from: equal rules, equal placements."""
+        nodes = (
+            (node.number, node.node_id, node.server, node.site, node.operator, node.capacity_bytes)
+            for node in self._eligible
+        )
+        caps = ((cap.what, cap.limit) for cap in self._caps)
+        return self._policy.n, tuple(sorted(nodes)), tuple(caps)
 
     @property
     def operator_cap(self) -> int | None:

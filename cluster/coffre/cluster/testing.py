@@ -1,4 +1,4 @@
-"""For tests: a cluster's authority and members, in one call.
+"""For tests: a cluster's authority and members, in one call; and nodes that say what they are told to.
 
 The certificates are made against a `ManualClock`, start in 2023 and outlast any test run, since TLS compares
 them with the clock of the machine.
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coffre.cluster.clock import ManualClock
+from coffre.cluster.errors import Unavailable
 from coffre.cluster.identity import Identity, NodeAttributes
+from coffre.cluster.moves import MoveReport
 from coffre.cluster.pki import (
     Authority,
     IssuedCertificate,
@@ -24,7 +26,7 @@ from coffre.cluster.pki import (
 )
 from coffre.cluster.tls import TlsFiles
 
-__all__ = ["CERTIFICATE_DAYS", "Members", "make_members"]
+__all__ = ["CERTIFICATE_DAYS", "Members", "MemoryMoveReports", "make_members"]
 
 CERTIFICATE_DAYS = 30_000
 
@@ -71,3 +73,16 @@ def make_members(
     for issued in everybody:
         write_issued(issued, directory)
     return Members(directory, authority, {issued.identity.name: issued for issued in everybody})
+
+
+class MemoryMoveReports:
+    """The twin of what nodes report of a move (`coffre.cluster.moves.MoveReports`). Nodes in `down` do not answer."""
+
+    def __init__(self) -> None:
+        self.reports: dict[int, MoveReport] = {}
+        self.down: set[int] = set()
+
+    async def moved(self, node: int, timeout: float) -> MoveReport:
+        if node in self.down:
+            raise Unavailable(f"node {node} does not answer")
+        return self.reports.get(node, MoveReport(0, frozenset()))

@@ -189,6 +189,8 @@ class Handler:
             if shard_index is not None or placement:
                 raise InvalidArgument("a tombstone has no shards")
         elif kind == pb.KIND_OBJECT:
+            if not accept.lock:  # what is completed may have been begun under another policy
+                self._maps.check_coding(tenant, accept.bucket, manifest.k, manifest.m)
             self._check_shard(accept, manifest, placement, shard_index)
         else:
             raise Unsupported(f"manifest kind {kind} is not known to this node")

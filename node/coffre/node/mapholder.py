@@ -27,6 +27,11 @@ class MapHolder:
         self._numbers = {
             node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
         }
+        codings = {policy.name: (policy.k, policy.m) for policy in cluster_map.policies}
+        self._coding = codings[cluster_map.default_policy]
+        self._own_codings = {
+            (one.tenant, one.bucket): codings[one.policy] for one in cluster_map.bucket_policies
+        }
 
     def number_of(self, node_id: str) -> int | None:
         """The number of a node of the map; None when there is none of that id, or it was removed."""
@@ -38,3 +43,11 @@ class MapHolder:
             return self._placements[k, m]
         except KeyError:
             raise PolicyViolation(f"no storage policy of this cluster codes {k}+{m}") from None
+
+    def check_coding(self, tenant: str, bucket: str, k: int, m: int) -> None:
+        """Raise `PolicyViolation` unless new objects of the bucket are coded so."""
+        coding = self._own_codings.get((tenant, bucket), self._coding)
+        if coding != (k, m):
+            raise PolicyViolation(
+                f"objects of bucket {bucket} are coded {coding[0]}+{coding[1]} by its storage policy, not {k}+{m}"
+            )

@@ -1222,6 +1222,80 @@ class MapPolicy(_message.Message):
 Global___MapPolicy: _TypeAlias = MapPolicy  # noqa: Y015
 
 @_typing.final
+class BucketPolicy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    bucket: _builtins.str
+    policy: _builtins.str
+    """a policy's name; in a PriorMap empty: the default policy of then"""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        bucket: _builtins.str = ...,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "policy", b"policy", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketPolicy: _TypeAlias = BucketPolicy  # noqa: Y015
+
+@_typing.final
+class PriorMap(_message.Message):
+    """A map of an earlier epoch that is still consulted, as its difference from the map that it is in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    DEFAULT_POLICY_FIELD_NUMBER: _builtins.int
+    BUCKET_POLICIES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    default_policy: _builtins.str
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapNode]:
+        """that were different then"""
+
+    @_builtins.property
+    def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """numbers of nodes that were not in the map yet"""
+
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapPolicy]:
+        """all of then"""
+
+    @_builtins.property
+    def bucket_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketPolicy]:
+        """that were different then"""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        nodes: _abc.Iterable[Global___MapNode] | None = ...,
+        absent: _abc.Iterable[_builtins.int] | None = ...,
+        policies: _abc.Iterable[Global___MapPolicy] | None = ...,
+        default_policy: _builtins.str = ...,
+        bucket_policies: _abc.Iterable[Global___BucketPolicy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "bucket_policies", b"bucket_policies", "default_policy", b"default_policy", "epoch", b"epoch", "nodes", b"nodes", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriorMap: _TypeAlias = PriorMap  # noqa: Y015
+
+@_typing.final
 class ClusterMap(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1233,6 +1307,8 @@ class ClusterMap(_message.Message):
     POLICIES_FIELD_NUMBER: _builtins.int
     DEFAULT_POLICY_FIELD_NUMBER: _builtins.int
     COORDINATORS_FIELD_NUMBER: _builtins.int
+    PRIOR_FIELD_NUMBER: _builtins.int
+    BUCKET_POLICIES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """1"""
     cluster_id: _builtins.str
@@ -1248,6 +1324,14 @@ class ClusterMap(_message.Message):
     def coordinators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """numbers of the nodes that serve Coordination"""
 
+    @_builtins.property
+    def prior(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriorMap]:
+        """the newest first"""
+
+    @_builtins.property
+    def bucket_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketPolicy]:
+        """by tenant and bucket; other buckets have the default policy"""
+
     def __init__(
         self,
         *,
@@ -1259,10 +1343,12 @@ class ClusterMap(_message.Message):
         policies: _abc.Iterable[Global___MapPolicy] | None = ...,
         default_policy: _builtins.str = ...,
         coordinators: _abc.Iterable[_builtins.int] | None = ...,
+        prior: _abc.Iterable[Global___PriorMap] | None = ...,
+        bucket_policies: _abc.Iterable[Global___BucketPolicy] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "coordinators", b"coordinators", "default_policy", b"default_policy", "epoch", b"epoch", "format", b"format", "nodes", b"nodes", "partitions", b"partitions", "policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket_policies", b"bucket_policies", "cluster_id", b"cluster_id", "coordinators", b"coordinators", "default_policy", b"default_policy", "epoch", b"epoch", "format", b"format", "nodes", b"nodes", "partitions", b"partitions", "policies", b"policies", "prior", b"prior"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+import dataclasses
+from itertools import combinations, permutations
 
 import pytest
-from coffre.cluster.electorate import Electorate, Voters
+from coffre.cluster.electorate import Electorate, Electorates, Voters
+from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.placement import Placement
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,3 +93,82 @@ def test_a_moving_partition_needs_both_sets() -> None:
 def test_versions_of_an_older_coding_are_looked_for_where_they_were(n: int, nodes: tuple[int, ...]) -> None:
     electorate = Electorate((Voters((4, 5, 6), 2, 1), Voters((1, 2, 3, 7), 2, 2)))
     assert electorate.primaries_of(n) == nodes
+
+
+@given(st.lists(voters(), min_size=2, max_size=5), st.data())
+def test_epochs_that_share_a_set_meet(sets: list[Voters], data: st.DataObject) -> None:
+    """A write that is complete under one epoch is met by every read under the next, which begins or ends a move."""
+    begun, settled = Electorate(tuple(sets)), Electorate(tuple(sets[1:]))
+    finished = Electorate((sets[0],))
+    for written, read in permutations((begun, settled, finished), 2):
+        if {written, read} == {settled, finished}:
+            continue  # never consecutive
+        held, heard = data.draw(some_nodes), data.draw(some_nodes)
+        if written.is_established_by(held) and read.is_heard_from(heard):
+            assert held & heard
+
+
+@given(electorates)
+def test_any_m_nodes_of_a_set_may_be_lost(one: Electorate) -> None:
+    for electors in one.sets:
+        lost = set(electors.nodes[: electors.m])
+        alone = Electorate((electors,))
+        assert alone.is_heard_from(set(electors.nodes) - lost)
+        assert not alone.is_established_by(lost), "a manifest would be lost"
+
+
+# ------------------------------------------------------------------ of maps
+
+FOUR_TWO = Policy("4+2", 4, 2, ("FR",), Domain.NODE)
+TWO_ONE = Policy("2+1", 2, 1, ("FR",), Domain.NODE)
+
+
+def node(number: int) -> MapNode:
+    return MapNode(number, f"n{number}", f"10.0.0.{number}:7000", f"s{number}", "paris", "ovh", "FR", 1 << 40)
+
+
+def map_of(count: int, epoch: int = 1, **changes: object) -> ClusterMap:
+    nodes = tuple(node(number) for number in range(1, count + 1))
+    first = ClusterMap("c0ffee", epoch, 64, nodes, (FOUR_TWO, TWO_ONE), "4+2")
+    return dataclasses.replace(first, **changes)  # type: ignore[arg-type]
+
+
+def test_most_partitions_of_a_map_that_moves_have_one_set() -> None:
+    before, after = map_of(40), map_of(41, 2, prior=(map_of(40),))
+    electorates = [Electorates(after).of("clinic", "notes", partition) for partition in range(64)]
+    moving = [one for one in electorates if one.is_moving]
+    assert 0 < len(moving) < 32
+    for partition, one in enumerate(electorates):
+        assert one.primaries == Placement(after, FOUR_TWO).primaries(partition)
+        assert one.sets[-1].nodes == Placement(before, FOUR_TWO).primaries(partition) or not one.is_moving
+        assert (41 in one.primaries) == one.is_moving
+
+
+def test_equal_sets_count_once_in_any_order() -> None:
+    """A larger node comes earlier in the order, and the six primaries of six nodes stay the same."""
+    before = map_of(6)
+    larger = dataclasses.replace(before.nodes[0], capacity_bytes=1 << 50)
+    after = map_of(6, 2, nodes=(larger, *before.nodes[1:]), prior=(before,))
+    found = [Electorates(after).of("clinic", "notes", partition) for partition in range(64)]
+    assert not any(one.is_moving for one in found)
+    assert all(one.primaries[0] == 1 for one in found)
+
+
+def test_a_bucket_with_a_policy_of_its_own() -> None:
+    before = map_of(6)
+    after = map_of(6, 2, bucket_policies=(BucketPolicy("clinic", "notes", "2+1"),), prior=(before,))
+    electorates = Electorates(after)
+    own, others = electorates.of("clinic", "notes", 5), electorates.of("clinic", "images", 5)
+    assert [(len(one.nodes), one.k) for one in own.sets] == [(3, 2), (6, 4)]
+    assert not others.is_moving
+    assert electorates.of("other", "notes", 5) == others
+    assert electorates.placement("clinic", "notes").policy == TWO_ONE
+    assert electorates.placement("clinic", "images").policy == FOUR_TWO
+    assert electorates.in_partition(5) == (others, own)
+    assert (electorates.silent_max("clinic", "notes"), electorates.silent_max("clinic", "images")) == (1, 3)
+
+
+def test_a_bucket_whose_policy_is_taken_back() -> None:
+    before = map_of(6, bucket_policies=(BucketPolicy("clinic", "notes", "2+1"),))
+    own = Electorates(map_of(6, 2, prior=(before,))).of("clinic", "notes", 5)
+    assert [one.k for one in own.sets] == [4, 2]

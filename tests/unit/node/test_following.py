@@ -65,7 +65,7 @@ def test_a_map_that_breaks_a_rule_is_refused(follower: MapFollower, maps: MapHol
     for changed, error in (
         (replace(MAP, epoch=6, partitions=32), IntegrityError),
         (replace(MAP, epoch=6, nodes=(replace(NODE, node_id="b1"),)), IntegrityError),
-        (replace(MAP, epoch=6, nodes=(moved,)), ConfigurationError),
+        (replace(MAP, epoch=6, nodes=(moved,), prior=(MAP.as_prior(),)), ConfigurationError),
     ):
         with pytest.raises(error):
             follower.adopt(VerifiedMap(changed, b"signed 6"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import IntegrityError, InvalidArgument
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import HybridClock
 from coffre.codec import crc32c
@@ -51,12 +53,15 @@ def request(placement: tuple[int, ...]) -> pb.BatchRequest:
     return pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)])
 
 
-async def send(placement: tuple[int, ...], cell: bytes = b"a cell") -> tuple[int, int]:
+async def send(
+    placement: tuple[int, ...], cell: bytes = b"a cell", *, cluster_map: ClusterMap = MAP, lock: bool = False
+) -> tuple[int, int]:
     """The outcome's code, and how many versions node 1 holds afterwards. The checksums are those of `a cell`."""
     store = MemoryStore(SystemClock())
-    handler = Handler(1, "n1", store, MapHolder(MAP, b""), SystemClock())
+    handler = Handler(1, "n1", store, MapHolder(cluster_map, b""), SystemClock())
     asked = request(placement)
     asked.operations[0].accept.cell = cell
+    asked.operations[0].accept.lock = lock
     reply = expanded(await handler.batch(TENANT, asked))
     return reply.outcomes[0].code, len(await store.read(ObjectName("clinic", "b", "k")))
 
@@ -83,3 +88,15 @@ async def test_an_unlawful_placement_is_refused(placement: tuple[int, ...]) -> N
 @pytest.mark.parametrize("cell", [b"", b"a celL", b"a cell "])
 async def test_a_cell_damaged_on_the_way_is_refused(cell: bytes) -> None:
     assert await send(LAWFUL, cell) == (IntegrityError.code, 0)
+
+
+async def test_a_coding_that_is_not_the_buckets_is_refused() -> None:
+    """Only what was begun under another policy may be completed."""
+    policies = (POLICY, Policy("5+3", 5, 3, ("FR",), Domain.SITE))
+    own = dataclasses.replace(MAP, policies=policies, bucket_policies=(BucketPolicy("clinic", "b", "5+3"),))
+    assert await send(LAWFUL, cluster_map=own) == (InvalidArgument.code, 0)
+    assert await send(LAWFUL, cluster_map=own, lock=True) == (0, 1)
+    other = dataclasses.replace(own, bucket_policies=(BucketPolicy("clinic", "c", "5+3"),))
+    assert await send(LAWFUL, cluster_map=other) == (0, 1)
+    default = dataclasses.replace(MAP, policies=policies, default_policy="5+3")
+    assert await send(LAWFUL, cluster_map=default) == (InvalidArgument.code, 0)

@@ -1,0 +1,146 @@
+"""Failure detection: what one member makes of the answers of the others. It judges, and never acts.
+
+Pure but for the clock it is given. Who reads moves no data because of it: a node that is down is only `is_lost` after
+a grace that an administrator sets, and even then an administrator decides.
+"""
+
+from __future__ import annotations
+
+import enum
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import InvalidArgument
+
+__all__ = ["Health", "HealthLimits", "HealthTracker"]
+
+_LATENCIES_KEPT = 32  # of each peer
+
+
+class Health(enum.Enum):
+    """What a peer looks like from here."""
+
+    UNKNOWN = "unknown"  # never asked
+    UP = "up"
+    SLOW = "slow"  # answers, much later than the others
+    FLAPPING = "flapping"  # answers now, and kept going away
+    DOWN = "down"
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether others should be asked first."""
+        return self in (Health.SLOW, Health.FLAPPING, Health.DOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthLimits:
+    """When a peer is called what. Seconds are of the monotonic clock."""
+
+    failures: int = 2  # in a row: down
+    grace_seconds: float = 900.0  # down for so long: lost
+    flaps: int = 3  # so often down within the window: flapping
+    flap_window_seconds: float = 600.0
+    slow_factor: float = 5.0  # median latency, relative to the median of all peers' medians
+    slow_seconds: float = 0.1  # and no peer is slow below this
+
+    def __post_init__(self) -> None:
+        whole = self.failures >= 1 and self.flaps >= 1
+        positive = min(self.grace_seconds, self.flap_window_seconds, self.slow_seconds) >= 0
+        if not whole or not positive or self.slow_factor < 1:
+            raise InvalidArgument(
+                "limits of health are not below 0; failures, flaps and the slow factor at least 1"
+            )
+
+
+@dataclass(slots=True)
+class _Peer:
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
+    failures: int = 0  # in a row
+    failing_since: float | None = None
+    falls: deque[float] = field(default_factory=deque)  # when it went down, the latest ones
+
+
+class HealthTracker:
+    """Counts answers and failures of peers, and says what each looks like. It keeps a few hundred bytes of each."""
+
+    def __init__(self, clock: Clock, limits: HealthLimits | None = None) -> None:
+        self._clock = clock
+        self.limits = limits or HealthLimits()
+        self._peers: dict[int, _Peer] = {}
+
+    def answered(self, peer: int, latency_seconds: float) -> None:
+        """The peer answered, so much later."""
+        seen = self._peer(peer)
+        seen.failures = 0
+        seen.failing_since = None
+        seen.latencies.append(latency_seconds)
+
+    def failed(self, peer: int) -> None:
+        """The peer could not be reached, or gave no answer in time."""
+        seen, now = self._peer(peer), self._clock.monotonic()
+        seen.failures += 1
+        if seen.failing_since is None:
+            seen.failing_since = now
+        if seen.failures == self.limits.failures:
+            seen.falls.append(now)
+
+    def forget(self, peers: Iterable[int]) -> None:
+        """Peers that left the map."""
+        for peer in peers:
+            self._peers.pop(peer, None)
+
+    def health(self, peer: int) -> Health:
+        seen = self._peers.get(peer)
+        if seen is None:
+            return Health.UNKNOWN
+        if seen.failures >= self.limits.failures:
+            return Health.DOWN
+        if self._is_flapping(seen):
+            return Health.FLAPPING
+        return Health.SLOW if self._is_slow(seen) else Health.UP
+
+    def down_seconds(self, peer: int) -> float:
+        """For how long a peer has been down, since its first failure in a row; 0 when it is not down."""
+        seen = self._peers.get(peer)
+        if seen is None or seen.failing_since is None or seen.failures < self.limits.failures:
+            return 0.0
+        return self._clock.monotonic() - seen.failing_since
+
+    def is_lost(self, peer: int) -> bool:
+        """Whether a peer is down for longer than an outage that is waited for."""
+        return self.health(peer) is Health.DOWN and self.down_seconds(peer) >= self.limits.grace_seconds
+
+    def latency_seconds(self, peer: int) -> float | None:
+        """The median of the latest answers."""
+        seen = self._peers.get(peer)
+        return statistics.median(seen.latencies) if seen is not None and seen.latencies else None
+
+    def set_aside(self) -> frozenset[int]:
+        """Peers that are to be asked last."""
+        return frozenset(peer for peer in self._peers if self.health(peer).is_set_aside)
+
+    def _peer(self, peer: int) -> _Peer:
+        seen = self._peers.get(peer)
+        if seen is None:
+            seen = self._peers[peer] = _Peer(falls=deque(maxlen=self.limits.flaps))
+        return seen
+
+    def _is_flapping(self, seen: _Peer) -> bool:
+        since = self._clock.monotonic() - self.limits.flap_window_seconds
+        return sum(fall >= since for fall in seen.falls) >= self.limits.flaps
+
+    def _is_slow(self, seen: _Peer) -> bool:
+        if not seen.latencies:
+            return False
+        own = statistics.median(seen.latencies)
+        if own < self.limits.slow_seconds:
+            return False
+        others = [
+            statistics.median(one.latencies)
+            for one in self._peers.values()
+            if one.latencies and one.failures < self.limits.failures
+        ]
+        return own > self.limits.slow_factor * statistics.median(others)

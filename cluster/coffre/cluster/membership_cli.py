@@ -1,0 +1,388 @@
+"""`coffre cluster add-node | drain | replace | remove | set-capacity | set-policy | apply | status`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from coffre.cluster.changes import (
+    FileMapPublisher,
+    MapPublisher,
+    MapSigner,
+    MoveProgress,
+    ask_reports,
+    begin_change,
+    follow_move,
+    progress_of,
+)
+from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import InvalidArgument, Unsupported
+from coffre.cluster.formation import NodeOffer, offered_attributes, parse_capacity, parse_policy
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.map import ClusterMap, Domain
+from coffre.cluster.membership import (
+    add_node,
+    drain_node,
+    find_node,
+    remove_node,
+    replace_node,
+    set_capacity,
+    set_policy,
+)
+from coffre.cluster.membership_report import (
+    Plan,
+    movement_table,
+    node_table,
+    plan_as_dict,
+    plan_lines,
+    progress_as_dict,
+    progress_line,
+    reports_as_dicts,
+)
+from coffre.cluster.moves import Move, MoveReports, movement_between
+from coffre.cluster.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
+from coffre.cluster.operator import OperatorConfig, find_operator_config, load_operator_config
+from rich.console import Console
+
+__all__ = ["COMMANDS"]
+
+Wish = Callable[[ClusterMap, "Access"], Awaitable[ClusterMap]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the commands of an operator reach the cluster."""
+
+    config: OperatorConfig
+    clock: SystemClock
+    publisher: MapPublisher
+    reports: MoveReports | None  # None: nodes cannot say how far they have come
+    reaches_members: bool  # whether who publishes a map need not carry it to the members
+
+    async def survey(self, cluster_map: ClusterMap, node_ids: tuple[str, ...] = ()) -> list[SurveyedNode]:
+        """Ask nodes how they are (default: all that were not removed)."""
+        nodes = [node for node in present_nodes(cluster_map) if not node_ids or node.node_id in node_ids]
+        transport = GrpcTransport(cluster_map, self.config.tls)
+        try:
+            return await survey_nodes(transport, nodes, self.clock)
+        finally:
+            await transport.close()
+
+
+def open_access(config: Path | None) -> Access:
+    """What operator.toml describes. The map is the file that it names."""
+    found, clock = load_operator_config(find_operator_config(config)), SystemClock()
+    return Access(found, clock, FileMapPublisher(found.map_path, found.tls.authority, clock), None, False)
+
+
+# ------------------------------------------------------------------ a change, from wish to end
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """The options that every change has."""
+
+    config: Path | None
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
+    """A command whose function gives the wish, from arguments of its own; `Any`: click decides what they are."""
+
+    def decorate(function: Callable[..., Wish]) -> click.Command:
+        @one_line_errors
+        def run(config: Path | None, dry_run: bool, yes: bool, as_json: bool, **arguments: Any) -> None:
+            if as_json and not (dry_run or yes):
+                raise InvalidArgument("--json asks nobody: say --dry-run or --yes with it")
+            asyncio.run(_carry_out(function(**arguments), Manner(config, dry_run, yes, as_json)))
+
+        run.__doc__ = function.__doc__
+        parameters = list(reversed(getattr(function, "__click_params__", [])))
+        return click.Command(name, callback=run, params=[*parameters, *_manner()], help=function.__doc__)
+
+    return decorate
+
+
+def _manner() -> list[click.Parameter]:
+    return [
+        _config_option(),
+        click.Option(["--dry-run"], is_flag=True, help="Show what would move, and change nothing."),
+        click.Option(["--yes"], is_flag=True, help="Do not ask."),
+        click.Option(["--json", "as_json"], is_flag=True, help="For machines."),
+    ]
+
+
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--operator", "config"],
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~/.config/coffre.",
+    )
+
+
+async def _carry_out(wish: Wish, manner: Manner) -> None:
+    access = open_access(manner.config)
+    current = await access.publisher.current()
+    proposed = await wish(current, access)
+    if proposed is current:
+        if not manner.as_json:
+            click.echo(f"epoch {current.epoch}: it is so already, nothing to change")
+        if not current.prior:
+            if manner.as_json:
+                click.echo(json.dumps({"changed": False, "epoch": current.epoch}))
+            return
+    else:
+        plan = await _plan(access, current, proposed)
+        _show_plan(plan, manner)
+        if manner.dry_run or not _agreed(manner):
+            return
+        current = await begin_change(
+            access.publisher, MapSigner.load(access.config.tls, access.clock), proposed
+        )
+    if not manner.dry_run:
+        await _finish(access, current, manner)
+
+
+async def _plan(access: Access, current: ClusterMap, proposed: ClusterMap) -> Plan:
+    movement = movement_between(current, proposed)
+    known = live_bytes(await access.survey(current)) if movement.moved else {}
+    return Plan(current, proposed, movement, movement.bytes_per_shard(known))
+
+
+def _show_plan(plan: Plan, manner: Manner) -> None:
+    if manner.as_json:
+        click.echo(json.dumps({"changed": not manner.dry_run, "plan": plan_as_dict(plan)}, indent=2))
+        return
+    for line in plan_lines(plan):
+        click.echo(line)
+    if plan.movement.moved:
+        Console().print(movement_table(plan))
+
+
+def _agreed(manner: Manner) -> bool:
+    return manner.yes or click.confirm("Go on?")
+
+
+async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
+    """Wait for the move that the map is in, if any, and end it."""
+    if not access.reaches_members:
+        click.echo(
+            f"epoch {current.epoch} is in {access.config.map_path}: carry it to every node and client",
+            err=True,
+        )
+    if not current.prior:
+        return
+    if access.reports is None:
+        click.echo("then let data move, and end the change with: coffre cluster apply", err=True)
+        return
+    signer = MapSigner.load(access.config.tls, access.clock)
+    finished = await follow_move(access.publisher, signer, access.reports, access.clock, _show_progress())
+    click.echo(f"epoch {finished.epoch}: everything has moved", err=manner.as_json)
+
+
+def _show_progress() -> Callable[[MoveProgress], None]:
+    """Each state of the move once, on stderr: in place on a terminal, else a line for each percent."""
+    console = Console(stderr=True)
+    shown = ""
+
+    def show(progress: MoveProgress) -> None:
+        nonlocal shown
+        percent = f"{progress.epoch} {progress.done * 100 // max(progress.total, 1)} {len(progress.silent)}"
+        if console.is_terminal:
+            console.print(
+                progress_line(progress), end="\n" if progress.is_finished else "\r", highlight=False
+            )
+        elif percent != shown:
+            click.echo(progress_line(progress), err=True)
+        shown = percent
+
+    return show
+
+
+# ------------------------------------------------------------------ commands
+
+
+_OFFER = "CERT=HOST:PORT=CAPACITY"
+
+
+@_change("add-node")
+@click.argument("offer", metavar=_OFFER)
+def _add_node(offer: str) -> Wish:
+    """Let a node join, and move its share of the data to it. CERT is the node's certificate."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        found = NodeOffer.parse(offer, Path())
+        attributes = offered_attributes(found.certificate, access.config.tls.authority, access.clock)
+        return add_node(current, attributes, found.address, found.capacity_bytes)
+
+    return wish
+
+
+@_change("drain")
+@click.argument("node")
+def _drain(node: str) -> Wish:
+    """Move everything away from NODE, which serves on until it is removed. `add-node` takes it back."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        return drain_node(current, node)
+
+    return wish
+
+
+@_change("replace")
+@click.argument("node")
+@click.argument("offer", metavar=_OFFER)
+@click.option("--lost", is_flag=True, help="NODE is gone for good, with what it held.")
+def _replace(node: str, offer: str, lost: bool) -> Wish:
+    """Let another node take the place of NODE, which then is as after `drain` (with --lost: as after `remove`)."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        found = NodeOffer.parse(offer, Path())
+        attributes = offered_attributes(found.certificate, access.config.tls.authority, access.clock)
+        return replace_node(current, node, attributes, found.address, found.capacity_bytes, lost=lost)
+
+    return wish
+
+
+@_change("remove")
+@click.argument("node")
+@click.option("--lost", is_flag=True, help="NODE is gone for good, with what it held.")
+def _remove(node: str, lost: bool) -> Wish:
+    """Take NODE out of the map for ever. Without --lost it must have been drained, and say that it holds nothing."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        find_node(current, node)
+        reports = [] if lost else await access.survey(current, (node,))
+        status = reports[0].status if reports else None
+        return remove_node(current, node, shards_held=None if status is None else status.shards, lost=lost)
+
+    return wish
+
+
+@_change("set-capacity")
+@click.argument("node")
+@click.argument("capacity")
+def _set_capacity(node: str, capacity: str) -> Wish:
+    """Give NODE another CAPACITY, such as 8TB, and so another share of the data."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        return set_capacity(current, node, parse_capacity(capacity))
+
+    return wish
+
+
+@_change("set-policy")
+@click.argument("bucket", metavar="TENANT/BUCKET")
+@click.argument("policy")
+@click.option("--new", is_flag=True, help="POLICY is K+M, and the map may not have it yet.")
+@click.option(
+    "--survives",
+    type=click.Choice([domain.name.lower() for domain in Domain]),
+    default="site",
+    show_default=True,
+    help="With --new: what may be lost as a whole.",
+)
+@click.option("--jurisdiction", "jurisdictions", multiple=True, default=("FR",), show_default=True)
+@click.option("--operator-cap", type=click.IntRange(0), default=0, help="Shards of one object per operator.")
+@click.option("--versions-kept", type=click.IntRange(1), default=1, show_default=True)
+def _set_policy(
+    bucket: str,
+    policy: str,
+    new: bool,
+    survives: str,
+    jurisdictions: tuple[str, ...],
+    operator_cap: int,
+    versions_kept: int,
+) -> Wish:
+    """Give a bucket another storage policy, for what is written from now on."""
+    tenant, slash, name = bucket.partition("/")
+    if not slash:
+        raise InvalidArgument(f"{bucket!r} is not a bucket: TENANT/BUCKET")
+    domain = Domain[survives.upper()]
+    wanted = parse_policy(policy, domain, jurisdictions, operator_cap, versions_kept) if new else None
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        return set_policy(current, tenant, name, policy, wanted)
+
+    return wish
+
+
+@click.command("apply")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def _apply(config: Path | None, as_json: bool) -> None:
+    """Wait until everything has moved, and end the change that the map is in. Nothing else is changed."""
+
+    async def run() -> None:
+        access = open_access(config)
+        current = await access.publisher.current()
+        if not current.prior:
+            click.echo(f"epoch {current.epoch}: no change is under way")
+            return
+        if access.reports is None:
+            raise Unsupported("the nodes of this cluster cannot say how far they have come")
+        await _finish(access, current, Manner(config, False, True, as_json))
+
+    asyncio.run(run())
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def _status(config: Path | None, as_json: bool) -> None:
+    """Show the map, the move that it is in, and every node."""
+
+    async def run() -> None:
+        access = open_access(config)
+        current = await access.publisher.current()
+        nodes = await access.survey(current)
+        progress = None
+        if current.prior:
+            move = Move(current)
+            found = await ask_reports(move, access.reports) if access.reports is not None else {}
+            progress = progress_of(move, found)
+        (_print_json if as_json else _print_status)(current, nodes, progress)
+
+    asyncio.run(run())
+
+
+def _print_json(current: ClusterMap, nodes: list[SurveyedNode], progress: MoveProgress | None) -> None:
+    status = {
+        "cluster_id": current.cluster_id,
+        "epoch": current.epoch,
+        "prior_epochs": [prior.epoch for prior in current.prior],
+        "move": progress_as_dict(progress) if progress is not None else None,
+        "nodes": reports_as_dicts(nodes),
+    }
+    click.echo(json.dumps(status, indent=2))
+
+
+def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: MoveProgress | None) -> None:
+    click.echo(f"cluster {current.cluster_id}, epoch {current.epoch}, {current.partitions} partitions")
+    if progress is None:
+        click.echo("no change is under way")
+    else:
+        consulted = ", ".join(str(prior.epoch) for prior in current.prior)
+        click.echo(f"data is moving; prior epochs still consulted: {consulted}")
+        click.echo(progress_line(progress))
+    Console().print(node_table(nodes, progress))
+    newer = [one.node_id for one in nodes if one.status is not None and one.status.epoch > current.epoch]
+    if newer:
+        click.echo(f"nodes with a newer map than this one: {', '.join(newer)}")
+    for one in nodes:
+        if one.health.is_set_aside:
+            click.echo(f"{one.node_id} is {one.health.value}{': ' if one.error else ''}{one.error}")
+
+
+for _command in (_apply, _status):
+    _command.params.append(_config_option())
+
+COMMANDS = (_add_node, _drain, _replace, _remove, _set_capacity, _set_policy, _apply, _status)

@@ -1,0 +1,84 @@
+"""Clients while the map changes: what was written at one epoch is there at the next, whoever is down or gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.client import AsyncClient
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import NotFound
+from coffre.cluster.map import ClusterMap, Policy
+from coffre.cluster.membership import drain_node, finish_move, remove_node, set_policy
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+
+KEYS = [f"record-{number}" for number in range(24)]
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[InProcessCluster]:
+    """Eight nodes of which a partition has four."""
+    made = in_process_cluster(3, 1, nodes=8)
+    yield made
+    await made.aclose()
+
+
+def move(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
+    """Let all nodes work on a map, as if it had been published; return a client of it."""
+    for node in cluster_map.nodes:
+        store = cluster.stores[node.number]
+        holder = MapHolder(cluster_map, b"")
+        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    return cluster.client(cluster_map=cluster_map)
+
+
+def drained(cluster: InProcessCluster) -> ClusterMap:
+    return drain_node(cluster.cluster_map, "n8")
+
+
+def lost(cluster: InProcessCluster) -> ClusterMap:
+    return remove_node(cluster.cluster_map, "n8", shards_held=None, lost=True)
+
+
+def coded_anew(cluster: InProcessCluster) -> ClusterMap:
+    return set_policy(cluster.cluster_map, "clinic", "notes", "4+2", Policy("4+2", 4, 2, ("FR",)))
+
+
+@pytest.mark.parametrize("change", [drained, lost, coded_anew])
+async def test_what_was_written_before_a_move_is_read_during_it(
+    cluster: InProcessCluster, change: Callable[[InProcessCluster], ClusterMap]
+) -> None:
+    before = cluster.client()
+    for key in KEYS:
+        await before.put("notes", key, key.encode())
+    await before.flush()
+    during = move(cluster, change(cluster))
+    if change is lost:
+        cluster.network.down.add(8)
+    for key in KEYS:
+        assert await during.get("notes", key) == key.encode()
+    assert [entry.key async for entry in during.list("notes") if not isinstance(entry, str)] == sorted(KEYS)
+    for key in KEYS[:12]:
+        await during.put("notes", key, b"new")
+    for key in KEYS[12:]:
+        await during.delete("notes", key)
+    await during.flush()
+    again = cluster.client(cluster_map=change(cluster))
+    assert [await again.get("notes", key) for key in KEYS[:12]] == [b"new"] * 12
+    for key in KEYS[12:]:
+        with pytest.raises(NotFound):
+            await again.get("notes", key)
+
+
+async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProcessCluster) -> None:
+    begun = drained(cluster)
+    during = move(cluster, begun)
+    await asyncio.gather(*(during.put("notes", key, key.encode()) for key in KEYS))
+    await during.flush()
+    after = move(cluster, finish_move(begun))
+    cluster.network.down.add(8)
+    for key in KEYS:
+        assert await after.get("notes", key) == key.encode()
