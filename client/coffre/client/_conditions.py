@@ -63,8 +63,9 @@ class ConditionalWriter:
             raise Unavailable("conditional writes need coordination, and this client has none")
         async with self._locks.hold(draft.name, self._lock_patience) as lock:
             deadline = self._clock.monotonic() + self._patience
+            refused = False
             while True:
-                draft.manifest.base = await self._decide(view, draft.name, condition)
+                draft.manifest.base = await self._decide(view, draft.name, condition, thorough=refused)
                 draft.manifest.conditional = True
                 lock.check()
                 stamp = await view.writer.establish_once(draft, shards)
@@ -74,13 +75,16 @@ class ConditionalWriter:
                     raise Unavailable(
                         "nodes hold other writes of this key, which are not established: try again"
                     )
+                refused = True
                 await self._clock.sleep(RETRY_SECONDS)
 
-    async def _decide(self, view: View, name: ObjectName, condition: Condition) -> bytes:
+    async def _decide(
+        self, view: View, name: ObjectName, condition: Condition, *, thorough: bool = False
+    ) -> bytes:
         deadline = self._clock.monotonic() + self._patience
         while True:
             try:
-                found = await view.reader.resolve(name)
+                found = await view.reader.resolve(name, thorough=thorough)
                 break
             except Unavailable:
                 if self._clock.monotonic() >= deadline:

@@ -90,15 +90,22 @@ class Reader:
             self._known.popitem(last=False)
 
     async def resolve(
-        self, name: ObjectName, *, want_cell: bool = False, want_range: range = range(0)
+        self,
+        name: ObjectName,
+        *,
+        want_cell: bool = False,
+        want_range: range = range(0),
+        thorough: bool = False,
     ) -> Found | None:
         """Return the newest established version, a tombstone too, or None when there is none.
 
         With `want_cell` the cell of a one-segment object comes along, of a larger one those of a short `want_range` of
         bytes, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show which
-        version is the newest.
+        version is the newest. `thorough`: ask all nodes, and end what was given up on those that missed it.
         """
-        replies = await self._collect(name, want_cell=want_cell, want_range=want_range)
+        replies: Replies = {}
+        if not thorough:
+            replies = await self._collect(name, want_cell=want_cell, want_range=want_range)
         if len(replies) >= self._quorum.read:
             newest = newest_stamp(replies.values())
             if newest is None:
