@@ -75,8 +75,9 @@ class ConditionalWriter:
             raise Unavailable("conditional writes need coordination, and this client has none")
         async with self._locks.hold(draft.name, self._lock_patience) as lock:
             deadline = self._clock.monotonic() + self._patience
+            refused = False
             while True:
-                draft.manifest.base = await self._decide(draft.name, condition)
+                draft.manifest.base = await self._decide(draft.name, condition, thorough=refused)
                 draft.manifest.conditional = True
                 lock.check()
                 stamp = await self._writer.establish_once(draft, shards, deadline)
@@ -86,10 +87,11 @@ class ConditionalWriter:
                     raise Unavailable(
                         "nodes hold other writes of this key, which are not established: try again"
                     )
+                refused = True
                 await self._clock.sleep(RETRY_SECONDS)
 
-    async def _decide(self, name: ObjectName, condition: Condition) -> bytes:
-        found = await self._lookup.patiently(lambda: self._reader.resolve(name))
+    async def _decide(self, name: ObjectName, condition: Condition, *, thorough: bool = False) -> bytes:
+        found = await self._lookup.patiently(lambda: self._reader.resolve(name, thorough=thorough))
         if found is None:
             return condition.base(None, tombstone=False, name=name)
         return condition.base(found.opened.stamp, tombstone=found.opened.tombstone, name=name)

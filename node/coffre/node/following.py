@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from coffre.cluster.clock import Clock
@@ -23,6 +23,7 @@ __all__ = ["Announcer", "MapFollower"]
 _log = logging.getLogger("coffre.node")
 PAUSE_SECONDS = 0.5  # before coordination is tried again, and between two rounds of questions to other nodes
 ANNOUNCE_SECONDS = 5.0
+FAREWELL_SECONDS = 0.5
 
 
 class MapFollower:
@@ -54,14 +55,18 @@ class MapFollower:
         await asyncio.gather(self._listen(), self._ask_others())
 
     async def _listen(self) -> None:
+        said: type[CoffreError] | None = None
         while True:
             try:
                 async with aclosing(self._source.watch()) as published:
                     async for found in published:
                         self.adopt(found)
+                        said = None
             except CoffreError as error:
-                level = logging.DEBUG if isinstance(error, RetryableError) else logging.ERROR
-                _log.log(level, "cannot follow the map", extra={"error": type(error).__name__})
+                if type(error) is not said:  # once: it is tried again and again
+                    said = type(error)
+                    level = logging.INFO if isinstance(error, RetryableError) else logging.ERROR
+                    _log.log(level, "cannot follow the map", extra={"error": said.__name__})
             await self._clock.sleep(PAUSE_SECONDS)
 
     async def _ask_others(self) -> None:
@@ -116,7 +121,10 @@ class Announcer:
                         _log.debug("cannot announce this node", extra={"error": type(error).__name__})
                 await self._clock.sleep(PAUSE_SECONDS if not lease else ANNOUNCE_SECONDS)
         finally:
-            await self._session.close()
+            # A node that stops waits for nobody: its status goes with its lease if not at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await self._session.close()
 
     def _status(self, epoch: int) -> NodeStatus:
         return NodeStatus(self._own.number, self._own.node_id, epoch, __version__, self._since_unixtime_ms)

@@ -254,6 +254,27 @@ async def test_leftovers_on_two_nodes_stop_conditional_writes_until_a_plain_one(
     assert await client.get("b", "k") == b"four"
 
 
+async def test_what_was_given_up_does_not_stop_conditional_writes(cluster: InProcessCluster) -> None:
+    """Two nodes took a version, and missed that its writer gave it up."""
+    client = cluster.client(options=replace(QUICK, patience=1.0))
+    await client.put("b", "k", b"one")
+    missed = primaries(cluster)[4:]  # whom a read asks last
+
+    async def cut(node: int, message: Traffic) -> None:
+        for operation in message.operations if isinstance(message, pb.BatchRequest) else ():
+            if operation.HasField("abort" if node in missed else "accept"):
+                raise Unavailable("cut off")
+
+    cluster.network.before = cut
+    with pytest.raises(Unavailable) as caught:
+        await cluster.client().put("b", "k", b"given up")
+    assert type(caught.value) is Unavailable
+    cluster.network.heal()
+    version = (await client.head("b", "k")).version
+    await client.put("b", "k", b"two", if_version=version)
+    assert await client.get("b", "k") == b"two"
+
+
 # -------------------------------------------------------------------- coordination
 
 
