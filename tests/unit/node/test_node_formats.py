@@ -21,6 +21,10 @@ ROW = (
     Entry(stamp(5), State.SETTLED, True, None, 0, Location(1, 536, 100), (4, 5)),
 )
 SINGLE = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500)),)
+VOTES = (
+    Entry(stamp(6), State.SETTLED, False, 2, 0, Location(1, 36, 500), was_locked=True),
+    Entry(stamp(5), State.ABORTED, was_locked=True),
+)
 RECORDS = {
     "shard": (
         "437201263724c40201060610020003000a00070000000434ff1feb74656e616e74006275636b6574006b6579"
@@ -43,6 +47,11 @@ ROWS = {
         "0000000000000000000000000000051bff000000010000021800000064020004000520e7550a"
     ),
     "single": ("0100070000000000000000000000000000000601020000000100000024000001f4d0f44fe7"),
+    "votes": (
+        "0100070000000000000000000000000000000643020000000100000024000001f40000000000000000000000"
+        "000000000544ff000000000000000000000000a370fb20"
+    ),
+    "single, locked once": "0100070000000000000000000000000000000643020000000100000024000001f435b576ce",
 }
 
 
@@ -72,7 +81,8 @@ def test_records_read_back() -> None:
 
 
 def test_rows() -> None:
-    for entries, text in ((ROW, ROWS["three"]), (SINGLE, ROWS["single"])):
+    cases = (ROW, SINGLE, VOTES, VOTES[:1])
+    for entries, text in zip(cases, ROWS.values(), strict=True):
         assert rows.encode_row(KEY, 7, entries).hex() == text
         assert rows.decode_row(KEY, bytes.fromhex(text)) == (7, entries)
         with pytest.raises(IntegrityError):
