@@ -48,6 +48,10 @@ test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
 soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 	COFFRE_SOAK_ROUNDS=$(or $(ROUNDS),2000) $(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
 
+.PHONY: sim
+sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
+	@$(BIN)/python -m tests.simulation $(or $(SEEDS),0..299) $(ARGS)
+
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["NEVER", "History", "Kind", "Operation"]
@@ -33,6 +33,7 @@ class Operation:
     refused: bool = False  # a swap that found another value
     ended: int = NEVER
     what: str = ""  # the call that it was part of, for people
+    seconds: float = 0.0  # of the world, when it ended
 
     @property
     def known(self) -> bool:
@@ -54,6 +55,7 @@ class Operation:
 class History:
     """Operations that happened, or may have happened. What failed for sure leaves no trace: nobody may see it."""
 
+    time: Callable[[], float]
     operations: list[Operation] = field(default_factory=list)
     _events: int = 0
 
@@ -71,6 +73,7 @@ class History:
     def end(self, operation: Operation) -> None:
         """It has happened."""
         operation.ended = self.tick()
+        operation.seconds = self.time()
 
     def drop(self, operation: Operation) -> None:
         """It has failed and changed nothing, or was a read that returned nothing."""
@@ -78,9 +81,9 @@ class History:
 
     def read(self, key: str, who: str, value: int | None, began: int, what: str) -> None:
         """A read that was part of a call which began at event `began` and ends now."""
-        self.operations.append(
-            Operation(Kind.READ, key, who, began, value, ended=self.tick(), what=what)
-        )
+        operation = Operation(Kind.READ, key, who, began, value, what=what)
+        self.end(operation)
+        self.operations.append(operation)
 
     def by_key(self) -> Iterator[tuple[str, list[Operation]]]:
         keys = sorted({operation.key for operation in self.operations})

@@ -32,6 +32,10 @@ class Journal:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def lines(self, wanted: Callable[[tuple[object, ...]], bool]) -> list[str]:
-        """The wanted entries, one a line, with their virtual time."""
-        return [f"{time:10.4f} s  {' '.join(map(str, what))}" for time, what in self.entries if wanted(what)]
+    def lines(self, wanted: Callable[[tuple[object, ...]], bool], until: float) -> list[str]:
+        """The wanted entries up to a time, one a line, with their virtual time."""
+        return [
+            f"{time:10.4f} s  {' '.join(map(str, what))}"
+            for time, what in self.entries
+            if time <= until and wanted(what)
+        ]

@@ -1,15 +1,17 @@
-"""Whether a history of one register is linearizable: each operation took effect at one instant between its beginning and
-its end, and each read saw what the last write before it wrote.
+"""Whether a history of one register is linearizable.
 
-The search is that of Wing and Gong, "Testing and Verifying Concurrent Objects" (1993): take any operation that no other one
-must precede, try it, and go back when that leads nowhere; with the memory of Lowe, "Testing for Linearizability" (2017): a set
-of operations that are done and a value are tried once. Linearizability is local (Herlihy and Wing, 1990), so each key is
-searched alone.
+It is when each operation can have taken effect at one instant between its beginning and its end, so that each read saw
+what the last write before it wrote.
 
-Three shortcuts keep it small, all sound. An operation that can change nothing (a read, a refused swap) is taken as soon as it
-fits, since it stands in nobody's way. A write of unknown outcome is taken only where another operation can notice it at
-once: one that nobody notices need not have happened, and the first to notice it can come right behind it. And of several
-deletes of unknown outcome the earliest is tried, since it can do what any other can.
+The search is that of Wing and Gong, "Testing and Verifying Concurrent Objects" (1993): take any operation that no other
+one must precede, try it, and go back when that leads nowhere; with the memory of Lowe, "Testing for Linearizability"
+(2017): a set of operations that are done and a value are tried once. Linearizability is local (Herlihy and Wing, 1990),
+so each key is searched alone.
+
+Three shortcuts keep it small, all sound. An operation that can change nothing (a read, a refused swap) is taken as soon
+as it fits, since it stands in nobody's way. A write of unknown outcome is taken only where another operation can notice
+it at once: one that nobody notices need not have happened, and the first to notice it can come right behind it. And of
+several deletes of unknown outcome the earliest is tried, since it can do what any other can.
 """
 
 from __future__ import annotations

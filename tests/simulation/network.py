@@ -1,8 +1,8 @@
-"""The `Transport` of the simulated world: messages that are late, lost, doubled, overtaken, or cut off in one direction.
+"""The `Transport` of the simulated world: messages that are late, lost, doubled, overtaken, or cut off one way.
 
-It keeps the contract of the real one (tests/contract/test_transport.py), batches over an exchange per node included: when
-one message gets no answer in time, every other one under way to that node fails too. What fails may have been done, and may
-still be done much later: a message into a partition is lost, or arrives when the partition ends.
+It keeps the contract of the real one (tests/contract/test_transport.py), batches over an exchange per node included:
+when one message gets no answer in time, every other one under way to that node fails too. What fails may have been
+done, and may still be done much later: a message into a partition is lost, or arrives when the partition ends.
 """
 
 from __future__ import annotations
@@ -52,11 +52,21 @@ class Quality:
 class Destination(Protocol):
     """A node as the network sees it."""
 
-    number: int
-    handler: NodeHandler
-    up: bool
-    incarnation: int  # goes up with every restart
-    slowness: float
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def handler(self) -> NodeHandler: ...
+
+    @property
+    def up(self) -> bool: ...
+
+    @property
+    def incarnation(self) -> int:
+        """Goes up with every restart."""
+
+    @property
+    def slowness(self) -> float: ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> object:
         """Run something in the process of the node: it dies with it."""
@@ -181,9 +191,7 @@ class SimulatedTransport:
         return pb.ListReply.FromString(reply)
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
-        reply = await self._call(
-            node, "status", b"", lambda handler: handler.status(self._identity), timeout
-        )
+        reply = await self._call(node, "status", b"", lambda handler: handler.status(self._identity), timeout)
         return pb.StatusReply.FromString(reply)
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:

@@ -54,7 +54,9 @@ class Plan:
     def summary(self) -> str:
         policy = self.cluster_map.policy()
         faults = " ".join(fault.value for fault in self.faults)
-        return f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
+        return (
+            f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
+        )
 
 
 def draw_plan(seed: int) -> Plan:

@@ -6,20 +6,19 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
-from tests.simulation.history import History
 from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.segments import tiny_segments
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
 from tests.simulation.weather import Weather
 from tests.simulation.workload import Worker, keys_of
-from tests.simulation.world import Member, World
+from tests.simulation.world import Failure, Member, World
 
 __all__ = ["Result", "run_plan", "run_seed"]
 
 SECONDS_MAX = 3600.0  # of the world: no client waits that long for anything
 CALM_SECONDS = 15.0  # after which no node is under suspicion any more
-TRACE_LINES = 60
+TRACE_LINES = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def run_plan(plan: Plan) -> Result:
 
 
 def _result(world: World) -> Result:
-    check_histories(world.history, world.failures)
+    _check_histories(world)
     return Result(
         world.plan.seed,
         world.journal.digest,
@@ -81,7 +80,7 @@ def _result(world: World) -> Result:
         len(world.journal.entries),
         world.loop.time(),
         world.faults,
-        tuple(world.failures),
+        tuple(failure.what for failure in world.failures),
         tuple(_trace(world)) if world.failures else (),
     )
 
@@ -109,7 +108,9 @@ class _Run:
                     task.result()
         for storm in storms:
             storm.cancel()
-        await asyncio.wait(storms) if storms else None
+        for end in await asyncio.gather(*storms, return_exceptions=True):
+            if not isinstance(end, asyncio.CancelledError):
+                world.fail(f"the weather broke: {end!r}")
         world.heal()
         await world.sleep(CALM_SECONDS)
         await self._examine()
@@ -122,10 +123,9 @@ class _Run:
 
     async def _replace(self, member: Member) -> None:
         """A client died: another one does half as much as it was to do."""
-        if len(self._world.members) < 3 * self._world.plan.clients:
-            self._start(self._world.member(), self._world.plan.operations // 2)
-        else:
-            member = self._world.member()  # so that somebody is always there to be cut off
+        plan, successor = self._world.plan, self._world.member()
+        if len(self._world.members) < 3 * plan.clients:
+            self._start(successor, plan.operations // 2)
 
     async def _examine(self) -> None:
         """Everything answers: whatever was acknowledged is there, for a client that has seen nothing of it."""
@@ -144,25 +144,30 @@ class _Run:
                 await other.client.aclose()
 
 
-def check_histories(history: History, failures: list[str]) -> None:
+def _check_histories(world: World) -> None:
     """Add a failure for each key whose history is not linearizable."""
-    for key, operations in history.by_key():
+    for key, operations in world.history.by_key():
         try:
             if not is_linearizable(operations):
-                lines = "\n".join(f"    {operation}" for operation in shortest_violation(operations))
-                failures.append(f"the history of {key} is not linearizable:\n{lines}")
+                shortest = shortest_violation(operations)
+                lines = "\n".join(f"    {operation}" for operation in shortest)
+                seconds = max(operation.seconds for operation in shortest if operation.known)
+                text = f"the history of {key} is not linearizable:\n{lines}"
+                world.failures.append(Failure(text, seconds, key))
         except Undecided as error:
-            failures.append(f"the history of {key} is not decided: {error}")
+            world.failures.append(
+                Failure(f"the history of {key} is not decided: {error}", world.loop.time(), key)
+            )
 
 
 def _trace(world: World) -> list[str]:
-    """What touched the keys that failures name, and the faults; messages are left out."""
-    text = " ".join(world.failures)
-    keys = [key for key in keys_of(world) if key in text] or keys_of(world)
+    """What the nodes did to the key of the first failure before it showed, and the faults; no messages."""
+    failure = world.failures[0]
+    lines = world.journal.lines(lambda what: _is_telling(what, failure.key), failure.seconds)
+    return lines[-TRACE_LINES:]
 
-    def wanted(what: tuple[object, ...]) -> bool:
-        if what[0] in ("weather:", "FAILED", "the faults end"):
-            return True
-        return "->" not in what and "~>" not in what and any(key in what for key in keys)
 
-    return world.journal.lines(wanted)
+def _is_telling(what: tuple[object, ...], key: str) -> bool:
+    if what[0] == "weather:" or (key and key in what):
+        return True
+    return not key and "->" not in what and "~>" not in what

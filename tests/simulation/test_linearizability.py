@@ -23,7 +23,9 @@ def read(value: int | None, began: int, ended: int) -> Operation:
     return Operation(Kind.READ, "k", "reader", began, value, ended=ended)
 
 
-def swap(expected: int | None, value: int, began: int, ended: int = NEVER, *, refused: bool = False) -> Operation:
+def swap(
+    expected: int | None, value: int, began: int, ended: int = NEVER, *, refused: bool = False
+) -> Operation:
     return Operation(Kind.SWAP, "k", "swapper", began, value, expected, refused, ended)
 
 

@@ -1,10 +1,10 @@
 """An asyncio event loop on virtual time: no selector, no threads, no chance.
 
-`time()` stands still while anything is ready to run, and then jumps to the next timer. Whatever rests on asyncio (`sleep`,
-`timeout`, `wait`) then takes no real time and happens in the same order in every run.
+`time()` stands still while anything is ready to run, and then jumps to the next timer. Whatever rests on asyncio
+(`sleep`, `timeout`, `wait`) then takes no real time and happens in the same order in every run.
 
-Sets of futures are the trap: their order is that of addresses. Futures and tasks of this loop therefore hash to the order in
-which they were made. Worker threads do not exist: what is handed to an executor runs at once.
+Sets of futures are the trap: their order is that of addresses. Futures and tasks of this loop therefore hash to the
+order in which they were made. Worker threads do not exist: what is handed to an executor runs at once.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class VirtualLoop(base_events.BaseEventLoop):
         future.serial = self._serial
         return future
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Coroutine[Any, Any, _Result] | Generator[Any, None, _Result],
         *,
         name: object = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[_Result]:
-        task = _Task(coro, loop=self, context=context)  # type: ignore[arg-type]
+        task = _Task(coro, loop=self, context=context)
         self._serial += 1
         task.serial = self._serial
         actor = _actor.get() if context is None else context.get(_actor, "world")

@@ -5,7 +5,6 @@ To add a fault: a member of `plan.Fault`, and a method of `Weather` with its nam
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable
 
 from tests.simulation.plan import Fault

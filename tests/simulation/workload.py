@@ -65,7 +65,9 @@ class Worker:
         world = self.world
         value = world.history.tick()
         large = self.rng.random() < world.plan.large
-        size_bytes = self.rng.randrange(SEGMENT_BYTES, 20 * SEGMENT_BYTES) if large else self.rng.randrange(300)
+        size_bytes = (
+            self.rng.randrange(SEGMENT_BYTES, 20 * SEGMENT_BYTES) if large else self.rng.randrange(300)
+        )
         data = body(value, size_bytes)
         operation = world.history.begin(Kind.PUT, key, self.name, value, f"{len(data)} bytes")
         await self._write(operation, self.member.client.put(BUCKET, key, data, content_type=str(value)))

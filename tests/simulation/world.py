@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from coffre.client import AsyncClient, ClientOptions, KeyRing
@@ -26,10 +27,19 @@ from tests.simulation.network import Network, SimulatedTransport
 from tests.simulation.plan import Plan
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
-__all__ = ["Host", "Member", "World"]
+__all__ = ["Failure", "Host", "Member", "World"]
 
 TENANT = "clinic"
 RECLAIM_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A promise that was broken, when that showed, and the key that it is about, if it is about one."""
+
+    what: str
+    seconds: float
+    key: str = ""
 
 
 class Host:
@@ -81,7 +91,12 @@ class Member:
     """A client process: a real client, and what kills it."""
 
     def __init__(
-        self, name: str, actor: Actor, client: AsyncClient, transport: SimulatedTransport, clock: DriftingClock
+        self,
+        name: str,
+        actor: Actor,
+        client: AsyncClient,
+        transport: SimulatedTransport,
+        clock: DriftingClock,
     ) -> None:
         self.name = name
         self.actor = actor
@@ -106,8 +121,8 @@ class World:
         self.cluster_map: ClusterMap = plan.cluster_map
         self.policy = self.cluster_map.policy()
         self.journal = Journal(loop.time)
-        self.history = History()
-        self.failures: list[str] = []
+        self.history = History(loop.time)
+        self.failures: list[Failure] = []
         self.members: list[Member] = []
         self.faults: Counter[str] = Counter()
         self.network = Network(self.chance("network"), self.journal, plan.quality)
@@ -122,7 +137,7 @@ class World:
     def fail(self, what: str) -> None:
         """A promise is broken."""
         self.journal.note("FAILED", what)
-        self.failures.append(what)
+        self.failures.append(Failure(what, self.loop.time()))
 
     async def sleep(self, seconds: float) -> None:
         """Let so many seconds of the world pass."""
@@ -147,9 +162,7 @@ class World:
             self._watch(entry.number, mutations, outcomes)
 
         options = StoreOptions(versions_kept=self.plan.versions_kept)
-        store = SimulatedStore(
-            clock, options, self.chance(f"disk of {name}"), self.plan.sync_seconds, watch
-        )
+        store = SimulatedStore(clock, options, self.chance(f"disk of {name}"), self.plan.sync_seconds, watch)
         return Host(self, entry, store, clock)
 
     def member(self) -> Member:
@@ -205,7 +218,10 @@ class World:
             for what, holds in (
                 ("shards", len(places) == policy.n == len(set(accept.placement))),
                 ("jurisdiction", all(place.jurisdiction in policy.jurisdictions for place in places)),
-                ("server", policy.survives is not Domain.SERVER or _most(p.server for p in places) <= policy.m),
+                (
+                    "server",
+                    policy.survives is not Domain.SERVER or _most(p.server for p in places) <= policy.m,
+                ),
                 ("site", policy.survives is not Domain.SITE or _most(p.site for p in places) <= policy.m),
                 ("operator", self._operators() < 2 or _most(p.operator for p in places) < policy.k),
                 ("index", accept.shard_index is None or accept.placement[accept.shard_index] == node),
@@ -213,7 +229,9 @@ class World:
             if not holds
         ]
         if broken:
-            self.fail(f"node {node} took {accept.name.key} at {accept.placement} against the policy: {broken}")
+            self.fail(
+                f"node {node} took {accept.name.key} at {accept.placement} against the policy: {broken}"
+            )
 
     def _operators(self) -> int:
         return len({entry.operator for entry in self.cluster_map.nodes})
