@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
 from coffre.node.memory_rows import record_of
 from coffre.node.memory_store import MemoryStore
 from coffre.node.store import Mark, Mutation, Outcome, Settle, State, StoredVersion, StoreOptions
+from coffre.node.votes import Entry
 
 __all__ = ["SimulatedStore"]
 
@@ -61,13 +62,13 @@ class SimulatedStore(MemoryStore):
 
     # ---------------------------------------------------------------- what a disk does to what it keeps
 
-    def rot(self, rng: random.Random) -> str:
-        """Flip a bit of some cell, or of some manifest. Says of what; empty when there is nothing yet."""
+    def rot(self, rng: random.Random, spare: Collection[bytes]) -> str:
+        """Flip a bit of a cell, or of a manifest, of a version in `spare`. Says of what; empty when none is here."""
         held = [
             (name, entry)
             for name, row in self._rows.items()
             for entry in row.entries
-            if entry.state != State.ABORTED
+            if entry.state != State.ABORTED and entry.stamp in spare
         ]
         if not held:
             return ""
@@ -80,10 +81,6 @@ class SimulatedStore(MemoryStore):
         self.flip_cell(name, entry.stamp, rng.randrange(len(shard.cells[segment][1])), segment)
         return f"segment {segment} of {name.key}"
 
-    def holdings(self) -> list[tuple[ObjectName, bytes, State, int | None]]:
-        """Every version here: name, stamp, state (marks counted), shard index."""
-        return [
-            (name, entry.stamp, entry.state, entry.shard_index)
-            for name in self._rows
-            for entry in self._entries(name)
-        ]
+    def holdings(self) -> list[Entry]:
+        """Every version here, with what marks say about it."""
+        return [entry for name in self._rows for entry in self._entries(name) if entry.state != State.ABORTED]

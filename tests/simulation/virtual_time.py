@@ -157,6 +157,8 @@ def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, _Result]]) -
     The collector of cycles rests meanwhile: when it runs depends on all that ran before, and it closes generators.
     """
     gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # the modules: there is nothing to collect in them, and much to walk through
     gc.disable()
     loop = VirtualLoop()
     try:

@@ -5,7 +5,10 @@ To add a fault: a member of `plan.Fault`, and a method of `Weather` with its nam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
+
+from coffre.node.store import State
 
 from tests.simulation.plan import Fault
 from tests.simulation.world import Host, Member, World
@@ -91,8 +94,21 @@ class Weather:
         host.store.set_capacity(None)
 
     async def rot(self) -> None:
-        what = self._world.hosts[self._rotten].store.rot(self._rng)
-        self._note("node", self._rotten, "rots", what)
+        """One copy of a version that is acknowledged, or known to be established: others may have no copy to spare."""
+        store, shards = self._world.hosts[self._rotten].store, Counter[bytes]()
+        established = {bytes.fromhex(version) for version in self._world.acknowledged}
+        for host in self._world.hosts.values():
+            for holding in host.store.holdings():
+                shards[holding.stamp] += holding.shard_index is not None
+                if holding.state is State.SETTLED:
+                    established.add(holding.stamp)
+        spare = {
+            holding.stamp
+            for holding in store.holdings()
+            if holding.stamp in established
+            and (holding.tombstone or shards[holding.stamp] > self._world.policy.k)
+        }
+        self._note("node", self._rotten, "rots", store.rot(self._rng, spare))
 
     # ---------------------------------------------------------------- the network and the clocks
 
@@ -124,8 +140,8 @@ class Weather:
         clocks |= {member.name: member.clock for member in self._members()}
         who = self._rng.choice(sorted(clocks))
         seconds = self._rng.choice([0.1, 5.0, 50.0, 100.0]) * self._rng.uniform(-1, 1)
-        self._note("the clock of", who, "jumps by", round(seconds, 3))
-        clocks[who].jump(seconds)
+        self._note("the clock of", who, "jumps, and is wrong by", round(seconds, 3))
+        clocks[who].set_wrong_by(seconds)
 
     # ---------------------------------------------------------------- clients
 

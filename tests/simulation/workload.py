@@ -89,6 +89,7 @@ class Worker:
             history.drop(operation)
         else:
             history.end(operation)
+            self.world.acknowledged.add(info.version)
             self._note("has", operation.kind.value, operation.key, operation.value, info.version)
 
     # ---------------------------------------------------------------- reading

@@ -124,6 +124,7 @@ class World:
         self.history = History(loop.time)
         self.failures: list[Failure] = []
         self.members: list[Member] = []
+        self.acknowledged: set[str] = set()  # versions that a put returned
         self.faults: Counter[str] = Counter()
         self.network = Network(self.chance("network"), self.journal, plan.quality)
         self.hosts = {entry.number: self._host(entry) for entry in self.cluster_map.nodes}
@@ -148,7 +149,7 @@ class World:
     def clock(self, owner: str) -> DriftingClock:
         rng = self.chance(f"clock of {owner}")
         clock = DriftingClock(self.loop.time, rate=1 + rng.uniform(-1, 1) * self.plan.drift)
-        clock.jump(rng.uniform(-1, 1) * self.plan.offset)
+        clock.set_wrong_by(rng.uniform(-1, 1) * self.plan.offset)
         return clock
 
     def transport(self, identity: Identity, name: str) -> SimulatedTransport:
@@ -193,6 +194,7 @@ class World:
         for host in self.hosts.values():
             host.store.slowness = 1.0
             host.store.set_capacity(None)
+            host.clock.set_wrong_by(0)
             if not host.up:
                 host.restart()
         self.journal.note("the faults end")

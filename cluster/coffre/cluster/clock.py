@@ -88,9 +88,10 @@ class DriftingClock:
         self._world = world
         self._unixtime_ms = unixtime_ms
         self._rate = rate
+        self._wrong_by_ms = 0
 
     def unixtime_ms(self) -> int:
-        return self._unixtime_ms + int(self.monotonic() * 1000)
+        return self._unixtime_ms + self._wrong_by_ms + int(self.monotonic() * 1000)
 
     def monotonic(self) -> float:
         return self._world() * self._rate
@@ -98,6 +99,7 @@ class DriftingClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self._rate)
 
-    def jump(self, seconds: float) -> None:
-        """Set the wall clock forward, or back; the monotonic clock does not jump."""
-        self._unixtime_ms += int(seconds * 1000)
+    def set_wrong_by(self, seconds: float) -> None:
+        """Let the wall clock jump to so many seconds ahead of the right time, or behind it; the monotonic clock does
+        not jump."""
+        self._wrong_by_ms = int(seconds * 1000)

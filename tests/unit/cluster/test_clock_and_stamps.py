@@ -99,6 +99,7 @@ async def test_a_drifting_clock_is_wrong_in_the_way_it_was_told() -> None:
     clock = DriftingClock(world.monotonic, unixtime_ms=1_000_000, rate=1.5)
     world.advance(10)
     assert (clock.unixtime_ms(), clock.monotonic()) == (1_015_000, 15)
-    clock.jump(-3)
+    clock.set_wrong_by(20)
+    clock.set_wrong_by(-3)
     assert (clock.unixtime_ms(), clock.monotonic()) == (1_012_000, 15)
     await clock.sleep(0)
