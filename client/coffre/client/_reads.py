@@ -19,6 +19,7 @@ from coffre.cluster.errors import (
     Conflict,
     IntegrityError,
     KeyUnavailable,
+    PolicyViolation,
     Unavailable,
     Unsupported,
     error_of_status,
@@ -308,12 +309,9 @@ class Reader:
         """
         primaries = self._writer.primaries(name)
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
-        placement = list(primaries)
-        for node, version in {**holding(stamp, beyond), **holding(stamp, replies)}.items():
-            if version.HasField("shard_index"):
-                placement[version.shard_index] = node
+        placement = self._lawful(primaries, {**holding(stamp, beyond), **holding(stamp, replies)})
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = (*primaries, *(node for node in holding(stamp, beyond) if node not in primaries))
+        nodes = tuple(dict.fromkeys((*primaries, *holding(stamp, beyond), *placement)))
         cells = await self._missing_cells(name, found, nodes) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
@@ -366,6 +364,32 @@ class Reader:
         if short:
             return  # readable; what it replaces is kept until as many shards are there as a put would need
         self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
+
+    def _lawful(self, primaries: Sequence[int], holders: Mapping[int, pb.Version]) -> list[int]:
+        """Where the shards of a version are to be: the placement with most of them in place that keeps the policy.
+
+        A node that answered too late holds its shard as well as its substitute does, so what all hold together
+        may be more than the policy allows, though every placement that the writer chose was lawful.
+        """
+        held = {
+            node: version.shard_index for node, version in holders.items() if version.HasField("shard_index")
+        }
+        everywhere = list(primaries)
+        for node, index in held.items():
+            everywhere[index] = node
+        choices = [everywhere]
+        for version in holders.values():
+            placement = list(version.sealed.placement)
+            if len(placement) == len(primaries) and placement not in choices:
+                choices.append(placement)
+        choices.sort(key=lambda places: -sum(held.get(node) == index for index, node in enumerate(places)))
+        for placement in choices:
+            try:
+                self._placement.check(placement)
+            except PolicyViolation:
+                continue
+            return placement
+        return list(primaries)
 
     async def _missing_cells(
         self, name: ObjectName, found: Found, nodes: Sequence[int]

@@ -60,7 +60,9 @@ class MemoryStore:
         self._staging: dict[_ShardId, Shard] = {}
         self._repairs: dict[tuple[ObjectName, bytes, int | None], QueueRepair] = {}
         self._marks: dict[_Writer, bytes] = {}
-        self._unsynced: dict[ObjectName, tuple[int, tuple[Entry, ...]]] = {}  # partition, entries at the last sync
+        self._unsynced: dict[
+            ObjectName, tuple[int, tuple[Entry, ...]]
+        ] = {}  # partition, entries at the last sync
         self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
         self._used_bytes = 0
         self._damaged = 0

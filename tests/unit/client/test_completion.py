@@ -1,0 +1,46 @@
+"""Where a reader puts the shards of a version that it completes."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from coffre.client._peers import Peers
+from coffre.client._reads import Reader
+from coffre.client._rounds import Quorum
+from coffre.client._sealing import Sealer
+from coffre.client._writes import Writer
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.placement import Placement
+from coffre.proto import coffre_pb2 as pb
+
+SITES = {1: "a", 2: "b", 3: "c", 4: "a", 5: "b", 6: "c"}
+
+
+def reader() -> Reader:
+    """2+1, one shard per site at most."""
+    nodes = tuple(
+        MapNode(number, f"n{number}", "127.0.0.1:7000", f"s{number}", site, "op", "FR", 1 << 40)
+        for number, site in SITES.items()
+    )
+    policy = Policy("2+1", 2, 1, ("FR",), Domain.SITE)
+    placement = Placement(ClusterMap("00112233445566aa", 1, 1, nodes, (policy,), policy.name), policy)
+    nothing = cast(Peers, None), placement, Quorum(2, 1), 1, cast(Sealer, None), cast(Writer, None)
+    return Reader(*nothing, ManualClock(), hedge_delay=1.0)
+
+
+def holder(shard_index: int, *placement: int) -> pb.Version:
+    return pb.Version(shard_index=shard_index, sealed=pb.SealedManifest(placement=placement))
+
+
+def test_shards_stay_where_they_are() -> None:
+    assert reader()._lawful((1, 2, 3), {1: holder(0, 1, 5, 3), 5: holder(1, 1, 5, 3)}) == [1, 5, 3]
+
+
+def test_a_late_holder_does_not_make_a_placement_unlawful() -> None:
+    """Shards 0 and 1 moved to each other's site, and then node 2, at the site of shard 0 now, had taken shard 1 after all.
+
+    Each node refuses a placement against the policy: were all holders counted, nobody could read the object any more.
+    """
+    holders = {2: holder(1, 1, 2, 3), 3: holder(2, 5, 4, 3), 5: holder(0, 5, 4, 3)}
+    assert reader()._lawful((1, 2, 3), holders) == [5, 4, 3]
