@@ -20,7 +20,7 @@ SITES = {1: "a", 2: "b", 3: "c", 4: "a", 5: "b", 6: "c"}
 def reader() -> Reader:
     """2+1, one shard per site at most."""
     nodes = tuple(
-        MapNode(number, f"n{number}", "127.0.0.1:7000", f"s{number}", site, "op", "FR", 1 << 40)
+        MapNode(number, f"n{number}", f"127.0.0.1:{7000 + number}", f"s{number}", site, "op", "FR", 1 << 40)
         for number, site in SITES.items()
     )
     policy = Policy("2+1", 2, 1, ("FR",), Domain.SITE)
@@ -38,7 +38,7 @@ def test_shards_stay_where_they_are() -> None:
 
 
 def test_a_late_holder_does_not_make_a_placement_unlawful() -> None:
-    """Shards 0 and 1 moved to each other's site, and then node 2, at the site of shard 0 now, had taken shard 1 after all.
+    """Shards 0 and 1 moved to each other's site; and node 2, at the site of shard 0 now, had taken shard 1 after all.
 
     Each node refuses a placement against the policy: were all holders counted, nobody could read the object any more.
     """
