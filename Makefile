@@ -52,6 +52,10 @@ soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
 	@$(BIN)/python -m tests.simulation $(or $(SEEDS),0..299) $(ARGS)
 
+.PHONY: test-mutants
+test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)
