@@ -84,3 +84,14 @@ class SimulatedStore(MemoryStore):
     def holdings(self) -> list[Entry]:
         """Every version here, with what marks say about it."""
         return [entry for name in self._rows for entry in self._entries(name) if entry.state != State.ABORTED]
+
+    def names(self) -> list[ObjectName]:
+        return list(self._rows)
+
+    def versions(self, name: ObjectName) -> tuple[Entry, ...]:
+        return self._entries(name)
+
+    @property
+    def staged(self) -> int:
+        """How many shards belong to no version."""
+        return len(self._staging)

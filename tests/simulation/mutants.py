@@ -264,7 +264,7 @@ def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("coffre", "tests")]:
         if name != __name__:
             del sys.modules[name]
-    sys.meta_path.insert(0, _Finder(mutant, room))  # type: ignore[arg-type]  # typeshed wants more than is called
+    sys.meta_path.insert(0, _Finder(mutant, room))
     run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
     seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
     for tried, seed in enumerate(seeds, 1):

@@ -50,6 +50,7 @@ class Plan:
     large: float  # part of the puts that have several segments
     pause: float  # mean between two operations of a worker
     versions_kept: int
+    repaired: bool = False  # somebody repairs, so full redundancy must return
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()

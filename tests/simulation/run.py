@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
 from tests.simulation.plan import Plan, draw_plan
+from tests.simulation.redundancy import shortcomings
 from tests.simulation.segments import tiny_segments
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
 from tests.simulation.weather import Weather
@@ -136,6 +137,9 @@ class _Run:
         for key in keys_of(world):
             await worker.get(key, must=True)
             await worker.head(key, must=True)
+        if world.plan.repaired:
+            for shortcoming in await shortcomings(world):
+                world.fail(shortcoming)
         for key in keys_of(world):
             await worker.put(key)
             await worker.get(key, must=True)
