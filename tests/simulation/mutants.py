@@ -104,9 +104,10 @@ MUTANTS = (
     Mutant(
         "a list believes R - 1 answers",
         "coffre.client._listing",
-        "spare = [self._quorum.n - self._quorum.read] * self._partitions",
-        "spare = [self._quorum.n - self._quorum.read + 1] * self._partitions",
-        0,
+        "        self._quorum = quorum\n",
+        '        fewer = {"n": quorum.n, "read": quorum.read - 1}\n'
+        '        self._quorum = type("Fewer", (), fewer)\n',
+        28,
     ),
     Mutant(
         "a list skips what is not settled",
@@ -167,27 +168,12 @@ MUTANTS = (
         quick=True,
     ),
     Mutant(
-        "rot makes a version look like none",
-        "coffre.client._reads",
-        'shards = sum(version.HasField("shard_index") or version.damaged for version in held)',
-        'shards = sum(version.HasField("shard_index") and not version.damaged for version in held)',
-        0,
-    ),
-    Mutant(
         "a vote to keep is not final",
         "coffre.node.votes",
         "    if present.state != ACCEPTED:\n        return Verdict(entries, state=present.state",
         "    if present.state not in (ACCEPTED, LOCKED):\n        return Verdict(entries, state=present.state",
-        3,
+        16,
         quick=True,
-    ),
-    Mutant(
-        "a vote to give up is not final",
-        "coffre.node.votes",
-        '        return Verdict(entries, state=ABORTED, error=Conflict("this version was given up"))\n',
-        "        entry = proposal._replace(state=ACCEPTED)\n"
-        "        return Verdict(_put(entries, place, entry), True, True, (), ACCEPTED)\n",
-        0,
     ),
     Mutant(
         "votes are forgotten with versions",
