@@ -57,6 +57,14 @@ test-etcd: setup  ## coordination on three real members of etcd; installs etcd-s
 race: setup  ## 32 writers in four processes race for one key, many rounds (ROUNDS=500)
 	COFFRE_RACE_ROUNDS=$(or $(ROUNDS),500) $(BIN)/python -m pytest -q -s -m soak --timeout 0 tests/integration/test_coordination.py $(ARGS)
 
+.PHONY: sim
+sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
+	@$(BIN)/python -m tests.simulation $(or $(SEEDS),0..299) $(ARGS)
+
+.PHONY: test-mutants
+test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)

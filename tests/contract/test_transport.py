@@ -1,11 +1,13 @@
-"""One suite for both transports: the loopback, and gRPC over mutual TLS on 127.0.0.1."""
+"""One suite for every transport: the loopback, the simulated network, and gRPC over mutual TLS on 127.0.0.1."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
@@ -27,6 +29,9 @@ from coffre.node.servicer import Servicer, add_servicer
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, WireCell
+
+from tests.simulation.journal import Journal
+from tests.simulation.network import Network, Quality, SimulatedTransport
 
 CLUSTER_ID = "0123456789abcdef"
 NODES = [NodeAttributes(f"n{i}", f"s{i}", f"site{i}", f"op{i}", "FR") for i in range(1, 4)]
@@ -89,6 +94,20 @@ class Node(Handler):
 
 
 @dataclass(slots=True)
+class Destination:
+    """A node as the simulated network sees it."""
+
+    number: int
+    handler: Node
+    up: bool = True
+    incarnation: int = 0
+    slowness: float = 1.0
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        return asyncio.create_task(work)
+
+
+@dataclass(slots=True)
 class Bench:
     """A transport of the tenant "clinic" to nodes 1 and 2 (3 is down), and one of the operator "alice"."""
 
@@ -141,7 +160,7 @@ def map_of(ports: dict[int, int]) -> ClusterMap:
     return ClusterMap(CLUSTER_ID, 1, 64, nodes, (Policy("2+1", 2, 1, ("FR",), Domain.NODE),), "2+1")
 
 
-@pytest.fixture(params=["loopback", "grpc"])
+@pytest.fixture(params=["loopback", "simulated", "grpc"])
 async def bench(request: pytest.FixtureRequest, members: Members) -> AsyncIterator[Bench]:
     placeholder = MapHolder(map_of({2: 2, 3: 3}), b"the signed map")
     nodes: dict[int, Node] = {}
@@ -154,6 +173,12 @@ async def bench(request: pytest.FixtureRequest, members: Members) -> AsyncIterat
     if request.param == "loopback":
         transports = [LoopbackTransport(members.identity(who), nodes) for who in ("clinic", "alice")]
         yield Bench(transports[0], transports[1], nodes)
+        return
+    if request.param == "simulated":
+        network = Network(random.Random(1), Journal(asyncio.get_running_loop().time), Quality(0.001, 0.001))
+        network.nodes = {number: Destination(number, node) for number, node in nodes.items()}
+        twins = [SimulatedTransport(network, members.identity(who), who) for who in ("clinic", "alice")]
+        yield Bench(twins[0], twins[1], nodes)
         return
     async with served(nodes, members) as ports:
         cluster_map = map_of(ports)

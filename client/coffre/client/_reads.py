@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.client._cells import CellSet, rebuild_cells
-from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation, shards_of
+from coffre.client._evidence import expected_cells, is_lost, lawful, never_acknowledged, require_quorum
+from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._view import View, Views
@@ -20,13 +21,11 @@ from coffre.cluster.errors import (
     Conflict,
     IntegrityError,
     KeyUnavailable,
-    StaleMap,
     Unavailable,
     Unsupported,
     error_of_status,
 )
 from coffre.cluster.names import ObjectName
-from coffre.cluster.ranges import pieces_of_range
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
@@ -139,7 +138,7 @@ class Reader:
         view = self._views.current
         electorate = view.electorate(name)
         replies = await self._ask(view, electorate.everyone, name, every=True)
-        _require_quorum(electorate, replies)
+        require_quorum(electorate, replies)
         top = newest.opened.stamp.to_bytes()
         stamps = {
             v.stamp for versions in replies.values() for v in versions if v.state in HELD and v.stamp < top
@@ -150,7 +149,7 @@ class Reader:
             if (
                 self._is_established(name, stamp, replies)
                 or electorate.is_established_by(holding(stamp, replies))
-            ) and not _is_lost(electorate, stamp, replies):
+            ) and not is_lost(electorate, stamp, replies):
                 found = await self._open(view, name, stamp, replies)
                 if found is not None:
                     if found.opened.tombstone:
@@ -163,7 +162,7 @@ class Reader:
     async def _collect(self, view: View, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         electorate = view.electorate(name)
-        holding_range = [electorate.primaries[index] for index in _expected_cells(want_range, electorate.k)]
+        holding_range = [electorate.primaries[index] for index in expected_cells(want_range, electorate.k)]
 
         def lateness(node: int) -> tuple[bool, bool]:
             """Asked last is who failed lately, or keeps others waiting longer than a hedge would."""
@@ -246,7 +245,7 @@ class Reader:
         )
         dead: set[bytes] = set()
         while True:
-            _require_quorum(electorate, replies, errors)
+            require_quorum(electorate, replies, errors)
             stamp = newest_stamp(replies.values(), dead)
             if stamp is None:
                 return None
@@ -274,7 +273,7 @@ class Reader:
                 if fate is Fate.DEAD:
                     dead.add(stamp)
                     continue
-            if _never_acknowledged(electorate, found, replies, beyond, len(others)):
+            if never_acknowledged(electorate, found.opened, replies, beyond, len(others)):
                 dead.add(stamp)
                 continue
             await self._complete(view, name, found, replies, beyond, voted=voted)
@@ -289,13 +288,12 @@ class Reader:
         """
         electorate = view.electorate(name)
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
-        k, n = opened.manifest.k, opened.manifest.k + opened.manifest.m
-        placement = list(electorate.primaries_of(n))
-        for node, version in {**holding(stamp, beyond), **holding(stamp, replies)}.items():
-            if version.HasField("shard_index"):
-                placement[version.shard_index] = node
+        k = opened.manifest.k
+        holders = {**holding(stamp, beyond), **holding(stamp, replies)}
+        primaries = electorate.primaries_of(k + opened.manifest.m)
+        placement = lawful(view.placement(name), primaries, holders)
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = (*electorate.everyone, *holding(stamp, beyond))
+        nodes = tuple(dict.fromkeys((*electorate.everyone, *holding(stamp, beyond), *placement)))
         cells = await self._missing_cells(view, name, found, nodes) if not opened.tombstone else {}
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
@@ -431,57 +429,3 @@ class Reader:
             elif errors is not None and isinstance(error, CoffreError):
                 errors.append(error)
         return replies
-
-
-def _require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
-    if electorate.is_heard_from(replies):
-        return
-    kinds = {type(error) for error in errors}
-    kind = StaleMap if StaleMap in kinds else kinds.pop() if len(kinds) == 1 else Unavailable
-    why = f" ({errors[0]})" if errors else ""
-    raise kind(
-        f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
-        f"{electorate.read} are needed{why}"
-    )
-
-
-def _expected_cells(want_range: range, k: int) -> set[int]:
-    """The data cells that a range lies in, if the object is as this client writes them and goes on behind.
-
-    What is expected decides only who is asked first, and for whose answer there is a short wait.
-    """
-    end = (want_range.stop // SEGMENT_BYTES + 1) * SEGMENT_BYTES
-    pieces = pieces_of_range(end, SEGMENT_BYTES, k, want_range.start, len(want_range))
-    return {piece.shard_index for piece in pieces}
-
-
-def _is_lost(electorate: Electorate, stamp: bytes, replies: Replies) -> bool:
-    """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
-    silent = len(electorate.everyone) - len(replies)
-    held = holding(stamp, replies).values()
-    objects = any(version.HasField("shard_index") for version in held)
-    return objects and len(shards_of(stamp, replies)) + silent < electorate.k_min
-
-
-def _never_acknowledged(
-    electorate: Electorate, found: Found, replies: Replies, beyond: Replies, others: int
-) -> bool:
-    """Whether neither its writer nor a reader can have seen the version at the bar.
-
-    A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
-    """
-    stamp = found.opened.stamp.to_bytes()
-    silent = electorate.everyone - replies.keys()
-    holders = holding(stamp, replies)
-    if not electorate.may_be_established(silent.union(holders)):
-        return True
-    if found.opened.tombstone:
-        return False
-    k = found.opened.manifest.k
-    held = (*holders.values(), *holding(stamp, beyond).values())
-    shards = sum(version.HasField("shard_index") or version.damaged for version in held)
-    possible = shards + len(silent) + others - len(beyond)
-    if possible >= k + 1:
-        return False
-    locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
-    return not electorate.may_be_established(silent | locked) or possible < k

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coffre.cluster.clock import (
     Clock,
+    DriftingClock,
     ManualClock,
     SystemClock,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "Conflict",
     "DeadlineExceeded",
     "Domain",
+    "DriftingClock",
     "GrpcTransport",
     "HybridClock",
     "Identity",

@@ -1,13 +1,15 @@
-"""Time as a seam: the wall clock of this machine, and a manual twin for tests and simulation."""
+"""Time as a seam: the wall clock of this machine, and two twins for tests and simulation: one that is moved by hand,
+and one that drifts and jumps over another time."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "ManualClock", "SystemClock"]
+__all__ = ["Clock", "DriftingClock", "ManualClock", "SystemClock"]
 
 
 class Clock(Protocol):
@@ -68,3 +70,36 @@ class ManualClock:
     def set_unixtime_ms(self, unixtime_ms: int) -> None:
         """Let the wall clock jump; the monotonic clock does not."""
         self._start_ms = unixtime_ms - int(self._now * 1000)
+
+
+class DriftingClock:
+    """The clock of one member of a simulated world: wrong by an offset, too fast or too slow, and it may jump.
+
+    `world` gives the seconds that it rests on: those of the event loop that the world runs on.
+    """
+
+    def __init__(
+        self,
+        world: Callable[[], float],
+        *,
+        unixtime_ms: int = 1_700_000_000_000,
+        rate: float = 1.0,
+    ) -> None:
+        self._world = world
+        self._unixtime_ms = unixtime_ms
+        self._rate = rate
+        self._wrong_by_ms = 0
+
+    def unixtime_ms(self) -> int:
+        return self._unixtime_ms + self._wrong_by_ms + int(self.monotonic() * 1000)
+
+    def monotonic(self) -> float:
+        return self._world() * self._rate
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self._rate)
+
+    def set_wrong_by(self, seconds: float) -> None:
+        """Let the wall clock jump to so many seconds ahead of the right time, or behind it; the monotonic clock does
+        not jump."""
+        self._wrong_by_ms = int(seconds * 1000)

@@ -60,7 +60,9 @@ class MemoryStore:
         self._staging: dict[_ShardId, Shard] = {}
         self._repairs: dict[tuple[ObjectName, bytes, int | None], QueueRepair] = {}
         self._marks: dict[_Writer, bytes] = {}
-        self._unsynced: dict[ObjectName, tuple[Entry, ...]] = {}  # entries at the last sync
+        self._unsynced: dict[
+            ObjectName, tuple[int, tuple[Entry, ...]]
+        ] = {}  # partition, entries at the last sync
         self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
         self._used_bytes = 0
         self._damaged = 0
@@ -72,8 +74,11 @@ class MemoryStore:
 
     def crash(self) -> None:
         """Lose what was not synced, and start again: settles and marks alone, and shards that were being staged."""
-        for name, entries in self._unsynced.items():
-            self._put_entries(name, self._rows[name].partition, entries)
+        for name, (partition, entries) in self._unsynced.items():
+            self._put_entries(name, partition, entries)
+            for entry in entries:
+                if entry.state != State.ABORTED:
+                    self._take_back(record_of(entry))
         self._marks.update(self._unsynced_marks)
         self._unsynced.clear()
         self._unsynced_marks.clear()
@@ -211,7 +216,7 @@ class MemoryStore:
         if not verdict.changed:
             return
         row = self._rows.get(mutation.name)
-        self._unsynced.setdefault(mutation.name, row.entries if row else ())
+        self._unsynced.setdefault(mutation.name, (mutation.partition, row.entries if row else ()))
         self._put_entries(mutation.name, mutation.partition, verdict.entries)
         for entry in verdict.freed:
             record = record_of(entry)
@@ -230,6 +235,14 @@ class MemoryStore:
         assert accept.shard_index is not None
         shard.expires_ms = self._clock.unixtime_ms() + int(RETRY_SECONDS * 1000)
         self._staging[accept.name.tenant, accept.data_id, accept.shard_index] = shard
+
+    def _take_back(self, record: Record) -> None:
+        """A shard that a lost `Settle` had given back is adopted as it was."""
+        accept = record.accept
+        if record.shard is not None and accept.staged and accept.shard_index is not None:
+            key = (accept.name.tenant, accept.data_id, accept.shard_index)
+            if self._staging.get(key) is record.shard:
+                del self._staging[key]
 
     def _forget_repairs(self, name: ObjectName, stamp: bytes) -> None:
         for key in [key for key in self._repairs if key[:2] == (name, stamp)]:

@@ -50,7 +50,7 @@ __all__ = [
 REST_BYTES_MAX = 400  # a longer key goes on in a directory of its own
 _ROW_FORMAT = 1
 _NO_SHARD = 255
-_TOMBSTONE, _PLACED, _LARGE, _CONDITIONAL = 0x08, 0x10, 0x20, 0x40
+_TOMBSTONE, _PLACED, _LARGE, _CONDITIONAL, _WAS_LOCKED = 0x08, 0x10, 0x20, 0x40, 0x80
 _HEAD = struct.Struct(">BH")  # format, partition
 _ENTRY = struct.Struct(">16sBBIII")  # stamp, flags and state, shard index, volume, offset, record bytes
 _SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which most rows are
@@ -116,12 +116,13 @@ def encode_first(
 
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
     if len(entries) == 1:
-        stamp, state, tombstone, index, _, record, placed, conditional = entries[0]
-        if not placed and not conditional and isinstance(record, Location) and not record.file:
+        stamp, state, tombstone, index, _, record, placed, conditional, was_locked = entries[0]
+        plain = not (placed or conditional or was_locked)
+        if plain and isinstance(record, Location) and not record.file:
             return encode_first(key, partition, stamp, state, tombstone, index, record[:3])
     parts = [_HEAD.pack(_ROW_FORMAT, partition)]
     for entry in entries:
-        flags: int = entry.state
+        flags: int = entry.state | _WAS_LOCKED if entry.was_locked else entry.state
         location = entry.record
         index = entry.shard_index
         if location is None:
@@ -165,7 +166,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
         state = _STATES[flags & 7]
         assert state is not None
         if state is ABORTED:
-            entries.append(Entry(stamp, state))
+            entries.append(Entry(stamp, state, was_locked=flags & _WAS_LOCKED != 0))
             continue
         file, data_id = 0, b""
         if flags & _LARGE:
@@ -186,6 +187,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
                 Location(volume, offset, size_bytes, file, data_id),
                 placement,
                 flags & _CONDITIONAL != 0,
+                flags & _WAS_LOCKED != 0,
             )
         )
     return Row(partition, tuple(entries))
@@ -200,7 +202,8 @@ def _decode_single(value: bytes) -> Row:
     shard_index = None if index == _NO_SHARD else index
     record = _new(Location, (volume, offset, size_bytes, 0, b""))
     tombstone, conditional = flags & _TOMBSTONE != 0, flags & _CONDITIONAL != 0
-    entry = _new(Entry, (stamp, state, tombstone, shard_index, 0, record, (), conditional))
+    was_locked = flags & _WAS_LOCKED != 0
+    entry = _new(Entry, (stamp, state, tombstone, shard_index, 0, record, (), conditional, was_locked))
     return _new(Row, (partition, (entry,)))
 
 

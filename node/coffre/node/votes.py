@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 ENTRIES_MAX = 4096
+VOTES_KEPT = 8  # votes on versions that are gone, per key
 
 # A writer's mark, by the 8 bytes of its id: up to this stamp all that it wrote is established. Empty: none.
 MarkOf = Callable[[bytes], bytes]
@@ -36,7 +37,11 @@ MarkOf = Callable[[bytes], bytes]
 
 class Entry(NamedTuple):
     """One version of a key. `record` is where its manifest and small shard lie, opaque here; None when
-    ABORTED."""
+    ABORTED.
+
+    `was_locked`: the vote was LOCKED, which the state does not tell any more. With ABORTED the version itself is
+    gone, replaced by a newer one; what is left is the vote, for a writer that comes to give it up.
+    """
 
     stamp: bytes
     state: State
@@ -46,6 +51,7 @@ class Entry(NamedTuple):
     record: Hashable = None
     placement: tuple[int, ...] = ()  # what a Settle brought; empty: as in the record
     conditional: bool = False  # decided on an older version: nothing may slip in between them
+    was_locked: bool = False
 
 
 @dataclass(slots=True)
@@ -71,13 +77,13 @@ def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
     if len(entries) == 1:  # as of most keys
         entry = entries[0]
         if entry.state < SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
-            return (tuple.__new__(Entry, (entry.stamp, SETTLED, *entry[2:])),)
+            return (tuple.__new__(Entry, (entry.stamp, SETTLED, *entry[2:-1], _was_locked(entry))),)
         return entries
     found: list[Entry] | None = None
     for place, entry in enumerate(entries):
         if entry.state < SETTLED and entry.stamp <= mark_of(entry.stamp[8:]):
             found = found or list(entries)
-            found[place] = Entry(entry.stamp, SETTLED, *entry[2:])
+            found[place] = Entry(entry.stamp, SETTLED, *entry[2:-1], _was_locked(entry))
     return tuple(found) if found else entries
 
 
@@ -124,6 +130,9 @@ def _accept_again(
 ) -> Verdict:
     present = entries[place]
     if present.state == ABORTED:
+        if present.was_locked:
+            newest = next(entry.stamp for entry in entries if entry.state == SETTLED)
+            return Verdict(entries, error=Conflict("this version was overwritten"), newest_stamp=newest)
         return Verdict(entries, state=ABORTED, error=Conflict("this version was given up"))
     state = LOCKED if lock and present.state == ACCEPTED else present.state
     gains = present.shard_index is None and proposal.shard_index is not None
@@ -131,7 +140,12 @@ def _accept_again(
         present.tombstone == proposal.tombstone
     )  # or its writer lies: digests count the kind held first
     if same_kind and (gains or (damaged and present.shard_index == proposal.shard_index)):
-        entry = proposal._replace(state=state, placement=present.placement, conditional=present.conditional)
+        entry = proposal._replace(
+            state=state,
+            placement=present.placement,
+            conditional=present.conditional,
+            was_locked=present.was_locked,
+        )
         return Verdict(
             _put(entries, place, entry),
             changed=True,
@@ -148,15 +162,22 @@ def _accept_again(
 
 
 def abort(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
-    """Vote ABORTED on `stamp`, unless the vote is cast already; the verdict's state tells what it is."""
+    """Vote ABORTED on `stamp`, unless the vote is cast already; the verdict's state tells what it is.
+
+    No state: the version is gone, and so may be the vote.
+    """
     place, present = _find(entries, stamp)
     marker = Entry(stamp, ABORTED)
     # An Accept of this stamp is refused for ever by a newer settled version: then there is nothing to remember.
     overtaken = any(entry.state == SETTLED for entry in entries[:place])
     if present is None:
         if overtaken:
-            return Verdict(entries, state=ABORTED)
+            votes = [entry.stamp for entry in entries[place:] if _is_vote(entry)]
+            full = sum(map(_is_vote, entries)) >= VOTES_KEPT
+            return Verdict(entries, state=None if full and not votes else ABORTED)
         return _insert(entries, place, marker, ABORTED)
+    if _is_vote(present):
+        return Verdict(entries, state=LOCKED)
     if present.state != ACCEPTED:
         return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
     if overtaken:
@@ -170,7 +191,7 @@ def settle(
 ) -> Verdict:
     """Note that `stamp` is established, and trim what is older than the newest established version."""
     place, present = _find(entries, stamp)
-    if present is None:
+    if present is None or _is_vote(present):
         return Verdict(entries)
     if present.state == ABORTED:
         # Established on other nodes against this node's vote. The vote is spent; a newer Accept may bring the
@@ -189,19 +210,23 @@ def settle(
         present.record,
         placement or present.placement,
         present.conditional,
+        _was_locked(present),
     )
     if len(entries) == 1:
         return Verdict((entry,), True, state=SETTLED, has_shard=has_shard)
     # A mark may have settled it before, and trims nothing.
     kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))
-    if known and len(kept) == len(entries):
+    if known and not freed and len(kept) == len(entries):
         return Verdict(entries, state=SETTLED, has_shard=has_shard)
     return Verdict(kept, changed=True, freed=freed, state=SETTLED, has_shard=has_shard)
 
 
 def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bool:
     """Whether a Settle of `stamp` would trim other entries."""
-    return len(entries) > 1 and len(settle(entries, stamp, (), versions_kept).entries) < len(entries)
+    if len(entries) == 1:
+        return False
+    verdict = settle(entries, stamp, (), versions_kept)
+    return bool(verdict.freed) or len(verdict.entries) < len(entries)
 
 
 def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -213,23 +238,34 @@ def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """Split into what stays and the entries with records that go."""
+    """Split into what stays and the entries with records that go. A vote to keep stays when its version goes."""
     kept: list[Entry] = []
     freed: list[Entry] = []
-    counted = 0
+    counted = votes = 0
     ended = False  # a settled tombstone was met: nothing older is a version of this object any more
     for entry in entries:
         if counted == 0 and entry.state != SETTLED:
             kept.append(entry)
-        elif entry.state == ABORTED:
-            continue
-        elif ended or counted == versions_kept:
-            freed.append(entry)
+        elif entry.state == ABORTED or ended or counted == versions_kept:
+            if entry.state != ABORTED:
+                freed.append(entry)
+            if _was_locked(entry) and votes < VOTES_KEPT:
+                votes += 1
+                kept.append(Entry(entry.stamp, ABORTED, was_locked=True))
         else:
             counted += 1
             kept.append(entry)
             ended = entry.tombstone and entry.state == SETTLED
     return tuple(kept), tuple(freed)
+
+
+def _was_locked(entry: Entry) -> bool:
+    return entry.was_locked or entry.state == LOCKED
+
+
+def _is_vote(entry: Entry) -> bool:
+    """Whether nothing but a vote to keep is left of a version."""
+    return entry.state == ABORTED and entry.was_locked
 
 
 def _insert(entries: tuple[Entry, ...], place: int, entry: Entry, state: State) -> Verdict:

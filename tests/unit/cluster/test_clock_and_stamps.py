@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from coffre.cluster.clock import ManualClock, SystemClock
+from coffre.cluster.clock import DriftingClock, ManualClock, SystemClock
 from coffre.cluster.errors import InvalidArgument
 from coffre.cluster.versions import HybridClock, Stamp
 from hypothesis import given
@@ -92,3 +92,14 @@ def test_stamps_end() -> None:
     clock.set_unixtime_ms(1 << 48)
     with pytest.raises(InvalidArgument, match="clock"):
         HybridClock(clock, 0).issue()
+
+
+async def test_a_drifting_clock_is_wrong_in_the_way_it_was_told() -> None:
+    world = ManualClock()
+    clock = DriftingClock(world.monotonic, unixtime_ms=1_000_000, rate=1.5)
+    world.advance(10)
+    assert (clock.unixtime_ms(), clock.monotonic()) == (1_015_000, 15)
+    clock.set_wrong_by(20)
+    clock.set_wrong_by(-3)
+    assert (clock.unixtime_ms(), clock.monotonic()) == (1_012_000, 15)
+    await clock.sleep(0)

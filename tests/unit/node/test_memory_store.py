@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from coffre.cluster.clock import ManualClock
 from coffre.node.memory_store import MemoryStore
-from coffre.node.store import State
+from coffre.node.store import Abort, State
 
-from tests.unit.node.store_cases import accept, mark, name, settle, written
+from tests.unit.node.store_cases import accept, adopt, cells, mark, name, settle, stamp, written
 
 
 async def states(store: MemoryStore, *keys: str) -> list[State]:
@@ -43,4 +43,29 @@ async def test_a_crash_does_not_settle_rows_for_good() -> None:
     await store.apply([settle(written(2))])
     assert await states(store, "key") == [State.SETTLED]
     store.crash()
+    assert await states(store, "key") == [State.ACCEPTED] * 2
+
+
+async def test_a_crash_brings_back_a_row_that_had_gone() -> None:
+    """A settle spends an abort, which was all of the row, and is forgotten."""
+    store = MemoryStore(ManualClock())
+    await store.apply([Abort(name(), 7, stamp(written(1)))])
+    await store.apply([settle(written(1))])
+    assert await states(store, "key") == []
+    store.crash()
+    assert await states(store, "key") == [State.ABORTED]
+
+
+async def test_a_crash_takes_a_given_back_shard_back() -> None:
+    """An unsynced settle trims a version and stages its large shard again: after the crash it is not there twice."""
+    store = MemoryStore(ManualClock())
+    staged = await store.stage("tenant", adopt(5).data_id, 1)
+    await staged.write(cells(2))
+    await staged.commit()
+    await store.apply([adopt(5)])
+    await store.apply([accept(6)])
+    await store.apply([settle(6)])
+    assert len(store._staging) == 1
+    store.crash()
+    assert not store._staging
     assert await states(store, "key") == [State.ACCEPTED] * 2

@@ -22,6 +22,10 @@ ROW = (
 )
 CONDITIONAL = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500), (), True),)
 SINGLE = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500)),)
+VOTES = (
+    Entry(stamp(6), State.SETTLED, False, 2, 0, Location(1, 36, 500), was_locked=True),
+    Entry(stamp(5), State.ABORTED, was_locked=True),
+)
 RECORDS = {
     "shard": (
         "437201263724c40201060610020003000a00070000000434ff1feb74656e616e74006275636b6574006b6579"
@@ -45,6 +49,11 @@ ROWS = {
     ),
     "conditional": ("0100070000000000000000000000000000000641020000000100000024000001f49dbbdc42"),
     "single": ("0100070000000000000000000000000000000601020000000100000024000001f4d0f44fe7"),
+    "votes": (
+        "0100070000000000000000000000000000000683020000000100000024000001f40000000000000000000000"
+        "000000000584ff000000000000000000000000da963627"
+    ),
+    "single, locked once": "0100070000000000000000000000000000000683020000000100000024000001f4e265c221",
 }
 
 
@@ -74,11 +83,14 @@ def test_records_read_back() -> None:
 
 
 def test_rows() -> None:
-    for entries, text in (
-        (ROW, ROWS["three"]),
-        (SINGLE, ROWS["single"]),
-        (CONDITIONAL, ROWS["conditional"]),
+    for entries, which in (
+        (ROW, "three"),
+        (SINGLE, "single"),
+        (CONDITIONAL, "conditional"),
+        (VOTES, "votes"),
+        (VOTES[:1], "single, locked once"),
     ):
+        text = ROWS[which]
         assert rows.encode_row(KEY, 7, entries).hex() == text
         assert rows.decode_row(KEY, bytes.fromhex(text)) == (7, entries)
         with pytest.raises(IntegrityError):

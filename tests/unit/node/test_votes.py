@@ -192,7 +192,8 @@ def test_marks_promote(
     entries = tuple(entry(number, state) for number, state in held)
     after = votes.promoted(entries, marks(*marked))
     assert shape(after) == found
-    assert after == tuple(e._replace(state=now.state) for e, now in zip(entries, after, strict=True))
+    for e, now in zip(entries, after, strict=True):
+        assert now == e._replace(state=now.state, was_locked=e.state == L != now.state)
     assert (after is entries) == (shape(entries) == found)
 
 
@@ -232,6 +233,40 @@ def test_the_limit() -> None:
 
 stamps = st.integers(1, 8)
 BASES = {3: 0, 5: 2, 7: 5, 8: 5}  # the conditional ones among them, and what each was decided on
+
+
+def is_vote(held: Entry) -> bool:
+    """What is left of a version that was locked here and then replaced."""
+    return held.state is X and held.was_locked
+
+
+@pytest.mark.parametrize("settled_first", [False, True])
+def test_a_vote_to_keep_outlives_its_version(settled_first: bool) -> None:
+    """A reader completed 5, and 7 has replaced it: the writer of 5 must not learn that nobody can have seen it."""
+    entries = votes.accept((entry(5),), entry(5), lock=True).entries
+    if settled_first:
+        entries = votes.settle(entries, stamp(5), (), 1).entries
+    entries = votes.accept(entries, entry(7), lock=False).entries
+    assert votes.replaces(entries, stamp(7), 1)
+    verdict = votes.settle(entries, stamp(7), (), 1)
+    assert [freed.stamp for freed in verdict.freed] == [stamp(5)]
+    entries = verdict.entries
+    assert not votes.replaces(entries, stamp(7), 1)
+    assert votes.abort(entries, stamp(5)).state is L
+    assert votes.abort(entries, stamp(4)).state is X
+    again = votes.accept(entries, entry(5), lock=True)
+    assert isinstance(again.error, Conflict)
+    assert again.newest_stamp == stamp(7)
+
+
+def test_a_few_votes_are_kept_and_a_forgotten_one_is_not_guessed() -> None:
+    entries: tuple[Entry, ...] = ()
+    for number in range(1, votes.VOTES_KEPT + 4):
+        entries = votes.accept(entries, entry(number), lock=True).entries
+        entries = votes.settle(entries, stamp(number), (), 1).entries
+    assert len(entries) == 1 + votes.VOTES_KEPT
+    said = [votes.abort(entries, stamp(number)).state for number in range(1, votes.VOTES_KEPT + 4)]
+    assert said == [None, None, *[L] * votes.VOTES_KEPT, S]
 
 
 class VotesMachine(RuleBasedStateMachine):
@@ -275,7 +310,7 @@ class VotesMachine(RuleBasedStateMachine):
 
     @rule(number=stamps)
     def abort(self, number: int) -> None:
-        held = {e.stamp: e.state for e in self.entries}
+        held = {e.stamp: L if is_vote(e) else e.state for e in self.entries}
         verdict = votes.abort(self.entries, stamp(number))
         self.take(verdict)
         if stamp(number) in held:
@@ -285,6 +320,7 @@ class VotesMachine(RuleBasedStateMachine):
             assert verdict.state is X
             assert verdict.changed or stamp(number) < max(self.settled | self.marked)
         if verdict.state is X:
+            assert stamp(number) not in self.locked, "a vote to keep has changed"
             self.aborted.add(stamp(number))
 
     @rule(number=stamps)
@@ -312,7 +348,7 @@ class VotesMachine(RuleBasedStateMachine):
         assert order == sorted(set(order), reverse=True)
         if self.settled:
             newest = max(self.settled)
-            older = [e for e in self.entries if e.stamp < newest]
+            older = [e for e in self.entries if e.stamp < newest and not is_vote(e)]
             assert len(older) < self.kept or (self.kept == 1 and not older)
             assert all(e.state is not X for e in older)
         if self.settled | self.marked:
@@ -323,7 +359,7 @@ class VotesMachine(RuleBasedStateMachine):
             assert not [between for between in held if BASES[number] < between < number]
         for e in self.entries:
             if e.stamp in self.locked:
-                assert e.state in (L, S)
+                assert e.state in (L, S) or is_vote(e)
             if e.stamp in self.aborted:
                 assert e.state is X
 

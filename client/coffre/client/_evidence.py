@@ -1,0 +1,98 @@
+"""What answers to a Read allow to conclude, and what not (docs/consistency.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from coffre.client._replies import Replies, holding, shards_of
+from coffre.client._sealing import OpenManifest
+from coffre.client._streams import SEGMENT_BYTES
+from coffre.cluster.electorate import Electorate
+from coffre.cluster.errors import CoffreError, PolicyViolation, StaleMap, Unavailable
+from coffre.cluster.placement import Placement
+from coffre.cluster.ranges import pieces_of_range
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["expected_cells", "is_lost", "lawful", "never_acknowledged", "require_quorum"]
+
+
+def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
+    if electorate.is_heard_from(replies):
+        return
+    kinds = {type(error) for error in errors}
+    kind = StaleMap if StaleMap in kinds else kinds.pop() if len(kinds) == 1 else Unavailable
+    why = f" ({errors[0]})" if errors else ""
+    raise kind(
+        f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
+        f"{electorate.read} are needed{why}"
+    )
+
+
+def lawful(rules: Placement, primaries: Sequence[int], holders: Mapping[int, pb.Version]) -> list[int]:
+    """Where the shards of a version are to be: the placement with most of them in place that keeps the policy.
+
+    A node that answered too late holds its shard as well as its substitute does, so what all hold together
+    may be more than the policy allows, though every placement that the writer chose was lawful.
+    """
+    n = len(primaries)
+    held = {node: version.shard_index for node, version in holders.items() if version.HasField("shard_index")}
+    everywhere = list(primaries)
+    for node, index in held.items():
+        everywhere[index] = node
+    choices = [everywhere]
+    for version in holders.values():
+        placement = list(version.sealed.placement)
+        if len(placement) == n and placement not in choices:
+            choices.append(placement)
+    choices.sort(key=lambda places: -sum(held.get(node) == index for index, node in enumerate(places)))
+    if n != rules.policy.n:
+        return choices[0]  # coded before the bucket got its policy: nodes know the rules of that one
+    for placement in choices:
+        try:
+            rules.check(placement)
+        except PolicyViolation:
+            continue
+        return placement
+    return list(primaries)
+
+
+def expected_cells(want_range: range, k: int) -> set[int]:
+    """The data cells that a range lies in, if the object is as this client writes them and goes on behind.
+
+    What is expected decides only who is asked first, and for whose answer there is a short wait.
+    """
+    end = (want_range.stop // SEGMENT_BYTES + 1) * SEGMENT_BYTES
+    pieces = pieces_of_range(end, SEGMENT_BYTES, k, want_range.start, len(want_range))
+    return {piece.shard_index for piece in pieces}
+
+
+def is_lost(electorate: Electorate, stamp: bytes, replies: Replies) -> bool:
+    """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
+    silent = len(electorate.everyone) - len(replies)
+    held = holding(stamp, replies).values()
+    objects = any(version.HasField("shard_index") for version in held)
+    return objects and len(shards_of(stamp, replies)) + silent < electorate.k_min
+
+
+def never_acknowledged(
+    electorate: Electorate, opened: OpenManifest, replies: Replies, beyond: Replies, others: int
+) -> bool:
+    """Whether neither its writer nor a reader can have seen the version at the bar.
+
+    A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
+    """
+    stamp = opened.stamp.to_bytes()
+    silent = electorate.everyone - replies.keys()
+    holders = holding(stamp, replies)
+    if not electorate.may_be_established(silent.union(holders)):
+        return True
+    if opened.tombstone:
+        return False
+    k = opened.manifest.k
+    held = (*holders.values(), *holding(stamp, beyond).values())
+    shards = sum(version.HasField("shard_index") or version.damaged for version in held)
+    possible = shards + len(silent) + others - len(beyond)
+    if possible >= k + 1:
+        return False
+    locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
+    return not electorate.may_be_established(silent | locked) or possible < k

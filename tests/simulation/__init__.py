@@ -1,0 +1,1 @@
+"""Whole clusters in one process, on virtual time, from one seed (docs/simulation.md)."""

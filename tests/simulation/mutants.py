@@ -1,0 +1,281 @@
+"""Deliberate bugs of the protocol: each must break a promise that a run checks, within a bounded number of seeds.
+
+A mutant is a piece of source text and what stands in its place; it is applied to one module in a process of its own.
+When the text is not there any more, the mutant is broken and says so. `python -m tests.simulation.mutants` runs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.abc import SourceLoader
+from importlib.machinery import ModuleSpec
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["MUTANTS", "Mutant", "Verdict", "hunt", "main"]
+
+SEEDS_MAX = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One bug. `seed`: one that showed it, tried first; which one does changes with everything that draws chances.
+    `quick`: few seeds show it."""
+
+    name: str
+    module: str
+    text: str
+    instead: str
+    seed: int
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The seed that caught a mutant and what it said, or None when every seed passed."""
+
+    mutant: Mutant
+    seed: int | None
+    tried: int
+    failure: str = ""
+
+    def __str__(self) -> str:
+        what = f"caught by seed {self.seed}" if self.seed is not None else "SURVIVED"
+        first = self.failure.splitlines()[0] if self.failure else ""
+        return f"{self.mutant.name:34} {what:22} after {self.tried:3} seeds  {first[:110]}"
+
+
+MUTANTS = (
+    Mutant(
+        "majority minus one",
+        "coffre.client._rounds",
+        "return self.electorate.is_established_by(self._holders)",
+        "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
+        19,
+    ),
+    Mutant(
+        "one answer too few for a read",
+        "coffre.cluster.electorate",
+        "return len(self.nodes) - self.write + 1",
+        "return len(self.nodes) - self.write",
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "read without completing",
+        "coffre.client._reads",
+        "await self._complete(view, name, found, replies, beyond, voted=voted)",
+        "pass",
+        3,
+        quick=True,
+    ),
+    Mutant(
+        "believe what is merely accepted",
+        "coffre.client._reads",
+        "v.stamp == stamp and v.state == pb.STATE_SETTLED\n",
+        "v.stamp == stamp and v.state != pb.STATE_ABORTED\n",
+        3,
+        quick=True,
+    ),
+    Mutant(
+        "a stamp below the newest is taken",
+        "coffre.node.votes",
+        "if newer and (not lock or any(entry.state == SETTLED for entry in newer)):",
+        "if newer and lock and any(entry.state == SETTLED for entry in newer):",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "a failed shard counts",
+        "coffre.client._rounds",
+        "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
+        "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
+        "        self._shards |= 1 << (shard_index or 0)\n",
+        4,
+        quick=True,
+    ),
+    Mutant(
+        "a list believes R - 1 answers",
+        "coffre.client._listing",
+        "    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]\n",
+        "    spare = [len(electorate.primaries) - electorate.read + 1 for electorate in electorates]\n",
+        28,
+    ),
+    Mutant(
+        "a list skips what is not settled",
+        "coffre.client._listing",
+        "        found = await self._reader.resolve(name)\n        return found.opened if found else None",
+        "        return None",
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "acknowledge before the sync",
+        "coffre.node.memory_store",
+        "if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):\n            self._sync()",
+        "if any(isinstance(mutation, Abort) for mutation in mutations):\n            self._sync()",
+        5,
+        quick=True,
+    ),
+    Mutant(
+        "a mark passes over what is under way",
+        "coffre.client._stamps",
+        "            if first.settle is None:\n",
+        "            if first.settle is None and len(self._open) == 1:\n",
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "a mark passes over what was given up",
+        "coffre.client._stamps",
+        "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
+        "\n    def _settle_done",
+        65,
+    ),
+    Mutant(
+        "settled before it is established",
+        "coffre.client._writes",
+        "        round_ = await self._accept(view, draft, shards, stamp)\n",
+        "        round_ = await self._accept(view, draft, shards, stamp)\n"
+        "        self.settle(draft.name, stamp, shards)\n",
+        6,
+        quick=True,
+    ),
+    Mutant(
+        "a tombstone is dropped early",
+        "coffre.node.votes",
+        "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))",
+        "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))\n"
+        "    if entry.tombstone and len(kept) == 1:\n"
+        "        return Verdict((), changed=True, freed=(*freed, present), state=SETTLED)",
+        1,
+        quick=True,
+    ),
+    Mutant(
+        "an acknowledged version is skipped",
+        "coffre.client._evidence",
+        "if not electorate.may_be_established(silent.union(holders)):",
+        "if not electorate.may_be_established(holders):",
+        4,
+        quick=True,
+    ),
+    Mutant(
+        "a vote to keep is not final",
+        "coffre.node.votes",
+        "    if present.state != ACCEPTED:\n        return Verdict(entries, state=present.state",
+        "    if present.state not in (ACCEPTED, LOCKED):\n        return Verdict(entries, state=present.state",
+        16,
+        quick=True,
+    ),
+    Mutant(
+        "votes are forgotten with versions",
+        "coffre.node.votes",
+        "if _was_locked(entry) and votes < VOTES_KEPT:",
+        "if False:",
+        11,
+    ),
+    Mutant(
+        "give up after the acknowledgement",
+        "coffre.client._writes",
+        "            self._established(view, draft.name, stamp, shards, round_)\n            return True",
+        "            await self.give_up(draft.name, stamp, round_.electorate.everyone, elsewhere=None)\n"
+        "            self._established(view, draft.name, stamp, shards, round_)\n            return True",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "nothing is given up",
+        "coffre.client._writes",
+        "        fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)",
+        "        fate = Fate.DEAD",
+        3,
+        quick=True,
+    ),
+    Mutant(
+        "caps of the policy are forgotten",
+        "coffre.cluster.placement",
+        "    return tuple(caps)\n",
+        "    return ()\n",
+        2,
+        quick=True,
+    ),
+)
+
+
+class _Loader(SourceLoader):
+    """Loads one module from its file, with a piece of the text changed."""
+
+    def __init__(self, mutant: Mutant, path: Path) -> None:
+        self._mutant = mutant
+        self._path = path
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self._path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        source = self._path.read_text("utf-8")
+        mutant = self._mutant
+        if source.count(mutant.text) != 1:
+            raise ValueError(
+                f"{mutant.name}: its text is {source.count(mutant.text)} times in {mutant.module}"
+            )
+        return source.replace(mutant.text, mutant.instead).encode()
+
+
+class _Finder:
+    """Finds the changed module before anybody else does."""
+
+    def __init__(self, mutant: Mutant, spec: ModuleSpec) -> None:
+        self._mutant = mutant
+        self._spec = spec
+
+    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self._mutant.module or self._spec.origin is None:
+            return None
+        return importlib.util.spec_from_loader(name, _Loader(self._mutant, Path(self._spec.origin)))
+
+
+def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
+    """Run seeds on a mutant until one fails. To be called in a process that has not imported the product yet."""
+    room = importlib.util.find_spec(mutant.module)
+    assert room is not None, mutant.module
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("coffre", "tests")]:
+        if name != __name__:
+            del sys.modules[name]
+    sys.meta_path.insert(0, _Finder(mutant, room))
+    run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
+    seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
+    for tried, seed in enumerate(seeds, 1):
+        failures: tuple[str, ...] = run(seed).failures  # type: ignore[attr-defined]  # a Result, loaded just now
+        if failures:
+            return Verdict(mutant, seed, tried, failures[0])
+    return Verdict(mutant, None, len(seeds))
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tests.simulation.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names; none: all")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="how many seeds a mutant may pass")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTANTS if not options.names or any(part in m.name for part in options.names)]
+    survivors = 0
+    context = get_context("spawn")  # every mutant needs a process that knows nothing yet
+    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(hunt, mutant, options.seeds) for mutant in chosen]):
+            verdict = done.result()
+            print(verdict, flush=True)
+            survivors += verdict.seed is None
+    print(f"{len(chosen)} mutants, {survivors} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

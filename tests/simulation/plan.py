@@ -1,0 +1,121 @@
+"""What one seed stands for: a cluster, its network and clocks, a workload, and which faults come how often."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass
+
+from coffre.cluster.errors import PolicyViolation
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.placement import Placement
+
+from tests.simulation.network import Quality
+
+__all__ = ["Fault", "Plan", "draw_plan"]
+
+CLUSTER_ID = "51a1bead0000c0de"
+PARTITIONS = 8
+
+
+class Fault(enum.Enum):
+    """What can go wrong. tests/simulation/weather.py says how each is made."""
+
+    CRASH = "crash"
+    BLACKOUT = "blackout"
+    CUT = "cut"
+    ISOLATE = "isolate"
+    SLOW = "slow"
+    JUMP = "jump"
+    FULL = "full"
+    ROT = "rot"
+    DEATH = "death"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that was drawn before a run begins. Times in seconds of the world."""
+
+    seed: int
+    cluster_map: ClusterMap
+    quality: Quality
+    sync_seconds: float
+    drift: float  # clocks run up to so much too fast or too slow
+    offset: float  # and are off by up to so many seconds
+    faults: dict[Fault, float]  # mean seconds between two
+    clients: int
+    workers: int  # operations under way at once, per client
+    operations: int  # of each worker
+    keys: int
+    large: float  # part of the puts that have several segments
+    pause: float  # mean between two operations of a worker
+    versions_kept: int
+    repaired: bool = False  # somebody repairs, so full redundancy must return
+
+    def summary(self) -> str:
+        policy = self.cluster_map.policy()
+        faults = " ".join(fault.value for fault in self.faults)
+        return (
+            f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
+        )
+
+
+def draw_plan(seed: int) -> Plan:
+    rng = random.Random(f"{seed}/plan")
+    enabled = [fault for fault in Fault if rng.random() < 0.45]
+    hurry = rng.choice([0.3, 1.0, 3.0])  # how much happens at once
+    versions_kept = rng.choice([1, 1, 1, 2])
+    return Plan(
+        seed,
+        _draw_map(rng, versions_kept),
+        Quality(
+            delay=rng.choice([0.0002, 0.001, 0.01]),
+            spread=rng.choice([0.0005, 0.003, 0.02]),
+            loss=rng.choice([0.0, 0.0, 0.002, 0.02]),
+            breaks=rng.choice([0.0, 0.0, 0.01]),
+            duplication=rng.choice([0.0, 0.0, 0.02]),
+            stay_behind=rng.choice([0.1, 0.5, 1.0]),
+        ),
+        sync_seconds=rng.choice([0.0005, 0.004, 0.02]),
+        drift=rng.choice([0.0, 0.0001, 0.02]),
+        offset=rng.choice([0.0, 0.02, 2.0, 20.0]),
+        faults={fault: hurry * rng.choice([0.7, 2.0, 5.0]) for fault in enabled},
+        clients=rng.randrange(2, 5),
+        workers=rng.choice([1, 2, 2, 3]),
+        operations=rng.randrange(8, 16),
+        keys=rng.choice([1, 2, 3, 5]),
+        large=rng.choice([0.0, 0.1, 0.3]),
+        pause=hurry * rng.choice([0.01, 0.1, 0.3]),
+        versions_kept=versions_kept,
+    )
+
+
+def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:
+    """A map of 6 to 12 nodes whose policy can be kept."""
+    while True:
+        k, m = rng.choice([(2, 1), (3, 2), (4, 2), (4, 2), (4, 3), (6, 3)])
+        count = rng.randrange(max(6, k + m), 13)
+        sites, operators = rng.randrange(2, 5), rng.randrange(1, 4)
+        survives = rng.choice(list(Domain))
+        nodes = tuple(
+            MapNode(
+                number,
+                f"n{number}",
+                f"127.0.0.1:{7000 + number}",
+                f"server{number // 2}" if survives is not Domain.SITE else f"server{number}",
+                f"site{(number // 2) % sites}",
+                f"operator{rng.randrange(operators)}",
+                "FR",
+                rng.choice([1, 1, 2]) << 40,
+            )
+            for number in range(1, count + 1)
+        )
+        policy = Policy(f"{k}+{m}", k, m, ("FR",), survives, versions_kept=versions_kept)
+        cluster_map = ClusterMap(CLUSTER_ID, 1, PARTITIONS, nodes, (policy,), policy.name)
+        placement = Placement(cluster_map, policy)
+        try:
+            for partition in range(PARTITIONS):
+                placement.primaries(partition)
+        except PolicyViolation:
+            continue
+        return cluster_map

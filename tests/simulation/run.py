@@ -1,0 +1,177 @@
+"""One run: a seed, a cluster with its weather, then calm, and everything that must hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
+from tests.simulation.plan import Plan, draw_plan
+from tests.simulation.redundancy import shortcomings
+from tests.simulation.segments import tiny_segments
+from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
+from tests.simulation.weather import Weather
+from tests.simulation.workload import Worker, keys_of
+from tests.simulation.world import Failure, Member, World
+
+__all__ = ["Result", "run_plan", "run_seed"]
+
+SECONDS_MAX = 3600.0  # of the world: no client waits that long for anything
+CALM_SECONDS = 15.0  # after which no node is under suspicion any more
+TRACE_LINES = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one seed. `failures` is empty when every promise was kept."""
+
+    seed: int
+    digest: str
+    summary: str
+    operations: int
+    events: int
+    seconds: float  # of the world
+    faults: Counter[str]
+    failures: tuple[str, ...]
+    trace: tuple[str, ...] = ()  # what happened to the object that the first failure is about
+
+    def __str__(self) -> str:
+        faults = " ".join(f"{name}:{count}" for name, count in sorted(self.faults.items()))
+        return (
+            f"seed {self.seed:6} {self.digest} {self.operations:4} operations {self.events:6} events "
+            f"{self.seconds:7.1f} s [{self.summary}] {faults}"
+        )
+
+
+def run_seed(seed: int) -> Result:
+    """Draw the plan of a seed and run it."""
+    return run_plan(draw_plan(seed))
+
+
+def run_plan(plan: Plan) -> Result:
+    worlds: list[World] = []
+
+    async def main(loop: VirtualLoop) -> None:
+        world = World(plan, loop)
+        worlds.append(world)
+        try:
+            async with asyncio.timeout(SECONDS_MAX):
+                await _Run(world).whole()
+        except TimeoutError:
+            world.fail(f"somebody still waits after {SECONDS_MAX:.0f} s")
+        for error in (*loop.errors, *world.network.bugs):
+            world.fail(f"nobody caught {error!r}")
+
+    with tiny_segments():
+        try:
+            run_virtually(main)
+        except Stalled as error:
+            worlds[0].fail(str(error))
+    return _result(worlds[0])
+
+
+def _result(world: World) -> Result:
+    _check_histories(world)
+    return Result(
+        world.plan.seed,
+        world.journal.digest,
+        world.plan.summary(),
+        len(world.history.operations),
+        len(world.journal.entries),
+        world.loop.time(),
+        world.faults,
+        tuple(failure.what for failure in world.failures),
+        tuple(_trace(world)) if world.failures else (),
+    )
+
+
+class _Run:
+    """The course of a run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._left: dict[str, int] = {}  # operations that a client's workers have not begun yet
+        self._working: dict[asyncio.Task[None], Member] = {}
+
+    async def whole(self) -> None:
+        world = self._world
+        plan = world.plan
+        for _ in range(plan.clients):
+            self._start(world.member(), plan.operations)
+        weather = Weather(world, self._replace)
+        storms = [world.loop.create_task(weather.blow(fault)) for fault in plan.faults]
+        while self._working:
+            await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in self._working if task.done()]:
+                member = self._working.pop(task)
+                if member.alive:
+                    task.result()
+        for storm in storms:
+            storm.cancel()
+        for end in await asyncio.gather(*storms, return_exceptions=True):
+            if not isinstance(end, asyncio.CancelledError):
+                world.fail(f"the weather broke: {end!r}")
+        world.heal()
+        await world.sleep(CALM_SECONDS)
+        await self._examine()
+
+    def _start(self, member: Member, operations: int) -> None:
+        for number in range(self._world.plan.workers):
+            name = f"{member.name}.{number + 1}"
+            worker = Worker(self._world, member, name, self._world.chance(f"work of {name}"))
+            self._working[member.actor.spawn(worker.run(operations))] = member
+
+    async def _replace(self, member: Member) -> None:
+        """A client died: another one does half as much as it was to do."""
+        plan, successor = self._world.plan, self._world.member()
+        if len(self._world.members) < 3 * plan.clients:
+            self._start(successor, plan.operations // 2)
+
+    async def _examine(self) -> None:
+        """Everything answers: whatever was acknowledged is there, for a client that has seen nothing of it."""
+        world = self._world
+        member = world.member()
+        worker = Worker(world, member, f"{member.name} (after)", world.chance("examination"))
+        await worker.list("", 1000, must=True)
+        for key in keys_of(world):
+            await worker.get(key, must=True)
+            await worker.head(key, must=True)
+        if world.plan.repaired:
+            for shortcoming in await shortcomings(world):
+                world.fail(shortcoming)
+        for key in keys_of(world):
+            await worker.put(key)
+            await worker.get(key, must=True)
+        for other in world.members:
+            if other.alive:
+                await other.client.aclose()
+
+
+def _check_histories(world: World) -> None:
+    """Add a failure for each key whose history is not linearizable."""
+    for key, operations in world.history.by_key():
+        try:
+            if not is_linearizable(operations):
+                shortest = shortest_violation(operations)
+                lines = "\n".join(f"    {operation}" for operation in shortest)
+                seconds = max(operation.seconds for operation in shortest if operation.known)
+                text = f"the history of {key} is not linearizable:\n{lines}"
+                world.failures.append(Failure(text, seconds, key))
+        except Undecided as error:
+            world.failures.append(
+                Failure(f"the history of {key} is not decided: {error}", world.loop.time(), key)
+            )
+
+
+def _trace(world: World) -> list[str]:
+    """What the nodes did to the key of the first failure before it showed, and the faults; no messages."""
+    failure = world.failures[0]
+    lines = world.journal.lines(lambda what: _is_telling(what, failure.key), failure.seconds)
+    return lines[-TRACE_LINES:]
+
+
+def _is_telling(what: tuple[object, ...], key: str) -> bool:
+    if what[0] == "weather:" or (key and key in what):
+        return True
+    return not key and "->" not in what and "~>" not in what

@@ -1,0 +1,36 @@
+"""Bugs on purpose are caught: those that few seeds show, in the default run; `make test-mutants` runs all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS, Mutant, hunt
+
+SEEDS_MAX = 100
+QUICK = [mutant for mutant in MUTANTS if mutant.quick]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_changes_what_is_there(mutant: Mutant) -> None:
+    spec = importlib.util.find_spec(mutant.module)
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).read_text("utf-8").count(mutant.text) == 1
+
+
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_caught(mutant: Mutant) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        verdict = pool.submit(hunt, mutant, SEEDS_MAX).result()
+    assert verdict.seed is not None, "a bug of the protocol passed every seed"
+    assert not verdict.failure.startswith("the weather broke")
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(MUTANTS) >= 10
+    assert len(QUICK) >= 6

@@ -1,0 +1,60 @@
+"""Three hundred seeds, and that a seed is one run and no other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.__main__ import parse_seeds, report
+from tests.simulation.plan import Fault
+from tests.simulation.run import run_seed
+
+SEEDS = 300
+BATCH = 10
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_no_promise_is_broken(first: int) -> None:
+    for seed in range(first, first + BATCH):
+        result = run_seed(seed)
+        print(result)
+        assert not result.failures, report(result)
+
+
+def test_every_fault_happens_and_work_gets_done() -> None:
+    results = [run_seed(seed) for seed in range(1000, 1015)]
+    faults = sum((result.faults for result in results), Counter[str]())
+    assert set(faults) == {fault.value for fault in Fault}
+    assert sum(result.operations for result in results) > 60 * len(results)
+
+
+def test_a_seed_is_the_same_run_again_in_any_process() -> None:
+    """The digest is over every message, commit, fault and outcome."""
+    here = [run_seed(seed).digest for seed in range(2000, 2004)]
+    assert len(set(here)) == len(here)
+    assert [run_seed(seed).digest for seed in range(2003, 1999, -1)] == here[::-1]
+    for hash_seed in ("1", "2"):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "2000..2003", "--workers", "1"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert [line.split()[2] for line in run.stdout.splitlines()[:4]] == here
+
+
+def test_ranges_of_seeds() -> None:
+    assert parse_seeds("3..5") == range(3, 6)
+    assert parse_seeds("7") == range(7, 8)
+    for text in ("", "5..3", "-1..2", "a"):
+        with pytest.raises(ValueError, match=r"invalid literal|not a range"):
+            parse_seeds(text)

@@ -1,0 +1,178 @@
+"""An asyncio event loop on virtual time: no selector, no threads, no chance.
+
+`time()` stands still while anything is ready to run, and then jumps to the next timer. Whatever rests on asyncio
+(`sleep`, `timeout`, `wait`) then takes no real time and happens in the same order in every run.
+
+Sets of futures are the trap: their order is that of addresses. Futures and tasks of this loop therefore hash to the
+order in which they were made. Worker threads do not exist: what is handed to an executor runs at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+from asyncio import base_events
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+__all__ = ["Actor", "Stalled", "VirtualLoop", "run_virtually"]
+
+_Result = TypeVar("_Result")
+_actor: contextvars.ContextVar[str] = contextvars.ContextVar("actor", default="world")
+
+
+class Stalled(RuntimeError):
+    """Nothing is ready and no timer runs: somebody waits for what can never happen."""
+
+
+class _Future(asyncio.Future[Any]):
+    """A future whose place in a set is the same in every run."""
+
+    serial = 0
+
+    def __hash__(self) -> int:
+        return self.serial
+
+
+class _Task(asyncio.Task[Any]):
+    serial = 0
+
+    def __hash__(self) -> int:
+        return self.serial
+
+
+class _Selector:
+    """What the base loop calls to wait for the next timer."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        self._loop.pass_time(timeout)
+        return []
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class VirtualLoop(base_events.BaseEventLoop):
+    """Runs callbacks in one order and jumps over the time between them. Keeps its tasks by actor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._serial = 0
+        self._selector = _Selector(self)
+        self._clock_resolution = 1e-9
+        self._running: dict[str, dict[_Task, None]] = {}
+        self.errors: list[BaseException] = []  # of tasks and callbacks that nobody waits for
+        self.set_exception_handler(self._note_error)
+
+    def time(self) -> float:
+        return self._now
+
+    def pass_time(self, timeout: float | None) -> None:
+        if timeout is None:
+            raise Stalled("everybody waits and no timer runs")
+        if timeout > 0:
+            self._now = max(self._now, self._scheduled[0]._when)  # type: ignore[attr-defined]
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = _Future(loop=self)
+        self._serial += 1
+        future.serial = self._serial
+        return future
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, _Result] | Generator[Any, None, _Result],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[_Result]:
+        task = _Task(coro, loop=self, context=context)
+        self._serial += 1
+        task.serial = self._serial
+        actor = _actor.get() if context is None else context.get(_actor, "world")
+        mine = self._running.setdefault(actor, {})
+        mine[task] = None
+        task.add_done_callback(lambda done: mine.pop(task, None))
+        return task
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., _Result], *args: Any
+    ) -> asyncio.Future[_Result]:
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - it is its caller's
+            future.set_exception(error)
+        return future
+
+    def cancel_all(self, actor: str) -> None:
+        """Cancel every task of an actor, as the end of its process would."""
+        for task in list(self._running.get(actor, ())):
+            task.cancel()
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Every task that has not ended, those of the earliest actors first."""
+        return [task for mine in self._running.values() for task in mine]
+
+    def _note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.errors.append(error or RuntimeError(str(context.get("message"))))
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nobody waits in a selector to be woken."""
+
+
+class Actor:
+    """A process of the simulated world: what is spawned in it, and what that spawns, can be killed together."""
+
+    def __init__(self, loop: VirtualLoop, name: str) -> None:
+        self.name = name
+        self._loop = loop
+        self._context = contextvars.copy_context()
+        self._context.run(_actor.set, name)
+
+    def spawn(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        return self._loop.create_task(work, context=self._context)
+
+    def run(self, function: Callable[..., _Result], *args: Any) -> _Result:
+        """Call `function` as this actor, so that what it starts is the actor's."""
+        return self._context.copy().run(function, *args)
+
+    def kill(self) -> None:
+        self._loop.cancel_all(self.name)
+
+
+def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Run `main` to its end on a new loop, then end everything that still runs. Raises `Stalled`.
+
+    The collector of cycles rests meanwhile: when it runs depends on all that ran before, and it closes generators.
+    """
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()  # the modules: there is nothing to collect in them, and much to walk through
+    gc.disable()
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(main(loop))
+    finally:
+        try:
+            for _ in range(10):
+                left = loop.tasks()
+                for task in left:
+                    task.cancel()
+                if not left:
+                    break
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+            gc.enable()

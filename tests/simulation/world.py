@@ -1,0 +1,243 @@
+"""One simulated cluster: nodes and clients as processes that live, die and come back, and what must hold of them.
+
+A member of any other kind (a repairer, say) is one more `Actor`, with a transport from `transport()` and a clock from
+`clock()`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coffre.client import AsyncClient, ClientOptions, KeyRing
+from coffre.cluster.clock import DriftingClock
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import ClusterMap, Domain, MapNode
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.store import Accept, Mark, Mutation, Outcome, StoreOptions
+
+from tests.simulation.disk import SimulatedStore
+from tests.simulation.history import History
+from tests.simulation.journal import Journal
+from tests.simulation.network import Network, SimulatedTransport
+from tests.simulation.plan import Plan
+from tests.simulation.virtual_time import Actor, VirtualLoop
+
+__all__ = ["Failure", "Host", "Member", "World"]
+
+TENANT = "clinic"
+RECLAIM_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A promise that was broken, when that showed, and the key that it is about, if it is about one."""
+
+    what: str
+    seconds: float
+    key: str = ""
+
+
+class Host:
+    """A node: a real handler over the store that its crashes leave behind."""
+
+    def __init__(self, world: World, entry: MapNode, store: SimulatedStore, clock: DriftingClock) -> None:
+        self.number = entry.number
+        self.store = store
+        self.clock = clock
+        self.up = True
+        self.incarnation = 0
+        self.restarts_at = 0.0
+        self._entry = entry
+        self._world = world
+        self._start()
+
+    def _start(self) -> None:
+        self._actor = Actor(self._world.loop, f"node {self.number}.{self.incarnation}")
+        maps = MapHolder(self._world.cluster_map, b"")
+        self.handler = Handler(self.number, self._entry.node_id, self.store, maps, self.clock)
+        self._actor.spawn(self._reclaim())
+
+    @property
+    def slowness(self) -> float:
+        return self.store.slowness
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        return self._actor.spawn(work)
+
+    def crash(self) -> None:
+        """Everything under way ends, and what was not synced is gone."""
+        self.up = False
+        self._actor.kill()
+        self.store.crash()
+        self._world.network.reset(self.number)
+
+    def restart(self) -> None:
+        self.up = True
+        self.incarnation += 1
+        self._start()
+
+    async def _reclaim(self) -> None:
+        while True:
+            await self.clock.sleep(RECLAIM_SECONDS)
+            await self.store.reclaim()
+
+
+class Member:
+    """A client process: a real client, and what kills it."""
+
+    def __init__(
+        self,
+        name: str,
+        actor: Actor,
+        client: AsyncClient,
+        transport: SimulatedTransport,
+        clock: DriftingClock,
+    ) -> None:
+        self.name = name
+        self.actor = actor
+        self.client = client
+        self.clock = clock
+        self.alive = True
+        self._transport = transport
+
+    def kill(self) -> None:
+        """The process ends at once, whatever it was doing: nothing is cleaned up, nobody is told."""
+        self.alive = False
+        self._transport.die()
+        self.actor.kill()
+
+
+class World:
+    """Everything that one run consists of."""
+
+    def __init__(self, plan: Plan, loop: VirtualLoop) -> None:
+        self.plan = plan
+        self.loop = loop
+        self.cluster_map: ClusterMap = plan.cluster_map
+        self.policy = self.cluster_map.policy()
+        self.journal = Journal(loop.time)
+        self.history = History(loop.time)
+        self.failures: list[Failure] = []
+        self.members: list[Member] = []
+        self.acknowledged: set[str] = set()  # versions that a put returned
+        self.faults: Counter[str] = Counter()
+        self.network = Network(self.chance("network"), self.journal, plan.quality)
+        self.hosts = {entry.number: self._host(entry) for entry in self.cluster_map.nodes}
+        self.network.nodes.update(self.hosts)
+        self._keys = KeyRing.generate(self.chance("keys").randbytes)
+
+    def chance(self, purpose: str) -> random.Random:
+        """Random numbers of one purpose, so that one more draw here changes nothing elsewhere."""
+        return random.Random(f"{self.plan.seed}/{purpose}")
+
+    def fail(self, what: str) -> None:
+        """A promise is broken."""
+        self.journal.note("FAILED", what)
+        self.failures.append(Failure(what, self.loop.time()))
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so many seconds of the world pass."""
+        await DriftingClock(self.loop.time).sleep(seconds)
+
+    # ---------------------------------------------------------------- members
+
+    def clock(self, owner: str) -> DriftingClock:
+        rng = self.chance(f"clock of {owner}")
+        clock = DriftingClock(self.loop.time, rate=1 + rng.uniform(-1, 1) * self.plan.drift)
+        clock.set_wrong_by(rng.uniform(-1, 1) * self.plan.offset)
+        return clock
+
+    def transport(self, identity: Identity, name: str) -> SimulatedTransport:
+        return SimulatedTransport(self.network, identity, name)
+
+    def _host(self, entry: MapNode) -> Host:
+        name = f"node {entry.number}"
+        clock = self.clock(name)
+
+        def watch(mutations: Sequence[Mutation], outcomes: Sequence[Outcome]) -> None:
+            self._watch(entry.number, mutations, outcomes)
+
+        options = StoreOptions(versions_kept=self.plan.versions_kept)
+        store = SimulatedStore(clock, options, self.chance(f"disk of {name}"), self.plan.sync_seconds, watch)
+        return Host(self, entry, store, clock)
+
+    def member(self) -> Member:
+        """One more client."""
+        name = f"client {len(self.members) + 1}"
+        identity = Identity(self.cluster_map.cluster_id, Role.TENANT, TENANT)
+        transport, clock, actor = self.transport(identity, name), self.clock(name), Actor(self.loop, name)
+        client = actor.run(
+            lambda: AsyncClient(
+                self.cluster_map,
+                transport,
+                self._keys,
+                TENANT,
+                options=ClientOptions(compress_level=None),
+                clock=clock,
+                entropy=self.chance(f"entropy of {name}").randbytes,
+            )
+        )
+        member = Member(name, actor, client, transport, clock)
+        self.members.append(member)
+        return member
+
+    # ---------------------------------------------------------------- the end of all faults
+
+    def heal(self) -> None:
+        """Everything runs, is reachable and has room; clocks are right again. Damage stays."""
+        self.network.heal()
+        for host in self.hosts.values():
+            host.store.slowness = 1.0
+            host.store.set_capacity(None)
+            host.clock.set_wrong_by(0)
+            if not host.up:
+                host.restart()
+        self.journal.note("the faults end")
+
+    # ---------------------------------------------------------------- what nodes take
+
+    def _watch(self, node: int, mutations: Sequence[Mutation], outcomes: Sequence[Outcome]) -> None:
+        for mutation, outcome in zip(mutations, outcomes, strict=True):
+            said = outcome.state.name if outcome.state is not None else "-"
+            error = type(outcome.error).__name__ if outcome.error is not None else "-"
+            stamp = mutation.stamp.hex()
+            name = "" if isinstance(mutation, Mark) else mutation.name.key
+            self.journal.note("node", node, type(mutation).__name__, name, stamp, said, error)
+            if isinstance(mutation, Accept) and outcome.error is None and not mutation.tombstone:
+                self._check_placement(node, mutation)
+
+    def _check_placement(self, node: int, accept: Accept) -> None:
+        """The policy, counted once more without the code that places shards."""
+        places = [self.cluster_map.node(number) for number in accept.placement]
+        policy = self.policy
+        broken = [
+            what
+            for what, holds in (
+                ("shards", len(places) == policy.n == len(set(accept.placement))),
+                ("jurisdiction", all(place.jurisdiction in policy.jurisdictions for place in places)),
+                (
+                    "server",
+                    policy.survives is not Domain.SERVER or _most(p.server for p in places) <= policy.m,
+                ),
+                ("site", policy.survives is not Domain.SITE or _most(p.site for p in places) <= policy.m),
+                ("operator", self._operators() < 2 or _most(p.operator for p in places) < policy.k),
+                ("index", accept.shard_index is None or accept.placement[accept.shard_index] == node),
+            )
+            if not holds
+        ]
+        if broken:
+            self.fail(
+                f"node {node} took {accept.name.key} at {accept.placement} against the policy: {broken}"
+            )
+
+    def _operators(self) -> int:
+        return len({entry.operator for entry in self.cluster_map.nodes})
+
+
+def _most(groups: Iterable[str]) -> int:
+    return max(Counter(groups).values(), default=0)
