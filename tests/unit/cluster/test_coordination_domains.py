@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from coffre.cluster._certificates import read_certificate
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.coordination import MemoryCoordination, Put
+from coffre.cluster.coordination import MemoryCoordination, Page, Put, _engine
 from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, get_bucket, list_buckets
 from coffre.cluster.coordination.liveness import NodeStatus, alive_nodes, announce
 from coffre.cluster.coordination.locks import KeyLocks, lock_prefix
@@ -168,6 +168,33 @@ async def test_a_watch_yields_each_new_map(store: MemoryCoordination, cluster: C
         store.down = True
         with pytest.raises(Unavailable):
             await third
+
+
+async def test_a_watch_of_a_map_published_long_ago_waits(
+    store: MemoryCoordination, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store does not remember any more, as after a restart, must not make it read again and again."""
+    monkeypatch.setattr(_engine, "HISTORY_COMMITS_MAX", 1)
+    await publish(store, cluster, cluster.signed(1))
+    for _ in range(3):
+        await store.commit([], [Put("nodes/0000000001", b"")])
+    reads = 0
+    real = store.range
+
+    async def counted(prefix: str, *, limit: int = 1000, after: str = "") -> Page:
+        nonlocal reads
+        reads += 1
+        assert reads < 10, "it spins"
+        return await real(prefix, limit=limit, after=after)
+
+    monkeypatch.setattr(store, "range", counted)
+    async with aclosing(watch_maps(store)) as watching:
+        assert (await anext(watching)).epoch == 1
+        second = asyncio.ensure_future(anext(watching))
+        await turn()
+        assert not second.done()
+        await publish(store, cluster, cluster.signed(2))
+        assert (await second).epoch == 2
 
 
 # -------------------------------------------------------------------- buckets, tenants

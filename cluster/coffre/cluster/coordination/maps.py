@@ -38,11 +38,13 @@ def _epoch(current: Entry) -> int:
 
 async def newest_map(coordination: Coordination) -> Published | None:
     """The newest map, None when none was ever published. Raises `IntegrityError` when it is missing."""
-    current = await coordination.get(CURRENT)
-    if current is None:
+    # By a range, which says what the whole store was at: a watch from the last change of the key alone may be told to
+    # read again, for ever.
+    page = await coordination.range(CURRENT)
+    if not page.entries:
         return None
-    epoch = _epoch(current)
-    return Published(epoch, await map_of_epoch(coordination, epoch), current.modified)
+    epoch = _epoch(page.entries[0])
+    return Published(epoch, await map_of_epoch(coordination, epoch), page.revision)
 
 
 async def map_of_epoch(coordination: Coordination, epoch: int) -> bytes:
@@ -88,15 +90,11 @@ async def watch_maps(coordination: Coordination) -> AsyncGenerator[Published]:
     """
     seen = 0
     while True:
-        newest = await newest_map(coordination)
         page = await coordination.range(CURRENT)
-        revision = page.revision if newest is None else newest.revision
-        if newest is not None and newest.epoch > seen:
-            seen = newest.epoch
-            yield newest
-        elif newest is None and page.entries:
-            continue  # published between the two reads
-        async with aclosing(coordination.watch(CURRENT, revision)) as watching:
+        if page.entries and (epoch := _epoch(page.entries[0])) > seen:
+            seen = epoch
+            yield Published(epoch, await map_of_epoch(coordination, epoch), page.revision)
+        async with aclosing(coordination.watch(CURRENT, page.revision)) as watching:
             try:
                 await anext(watching)
             except ReadAgain:
