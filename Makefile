@@ -48,6 +48,15 @@ test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
 soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 	COFFRE_SOAK_ROUNDS=$(or $(ROUNDS),2000) $(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
 
+.PHONY: test-etcd
+test-etcd: setup  ## coordination on three real members of etcd; installs etcd-server when it is missing
+	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
+	$(BIN)/python -m pytest -q -m etcd $(ARGS)
+
+.PHONY: race
+race: setup  ## 32 writers in four processes race for one key, many rounds (ROUNDS=500)
+	COFFRE_RACE_ROUNDS=$(or $(ROUNDS),500) $(BIN)/python -m pytest -q -s -m soak --timeout 0 tests/integration/test_coordination.py $(ARGS)
+
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)
@@ -61,7 +70,7 @@ bench-micro-save: setup  ## the same, and make it the new baseline
 	@$(BIN)/python bench/micro/run.py --save $(ARGS)
 
 .PHONY: proto
-proto: setup  ## regenerate the committed stubs from coffre.proto
+proto: setup  ## regenerate the committed stubs from the .proto files
 	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(abspath $(BIN))/python sh proto/generate.sh
 
 .PHONY: clean

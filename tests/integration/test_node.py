@@ -61,6 +61,7 @@ def run_node(config: Path) -> str:
 def changed(cluster: LocalCluster, directory: Path, old: str, new: str) -> Path:
     """Node 1's configuration with a change, below `directory`."""
     text = cluster.config(1).read_text().replace("../../", f"{cluster.directory}/")
+    text = text.replace('map = "', f'map = "{cluster.directory}/')
     assert old in text
     path = directory / "node.toml"
     path.write_text(text.replace(old, new))
@@ -72,6 +73,9 @@ def changed(cluster: LocalCluster, directory: Path, old: str, new: str) -> Path:
     [
         ('data = "data"', "data = 3", "data must be"),
         ('data = "data"', "", "lacks data"),
+        ('kind = "embedded"', 'kind = "paper"', "coordination.kind is one of embedded, etcd"),
+        ('kind = "embedded"', 'kind = "etcd"', "unknown setting coordination.folder"),
+        ('folder = "coordination"', "", "lacks coordination.folder"),
         ("[store]", "[store]\nspeed = 3", "unknown setting store.speed"),
         ("[store]", "[store]\nreserve_bytes = -1", "greater than zero"),
         ("node-1.crt", "node-2.crt", "key"),

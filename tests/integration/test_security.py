@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -171,12 +172,13 @@ async def test_another_node_cannot_stand_in(running_cluster: LocalCluster, tmp_p
     write_issued(issue_node(authority, moved, clock), tmp_path)
     config = running_cluster.config(1).read_text().replace("../../pki/node-1", str(tmp_path / "node-1"))
     config = config.replace("../../", f"{running_cluster.directory}/")
+    config = config.replace('map = "', f'map = "{running_cluster.directory}/')
     (tmp_path / "node.toml").write_text(config)
     from coffre.node.config import load_node_config
     from coffre.node.server import serve
 
     with pytest.raises(ConfigurationError, match="another server, site, operator or jurisdiction"):
-        await serve(load_node_config(tmp_path / "node.toml"), clock)
+        await serve(load_node_config(tmp_path / "node.toml"), clock, os.urandom)
 
 
 async def test_another_key_ring_opens_nothing(running_cluster: LocalCluster, client: AsyncClient) -> None:

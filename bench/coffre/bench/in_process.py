@@ -3,6 +3,7 @@ be cut, delayed and lied on."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
@@ -129,6 +131,7 @@ class InProcessCluster:
     keys: KeyRing
     network: Network
     clients: list[AsyncClient]
+    coordination: MemoryCoordination
 
     def client(
         self,
@@ -143,7 +146,13 @@ class InProcessCluster:
         identity = Identity(self.cluster_map.cluster_id, Role.TENANT, tenant)
         transport = _NetworkTransport(identity, self.handlers, network or self.network)
         client = AsyncClient(
-            cluster_map or self.cluster_map, transport, self.keys, tenant, options=options, clock=clock
+            cluster_map or self.cluster_map,
+            transport,
+            self.keys,
+            tenant,
+            options=options,
+            clock=clock,
+            coordination=self.coordination,
         )
         self.clients.append(client)
         return client
@@ -153,6 +162,7 @@ class InProcessCluster:
         self.network.heal()
         for client in self.clients:
             await client.aclose()
+        await self.coordination.close()
 
 
 def in_process_cluster(
@@ -182,4 +192,5 @@ def in_process_cluster(
         )
         for node in entries
     }
-    return InProcessCluster(cluster_map, stores, handlers, KeyRing.generate(), Network(), [])
+    coordination = MemoryCoordination(clock, os.urandom)
+    return InProcessCluster(cluster_map, stores, handlers, KeyRing.generate(), Network(), [], coordination)

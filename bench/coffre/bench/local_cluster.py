@@ -49,7 +49,7 @@ passphrase_file = "passphrase"
 _NODE_TOML = """\
 listen = "{address}"
 data = "data"
-map = "../../cluster.map"
+map = "cluster.map"
 log_level = "info"
 
 [tls]
@@ -74,6 +74,7 @@ class ClusterShape:
     versions_kept: int = 1
     capacity_bytes: int = 1 << 40
     store: Mapping[str, int] = field(default_factory=dict)
+    coordinators: tuple[int, ...] = (1,)  # of one number: embedded; it is not there while that node is down
 
 
 class LocalCluster:
@@ -108,15 +109,16 @@ class LocalCluster:
             Domain.SITE if shape.sites > 1 else Domain.NODE,
             versions_kept=shape.versions_kept,
         )
-        cluster_map = ClusterMap(authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name)
-        operator = issue_operator(authority, "operator", clock)
-        write_issued(operator, directory / "pki")
-        signer = x509.load_pem_x509_certificate(operator.certificate)
-        signer_key = load_pem_private_key(operator.key, None)
-        create_map_file(directory / "cluster.map", sign_map(cluster_map, signer, signer_key))  # type: ignore[arg-type]
+        cluster_map = ClusterMap(
+            authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name, shape.coordinators
+        )
+        write_issued(issue_operator(authority, "operator", clock), directory / "pki")
+        cluster = cls(directory, cluster_map, shape.tenants)
+        signed = cluster.sign(cluster_map)
+        create_map_file(directory / "cluster.map", signed)
         _write_clients(directory, authority, shape, clock)
-        _write_nodes(directory, nodes, shape)
-        return cls(directory, cluster_map, shape.tenants)
+        _write_nodes(directory, nodes, shape, signed)
+        return cluster
 
     # ---------------------------------------------------------------- what a user of the cluster needs
 
@@ -135,6 +137,12 @@ class LocalCluster:
 
     def config(self, number: int) -> Path:
         return self._home(number) / "node.toml"
+
+    def sign(self, cluster_map: ClusterMap) -> bytes:
+        """A map with the operator's signature, for `publish_map`."""
+        tls = self.operator_tls()
+        signer = x509.load_pem_x509_certificate(tls.certificate.read_bytes())
+        return sign_map(cluster_map, signer, load_pem_private_key(tls.key.read_bytes(), None))  # type: ignore[arg-type]
 
     def operator_tls(self) -> TlsFiles:
         pki = self.directory / "pki"
@@ -313,10 +321,13 @@ def _write_clients(directory: Path, authority: Authority, shape: ClusterShape, c
         (directory / name).write_text(_CLIENT_TOML.format(tenant=tenant))
 
 
-def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape) -> None:
+def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape, signed_map: bytes) -> None:
     for node in nodes:
         home = directory / "nodes" / node.node_id
         home.mkdir(parents=True)
         text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
         text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
+        if node.number in shape.coordinators:
+            text += '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
         (home / "node.toml").write_text(text)
+        create_map_file(home / "cluster.map", signed_map)

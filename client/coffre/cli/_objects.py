@@ -85,6 +85,8 @@ quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bar
 @click.option(
     "--meta", "metadata", multiple=True, metavar="NAME=VALUE", help="Kept, encrypted, with the object."
 )
+@click.option("--if-absent", is_flag=True, help="Only when there is no such object.")
+@click.option("--if-version", metavar="VERSION", help="Only when that is the newest version.")
 @json_option
 @quiet_option
 @click.pass_context
@@ -95,6 +97,8 @@ def put(
     target: str,
     content_type: str,
     metadata: tuple[str, ...],
+    if_absent: bool,
+    if_version: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -110,12 +114,28 @@ def put(
     async def work(client: AsyncClient) -> list[ObjectInfo]:
         with _progress(total_bytes, "storing", quiet=quiet or as_json) as advance:
             if str(source) == "-":
-                return [await client.put(bucket, key, _stdin(), content_type=content_type, metadata=pairs)]
+                stored = await client.put(
+                    bucket,
+                    key,
+                    _stdin(),
+                    content_type=content_type,
+                    metadata=pairs,
+                    if_absent=if_absent,
+                    if_version=if_version,
+                )
+                return [stored]
 
             async def one(item: tuple[Path, str]) -> ObjectInfo:
                 path, name = item
                 return await client.put_file(
-                    bucket, name, path, content_type=content_type, metadata=pairs, progress=advance
+                    bucket,
+                    name,
+                    path,
+                    content_type=content_type,
+                    metadata=pairs,
+                    if_absent=if_absent,
+                    if_version=if_version,
+                    progress=advance,
                 )
 
             return [info async for info in _bounded(files, one)]
@@ -268,16 +288,26 @@ def _printable(key: str) -> str:
 @click.argument("targets", metavar="BUCKET/KEY...", nargs=-1, required=True)
 @click.option("--recursive", "-r", is_flag=True, help="Everything below the prefix BUCKET/KEY.")
 @click.option("--force", "-f", is_flag=True, help="Deleting what does not exist is no error.")
+@click.option("--if-version", metavar="VERSION", help="Only when that is the newest version.")
 @quiet_option
 @click.pass_context
 @one_line_errors
-def rm(ctx: click.Context, targets: tuple[str, ...], recursive: bool, force: bool, quiet: bool) -> None:
+def rm(
+    ctx: click.Context,
+    targets: tuple[str, ...],
+    recursive: bool,
+    force: bool,
+    if_version: str | None,
+    quiet: bool,
+) -> None:
     """Delete objects."""
+    if if_version is not None and (recursive or len(targets) > 1):
+        raise click.UsageError("--if-version goes with one BUCKET/KEY")
 
     async def delete(client: AsyncClient, bucket: str, key: str) -> None:
         if not force and not recursive:
             await client.head(bucket, key)
-        await client.delete(bucket, key)
+        await client.delete(bucket, key, if_version=if_version)
         if not quiet:
             click.echo(f"deleted {bucket}/{_printable(key)}")
 
@@ -361,6 +391,39 @@ def locate(ctx: click.Context, target: str, as_json: bool) -> None:
 
 
 @click.group()
+def bucket() -> None:
+    """Buckets that were created on purpose; objects can be put into any other, too."""
+
+
+@bucket.command("create")
+@click.argument("name")
+@click.option("--policy", default="", help="A storage policy of the map; the default one unless given.")
+@click.pass_context
+@one_line_errors
+def create_bucket(ctx: click.Context, name: str, policy: str) -> None:
+    """Enter a bucket."""
+    _run(ctx, lambda client: client.create_bucket(name, policy=policy))
+
+
+@bucket.command("list")
+@click.pass_context
+@one_line_errors
+def list_buckets(ctx: click.Context) -> None:
+    """The buckets that were created."""
+    for name in _run(ctx, lambda client: client.list_buckets()):
+        click.echo(name)
+
+
+@bucket.command("delete")
+@click.argument("name")
+@click.pass_context
+@one_line_errors
+def delete_bucket(ctx: click.Context, name: str) -> None:
+    """Forget that a bucket was created. Its objects are not touched."""
+    _run(ctx, lambda client: client.delete_bucket(name))
+
+
+@click.group()
 def keyring() -> None:
     """Make and rotate the key ring. Whoever loses it loses every record; keep a copy off site."""
 
@@ -407,5 +470,7 @@ def show(path: Path) -> None:
 
 
 COMMANDS: dict[str, click.Command] = {
-    command.name: command for command in (put, get, ls, rm, stat, locate, versions, keyring) if command.name
+    command.name: command
+    for command in (put, get, ls, rm, stat, locate, versions, bucket, keyring)
+    if command.name
 }

@@ -80,16 +80,24 @@ class Reader:
             self._known.popitem(last=False)
 
     async def resolve(
-        self, name: ObjectName, *, want_cell: bool = False, want_range: range = range(0)
+        self,
+        name: ObjectName,
+        *,
+        want_cell: bool = False,
+        want_range: range = range(0),
+        thorough: bool = False,
     ) -> Found | None:
         """Return the newest established version, a tombstone too, or None when there is none.
 
         With `want_cell` the cell of a one-segment object comes along, of a larger one those that a short `want_range`
         of bytes lies in, unless something is in the way. Raises `Unavailable` when the nodes that answer cannot show
-        which version is the newest, `StaleMap` when that is since the cluster moved to another map.
+        which version is the newest, `StaleMap` when that is since the cluster moved to another map. `thorough`: ask all
+        nodes, and end what was given up on those that missed it.
         """
         view = self._views.current
-        replies = await self._collect(view, name, want_cell=want_cell, want_range=want_range)
+        replies: Replies = {}
+        if not thorough:
+            replies = await self._collect(view, name, want_cell=want_cell, want_range=want_range)
         if view.electorate(name).is_heard_from(replies):
             newest = newest_stamp(replies.values())
             if newest is None:

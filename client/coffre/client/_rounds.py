@@ -67,6 +67,11 @@ class Round:
         return {node for node, said in self._said.items() if said != _REFUSED}
 
     @property
+    def stale(self) -> bool:
+        """Whether a node has another map: then the same Accept again is no use."""
+        return any(isinstance(error, StaleMap) for error in self.errors.values())
+
+    @property
     def unanswered(self) -> list[int]:
         """Nodes that were asked and have said nothing yet."""
         return [node for node, said in self._said.items() if not said]

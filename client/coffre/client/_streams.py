@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from coffre.cluster.errors import CoffreError, InvalidArgument
 
-__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup"]
+__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup", "segmented"]
 
 SEGMENT_BYTES = 1 << 20
 PUTS_IN_FLIGHT = 64  # larger batches would cost less each, and leave more free pages in the nodes' indexes
@@ -24,6 +24,19 @@ _Result = TypeVar("_Result")
 async def cut(view: memoryview) -> AsyncIterator[bytes]:
     for start in range(0, len(view), SEGMENT_BYTES):
         yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
+
+
+async def segmented(
+    data: bytes | bytearray | memoryview | AsyncIterable[bytes],
+) -> tuple[bytes | memoryview, AsyncIterator[bytes] | None]:
+    """The first segment of an object, and all of them when there are several."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        plain = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
+        return plain, cut(plain) if len(plain) > SEGMENT_BYTES else None
+    source = regroup(data)
+    first = await anext(source, b"")
+    second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
+    return first, None if second is None else chain((bytes(first), second), source)
 
 
 async def regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

@@ -29,7 +29,7 @@ from coffre.codec import Tier, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import CellMessage, ShardChunk
 
-__all__ = ["CellCoder", "CodedSegment", "SegmentCoder", "Uploader"]
+__all__ = ["CellCoder", "CodedSegment", "SegmentCoder", "Uploader", "code_whole"]
 
 MESSAGE_BYTES = 1 << 20  # cells travel together until a node gets about this many bytes at once
 MESSAGE_SEGMENTS_MAX = 16
@@ -69,6 +69,19 @@ class SegmentCoder:
         crcs = self._codec.encode_segment(sealed, parity)
         views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
         return CodedSegment(segment, tuple(views), crcs)
+
+
+def code_whole(
+    draft: Draft, plain: bytes | bytearray | memoryview, compress_level: int | None
+) -> CodedSegment:
+    """Seal and code an object of one segment; fill in the draft's size and checksums."""
+    manifest = draft.manifest
+    manifest.size_bytes = len(plain)
+    coded = SegmentCoder(draft, manifest.k, manifest.m, compress_level).code(0, plain)
+    manifest.shard_crcs = b"".join(
+        [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
+    )
+    return coded
 
 
 class CellCoder:

@@ -6,16 +6,15 @@ import asyncio
 from collections.abc import Callable
 from itertools import islice
 
+from coffre.client._maps import MapSource
 from coffre.client._peers import Peers
 from coffre.cluster.electorate import Electorate, Electorates
-from coffre.cluster.errors import CoffreError
 from coffre.cluster.map import ClusterMap, newer_map
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.cluster.transport import Transport
-from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["MapSource", "View", "Views"]
+__all__ = ["View", "Views"]
 
 
 class View:
@@ -54,37 +53,6 @@ class View:
         return tuple(islice(others, placement.policy.n))
 
 
-class MapSource:
-    """Asks the nodes for the newest map. `verify` opens a signed map, or raises what is wrong with it."""
-
-    def __init__(self, transport: Transport, verify: Callable[[bytes], ClusterMap], timeout: float) -> None:
-        self._transport = transport
-        self._verify = verify
-        self._timeout = timeout
-
-    async def newer(self, view: View) -> ClusterMap | None:
-        """The newest map that a node has, when it is newer than the view's; the transport works on it from now on."""
-        request = pb.GetMapRequest(known_epoch=view.map.epoch)
-        calls = [self._transport.get_map(peer.number, request, self._timeout) for peer in view.peers.all()]
-        newest = view.map
-        for reply in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(reply, BaseException):
-                if not isinstance(reply, CoffreError):
-                    raise reply
-            elif reply.signed_map:
-                newest = self._newer_of(newest, reply.signed_map)
-        if newest is view.map:
-            return None
-        await self._transport.update_map(newest)
-        return newest
-
-    def _newer_of(self, newest: ClusterMap, signed: bytes) -> ClusterMap:
-        try:
-            return newer_map(newest, self._verify(signed))
-        except CoffreError:
-            return newest  # forged, damaged, or older than what another node had
-
-
 class Views:
     """The view that new work is begun with, and the way to the next one."""
 
@@ -92,19 +60,23 @@ class Views:
         self,
         cluster_map: ClusterMap,
         peers_of: Callable[[ClusterMap], Peers],
-        source: MapSource | None,
+        transport: Transport,
+        maps: MapSource | None,
     ) -> None:
         self._peers_of = peers_of
-        self._source = source
+        self._transport = transport
+        self._maps = maps
         self.current = View(cluster_map, peers_of(cluster_map))
         self._left: list[Peers] = []
+        self._adopting = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
+        self._moving: set[asyncio.Task[None]] = set()
 
     async def renew(self, stale: View) -> bool:
         """After a node called `stale` out of date: move to a newer view. False when none is to be had yet."""
-        if self.current is stale and self._source is not None:
+        if self.current is stale and self._maps is not None:
             if self._renewing is None:
-                self._renewing = asyncio.create_task(self._renew())
+                self._renewing = asyncio.create_task(self._renew(self._maps))
                 self._renewing.add_done_callback(self._renewed)
             await asyncio.shield(self._renewing)
         return self.current is not stale
@@ -112,20 +84,27 @@ class Views:
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._renewing = None
 
-    async def _renew(self) -> None:
-        assert self._source is not None
-        newer = await self._source.newer(self.current)
+    async def _renew(self, maps: MapSource) -> None:
+        newer = await maps.newer(self.current.map)
         if newer is not None:
-            self.adopt(newer)
+            await self.adopt(newer.map)
 
-    def adopt(self, cluster_map: ClusterMap) -> None:
-        """Begin everything from now on at the epoch of this map; older ones are passed over."""
-        if cluster_map.epoch <= self.current.map.epoch:
-            return
-        self._left.append(self.current.peers)
-        self.current = View(cluster_map, self._peers_of(cluster_map))
+    async def adopt(self, candidate: ClusterMap) -> None:
+        """Begin everything from now on at the epoch of this map. Raises as `newer_map`; then nothing has changed."""
+        async with self._adopting:
+            old = self.current
+            if newer_map(old.map, candidate) is old.map:
+                return
+            moving = asyncio.create_task(self._transport.update_map(candidate))
+            self._moving.add(moving)
+            moving.add_done_callback(self._moving.discard)
+            await asyncio.sleep(
+                0
+            )  # it has the map; connections that are not needed any more close in their own time
+            self._left.append(old.peers)
+            self.current = View(candidate, self._peers_of(candidate))
 
     async def drain(self) -> None:
         """Return when no lane has anything waiting or under way, those of epochs that were left included."""
         left, self._left = self._left, []
-        await asyncio.gather(*(peers.drain() for peers in (*left, self.current.peers)))
+        await asyncio.gather(*(peers.drain() for peers in (*left, self.current.peers)), *self._moving)

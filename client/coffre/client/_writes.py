@@ -77,18 +77,26 @@ class Writer:
         """
         deadline = self._clock.monotonic() + self._patience
         for attempt in range(ATTEMPTS_MAX):
-            stamp = self._issuer.issue()
-            stands = False
-            try:
-                stands = await self._try(draft, shards, stamp, deadline)
-            finally:
-                if not stands:
-                    self._issuer.given_up(stamp)
-            if stands:
+            stamp = await self.establish_once(draft, shards, deadline)
+            if stamp is not None:
                 return stamp
             if attempt > 4:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
+
+    async def establish_once(self, draft: Draft, shards: Shards | None, deadline: float) -> Stamp | None:
+        """Write a version under one stamp, above the draft's base; None when another version, or a newer map, stood
+        in the way, and this one is dead. Raises as `establish`."""
+        if draft.manifest.base:
+            self._issuer.observe(Stamp.from_bytes(draft.manifest.base))
+        stamp = self._issuer.issue()
+        stands = False
+        try:
+            stands = await self._try(draft, shards, stamp, deadline)
+        finally:
+            if not stands:
+                self._issuer.given_up(stamp)
+        return stamp if stands else None
 
     async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp, deadline: float) -> bool:
         """Write a version under one stamp; False when a newer one, or a newer map, stood in the way. Raises as
@@ -99,7 +107,10 @@ class Writer:
             if not shards.is_staged:
                 shards.placement = list(view.electorate(draft.name).primaries)
         round_ = await self._accept(view, draft, shards, stamp)
-        if round_.enough and not round_.aborted:
+        conditional = draft.manifest.conditional
+        if conditional and round_.aborted and not round_.enough:
+            await round_.finish(self._patience)  # leftovers on a few nodes do not matter
+        if round_.enough and (conditional or not round_.aborted):
             self._established(view, draft.name, stamp, shards, round_)
             return True
         renewed = round_.is_stale and await self._views.renew(view)

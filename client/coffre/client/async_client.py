@@ -8,20 +8,22 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Mapping,
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from coffre.client._conditions import Condition, ConditionalWriter, condition_of
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister, parse_token
+from coffre.client._lookup import Lookup
+from coffre.client._maps import Background, MapSource
 from coffre.client._peers import Peers
 from coffre.client._ranges import RangeReader, short_range
 from coffre.client._reads import Found, Reader
@@ -31,40 +33,39 @@ from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
     ByteBudget,
-    chain,
-    cut,
     each,
     file_chunks,
-    regroup,
+    segmented,
 )
-from coffre.client._upload import SegmentCoder, Uploader
-from coffre.client._view import MapSource, Views
+from coffre.client._upload import Uploader, code_whole
+from coffre.client._view import Views
 from coffre.client._writes import Shards, Writer
 from coffre.client.keys import KeyProvider
 from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
 from coffre.cluster.clock import Clock, SystemClock
+from coffre.cluster.coordination import Coordination
+from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, list_buckets
+from coffre.cluster.coordination.locks import KeyLocks
+from coffre.cluster.coordination.sessions import Session
 from coffre.cluster.electorate import SHARDS_MAX
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
-    NotFound,
     OutcomeUnknown,
-    StaleMap,
     Unavailable,
 )
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import Stamp
-from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
+MAPS_PAUSE_SECONDS = 0.5  # before coordination is asked for maps again
 LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
-RETRY_SECONDS = 0.05
 _T = TypeVar("_T")
 
 
@@ -85,17 +86,21 @@ class AsyncClient:
         options: ClientOptions | None = None,
         clock: Clock | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
-        verify: Callable[[bytes], ClusterMap] | None = None,
+        coordination: Coordination | None = None,
+        maps: MapSource | None = None,
     ) -> None:
-        """`verify` opens newer signed maps that nodes offer, or raises; without it the client stays with its map."""
+        """`coordination`: for conditional writes and buckets. `maps`: where newer maps come from."""
         check_tenant(tenant)
-        options = options or ClientOptions()
-        clock = clock or SystemClock()
+        options, clock = options or ClientOptions(), clock or SystemClock()
         self._transport = transport
         self._tenant = tenant
         self._options = options
         self._clock = clock
         self._entropy = entropy
+        self._maps = maps
+        self._coordination = coordination
+        self._background = Background()
+        self._following = False
         issuer = Issuer(clock, entropy)
 
         def peers_of(cluster_map: ClusterMap) -> Peers:
@@ -110,8 +115,7 @@ class AsyncClient:
                 marks=issuer.marks,
             )
 
-        source = MapSource(transport, verify, options.timeout) if verify is not None else None
-        self._views = views = Views(cluster_map, peers_of, source)
+        self._views = views = Views(cluster_map, peers_of, transport, maps)
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
@@ -119,16 +123,23 @@ class AsyncClient:
         grace, patience = options.straggler_grace, options.patience
         self._writer = Writer(views, issuer, clock, straggler_grace=grace, patience=patience)
         self._reader = Reader(views, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay)
-        self._uploader = Uploader(
-            views,
-            clock,
-            self._pool,
-            compress_level=options.compress_level,
-            stall_timeout=options.stall_timeout,
+        level, stall = options.compress_level, options.stall_timeout
+        self._uploader = Uploader(views, clock, self._pool, compress_level=level, stall_timeout=stall)
+        self._ranges = RangeReader(
+            Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
         )
-        self._downloader = Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
-        self._ranges = RangeReader(self._downloader)
         self._lister = Lister(views, self._reader, self._sealer)
+        self._lookup = Lookup(views, self._reader, clock, patience)
+        self._session = Session(coordination, clock) if coordination is not None else None
+        self._conditional = ConditionalWriter(
+            self._writer,
+            self._reader,
+            self._lookup,
+            KeyLocks(coordination, self._session, clock, entropy) if coordination and self._session else None,
+            clock,
+            patience=patience,
+            lock_patience=options.lock_patience,
+        )
 
     @property
     def tenant(self) -> str:
@@ -152,9 +163,29 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Finish what is under way and close the connections."""
+        await self._background.stop()
         await self.flush()
+        if self._session is not None:
+            await self._session.close()
         await self._transport.close()
         self._pool.shutdown(wait=False)
+
+    # ---------------------------------------------------------------- the map
+
+    async def _follow(self, maps: MapSource) -> None:
+        """Adopt maps as they are published, until this client is closed."""
+        while True:
+            with suppress(CoffreError):  # no coordination now, or a map of no use here: what there is goes on
+                async with aclosing(maps.watch()) as published:
+                    async for found in published:
+                        await self._views.adopt(found.map)
+            await self._clock.sleep(MAPS_PAUSE_SECONDS)
+
+    def _follow_maps(self) -> None:
+        """With the first operation, begin to adopt maps as they are published."""
+        if self._maps is not None and not self._following:
+            self._following = True
+            self._background.start(self._follow(self._maps))
 
     # ---------------------------------------------------------------- writing
 
@@ -166,65 +197,61 @@ class AsyncClient:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
     ) -> ObjectInfo:
         """Store an object, from bytes or from a stream of any size in constant memory.
 
         Returns once k+1 shards are synced on distinct nodes and the manifest on a majority. Raises `Unavailable` when
-        that cannot be reached; the object is then what it was.
+        that cannot be reached; the object is then what it was. With `if_absent` or `if_version` it is stored only when
+        there is no object, or its newest version is that one, else `AlreadyExists` or `PreconditionFailed` (of many
+        that race, one wins).
         """
         name = ObjectName(self._tenant, bucket, key)
         check_metadata(content_type, metadata or {})
+        condition = condition_of(if_absent, if_version)
+        self._follow_maps()
+        if condition is not None:
+            await self._conditional.check(name, condition)
         draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
         electorate = self._views.current.electorate(name)
         draft.manifest.segment_bytes = SEGMENT_BYTES
         draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
-        if isinstance(data, bytes | bytearray | memoryview):
-            view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
-            segments = cut(view) if len(view) > SEGMENT_BYTES else None
-            first: bytes | memoryview = view
-        else:
-            source = regroup(data)
-            first = await anext(source, b"")
-            second = await anext(source, None) if len(first) == SEGMENT_BYTES else None
-            segments = None if second is None else chain((bytes(first), second), source)
+        first, segments = await segmented(data)
         if segments is not None:
             shards = await self._uploader.stage(draft, segments)
-            stamp = await self._establish_staged(draft, shards)
+            stamp = await self._establish_staged(draft, shards, condition)
         else:
-            await self._budget.take(len(first))
-            try:
-                stamp = await self._writer.establish(draft, self._one_segment(draft, first))
-            finally:
-                self._budget.give_back(len(first))
-        self._reader.note_established(name, stamp)
-        return ObjectInfo(
-            bucket,
-            key,
-            str(stamp),
-            draft.manifest.size_bytes,
-            stamp.unixtime_ms,
-            content_type,
-            dict(metadata or {}),
-        )
+            stamp = await self._put_one_segment(draft, first, condition)
+        size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
+        return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
 
-    async def _establish_staged(self, draft: Draft, shards: Shards) -> Stamp:
+    async def _establish(self, draft: Draft, shards: Shards | None, condition: Condition | None) -> Stamp:
+        if condition is None:
+            stamp = await self._writer.establish(draft, shards)
+        else:
+            stamp = await self._conditional.establish(draft, shards, condition)
+        self._reader.note_established(draft.name, stamp)
+        return stamp
+
+    async def _establish_staged(self, draft: Draft, shards: Shards, condition: Condition | None) -> Stamp:
         try:
-            return await self._writer.establish(draft, shards)
-        except OutcomeUnknown:
-            raise  # it may stand, and then needs every shard
-        except CoffreError:
-            await self._uploader.drop(draft, shards.placement)
+            return await self._establish(draft, shards, condition)
+        except CoffreError as error:
+            if not isinstance(error, OutcomeUnknown):  # else it may stand, and then needs every shard
+                await self._uploader.drop(draft, shards.placement)
             raise
 
-    def _one_segment(self, draft: Draft, plain: bytes | bytearray | memoryview) -> Shards:
-        """Seal and code an object of one segment; fill in the draft's size and checksums."""
-        manifest = draft.manifest
-        manifest.size_bytes = len(plain)
-        coded = SegmentCoder(draft, manifest.k, manifest.m, self._options.compress_level).code(0, plain)
-        manifest.shard_crcs = b"".join(
-            [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
-        )
-        return Shards([], coded.cells, coded.crcs)
+    async def _put_one_segment(
+        self, draft: Draft, plain: bytes | bytearray | memoryview, condition: Condition | None
+    ) -> Stamp:
+        """Seal and code an object of one segment, and write it."""
+        await self._budget.take(len(plain))
+        try:
+            coded = code_whole(draft, plain, self._options.compress_level)
+            return await self._establish(draft, Shards([], coded.cells, coded.crcs), condition)
+        finally:
+            self._budget.give_back(len(plain))
 
     async def put_file(
         self,
@@ -234,11 +261,19 @@ class AsyncClient:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
-        """Store a file. `progress` gets the number of bytes read, again and again."""
+        """Store a file, as `put` does. `progress` gets the number of bytes read, again and again."""
         return await self.put(
-            bucket, key, file_chunks(path, progress), content_type=content_type, metadata=metadata
+            bucket,
+            key,
+            file_chunks(path, progress),
+            content_type=content_type,
+            metadata=metadata,
+            if_absent=if_absent,
+            if_version=if_version,
         )
 
     async def put_many(
@@ -255,13 +290,42 @@ class AsyncClient:
 
         return await each(items, put, PUTS_IN_FLIGHT)
 
-    async def delete(self, bucket: str, key: str) -> ObjectInfo:
-        """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error."""
+    async def delete(self, bucket: str, key: str, *, if_version: str | None = None) -> ObjectInfo:
+        """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error.
+
+        With `if_version` only if that is its newest version, else `PreconditionFailed`.
+        """
         name = ObjectName(self._tenant, bucket, key)
+        condition = condition_of(False, if_version)
+        self._follow_maps()
         draft = await self._sealer.draft(name, pb.KIND_TOMBSTONE)
-        stamp = await self._writer.establish(draft, None)
-        self._reader.note_established(name, stamp)
+        stamp = await self._establish(draft, None, condition)
         return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
+
+    # ---------------------------------------------------------------- buckets
+
+    async def create_bucket(self, bucket: str, *, policy: str = "") -> None:
+        """Enter a bucket, with a storage policy of the map (empty: the default one). Raises `AlreadyExists`.
+
+        Objects can also be put into a bucket that was never created.
+        """
+        if policy:
+            self.cluster_map.policy(policy)
+        entered = Bucket(self._tenant, bucket, policy, self._clock.unixtime_ms())
+        await create_bucket(self._agreed(), entered)
+
+    async def list_buckets(self) -> list[str]:
+        """The names of the buckets that were created, in order."""
+        return [bucket.name for bucket in await list_buckets(self._agreed(), self._tenant)]
+
+    async def delete_bucket(self, bucket: str) -> None:
+        """Forget that a bucket was created; objects in it are not touched. Raises `NotFound`."""
+        await delete_bucket(self._agreed(), self._tenant, bucket)
+
+    def _agreed(self) -> Coordination:
+        if self._coordination is None:
+            raise Unavailable("buckets need coordination, and this client has none")
+        return self._coordination
 
     # ---------------------------------------------------------------- reading
 
@@ -270,8 +334,10 @@ class AsyncClient:
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
+        self._follow_maps()
         deadline = self._clock.monotonic() + self._options.patience
-        found = await self._found(name, version, want_cell=True, want_range=short_range(start, length))
+        lookup, wanted = self._lookup, short_range(start, length)
+        found = await lookup.found(name, version, want_cell=True, want_range=wanted)
         while True:
             try:
                 if found.opened.segments == 1:
@@ -279,7 +345,7 @@ class AsyncClient:
                 async with self._large:
                     return await self._whole(found, start, length)
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error, deadline)
+                found = await lookup.successor(found, version, error, deadline)
 
     async def _whole(self, found: Found, start: int, length: int | None) -> bytes:
         pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
@@ -290,7 +356,9 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
         deadline = self._clock.monotonic() + self._options.patience
-        found = await self._found(ObjectName(self._tenant, bucket, key), version, want_cell=True)
+        name = ObjectName(self._tenant, bucket, key)
+        self._follow_maps()
+        found = await self._lookup.found(name, version, want_cell=True)
         begun = False
         while True:
             try:
@@ -300,7 +368,8 @@ class AsyncClient:
                         yield piece
                 return
             except (IntegrityError, Unavailable) as error:
-                found = await self._successor(found, version, error, 0.0 if begun else deadline)
+                until = 0.0 if begun else deadline
+                found = await self._lookup.successor(found, version, error, until)
                 if begun:
                     raise Unavailable("the object was overwritten while it was read; read it again") from None
 
@@ -340,13 +409,16 @@ class AsyncClient:
 
     async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
-        found = await self._found(ObjectName(self._tenant, bucket, key), version)
+        name = ObjectName(self._tenant, bucket, key)
+        self._follow_maps()
+        found = await self._lookup.found(name, version)
         return found.opened.info()
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
         name = ObjectName(self._tenant, bucket, key)
-        found = await self._patiently(lambda: self._reader.history(name))
+        self._follow_maps()
+        found = await self._lookup.patiently(lambda: self._reader.history(name))
         return [version.opened.info() for version in found]
 
     async def list_page(
@@ -365,7 +437,8 @@ class AsyncClient:
         if not 1 <= limit <= 1000:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = parse_token(token)
-        page = await self._patiently(
+        self._follow_maps()
+        page = await self._lookup.patiently(
             lambda: self._lister.page(
                 self._tenant,
                 bucket,
@@ -397,78 +470,7 @@ class AsyncClient:
     async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
-        found = await self._found(name, version)
-        return await self._places(name, found)
-
-    async def _places(self, name: ObjectName, found: Found) -> Sequence[ShardPlace]:
-        places = found.placement(self._views.current.electorate(name))
-        answers = await self._reader.holders(name, found.opened.stamp, places)
-        nodes = {node.number: node for node in self.cluster_map.nodes}
-        result = []
-        for index, number in enumerate(places):
-            held = answers.get(number)
-            if number not in answers:
-                state = "unreachable"
-            elif held is None or not held.HasField("shard_index") or held.shard_index != index:
-                state = "missing"
-            else:
-                state = "damaged" if held.damaged else "ok"
-            entry = nodes[number]
-            size_bytes = held.shard_bytes if held is not None else 0
-            parity = index >= found.opened.manifest.k
-            result.append(
-                ShardPlace(index, parity, entry.node_id, entry.site, entry.operator, state, size_bytes)
-            )
-        return result
-
-    async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        """Read again for a while when too few nodes answer: one that restarts is back in a second."""
-        deadline = self._clock.monotonic() + self._options.patience
-        while True:
-            view = self._views.current
-            try:
-                return await read()
-            except (Unavailable, StaleMap) as error:
-                if self._clock.monotonic() >= deadline:
-                    raise
-                if not (isinstance(error, StaleMap) and await self._views.renew(view)):
-                    await self._clock.sleep(RETRY_SECONDS)
-
-    async def _found(
-        self,
-        name: ObjectName,
-        version: str | None,
-        *,
-        want_cell: bool = False,
-        want_range: range = range(0),
-    ) -> Found:
-        if version is None:
-            found = await self._patiently(
-                lambda: self._reader.resolve(name, want_cell=want_cell, want_range=want_range)
-            )
-        else:
-            stamp = Stamp.parse(version)
-            found = await self._patiently(lambda: self._reader.find(name, stamp, want_cell=want_cell))
-        if found is None or found.opened.tombstone:
-            raise NotFound(
-                f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
-            )
-        return found
-
-    async def _successor(
-        self, found: Found, version: str | None, error: CoffreError, deadline: float
-    ) -> Found:
-        """After a version could not be read for `error`: the one that overwrote it, or itself to be tried again.
-
-        A version that was replaced or deleted between finding and reading is no damage, and must not look like it.
-        Raises `error` when there is no newer one, and trying again is no use or the deadline has passed.
-        """
-        newer = await self._found(found.opened.name, version, want_cell=True)
-        if newer.opened.stamp == found.opened.stamp:
-            if isinstance(error, IntegrityError) or self._clock.monotonic() >= deadline:
-                raise error
-            await self._clock.sleep(RETRY_SECONDS)
-        return newer
+        return await self._lookup.places(name, await self._lookup.found(name, version))
 
 
 # -------------------------------------------------------------------- small things

@@ -12,10 +12,12 @@ from coffre.client.keys import KeyProvider, KeyRing
 from coffre.client.model import ClientOptions
 from coffre.client.sync_client import Client
 from coffre.cluster.clock import SystemClock
+from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
-from coffre.cluster.map import map_verifier, read_map
+from coffre.cluster.map import read_certificate, read_map
+from coffre.cluster.map_source import ClusterMaps
 from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
@@ -112,13 +114,19 @@ async def connect(
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     keys = keys or KeyRing.load(config.keyring, load_passphrase(config))
+    clock = SystemClock()
+    transport = GrpcTransport(cluster_map, config.tls)
+    coordination = RemoteCoordination(transport)
+    maps = ClusterMaps(transport, coordination, read_certificate(config.tls.authority), clock)
     return AsyncClient(
         cluster_map,
-        GrpcTransport(cluster_map, config.tls),
+        transport,
         keys,
         identity.name,
         options=options,
-        verify=map_verifier(config.tls.authority, SystemClock()),
+        clock=clock,
+        coordination=coordination,
+        maps=maps,
     )
 
 

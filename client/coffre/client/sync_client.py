@@ -85,9 +85,21 @@ class Client:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
     ) -> ObjectInfo:
         source = data if isinstance(data, bytes | bytearray | memoryview) else self._pull(data)
-        return self._run(self._client.put(bucket, key, source, content_type=content_type, metadata=metadata))
+        return self._run(
+            self._client.put(
+                bucket,
+                key,
+                source,
+                content_type=content_type,
+                metadata=metadata,
+                if_absent=if_absent,
+                if_version=if_version,
+            )
+        )
 
     def put_file(
         self,
@@ -97,19 +109,37 @@ class Client:
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
         return self._run(
             self._client.put_file(
-                bucket, key, path, content_type=content_type, metadata=metadata, progress=progress
+                bucket,
+                key,
+                path,
+                content_type=content_type,
+                metadata=metadata,
+                if_absent=if_absent,
+                if_version=if_version,
+                progress=progress,
             )
         )
 
     def put_many(self, bucket: str, items: Iterable[tuple[str, bytes]]) -> list[ObjectInfo | CoffreError]:
         return self._run(self._client.put_many(bucket, items))
 
-    def delete(self, bucket: str, key: str) -> ObjectInfo:
-        return self._run(self._client.delete(bucket, key))
+    def delete(self, bucket: str, key: str, *, if_version: str | None = None) -> ObjectInfo:
+        return self._run(self._client.delete(bucket, key, if_version=if_version))
+
+    def create_bucket(self, bucket: str, *, policy: str = "") -> None:
+        self._run(self._client.create_bucket(bucket, policy=policy))
+
+    def list_buckets(self) -> list[str]:
+        return self._run(self._client.list_buckets())
+
+    def delete_bucket(self, bucket: str) -> None:
+        self._run(self._client.delete_bucket(bucket))
 
     def get(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None

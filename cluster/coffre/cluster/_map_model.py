@@ -34,6 +34,7 @@ __all__ = [
 MAP_BYTES_MAX = 64 << 20
 NODES_MAX = 10_000
 POLICIES_MAX = 64
+COORDINATORS_MAX = 64
 BUCKET_POLICIES_MAX = 10_000
 PRIOR_MAX = 4  # maps of earlier epochs that are still consulted
 PARTITIONS_MAX = 1 << 16
@@ -205,6 +206,8 @@ class ClusterMap:
             _require(one.policy in known, f"{named} is not among the policies")
 
     def _check_coordinators(self) -> None:
+        few = len(self.coordinators) <= COORDINATORS_MAX
+        _require(few, f"a map has at most {COORDINATORS_MAX} coordinators")
         _distinct("coordinator", self.coordinators, lambda number: number)
         for number in self.coordinators:
             node = self._by_number.get(number)

@@ -10,6 +10,7 @@ import click
 from coffre.cluster._certificates import authority_cluster_id, read_certificate
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
+from coffre.cluster.coordination_cli import COMMANDS as COORDINATION_COMMANDS
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.formation import (
     OFFERED_PARTITIONS,
@@ -21,7 +22,7 @@ from coffre.cluster.formation import (
 )
 from coffre.cluster.identity import NodeAttributes, identity_of_certificate
 from coffre.cluster.map import ClusterMap, Domain, create_map_file, read_map, read_unverified_map
-from coffre.cluster.membership_cli import COMMANDS
+from coffre.cluster.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
 from coffre.cluster.pki import (
     AUTHORITY_DAYS,
     MEMBER_DAYS,
@@ -152,7 +153,7 @@ def cluster() -> None:
     """The signed cluster map, and who is in it."""
 
 
-for _command in COMMANDS:
+for _command in (*MEMBERSHIP_COMMANDS, *COORDINATION_COMMANDS):
     cluster.add_command(_command)
 
 
@@ -195,6 +196,13 @@ for _command in COMMANDS:
 @click.option(
     "--signer", required=True, help="Name of the operator who signs, with certificate and key in --dir."
 )
+@click.option(
+    "--coordinator",
+    "coordinators",
+    multiple=True,
+    metavar="NODE_ID",
+    help="A node that serves coordination; without any there are no conditional writes.",
+)
 @click.option("--out", type=_FILE, help="Where the map goes; cluster.map in --dir unless given.")
 @one_line_errors
 def cluster_init(
@@ -207,6 +215,7 @@ def cluster_init(
     versions_kept: int,
     partitions: int,
     signer: str,
+    coordinators: tuple[str, ...],
     out: Path | None,
 ) -> None:
     """Write the first map (epoch 1). What it says of nodes is read from their certificates."""
@@ -215,7 +224,7 @@ def cluster_init(
         for text in policies
     ]
     offers = [NodeOffer.parse(text, directory) for text in nodes]
-    signed, cluster_map = form_map(directory, offers, wanted, partitions, signer, SystemClock())
+    signed, cluster_map = form_map(directory, offers, wanted, partitions, signer, SystemClock(), coordinators)
     path = out or directory / "cluster.map"
     create_map_file(path, signed)
     click.echo(f"cluster {cluster_map.cluster_id}, epoch 1, {len(offers)} nodes: {path}")
@@ -234,6 +243,8 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
         return
     checked = "signature verified" if authority else "signature NOT verified (no --authority)"
     click.echo(f"cluster {found.cluster_id}, epoch {found.epoch}, {found.partitions} partitions, {checked}")
+    served = ", ".join(found.node(number).node_id for number in found.coordinators)
+    click.echo(f"coordination: {served or 'none'}")
     console = Console()
     table = Table("no", "node", "address", "server", "site", "operator", "country", "capacity", "state")
     for node in found.nodes:
@@ -295,9 +306,9 @@ def _as_dict(found: ClusterMap, verified: bool) -> dict[str, object]:
         "epoch": found.epoch,
         "partitions": found.partitions,
         "default_policy": found.default_policy,
+        "coordinators": [found.node(number).node_id for number in found.coordinators],
         "nodes": nodes,
         "policies": policies,
-        "coordinators": list(found.coordinators),
         "prior_epochs": [prior.epoch for prior in found.prior],
         "bucket_policies": [
             {"tenant": one.tenant, "bucket": one.bucket, "policy": one.policy}

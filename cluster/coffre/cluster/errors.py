@@ -8,7 +8,8 @@
      │    │    └── PolicyViolation      no placement satisfies the storage policy, or the one given breaks it
      │    ├── NotFound                  no such object, version or bucket
      │    ├── AlreadyExists             create-only, and it exists
-     │    ├── Conflict                  the condition of a conditional write does not hold
+     │    ├── Conflict                  a newer version stands in the way, or this one was given up
+     │    │    └── PreconditionFailed   the condition of a conditional write does not hold
      │    ├── PermissionDenied          this certificate may not do that
      │    ├── Unauthenticated           no certificate that the cluster knows
      │    ├── KeyUnavailable            the key that wraps this object's data key is not at hand
@@ -23,6 +24,7 @@
           ├── ResourceExhausted         a disk or a queue is full
           ├── StaleMap                  this member and a node hold different cluster maps
           ├── ClockSkew                 this member's clock runs ahead of the node's
+          ├── ReadAgain                 a watch of coordination fell behind
           └── Cancelled                 the call was cancelled
 """
 
@@ -49,6 +51,8 @@ __all__ = [
     "PermanentError",
     "PermissionDenied",
     "PolicyViolation",
+    "PreconditionFailed",
+    "ReadAgain",
     "ResourceExhausted",
     "RetryableError",
     "StaleMap",
@@ -101,9 +105,13 @@ class AlreadyExists(PermanentError):
 
 
 class Conflict(PermanentError):
-    """The condition of a write does not hold: a newer version stands in the way, or this one was given up."""
+    """A newer version stands in the way of a write, or it was given up."""
 
     code = _code(grpc.StatusCode.ABORTED)
+
+
+class PreconditionFailed(Conflict):
+    """The condition of a conditional write does not hold. Travels as ABORTED."""
 
 
 class PermissionDenied(PermanentError):
@@ -178,6 +186,10 @@ class ClockSkew(RetryableError):
     """This member's clock runs ahead of the node's."""
 
     code = _code(grpc.StatusCode.OUT_OF_RANGE)
+
+
+class ReadAgain(RetryableError):
+    """What a watch of coordination missed is forgotten: read, and watch from there. Never travels as a status."""
 
 
 class Cancelled(RetryableError):

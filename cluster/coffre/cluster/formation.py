@@ -88,8 +88,10 @@ def form_map(
     partitions: int,
     signer: str,
     clock: Clock,
+    coordinators: Sequence[str] = (),
 ) -> tuple[bytes, ClusterMap]:
     """The signed map of epoch 1, and the map. `directory` holds ca.crt, <signer>.crt and <signer>.key.
+    `coordinators`: ids of the nodes that serve coordination.
 
     Raises `ConfigurationError`, `InvalidArgument`, `PermissionDenied`, or `PolicyViolation` when a policy
     cannot be kept on these nodes.
@@ -110,8 +112,17 @@ def form_map(
                 offer.capacity_bytes,
             )
         )
+    numbers = {node.node_id: node.number for node in nodes}
+    if unknown := [node_id for node_id in coordinators if node_id not in numbers]:
+        raise InvalidArgument(f"coordinator {unknown[0]} is not among the nodes")
     cluster_map = ClusterMap(
-        authority_cluster_id(authority), 1, partitions, tuple(nodes), tuple(policies), policies[0].name
+        authority_cluster_id(authority),
+        1,
+        partitions,
+        tuple(nodes),
+        tuple(policies),
+        policies[0].name,
+        tuple(numbers[node_id] for node_id in coordinators),
     )
     for policy in policies:
         survey(cluster_map, policy)

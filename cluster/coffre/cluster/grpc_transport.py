@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,11 +24,14 @@ from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.tls import TlsFiles, channel_credentials
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
+from coffre.proto import coordination_pb2 as cpb
+from coffre.proto import coordination_pb2_grpc as cpb_grpc
 from coffre.proto.shard_stream import ShardChunk, decode_read, encode_write
 from grpc import aio
 
 if TYPE_CHECKING:
     from coffre.proto.coffre_pb2_grpc import NodeAsyncStub
+    from coffre.proto.coordination_pb2_grpc import CoordinationAsyncStub
 
 __all__ = ["KEEPALIVE_MS", "MESSAGE_BYTES_MAX", "GrpcTransport"]
 
@@ -55,6 +58,7 @@ class _Stub:
     write_shard: aio.StreamUnaryMultiCallable[ShardChunk, pb.WriteShardReply]
     read_shard: aio.UnaryStreamMultiCallable[pb.ReadShardRequest, ShardChunk]
     others: NodeAsyncStub
+    coordination: CoordinationAsyncStub
 
 
 @dataclass(slots=True)
@@ -200,6 +204,30 @@ class GrpcTransport:
         line = self._line(node)
         return await _answer(line, timeout, next(line.stubs).others.GetMap(request, timeout=timeout))
 
+    # ---------------------------------------------------------------- coordination
+
+    async def coordinate(
+        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+    ) -> _Reply:
+        """One call to the coordination service of a node; `timeout` is what `call` has set, for the error's text."""
+        line = self._line(node)
+        return await _answer(line, timeout, call(next(line.stubs).coordination))
+
+    async def watch(self, node: int, request: cpb.WatchRequest) -> AsyncGenerator[cpb.WatchReply]:
+        """What a node's coordination service tells, for as long as the connection lasts."""
+        line = self._line(node)
+        call = next(line.stubs).coordination.Watch(request)
+        try:
+            async for reply in call:
+                yield reply
+        except aio.AioRpcError as error:
+            raise _translate(line.node, _ending_of(error), 0.0) from None
+        except asyncio.CancelledError:
+            _check_cancelled(line)
+            raise
+        finally:
+            call.cancel()
+
     # ---------------------------------------------------------------- channels
 
     def _line(self, number: int) -> _Line:
@@ -250,11 +278,13 @@ def _stub(channel: aio.Channel) -> _Stub:
     service = pb.DESCRIPTOR.services_by_name["Node"].full_name
     # One class serves both kinds of channel; the generated types call it by two names.
     others: NodeAsyncStub = pb_grpc.NodeStub(channel)
+    coordination: CoordinationAsyncStub = cpb_grpc.CoordinationStub(channel)
     return _Stub(
         channel.stream_stream(f"/{service}/Exchange", _serialize, pb.BatchReply.FromString),
         channel.stream_unary(f"/{service}/WriteShard", encode_write, pb.WriteShardReply.FromString),
         channel.unary_stream(f"/{service}/ReadShard", pb.ReadShardRequest.SerializeToString, decode_read),
         others,
+        coordination,
     )
 
 

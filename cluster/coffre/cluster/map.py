@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from coffre.cluster._certificates import (
@@ -29,7 +28,6 @@ from coffre.cluster._map_model import (
     NodeState,
     Policy,
 )
-from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     ConfigurationError,
     IntegrityError,
@@ -64,8 +62,9 @@ __all__ = [
     "create_map_file",
     "decode_map",
     "encode_map",
-    "map_verifier",
     "newer_map",
+    "read_certificate",
+    "read_file",
     "read_map",
     "read_unverified_map",
     "sign_map",
@@ -179,15 +178,6 @@ def read_map(path: Path, authority_path: Path) -> tuple[ClusterMap, bytes]:
     """The verified map in a file, and the signed bytes. Raises `ConfigurationError`, or as `verify_map`."""
     raw = read_file(path, MAP_BYTES_MAX)
     return verify_map(raw, read_certificate(authority_path)), raw
-
-
-def map_verifier(authority_path: Path, clock: Clock) -> Callable[[bytes], ClusterMap]:
-    """How a member opens a map that it may adopt: `verify_map` with the cluster's authority, at the time of the call.
-
-    Raises `ConfigurationError` when the authority's certificate cannot be read.
-    """
-    authority = read_certificate(authority_path)
-    return lambda raw: verify_map(raw, authority, clock.unixtime_ms())
 
 
 def read_unverified_map(path: Path) -> ClusterMap:

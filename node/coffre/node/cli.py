@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
@@ -35,4 +36,4 @@ def run(config_path: Path) -> None:
     config = load_node_config(config_path)
     set_up_logs(config.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, SystemClock()))
+        runner.run(serve(config, SystemClock(), os.urandom))

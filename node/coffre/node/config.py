@@ -11,15 +11,43 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.tls import TlsFiles
 from coffre.node.store import StoreOptions
 
-__all__ = ["NodeConfig", "load_node_config"]
+__all__ = ["CoordinationConfig", "EmbeddedConfig", "EtcdConfig", "NodeConfig", "load_node_config"]
 
-_TOP = {"listen": str, "data": str, "map": str, "log_level": str, "tls": dict, "store": dict}
+_TOP = {
+    "listen": str,
+    "data": str,
+    "map": str,
+    "log_level": str,
+    "tls": dict,
+    "store": dict,
+    "coordination": dict,
+}
 _STORE = {
     field.name: float if field.name == "staging_expiry" else int
     for field in fields(StoreOptions)
     if field.name != "versions_kept"
 }
+_EMBEDDED = {"kind": str, "folder": str}
+_ETCD = {"kind": str, "endpoints": list, "ca": str, "certificate": str, "key": str}
 _LEVELS = {"debug", "info", "warning", "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedConfig:
+    """Coordination in a folder of this node."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdConfig:
+    """Coordination in etcd: its members (host:port), and the certificates with which this node is let in."""
+
+    endpoints: tuple[str, ...]
+    tls: TlsFiles
+
+
+CoordinationConfig = EmbeddedConfig | EtcdConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +60,7 @@ class NodeConfig:
     tls: TlsFiles
     store: StoreOptions
     log_level: str = "info"
+    coordination: CoordinationConfig | None = None  # which this node serves to others
 
 
 def load_node_config(path: Path) -> NodeConfig:
@@ -61,7 +90,29 @@ def load_node_config(path: Path) -> NodeConfig:
         tls=TlsFiles(base / tls["authority"], base / tls["certificate"], base / tls["key"]),
         store=StoreOptions(**store),
         log_level=level,
+        coordination=_coordination(path, raw["coordination"]) if "coordination" in raw else None,
     )
+
+
+def _coordination(path: Path, raw: dict[str, object]) -> CoordinationConfig:
+    kinds: dict[str, Mapping[str, type]] = {"embedded": _EMBEDDED, "etcd": _ETCD}
+    kind = raw.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigurationError(
+            f"{path}: coordination.kind is one of {', '.join(sorted(kinds))}, not {kind!r}"
+        )
+    known = kinds[kind]
+    _check(path, "coordination.", raw, known)
+    if missing := [f"coordination.{name}" for name in known if name not in raw]:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
+    if kind == "embedded":
+        return EmbeddedConfig(path.parent / str(raw["folder"]))
+    endpoints = raw["endpoints"]
+    assert isinstance(endpoints, list)
+    if not endpoints or not all(isinstance(each, str) and each for each in endpoints):
+        raise ConfigurationError(f"{path}: coordination.endpoints is a list of host:port")
+    authority, certificate, key = (path.parent / str(raw[name]) for name in ("ca", "certificate", "key"))
+    return EtcdConfig(tuple(endpoints), TlsFiles(authority, certificate, key))
 
 
 def _check(path: Path, prefix: str, table: dict[str, object], known: Mapping[str, type]) -> None:

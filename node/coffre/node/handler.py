@@ -72,13 +72,19 @@ class Handler:
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
         """Carry out the operations, and return their outcomes in order. Raises what refuses the message as a whole."""
         tenant = request.tenant
-        self._admit(peer, tenant, request.epoch)
         operations = list(request.operations)
+        current = request.epoch == self._maps.map.epoch
+        # A vote to give up a version is about its stamp, whatever the map: a writer that a new map overtakes must be
+        # able to tell what became of its write.
+        aborting = not current and any(
+            operation.WhichOneof("operation") == "abort" for operation in operations
+        )
+        self._admit(peer, tenant, None if aborting else request.epoch)
         if len(operations) > OPERATIONS_MAX or len(request.settled) > MARKS_MAX:
             raise InvalidArgument(
                 f"a batch has at most {OPERATIONS_MAX} operations and {MARKS_MAX} marks of settled versions"
             )
-        mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled]
+        mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled if current]
         marks = len(mutations)
         found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation
         reply_bytes = 0
@@ -86,6 +92,8 @@ class Handler:
         for operation in operations:
             try:
                 which = operation.WhichOneof("operation")
+                if not current and which != "abort":
+                    raise self._stale(request.epoch)
                 if which == "read":
                     if reply_bytes >= REPLY_BYTES:
                         raise ResourceExhausted("this reply is full: ask again")
@@ -186,6 +194,7 @@ class Handler:
             self._check_shard(accept, manifest, placement, shard_index)
         else:
             raise Unsupported(f"manifest kind {kind} is not known to this node")
+        base = _base(manifest) if manifest.conditional else None
         return Accept(
             name,
             partition,
@@ -200,6 +209,7 @@ class Handler:
             accept.cell_crc,
             accept.staged,
             accept.lock,
+            base,
         )
 
     def _check_stamp(self, stamp: bytes, now_ms: int) -> None:
@@ -323,9 +333,22 @@ class Handler:
         if peer.role is not Role.TENANT or peer.name != tenant:
             raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
         if epoch is not None and epoch != self._maps.map.epoch:
-            raise StaleMap(
-                f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
-            )
+            raise self._stale(epoch)
+
+    def _stale(self, epoch: int) -> StaleMap:
+        if epoch > self._maps.map.epoch:
+            self._maps.behind.set()
+        return StaleMap(
+            f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
+        )
+
+
+def _base(manifest: pb.Manifest) -> bytes:
+    """What a conditional version was decided on."""
+    base = manifest.base
+    if len(base) not in (0, STAMP_BYTES) or base >= manifest.stamp:
+        raise InvalidArgument("a conditional version is decided on an older one, or on none")
+    return base
 
 
 def _mark(tenant: str, stamp: bytes) -> Mark:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from coffre.cluster.errors import PolicyViolation
-from coffre.cluster.map import ClusterMap
+from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.placement import Placement
 
 __all__ = ["MapHolder"]
 
 
 class MapHolder:
-    """Holds the current map, verified, with its signed bytes."""
+    """Holds the current map, verified, with its signed bytes. `behind`: somebody seems to have a newer one."""
 
     def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
+        self.behind = asyncio.Event()
+        self.adopt(cluster_map, signed)
+
+    def adopt(self, cluster_map: ClusterMap, signed: bytes) -> None:
+        """Work on this map from now on; that it is newer, and whole, is the caller's to see."""
+        placements = {(policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies}
         self.map = cluster_map
         self.signed = signed
-        self._placements = {
-            (policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies
+        self._placements = placements
+        self._numbers = {
+            node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
         }
         codings = {policy.name: (policy.k, policy.m) for policy in cluster_map.policies}
         self._coding = codings[cluster_map.default_policy]
         self._own_codings = {
             (one.tenant, one.bucket): codings[one.policy] for one in cluster_map.bucket_policies
         }
+
+    def number_of(self, node_id: str) -> int | None:
+        """The number of a node of the map; None when there is none of that id, or it was removed."""
+        return self._numbers.get(node_id)
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

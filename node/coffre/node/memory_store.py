@@ -162,9 +162,11 @@ class MemoryStore:
             shard_index,
             shard.size_bytes if shard else 0,
             record,
+            conditional=accept.base is not None,
         )
         damaged = any(entry.stamp == accept.stamp and self._is_damaged(entry) for entry in entries)
-        verdict = votes.accept(entries, proposal, lock=accept.lock, damaged=damaged)
+        base = accept.base or b""
+        verdict = votes.accept(entries, proposal, lock=accept.lock, base=base, damaged=damaged)
         missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
         if missing and verdict.error is None:
             return Outcome(error=NotFound("this shard is not staged here"))
@@ -176,7 +178,8 @@ class MemoryStore:
         if verdict.stored:
             self._used_bytes += added_bytes
         self._carry_out(accept, verdict)
-        if any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries):
+        held = any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries)
+        if held and verdict.error is None:
             self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
         replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
         return _outcome(verdict, replaces=replaces and verdict.error is None)

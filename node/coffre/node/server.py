@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 import grpc
 from coffre.cluster.clock import Clock
@@ -16,8 +17,10 @@ from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
-from coffre.node.servicer import SERVICE, Servicer, add_servicer
+from coffre.node.membership import Membership
+from coffre.node.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
 from coffre.node.store import ShardStore
+from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -31,7 +34,7 @@ STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
 
 
-async def serve(config: NodeConfig, clock: Clock) -> None:
+async def serve(config: NodeConfig, clock: Clock, entropy: Callable[[int], bytes]) -> None:
     """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
     cluster_map, signed = read_map(config.map, config.tls.authority)
     entry = _own_entry(config, cluster_map, clock)
@@ -40,13 +43,17 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    maps = MapHolder(cluster_map, signed)
     store = await LmdbStore.open(config.data, config.store, clock)
+    member = Membership(config, maps, entry, clock)
     try:
-        handler = Handler(entry.number, entry.node_id, store, MapHolder(cluster_map, signed), clock)
+        await member.open(entropy)
+        handler = Handler(entry.number, entry.node_id, store, maps, clock)
         servicer = Servicer(handler, cluster_map.cluster_id)
-        server, health_servicer = _server(config, servicer, clock)
+        coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
+        server, health_servicer = _server(config, servicer, coordination, clock)
         await server.start()
-        reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
+        background = [asyncio.create_task(_reclaim_forever(store, clock)), *member.start()]
         await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         _log.info(
@@ -56,10 +63,13 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
         _log.info("stopping", extra={"node": entry.node_id})
         await health_servicer.enter_graceful_shutdown()
         servicer.end_exchanges()
+        coordination.end_watches()
         await server.stop(STOP_GRACE_SECONDS)
-        reclaimer.cancel()
-        await asyncio.gather(reclaimer, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
     finally:
+        await member.close()
         await store.close()
     _log.info("stopped", extra={"node": entry.node_id})
 
@@ -85,7 +95,7 @@ def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> Map
 
 
 def _server(
-    config: NodeConfig, servicer: Servicer, clock: Clock
+    config: NodeConfig, servicer: Servicer, coordination: CoordinationServicer, clock: Clock
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         options=[
@@ -97,9 +107,12 @@ def _server(
         maximum_concurrent_rpcs=CALLS_MAX,
     )
     add_servicer(server, servicer)
+    add_CoordinationServicer_to_server(coordination, server)  # type: ignore[arg-type]  # generated for both kinds
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection(
+        (SERVICE, COORDINATION, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
     try:
         server.add_secure_port(config.listen, server_credentials(config.tls, clock))
     except RuntimeError:

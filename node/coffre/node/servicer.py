@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-from coffre.cluster.errors import CoffreError, InternalError
+from coffre.cluster.errors import CoffreError, InternalError, OutcomeUnknown, Unavailable
 from coffre.cluster.identity import Identity
 from coffre.cluster.tls import peer_identity
+from coffre.node.coordination import CoordinationHandler
 from coffre.node.handler import Handler
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto import coordination_pb2 as cpb
 from coffre.proto.shard_stream import ShardChunk, decode_write, encode_read
 
-__all__ = ["SERVICE", "Servicer", "add_servicer"]
+__all__ = ["COORDINATION", "SERVICE", "CoordinationServicer", "Servicer", "add_servicer"]
 
 _log = logging.getLogger("coffre.node")
 BATCHES_AT_ONCE = (
@@ -23,6 +26,7 @@ BATCHES_AT_ONCE = (
 )
 BATCHES_PER_EXCHANGE = 8
 SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
+COORDINATION = cpb.DESCRIPTOR.services_by_name["Coordination"].full_name
 _Reply = TypeVar("_Reply")
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _BUG = "the node failed; its log says where"
@@ -56,9 +60,7 @@ class Servicer:
         request: AsyncIterator[ShardChunk],
         context: _Context,  # type: ignore[type-arg]
     ) -> pb.WriteShardReply:
-        return await self._run(
-            "write_shard", self._handler.write_shard(self._peer(context), request), context
-        )
+        return await _answer("write_shard", self._handler.write_shard(self._peer(context), request), context)
 
     async def ReadShard(
         self,
@@ -72,31 +74,87 @@ class Servicer:
             await _refuse(context, error)
 
     async def DropShard(self, request: pb.DropShardRequest, context: _Context) -> pb.DropShardReply:  # type: ignore[type-arg]
-        await self._run("drop_shard", self._handler.drop_shard(self._peer(context), request), context)
+        await _answer("drop_shard", self._handler.drop_shard(self._peer(context), request), context)
         return pb.DropShardReply()
 
     async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListReply:  # type: ignore[type-arg]
-        return await self._run("list", self._handler.list(self._peer(context), request), context)
+        return await _answer("list", self._handler.list(self._peer(context), request), context)
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:  # type: ignore[type-arg]
-        return await self._run("status", self._handler.status(self._peer(context)), context)
+        return await _answer("status", self._handler.status(self._peer(context)), context)
 
     async def GetMap(self, request: pb.GetMapRequest, context: _Context) -> pb.GetMapReply:  # type: ignore[type-arg]
-        return await self._run("get_map", self._handler.get_map(self._peer(context), request), context)
+        return await _answer("get_map", self._handler.get_map(self._peer(context), request), context)
 
     def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]
-        auth = {name: list(values) for name, values in context.auth_context().items()}
-        return peer_identity(auth, self._cluster_id)
+        return _peer_of(context, self._cluster_id)
 
-    async def _run(self, method: str, call: Awaitable[_Reply], context: _Context) -> _Reply:  # type: ignore[type-arg]
+
+class CoordinationServicer:
+    """Implements the `Coordination` service for one node."""
+
+    def __init__(self, handler: CoordinationHandler, cluster_id: str) -> None:
+        self._handler = handler
+        self._cluster_id = cluster_id
+        self._watching: set[asyncio.Task[Any]] = set()  # of whatever gRPC makes of a call
+        self._stopping = False
+
+    async def Get(self, request: cpb.CoordinationGetRequest, context: _Context) -> cpb.CoordinationGetReply:  # type: ignore[type-arg]
+        return await _answer("get", self._handler.get(self._peer(context), request), context)
+
+    async def Range(
+        self,
+        request: cpb.CoordinationRangeRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> cpb.CoordinationRangeReply:
+        return await _answer("range", self._handler.range(self._peer(context), request), context)
+
+    async def Commit(
+        self,
+        request: cpb.CoordinationCommitRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> cpb.CoordinationCommitReply:
+        return await _answer("commit", self._handler.commit(self._peer(context), request), context)
+
+    async def Grant(self, request: cpb.LeaseGrantRequest, context: _Context) -> cpb.LeaseGrantReply:  # type: ignore[type-arg]
+        return await _answer("grant", self._handler.grant(self._peer(context), request), context)
+
+    async def KeepAlive(
+        self,
+        request: cpb.LeaseKeepAliveRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> cpb.LeaseKeepAliveReply:
+        return await _answer("keep_alive", self._handler.keep_alive(self._peer(context), request), context)
+
+    async def Revoke(self, request: cpb.LeaseRevokeRequest, context: _Context) -> cpb.LeaseRevokeReply:  # type: ignore[type-arg]
+        return await _answer("revoke", self._handler.revoke(self._peer(context), request), context)
+
+    async def Watch(self, request: cpb.WatchRequest, context: _Context) -> None:  # type: ignore[type-arg]
+        task = asyncio.current_task()
+        assert task is not None
+        self._watching.add(task)
         try:
-            return await call
+            async with aclosing(self._handler.watch(self._peer(context), request)) as watching:
+                async for reply in watching:
+                    await context.write(reply)
         except CoffreError as error:
             await _refuse(context, error)
-        except Exception as error:
-            _log_bug(method, error)
-            await _refuse(context, InternalError(_BUG))
-            raise
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            await _refuse(context, Unavailable("this node stops"))
+        finally:
+            self._watching.discard(task)
+
+    def end_watches(self) -> None:
+        """End every watch: a node that stops waits for none."""
+        self._stopping = True
+        for task in self._watching:
+            task.cancel()
+
+    def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]
+        return _peer_of(context, self._cluster_id)
 
 
 class _Exchange:
@@ -178,6 +236,24 @@ class _Exchange:
 def _log_bug(method: str, error: Exception) -> None:
     # The text may hold a name or bytes of a record: only the class and the place are logged.
     _log.error("internal error", extra={"method": method, "error": type(error).__name__}, exc_info=True)
+
+
+def _peer_of(context: _Context, cluster_id: str) -> Identity:  # type: ignore[type-arg]
+    auth = {name: list(values) for name, values in context.auth_context().items()}
+    return peer_identity(auth, cluster_id)
+
+
+async def _answer(method: str, call: Awaitable[_Reply], context: _Context) -> _Reply:  # type: ignore[type-arg]
+    try:
+        return await call
+    except OutcomeUnknown as error:
+        await _refuse(context, Unavailable(str(error)))  # the caller cannot tell either
+    except CoffreError as error:
+        await _refuse(context, error)
+    except Exception as error:
+        _log_bug(method, error)
+        await _refuse(context, InternalError(_BUG))
+        raise
 
 
 def add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:

@@ -83,6 +83,7 @@ class Accept:
     # with `lock` the manifest is accepted alone.
     staged: bool = False
     lock: bool = False
+    base: bytes | None = None  # of a conditional version: the stamp that it was decided on, b"" for none
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """One batch of mutations in one LMDB transaction, with the records that it appends, in the committer's thread.
 
-The order is what makes a kill harmless: records are written and synced first, then the transaction that
-refers to them. Nothing of a batch that fails is kept: counters and tables in memory change only after the
-commit.
+The order is what makes a kill harmless: records are written and synced first, then the transaction that refers
+to them. Nothing of a batch that fails is kept: counters and tables in memory change only after the commit.
 """
 
 from __future__ import annotations
@@ -143,7 +142,7 @@ class Transaction:
 
     def _accept(self, accept: Accept, context: bytes) -> Outcome:
         key, row = self.row_of(accept, context)
-        if not row.entries and not accept.staged:
+        if not row.entries and not accept.staged and accept.base is None:
             return self._accept_first(key, accept, context)
         shard_index = accept.shard_index
         large: LargeShard | None = None
@@ -153,9 +152,10 @@ class Transaction:
                 shard_index = None
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
-        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location)
+        conditional, base = accept.base is not None, accept.base or b""
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         damaged = self._repairs and bool(row.entries) and self._found_damaged(row.entries, accept, context)
-        verdict = votes.accept(row.entries, proposal, lock=accept.lock, damaged=damaged)
+        verdict = votes.accept(row.entries, proposal, lock=accept.lock, base=base, damaged=damaged)
         if verdict.error is not None:
             return Outcome(verdict.state, verdict.error, verdict.newest_stamp)
         if accept.staged and large is None and not accept.lock and not verdict.has_shard:

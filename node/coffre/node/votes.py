@@ -1,8 +1,8 @@
 """What a mutation does to the versions of one key: pure functions, shared by every store.
 
 The entries of a key are a tuple, newest stamp first. docs/consistency.md says why the rules are what they
-are; the two that everything rests on: a vote (LOCKED, ABORTED) never changes, and the newest SETTLED version
-is never trimmed.
+are; those that everything rests on: a vote (LOCKED, ABORTED) never changes, the newest SETTLED version is
+never trimmed, and nothing is taken between a conditional version and its base.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Entry(NamedTuple):
     shard_bytes: int = 0
     record: Hashable = None
     placement: tuple[int, ...] = ()  # what a Settle brought; empty: as in the record
+    conditional: bool = False  # decided on an older version: nothing may slip in between them
 
 
 @dataclass(slots=True)
@@ -80,23 +81,42 @@ def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
     return tuple(found) if found else entries
 
 
-def accept(entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, damaged: bool = False) -> Verdict:
+def accept(
+    entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, base: bytes = b"", damaged: bool = False
+) -> Verdict:
     """Take `proposal` (its state is not read) among `entries`, or refuse it with `Conflict`.
 
-    `damaged`: the shard of the entry with this stamp does not verify, so one of the same index may replace
-    it.
+    `base`: of a conditional proposal, the stamp that it was decided on. `damaged`: the shard of the entry
+    with this stamp does not verify, so one of the same index may replace it.
     """
     if not entries:
         return _insert(entries, 0, proposal, LOCKED if lock else ACCEPTED)
     place, present = _find(entries, proposal.stamp)
     if present is not None:
         return _accept_again(entries, place, proposal, lock=lock, damaged=damaged)
+    refusal = _stands_in_the_way(entries, place, proposal, base, lock=lock)
+    if refusal is not None:
+        return refusal
+    return _insert(entries, place, proposal, LOCKED if lock else ACCEPTED)
+
+
+def _stands_in_the_way(
+    entries: tuple[Entry, ...], place: int, proposal: Entry, base: bytes, *, lock: bool
+) -> Verdict | None:
+    """The refusal of a version that would be at `place`, or None.
+
+    With `lock`, `newest_stamp` says that something newer is settled, so it is left out where nothing is.
+    """
     newer = [entry for entry in entries[:place] if entry.state != ABORTED]
     if newer and (not lock or any(entry.state == SETTLED for entry in newer)):
         return Verdict(
             entries, error=Conflict("a newer version stands in the way"), newest_stamp=newer[0].stamp
         )
-    return _insert(entries, place, proposal, LOCKED if lock else ACCEPTED)
+    if any(entry.conditional for entry in newer):
+        return Verdict(entries, error=Conflict("a newer version was decided on an older one than this"))
+    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):
+        return Verdict(entries, error=Conflict("there is a newer version than this one was decided on"))
+    return None
 
 
 def _accept_again(
@@ -111,7 +131,7 @@ def _accept_again(
         present.tombstone == proposal.tombstone
     )  # or its writer lies: digests count the kind held first
     if same_kind and (gains or (damaged and present.shard_index == proposal.shard_index)):
-        entry = proposal._replace(state=state, placement=present.placement)
+        entry = proposal._replace(state=state, placement=present.placement, conditional=present.conditional)
         return Verdict(
             _put(entries, place, entry),
             changed=True,
@@ -168,6 +188,7 @@ def settle(
         present.shard_bytes,
         present.record,
         placement or present.placement,
+        present.conditional,
     )
     if len(entries) == 1:
         return Verdict((entry,), True, state=SETTLED, has_shard=has_shard)

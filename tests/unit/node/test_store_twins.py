@@ -57,9 +57,10 @@ def mutation(rng: random.Random) -> Mutation:
     cell = b"" if shard_index is None else rng.randbytes(rng.randrange(90))
     manifest = b"manifest of " + stamp + bytes((tombstone,))
     lock = rng.random() < 0.3
+    base = rng.choice([None, None, b"", (stamp[7] // 2).to_bytes(8, "big") + bytes(8)])
     return Accept(
         name, partition, stamp, tombstone, stamp, manifest, b"m" * 16, (1, 2, 3), shard_index, cell,
-        crc32c(cell), lock=lock,
+        crc32c(cell), lock=lock, base=base,
     )  # fmt: skip
 
 

@@ -66,6 +66,65 @@ def test_what_stands_in_the_way_of_an_accept(
         assert (5, L if lock else A) in shape(verdict.entries)
 
 
+@pytest.mark.parametrize("lock", [False, True])
+@pytest.mark.parametrize(
+    ("held", "base", "refused"),
+    [
+        ([], 0, False),
+        ([(3, S)], 3, False),
+        ([(3, A)], 3, False),  # its base was read on others
+        ([(3, S), (1, A)], 3, False),
+        ([(4, A), (3, S)], 3, True),
+        ([(4, L)], 3, True),
+        ([(4, S)], 3, True),
+        ([(4, X), (3, S)], 3, False),
+        ([(3, S)], 0, True),
+        ([(3, S)], 2, True),
+        ([(6, A), (3, S)], 3, True),
+        ([(6, X), (3, S)], 3, False),
+    ],
+)
+def test_a_conditional_version_is_refused_where_anything_newer_than_its_base_is(
+    held: list[tuple[int, State]], base: int, refused: bool, lock: bool
+) -> None:
+    entries = tuple(entry(number, state) for number, state in held)
+    proposal = entry(5)._replace(conditional=True)
+    verdict = votes.accept(entries, proposal, lock=lock, base=stamp(base) if base else b"")
+    assert isinstance(verdict.error, Conflict) is refused
+    assert (5 in dict(shape(verdict.entries))) is not refused
+    assert verdict.error is not None or next(e for e in verdict.entries if e.stamp == stamp(5)).conditional
+    if refused and lock:  # its writer may believe it is overwritten only where something newer is settled
+        assert (verdict.newest_stamp > stamp(5)) == any(n > 5 and state is S for n, state in held)
+
+
+@pytest.mark.parametrize("state", [A, L, S])
+@pytest.mark.parametrize("lock", [False, True])
+def test_nothing_slips_in_before_a_conditional_version(state: State, lock: bool) -> None:
+    held = (entry(5, state)._replace(conditional=True), entry(3, S))
+    verdict = votes.accept(held, entry(4), lock=lock)
+    assert isinstance(verdict.error, Conflict)
+    assert verdict.newest_stamp == (b"" if lock and state is not S else stamp(5))
+    given_up = votes.accept((entry(5, X), entry(3, S)), entry(4), lock=lock)
+    assert given_up.stored
+    assert votes.accept(held, entry(6), lock=lock).stored
+    assert votes.accept(held, entry(5), lock=True).state in (
+        L,
+        S,
+    )  # it is there: its vote is all that changes
+
+
+def test_a_conditional_version_stays_one() -> None:
+    entries = votes.accept((), entry(5, shard=None)._replace(conditional=True), lock=False).entries
+    for verdict in (
+        votes.accept(entries, entry(5), lock=False),
+        votes.accept(entries, entry(5), lock=True),
+        votes.settle(entries, stamp(5), (), 1),
+        votes.settle(entries, stamp(5), (4, 5), 1),
+    ):
+        assert [e.conditional for e in verdict.entries] == [True]
+    assert votes.promoted(entries, marks(5))[0].conditional
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_shard_of_the_same_index_is_replaced_only_when_damaged(damaged: bool) -> None:
     fresh = Entry(stamp(1), A, False, 0, 0, "fresh")
@@ -172,6 +231,7 @@ def test_the_limit() -> None:
 
 
 stamps = st.integers(1, 8)
+BASES = {3: 0, 5: 2, 7: 5, 8: 5}  # the conditional ones among them, and what each was decided on
 
 
 class VotesMachine(RuleBasedStateMachine):
@@ -202,8 +262,10 @@ class VotesMachine(RuleBasedStateMachine):
     @rule(number=stamps, lock=st.booleans(), shard=st.sampled_from([None, 0, 1]), tombstone=st.booleans())
     def accept(self, number: int, lock: bool, shard: int | None, tombstone: bool) -> None:
         self.record += 1
-        proposal = Entry(stamp(number), A, tombstone, None if tombstone else shard, 0, self.record)
-        verdict = votes.accept(self.entries, proposal, lock=lock)
+        conditional, base = number in BASES, BASES.get(number, 0)
+        index = None if tombstone else shard
+        proposal = Entry(stamp(number), A, tombstone, index, 0, self.record, (), conditional)
+        verdict = votes.accept(self.entries, proposal, lock=lock, base=stamp(base) if base else b"")
         self.take(verdict, proposal)
         if verdict.error is None:
             assert proposal.stamp not in self.aborted
@@ -256,6 +318,9 @@ class VotesMachine(RuleBasedStateMachine):
         if self.settled | self.marked:
             newest = max(self.settled | self.marked)
             assert [e.state for e in self.entries if e.stamp == newest] == [S]
+        held = [number for number, state in shape(self.entries) if state is not X]
+        for number in BASES.keys() & set(held):
+            assert not [between for between in held if BASES[number] < between < number]
         for e in self.entries:
             if e.stamp in self.locked:
                 assert e.state in (L, S)

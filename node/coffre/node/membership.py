@@ -1,0 +1,70 @@
+"""What connects a node with the rest of its cluster: the coordination it serves or uses, its map, its announcement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.coordination import Coordination, RemoteCoordination
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.map import ClusterMap, MapNode, read_certificate
+from coffre.cluster.map_source import ClusterMaps
+from coffre.node.config import NodeConfig
+from coffre.node.coordination import CoordinationHandler
+from coffre.node.coordinator import open_coordination
+from coffre.node.following import Announcer, MapFollower
+from coffre.node.mapholder import MapHolder
+
+__all__ = ["Membership"]
+
+
+class Membership:
+    """Opened before the node serves, started once it does. `handler` answers the calls to its coordination service."""
+
+    def __init__(self, config: NodeConfig, maps: MapHolder, own: MapNode, clock: Clock) -> None:
+        self._config = config
+        self._maps = maps
+        self._own = own
+        self._clock = clock
+        self._served: Coordination | None = None
+        self._transport: GrpcTransport | None = None
+        self._updates: set[asyncio.Task[None]] = set()
+        self.handler = CoordinationHandler(None, maps, clock)
+
+    async def open(self, entropy: Callable[[int], bytes]) -> None:
+        """Raises `ConfigurationError` when coordination is not configured as it must be."""
+        config, cluster_map = self._config, self._maps.map
+        self._served = await open_coordination(
+            config.coordination, self._clock, entropy, cluster_map.cluster_id
+        )
+        self.handler = CoordinationHandler(self._served, self._maps, self._clock)
+        self._transport = GrpcTransport(cluster_map, config.tls)
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """Follow the map, and announce this node, until the tasks are cancelled."""
+        assert self._transport is not None
+        used = self._served or RemoteCoordination(self._transport)
+        authority = read_certificate(self._config.tls.authority)
+        source = ClusterMaps(self._transport, used, authority, self._clock)
+        follower = MapFollower(
+            self._maps, source, self._config.map, self._clock, own=self._own, on_change=self._map_changed
+        )
+        announcer = Announcer(used, self._clock, self._maps, self._own, self._clock.unixtime_ms())
+        return [asyncio.create_task(follower.run()), asyncio.create_task(announcer.run())]
+
+    def _map_changed(self, cluster_map: ClusterMap) -> None:
+        self._config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
+        if self._transport is not None:
+            task = asyncio.create_task(self._transport.update_map(cluster_map))
+            self._updates.add(task)
+            task.add_done_callback(self._updates.discard)
+
+    async def close(self) -> None:
+        for task in self._updates:
+            task.cancel()
+        await asyncio.gather(*self._updates, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.close()
+        if self._served is not None:
+            await self._served.close()

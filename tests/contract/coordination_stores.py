@@ -1,0 +1,105 @@
+"""The implementations of `Coordination` that the contract suite runs against."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import grpc
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.coordination import (
+    Coordination,
+    EmbeddedCoordination,
+    MemoryCoordination,
+    RemoteCoordination,
+)
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import Identity, NodeAttributes
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.testing import make_members
+from coffre.cluster.tls import server_credentials
+from coffre.node.coordination import CoordinationHandler
+from coffre.node.mapholder import MapHolder
+from coffre.node.server import MESSAGE_BYTES_MAX
+from coffre.node.servicer import CoordinationServicer
+from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
+
+__all__ = ["STORES", "Store", "seeded_entropy"]
+
+
+def seeded_entropy(seed: str) -> Callable[[int], bytes]:
+    """Bytes that are the same in every run."""
+    drawn = 0
+
+    def draw(count: int) -> bytes:
+        nonlocal drawn
+        drawn += 1
+        return blake2b(f"{seed}/{drawn}".encode(), digest_size=count).digest()
+
+    return draw
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One implementation. `clock` runs its leases; None: they take real seconds."""
+
+    coordination: Coordination
+    clock: ManualClock | None
+
+
+@asynccontextmanager
+async def memory(_: Path) -> AsyncGenerator[Store]:
+    clock = ManualClock()
+    store = MemoryCoordination(clock, seeded_entropy("memory"))
+    yield Store(store, clock)
+    await store.close()
+
+
+@asynccontextmanager
+async def embedded(directory: Path) -> AsyncGenerator[Store]:
+    clock = ManualClock()
+    store = await EmbeddedCoordination.open(directory / "coordination", clock, seeded_entropy("embedded"))
+    yield Store(store, clock)
+    await store.close()
+
+
+@asynccontextmanager
+async def remote(directory: Path) -> AsyncGenerator[Store]:
+    """Through a node's service, over mutual TLS, as an operator whom the tests let use the keys below test/."""
+    attributes = NodeAttributes("n1", "server-1", "site-1", "operator-1", "FR")
+    members = make_members(directory / "pki", "test", [attributes], [], ["alice"])
+    clock = ManualClock()
+    backing = MemoryCoordination(clock, seeded_entropy("remote"))
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
+        ]
+    )
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(members.files("n1")))
+    node = MapNode(1, "n1", f"127.0.0.1:{port}", "server-1", "site-1", "operator-1", "FR", 1 << 40)
+    policy = Policy("1-1", 1, 1, ("FR",), Domain.NODE)
+    cluster_map = ClusterMap("test", 1, 16, (node,), (policy,), "1-1", (1,))
+    handler = _OpenHandler(backing, MapHolder(cluster_map, b""), clock)
+    add_CoordinationServicer_to_server(CoordinationServicer(handler, "test"), server)  # type: ignore[arg-type]
+    await server.start()
+    transport = GrpcTransport(cluster_map, members.files("alice"))
+    store = RemoteCoordination(transport)
+    yield Store(store, clock)
+    await store.close()
+    await transport.close()
+    await server.stop(None)
+    await backing.close()
+
+
+class _OpenHandler(CoordinationHandler):
+    """Lets everybody use every key; who may use which is tested elsewhere."""
+
+    def _admit(self, peer: Identity, allowed: Sequence[str], keys: Sequence[str]) -> None:
+        assert peer.name == "alice"
+
+
+STORES = {"memory": memory, "embedded": embedded, "remote": remote}
