@@ -58,10 +58,11 @@ class CoordinatedMapPublisher:
         return newer_map(self._known, newest.map)
 
     async def publish(self, signed: bytes, expected_epoch: int) -> None:
-        candidate = verify_map(signed, self._authority)
-        if candidate.epoch != expected_epoch + 1:
+        newest = await newest_map(self._coordination)
+        epoch = self._known.epoch if newest is None else newest.epoch
+        if epoch != expected_epoch:
             raise Conflict(
-                f"the map to be published has epoch {candidate.epoch}, and epoch {expected_epoch} is expected"
+                f"the newest map has epoch {epoch}, not {expected_epoch}; look at it, then try again"
             )
         await publish_map(self._coordination, signed, self._authority, self._clock.unixtime_ms())
         write_map(self._map_path, signed)  # so that the next command finds the cluster where it is now
