@@ -70,16 +70,10 @@ class Access:
     reports: MoveReports | None  # None: nodes cannot say how far they have come
     reaches_members: bool  # whether who publishes a map need not carry it to the members
 
-    async def current(self) -> ClusterMap:
-        """The newest map; nodes are reached as it says from now on."""
-        current = await self.publisher.current()
-        await self.transport.update_map(current)
-        return current
-
     async def known(self) -> tuple[ClusterMap, str]:
         """The newest map that can be had to look at, and what is wrong when that may not be the newest one."""
         try:
-            return await self.current(), ""
+            return await self.publisher.current(), ""
         except RetryableError as error:
             authority = read_certificate(self.config.tls.authority)
             newest, _ = await newest_of_nodes(self.transport, self.config.cluster_map, authority)
@@ -170,7 +164,7 @@ def _config_option() -> click.Option:
 
 async def _carry_out(wish: Wish, manner: Manner) -> None:
     async with open_access(manner.config) as access:
-        current = await access.current()
+        current = await access.publisher.current()
         proposed = await wish(current, access)
         changed = proposed is not current
         if changed:
@@ -358,7 +352,7 @@ def _apply(config: Path | None, as_json: bool) -> None:
 
     async def run() -> None:
         async with open_access(config) as access:
-            current = await access.current()
+            current = await access.publisher.current()
             if not current.prior:
                 click.echo(f"epoch {current.epoch}: no change is under way")
                 return

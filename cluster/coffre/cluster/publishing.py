@@ -41,6 +41,7 @@ class CoordinatedMapPublisher:
             self._known = await self._unpublished()
         else:
             self._known = newer_map(self._known, verify_map(newest.signed, self._authority))
+        await self._transport.update_map(self._known)  # nodes that joined meanwhile are reached, too
         return self._known
 
     async def _unpublished(self) -> ClusterMap:
