@@ -41,6 +41,7 @@ __all__ = [
 
 POLL_SECONDS = 2.0
 REPORT_TIMEOUT_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
 _PACE_SAMPLES = 150  # five minutes of polls
 
 
@@ -186,24 +187,31 @@ async def follow_move(
 ) -> ClusterMap:
     """Wait until everything has moved, and publish the map that ends the move; return it.
 
-    A move that somebody else widens or ends meanwhile is followed on. Returns at once when nothing is moving.
+    A move that somebody else widens or ends meanwhile is followed on. Returns at once when nothing is moving. Raises
+    as the publisher; retryable errors only when they last for a minute.
     """
-    move, pace = None, _Pace()
+    move, pace, failing_since = None, _Pace(), None
     while True:
-        current = await publisher.current()
-        if not current.prior:
-            return current
-        if move is None or move.epoch != current.epoch:
-            move, pace = Move(current), _Pace()
-        found = await ask_reports(move, reports)
-        progress = progress_of(move, found)
-        left = pace.seconds_left(clock.monotonic(), progress.done, progress.total)
-        on_progress(progress_of(move, found, left))
-        if move.is_finished(found):
-            finished = finish_move(current)
-            try:
-                await publisher.publish(signer.sign(finished), current.epoch)
-            except Conflict:
-                continue  # another command was first: look at what it published
-            return finished
+        try:
+            current = await publisher.current()
+            if not current.prior:
+                return current
+            if move is None or move.epoch != current.epoch:
+                move, pace = Move(current), _Pace()
+            found = await ask_reports(move, reports)
+            progress = progress_of(move, found)
+            left = pace.seconds_left(clock.monotonic(), progress.done, progress.total)
+            on_progress(progress_of(move, found, left))
+            if move.is_finished(found):
+                await publisher.publish(signer.sign(finish_move(current)), current.epoch)
+                continue  # what is current now is the end, unless something follows it
+            failing_since = None
+        except Conflict:
+            pass  # another command was first: look at what it published
+        except RetryableError:
+            # Coordination may be starting again; and whether a map was published shows when it is back.
+            now = clock.monotonic()
+            failing_since = now if failing_since is None else failing_since
+            if now - failing_since > PATIENCE_SECONDS:
+                raise
         await clock.sleep(POLL_SECONDS)

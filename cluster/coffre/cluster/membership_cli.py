@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from coffre.cluster.changes import (
 )
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import InvalidArgument, Unsupported
+from coffre.cluster.coordination import RemoteCoordination
+from coffre.cluster.errors import InvalidArgument, RetryableError, Unsupported
 from coffre.cluster.formation import NodeOffer, offered_attributes, parse_capacity, parse_policy
 from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.map import ClusterMap, Domain
+from coffre.cluster.map import ClusterMap, Domain, read_certificate
+from coffre.cluster.map_source import newest_of_nodes
 from coffre.cluster.membership import (
     add_node,
     drain_node,
@@ -48,6 +51,7 @@ from coffre.cluster.membership_report import (
 from coffre.cluster.moves import Move, MoveReports, movement_between
 from coffre.cluster.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
 from coffre.cluster.operator import OperatorConfig, find_operator_config, load_operator_config
+from coffre.cluster.publishing import CoordinatedMapPublisher
 from rich.console import Console
 
 __all__ = ["COMMANDS"]
@@ -61,24 +65,54 @@ class Access:
 
     config: OperatorConfig
     clock: SystemClock
+    transport: GrpcTransport
     publisher: MapPublisher
     reports: MoveReports | None  # None: nodes cannot say how far they have come
     reaches_members: bool  # whether who publishes a map need not carry it to the members
 
+    async def known(self) -> tuple[ClusterMap, str]:
+        """The newest map that can be had to look at, and what is wrong when that may not be the newest one."""
+        try:
+            return await self.publisher.current(), ""
+        except RetryableError as error:
+            authority = read_certificate(self.config.tls.authority)
+            newest, _ = await newest_of_nodes(self.transport, self.config.cluster_map, authority)
+            found = self.config.cluster_map if newest is None else newest.map
+            await self.transport.update_map(found)
+            return found, str(error)
+
+    async def publish(self, planned: ClusterMap) -> ClusterMap:
+        """Sign and publish a map that was planned."""
+        await begin_change(self.publisher, MapSigner.load(self.config.tls, self.clock), planned)
+        await self.transport.update_map(planned)
+        return planned
+
     async def survey(self, cluster_map: ClusterMap, node_ids: tuple[str, ...] = ()) -> list[SurveyedNode]:
         """Ask nodes how they are (default: all that were not removed)."""
         nodes = [node for node in present_nodes(cluster_map) if not node_ids or node.node_id in node_ids]
-        transport = GrpcTransport(cluster_map, self.config.tls)
-        try:
-            return await survey_nodes(transport, nodes, self.clock)
-        finally:
-            await transport.close()
+        return await survey_nodes(self.transport, nodes, self.clock)
 
 
-def open_access(config: Path | None) -> Access:
-    """What operator.toml describes. The map is the file that it names."""
+@asynccontextmanager
+async def open_access(config: Path | None) -> AsyncIterator[Access]:
+    """What operator.toml describes. Maps go through coordination when the map names coordinators, else to the file."""
     found, clock = load_operator_config(find_operator_config(config)), SystemClock()
-    return Access(found, clock, FileMapPublisher(found.map_path, found.tls.authority, clock), None, False)
+    transport = GrpcTransport(found.cluster_map, found.tls)
+    publisher: MapPublisher = FileMapPublisher(found.map_path, found.tls.authority, clock)
+    coordinated = bool(found.cluster_map.coordinators)
+    if coordinated:
+        publisher = CoordinatedMapPublisher(
+            RemoteCoordination(transport),
+            transport,
+            found.cluster_map,
+            found.tls.authority,
+            found.map_path,
+            clock,
+        )
+    try:
+        yield Access(found, clock, transport, publisher, None, coordinated)
+    finally:
+        await transport.close()
 
 
 # ------------------------------------------------------------------ a change, from wish to end
@@ -129,26 +163,21 @@ def _config_option() -> click.Option:
 
 
 async def _carry_out(wish: Wish, manner: Manner) -> None:
-    access = open_access(manner.config)
-    current = await access.publisher.current()
-    proposed = await wish(current, access)
-    if proposed is current:
-        if not manner.as_json:
+    async with open_access(manner.config) as access:
+        current = await access.publisher.current()
+        proposed = await wish(current, access)
+        changed = proposed is not current
+        if changed:
+            _show_plan(await _plan(access, current, proposed), manner)
+            if manner.dry_run or not _agreed(manner):
+                return
+            current = await access.publish(proposed)
+        elif manner.as_json:
+            click.echo(json.dumps({"changed": False, "epoch": current.epoch}))
+        else:
             click.echo(f"epoch {current.epoch}: it is so already, nothing to change")
-        if not current.prior:
-            if manner.as_json:
-                click.echo(json.dumps({"changed": False, "epoch": current.epoch}))
-            return
-    else:
-        plan = await _plan(access, current, proposed)
-        _show_plan(plan, manner)
-        if manner.dry_run or not _agreed(manner):
-            return
-        current = await begin_change(
-            access.publisher, MapSigner.load(access.config.tls, access.clock), proposed
-        )
-    if not manner.dry_run:
-        await _finish(access, current, manner)
+        if not manner.dry_run and (changed or current.prior):
+            await _finish(access, current, manner)
 
 
 async def _plan(access: Access, current: ClusterMap, proposed: ClusterMap) -> Plan:
@@ -181,7 +210,7 @@ async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
     if not current.prior:
         return
     if access.reports is None:
-        click.echo("then let data move, and end the change with: coffre cluster apply", err=True)
+        click.echo("let data move, and end the change with: coffre cluster apply", err=True)
         return
     signer = MapSigner.load(access.config.tls, access.clock)
     finished = await follow_move(access.publisher, signer, access.reports, access.clock, _show_progress())
@@ -322,14 +351,14 @@ def _apply(config: Path | None, as_json: bool) -> None:
     """Wait until everything has moved, and end the change that the map is in. Nothing else is changed."""
 
     async def run() -> None:
-        access = open_access(config)
-        current = await access.publisher.current()
-        if not current.prior:
-            click.echo(f"epoch {current.epoch}: no change is under way")
-            return
-        if access.reports is None:
-            raise Unsupported("the nodes of this cluster cannot say how far they have come")
-        await _finish(access, current, Manner(config, False, True, as_json))
+        async with open_access(config) as access:
+            current = await access.publisher.current()
+            if not current.prior:
+                click.echo(f"epoch {current.epoch}: no change is under way")
+                return
+            if access.reports is None:
+                raise Unsupported("the nodes of this cluster cannot say how far they have come")
+            await _finish(access, current, Manner(config, False, True, as_json))
 
     asyncio.run(run())
 
@@ -341,15 +370,17 @@ def _status(config: Path | None, as_json: bool) -> None:
     """Show the map, the move that it is in, and every node."""
 
     async def run() -> None:
-        access = open_access(config)
-        current = await access.publisher.current()
-        nodes = await access.survey(current)
-        progress = None
-        if current.prior:
-            move = Move(current)
-            found = await ask_reports(move, access.reports) if access.reports is not None else {}
-            progress = progress_of(move, found)
+        async with open_access(config) as access:
+            current, wrong = await access.known()
+            nodes = await access.survey(current)
+            progress = None
+            if current.prior:
+                move = Move(current)
+                found = await ask_reports(move, access.reports) if access.reports is not None else {}
+                progress = progress_of(move, found)
         (_print_json if as_json else _print_status)(current, nodes, progress)
+        if wrong:
+            click.echo(f"this may not be the newest map: {wrong}", err=True)
 
     asyncio.run(run())
 

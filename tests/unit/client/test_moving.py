@@ -9,9 +9,11 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import NotFound
+from coffre.cluster.electorate import Electorates
+from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import drain_node, finish_move, remove_node, set_policy
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 
@@ -39,6 +41,11 @@ def drained(cluster: InProcessCluster) -> ClusterMap:
     return drain_node(cluster.cluster_map, "n8")
 
 
+def drained_twice(cluster: InProcessCluster) -> ClusterMap:
+    """Some partitions get two primaries that have nothing: as many as answer a read of one set."""
+    return drain_node(drained(cluster), "n7")
+
+
 def lost(cluster: InProcessCluster) -> ClusterMap:
     return remove_node(cluster.cluster_map, "n8", shards_held=None, lost=True)
 
@@ -47,7 +54,7 @@ def coded_anew(cluster: InProcessCluster) -> ClusterMap:
     return set_policy(cluster.cluster_map, "clinic", "notes", "4+2", Policy("4+2", 4, 2, ("FR",)))
 
 
-@pytest.mark.parametrize("change", [drained, lost, coded_anew])
+@pytest.mark.parametrize("change", [drained, drained_twice, lost, coded_anew])
 async def test_what_was_written_before_a_move_is_read_during_it(
     cluster: InProcessCluster, change: Callable[[InProcessCluster], ClusterMap]
 ) -> None:
@@ -82,3 +89,39 @@ async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProces
     cluster.network.down.add(8)
     for key in KEYS:
         assert await after.get("notes", key) == key.encode()
+
+
+async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:
+    cluster_map = drained_twice(cluster)
+    client = move(cluster, cluster_map)
+    electorates = Electorates(cluster_map)
+    moving = 0
+    for key in KEYS:
+        await client.put("notes", key, key.encode())
+        name = ObjectName("clinic", "notes", key)
+        holders = {number for number, store in cluster.stores.items() if await store.read(name)}
+        electorate = electorates.of("clinic", "notes", partition_of(name, cluster_map.partitions))
+        assert electorate.is_established_by(holders)
+        moving += electorate.is_moving
+    assert moving
+
+
+async def test_a_put_that_misses_the_majority_of_an_older_set_fails(cluster: InProcessCluster) -> None:
+    """Nobody would see it who still works at an epoch before."""
+    cluster_map = drained_twice(cluster)
+    client = move(cluster, cluster_map)
+    electorates = Electorates(cluster_map)
+    refused = taken = 0
+    cluster.network.down.update({7, 8})
+    for key in KEYS:
+        partition = partition_of(ObjectName("clinic", "notes", key), cluster_map.partitions)
+        electorate = electorates.of("clinic", "notes", partition)
+        if electorate.is_established_by(set(range(1, 7))):
+            await client.put("notes", key, b"x")
+            taken += 1
+        else:
+            with pytest.raises(Unavailable):
+                await client.put("notes", key, b"x")
+            refused += 1
+    assert refused
+    assert taken

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from coffre.cluster.changes import FileMapPublisher, MapSigner, MoveProgress, begin_change, follow_move
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.errors import Conflict, IntegrityError, PermissionDenied, Unauthenticated
+from coffre.cluster.errors import (
+    Conflict,
+    IntegrityError,
+    OutcomeUnknown,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from coffre.cluster.identity import NodeAttributes
 from coffre.cluster.map import ClusterMap, MapNode, Policy, create_map_file, read_map
 from coffre.cluster.membership import drain_node, finish_move, set_capacity
@@ -201,3 +208,50 @@ async def test_two_commands_follow_one_move(world: World) -> None:
         world.reports.reports[node] = MoveReport(2, ALL)
     await world.until(lambda: all(task.done() for task in following))
     assert {task.result().epoch for task in following} == {3}
+
+
+class Faltering(FileMapPublisher):
+    """A publisher that cannot be reached for a while, or whose answers get lost."""
+
+    unreachable = False
+    loses_answers = False
+
+    async def current(self) -> ClusterMap:
+        if self.unreachable:
+            raise Unavailable("nobody there")
+        return await super().current()
+
+    async def publish(self, signed: bytes, expected_epoch: int) -> None:
+        await super().publish(signed, expected_epoch)
+        if self.loses_answers:
+            self.unreachable = True
+            raise OutcomeUnknown("who knows")
+
+
+async def test_a_short_outage_of_coordination_is_waited_for(world: World) -> None:
+    await begin_change(world.publisher, world.signer, DRAINING)
+    faltering = world.publisher = Faltering(world.path, world.authority, world.clock)
+    faltering.unreachable = faltering.loses_answers = True
+    following = asyncio.create_task(world.follow())
+    start = world.clock.monotonic()
+    await world.until(lambda: world.clock.monotonic() > start + 50)
+    assert not following.done()
+    faltering.unreachable = False
+    await world.until(lambda: bool(world.seen))
+    for node in Move(DRAINING).nodes:
+        world.reports.reports[node] = MoveReport(2, ALL)
+    await world.until(lambda: faltering.unreachable)  # the end was published, and nobody heard of it
+    faltering.unreachable = False
+    await world.until(following.done)
+    assert following.result() == finish_move(DRAINING) == world.map()
+
+
+async def test_a_long_outage_of_coordination_ends_the_wait(world: World) -> None:
+    await begin_change(world.publisher, world.signer, DRAINING)
+    faltering = world.publisher = Faltering(world.path, world.authority, world.clock)
+    faltering.unreachable = True
+    following = asyncio.create_task(world.follow())
+    await world.until(following.done)
+    with pytest.raises(Unavailable):
+        following.result()
+    assert 60 < world.clock.monotonic() < 70

@@ -86,9 +86,8 @@ class Cluster:
         issued = self.members.issued[signer]
         key = load_pem_private_key(issued.key, None)
         node = replace(self.map.nodes[0], capacity_bytes=capacity)
-        prior = (
-            (self.map.as_prior(),) if node != self.map.nodes[0] else ()
-        )  # what moves data consults the old map
+        moves = epoch > 1 and node != self.map.nodes[0]
+        prior = (self.map.as_prior(),) if moves else ()  # what moves data consults the old map
         changed = replace(self.map, epoch=epoch, nodes=(node,), prior=prior)
         return sign_map(changed, x509.load_pem_x509_certificate(issued.certificate), key)  # type: ignore[arg-type]
 

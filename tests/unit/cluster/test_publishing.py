@@ -1,0 +1,117 @@
+"""Publishing through coordination: one map after the other, and none beside one that somebody else has seen."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from coffre.cluster.changes import MapSigner, begin_change
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.coordination import MemoryCoordination
+from coffre.cluster.coordination.maps import publish_map
+from coffre.cluster.errors import Conflict, StaleMap, Unavailable
+from coffre.cluster.identity import NodeAttributes
+from coffre.cluster.map import ClusterMap, MapNode, Policy, create_map_file, read_certificate, read_map
+from coffre.cluster.membership import drain_node, set_capacity
+from coffre.cluster.publishing import CoordinatedMapPublisher
+from coffre.cluster.testing import Members, make_members
+from coffre.cluster.transport import LoopbackTransport
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+
+CLUSTER_ID = "0123456789abcdef"
+NODES = [NodeAttributes(f"n{i}", f"s{i}", f"site-{i}", f"operator-{i}", "FR") for i in range(1, 5)]
+ENTRIES = tuple(
+    MapNode(i, one.node_id, f"h{i}:7000", one.server, one.site, one.operator, "FR", 1 << 30)
+    for i, one in enumerate(NODES, 1)
+)
+FIRST = ClusterMap(CLUSTER_ID, 1, 16, ENTRIES, (Policy("2+1", 2, 1, ("FR",)),), "2+1", (1,))
+SECOND = drain_node(FIRST, "n4")
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return make_members(tmp_path_factory.mktemp("publishing"), CLUSTER_ID, NODES, (), ["alice"])
+
+
+@dataclass(slots=True)
+class World:
+    """Nodes and an operator's file, all with the first map."""
+
+    members: Members
+    path: Path
+    clock: ManualClock
+    signer: MapSigner
+    coordination: MemoryCoordination
+    holders: dict[int, MapHolder]
+    transport: LoopbackTransport
+
+    def publisher(self) -> CoordinatedMapPublisher:
+        known, _ = read_map(self.path, self.members.directory / "ca.crt")
+        authority = self.members.directory / "ca.crt"
+        return CoordinatedMapPublisher(
+            self.coordination, self.transport, known, authority, self.path, self.clock
+        )
+
+
+@pytest.fixture
+def world(members: Members, tmp_path: Path) -> World:
+    clock = ManualClock()
+    signer = MapSigner.load(members.files("alice"), clock)
+    signed = signer.sign(FIRST)
+    create_map_file(tmp_path / "cluster.map", signed)
+    holders = {i: MapHolder(FIRST, signed) for i in range(1, 5)}
+    handlers = {i: Handler(i, f"n{i}", MemoryStore(clock), holders[i], clock) for i in holders}
+    coordination = MemoryCoordination(clock, os.urandom)
+    transport = LoopbackTransport(members.identity("alice"), handlers)
+    return World(members, tmp_path / "cluster.map", clock, signer, coordination, holders, transport)
+
+
+async def test_the_first_change_and_the_next(world: World) -> None:
+    publisher = world.publisher()
+    assert await publisher.current() == FIRST
+    await begin_change(publisher, world.signer, SECOND)
+    assert await publisher.current() == SECOND
+    assert read_map(world.path, world.members.directory / "ca.crt")[0] == SECOND
+    third = set_capacity(SECOND, "n1", 1 << 31)
+    await begin_change(world.publisher(), world.signer, third)
+    assert await publisher.current() == third
+
+
+async def test_of_two_operators_one_is_first(world: World) -> None:
+    one, other = world.publisher(), world.publisher()
+    assert await one.current() == await other.current()
+    await begin_change(one, world.signer, SECOND)
+    with pytest.raises(Conflict):
+        await begin_change(other, world.signer, set_capacity(FIRST, "n1", 1 << 31))
+    assert await other.current() == SECOND
+
+
+async def test_a_plan_on_another_map_is_refused(world: World) -> None:
+    with pytest.raises(Conflict):
+        await world.publisher().publish(world.signer.sign(SECOND), 5)
+
+
+async def test_while_nothing_was_published_every_node_must_say_which_map_it_has(world: World) -> None:
+    """One that is down may have a map of the next epoch already, if coordination was lost."""
+    world.transport.down = {3}
+    with pytest.raises(Unavailable, match="restore-coordination"):
+        await world.publisher().current()
+    world.transport.down = set()
+    world.holders[3].adopt(SECOND, world.signer.sign(SECOND))
+    assert await world.publisher().current() == SECOND
+    authority = read_certificate(world.members.directory / "ca.crt")
+    await publish_map(world.coordination, world.signer.sign(SECOND), authority, None)
+    world.transport.down = {3}
+    assert await world.publisher().current() == SECOND
+
+
+async def test_coordination_that_went_back_in_time_is_noticed(world: World) -> None:
+    authority = read_certificate(world.members.directory / "ca.crt")
+    await publish_map(world.coordination, world.signer.sign(FIRST), authority, None)
+    world.path.write_bytes(world.signer.sign(SECOND))
+    with pytest.raises(StaleMap):
+        await world.publisher().current()
