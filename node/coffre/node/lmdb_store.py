@@ -10,7 +10,7 @@ import logging
 import os
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
@@ -260,10 +260,16 @@ class LmdbStore:
             return PartitionDigest()
         return PartitionDigest(*DIGEST.unpack(unseal(prefix, value)))
 
-    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+    async def digests(self) -> Mapping[int, PartitionDigest]:
         self._check_open()
-        async for row in self._reader.partition_rows(partition):
-            yield row
+        return await self._loop.run_in_executor(self._threads, self._reader.digests)
+
+    async def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
+        self._check_open()
+        async for rows in self._reader.partition_rows(partition, slot, slots):
+            yield rows
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:
         self._check_open()

@@ -50,7 +50,7 @@ __all__ = [
 REST_BYTES_MAX = 400  # a longer key goes on in a directory of its own
 _ROW_FORMAT = 1
 _NO_SHARD = 255
-_TOMBSTONE, _PLACED, _LARGE = 0x08, 0x10, 0x20
+_TOMBSTONE, _PLACED, _LARGE, _CONDEMNED = 0x08, 0x10, 0x20, 0x40
 _HEAD = struct.Struct(">BH")  # format, partition
 _ENTRY = struct.Struct(">16sBBIII")  # stamp, flags and state, shard index, volume, offset, record bytes
 _SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which most rows are
@@ -116,8 +116,8 @@ def encode_first(
 
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
     if len(entries) == 1:
-        stamp, state, tombstone, index, _, record, placed = entries[0]
-        if not placed and isinstance(record, Location) and not record.file:
+        stamp, state, tombstone, index, _, record, placed, condemned = entries[0]
+        if not placed and not condemned and isinstance(record, Location) and not record.file:
             return encode_first(key, partition, stamp, state, tombstone, index, record[:3])
     parts = [_HEAD.pack(_ROW_FORMAT, partition)]
     for entry in entries:
@@ -135,6 +135,8 @@ def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
             flags |= _PLACED
         if file:
             flags |= _LARGE
+        if entry.condemned:
+            flags |= _CONDEMNED
         shard_index = _NO_SHARD if index is None else index
         parts.append(_ENTRY.pack(entry.stamp, flags, shard_index, volume, offset, size_bytes))
         if file:
@@ -183,6 +185,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
                 0,
                 Location(volume, offset, size_bytes, file, data_id),
                 placement,
+                flags & _CONDEMNED != 0,
             )
         )
     return Row(partition, tuple(entries))
@@ -196,7 +199,9 @@ def _decode_single(value: bytes) -> Row:
     assert state is not None
     shard_index = None if index == _NO_SHARD else index
     record = _new(Location, (volume, offset, size_bytes, 0, b""))
-    entry = _new(Entry, (stamp, state, flags & _TOMBSTONE != 0, shard_index, 0, record, ()))
+    entry = _new(
+        Entry, (stamp, state, flags & _TOMBSTONE != 0, shard_index, 0, record, (), flags & _CONDEMNED != 0)
+    )
     return _new(Row, (partition, (entry,)))
 
 
@@ -273,7 +278,7 @@ _REPAIR = struct.Struct(">BHB16sBB")  # found here, partition, shard index, stam
 
 def repair_prefix(context: bytes, stamp: bytes) -> bytes:
     """What the keys of a version's repair rows begin with; one byte of shard index follows."""
-    return digest_of(context, stamp, False).to_bytes(16, "big")
+    return digest_of(context, stamp).to_bytes(16, "big")
 
 
 def repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:

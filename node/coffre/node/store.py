@@ -11,7 +11,7 @@ why.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,16 +25,24 @@ __all__ = [
     "SETTLED",
     "Abort",
     "Accept",
+    "Collect",
+    "Condemn",
+    "Drop",
     "DropRepair",
+    "Forget",
     "KeyMutation",
     "Listing",
     "ListingEntry",
+    "Lock",
     "Mark",
     "Mutation",
     "Outcome",
+    "OwnMutation",
     "PartitionDigest",
     "PartitionRow",
     "QueueRepair",
+    "Refuse",
+    "Restore",
     "Settle",
     "ShardStore",
     "StagedShard",
@@ -142,7 +150,92 @@ class DropRepair:
     shard_index: int | None
 
 
-KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair  # of one object
+# What follows is a node's own business: it comes from its repair, never over the wire (docs/repair.md).
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Hold an established version as SETTLED, with the shard that `accept` brings, and trim as a `Settle` does.
+
+    Unlike an `Accept` it takes a version below a newer settled one, when it is one of those that are kept; and it
+    brings a version that this node once voted against, since what is established stands. `replace`: the
+    shard that is held of the version, damaged or of another index, gives way to this one. The caller
+    has verified the shard against the manifest.
+    """
+
+    accept: Accept
+    replace: bool = False
+
+    @property
+    def name(self) -> ObjectName:
+        return self.accept.name
+
+    @property
+    def partition(self) -> int:
+        return self.accept.partition
+
+    @property
+    def stamp(self) -> bytes:
+        return self.accept.stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Vote ABORTED on a version that this node does not hold; nothing when it holds it after all."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Vote LOCKED on a version that this node holds as ACCEPTED."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Drop a version that is dead: an ABORTED vote takes the place of ACCEPTED or LOCKED. Never of SETTLED."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the row of a name that this node is no primary of. `Conflict` when it holds a version beside
+    `stamps`: one that came since they were looked at."""
+
+    name: ObjectName
+    partition: int
+    stamps: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Flag a settled tombstone as known to every primary. `Conflict` unless it is the only version of its name."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Remove a condemned tombstone. `Conflict` unless it is the only version of its name."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+OwnMutation = Restore | Refuse | Lock | Drop | Forget | Condemn | Collect
+KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair | OwnMutation  # of one object
 Mutation = KeyMutation | Mark
 
 
@@ -181,6 +274,7 @@ class StoredVersion(NamedTuple):
     shard_bytes: int = 0
     cell: StoredCell | None = None  # when asked for, whole, and undamaged
     damaged: bool = False  # the shard or the manifest is here and does not verify
+    condemned: bool = False  # a tombstone that every primary is known to have
 
 
 class ListingEntry(NamedTuple):
@@ -202,8 +296,8 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class PartitionDigest:
-    """Order-free digest (XOR of BLAKE2b-128 over name, stamp and kind) of the non-aborted versions of a
-    partition."""
+    """Order-free digest (XOR of BLAKE2b-128 over name, stamp, kind, and whether the node has a shard) of the
+    non-aborted versions of a partition."""
 
     digest: bytes = bytes(16)
     versions: int = 0
@@ -211,7 +305,8 @@ class PartitionDigest:
 
 @dataclass(frozen=True, slots=True)
 class PartitionRow:
-    """One key of a partition, with every version held here (cells left out)."""
+    """One key of a partition, with every version held here as the index has it: no manifest, placement or
+    cell."""
 
     name: ObjectName
     versions: tuple[StoredVersion, ...]
@@ -322,8 +417,14 @@ class ShardStore(Protocol):
 
     async def partition_digest(self, partition: int) -> PartitionDigest: ...
 
-    def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
-        """Every key of a partition, for repair."""
+    async def digests(self) -> Mapping[int, PartitionDigest]:
+        """Of every partition that has versions here."""
+
+    def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
+        """The keys of a partition, some at a time, for repair: of `slots` parts that the hash of a name makes
+        (`limits.slot_of`), the one numbered `slot`."""
 
     def repair_queue(self) -> AsyncIterator[QueueRepair]:
         """Shards reported as damaged or missing."""

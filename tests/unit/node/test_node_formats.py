@@ -20,6 +20,7 @@ ROW = (
     Entry(stamp(6), State.LOCKED, False, 2, 0, Location(1, 36, 500, 9, DATA_ID)),
     Entry(stamp(5), State.SETTLED, True, None, 0, Location(1, 536, 100), (4, 5)),
 )
+CONDEMNED = (Entry(stamp(6), State.SETTLED, True, None, 0, Location(1, 36, 100), (), True),)
 SINGLE = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500)),)
 RECORDS = {
     "shard": (
@@ -42,6 +43,7 @@ ROWS = {
         "000000000622020000000100000024000001f40000000000000009000102030405060708090a0b0c0d0e0f00"
         "0000000000000000000000000000051bff000000010000021800000064020004000520e7550a"
     ),
+    "condemned": "010007000000000000000000000000000000064bff0000000100000024000000647e678185",
     "single": ("0100070000000000000000000000000000000601020000000100000024000001f4d0f44fe7"),
 }
 
@@ -72,7 +74,8 @@ def test_records_read_back() -> None:
 
 
 def test_rows() -> None:
-    for entries, text in ((ROW, ROWS["three"]), (SINGLE, ROWS["single"])):
+    cases = ((ROW, ROWS["three"]), (SINGLE, ROWS["single"]), (CONDEMNED, ROWS["condemned"]))
+    for entries, text in cases:
         assert rows.encode_row(KEY, 7, entries).hex() == text
         assert rows.decode_row(KEY, bytes.fromhex(text)) == (7, entries)
         with pytest.raises(IntegrityError):
