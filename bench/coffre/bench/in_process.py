@@ -112,6 +112,23 @@ class _NetworkTransport(LoopbackTransport):
         await self._network.send(node, request)
         await super().drop_shard(node, request, timeout)
 
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        await self._network.send(node, request)
+        reply = _copy(await super().digests(node, request, timeout))
+        await self._network.after(node, reply)
+        return reply
+
+    async def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        await self._network.send(node, request)
+        replies = super().partition_rows(node, _copy(request), timeout)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # an async generator
+            async for reply in stream:
+                copied = _copy(reply)
+                await self._network.after(node, copied)
+                yield copied
+
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         await self._network.send(node, request)
         reply = _copy(await super().list(node, request, timeout))

@@ -1,6 +1,7 @@
 """What a node does with a request once its sender is known: checks, then the store.
 
-Least privilege: tenants reach their own buckets and nothing else; operators and other nodes see counters, never data.
+Least privilege: tenants reach their own buckets and nothing else; operators see counters, never data; other nodes read
+what repair takes (ciphertext and manifests), and change nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from coffre.cluster.errors import (
     PermissionDenied,
     ResourceExhausted,
     StaleMap,
+    Unavailable,
     Unsupported,
 )
 from coffre.cluster.identity import Identity, Role
@@ -26,6 +28,7 @@ from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
+from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
 from coffre.node.store import (
     Abort,
     Accept,
@@ -52,6 +55,7 @@ RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays be
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
+MESSAGE_AGE_MS_MAX = 15 * 60_000
 MANIFEST_FORMAT = 1
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
@@ -66,14 +70,17 @@ class Handler:
         self._store = store
         self._maps = maps
         self._clock = clock
+        self.repairs: RepairSwitch | None = None
 
     # ---------------------------------------------------------------- small operations
 
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
         """Carry out the operations, and return their outcomes in order. Raises what refuses the message as a whole."""
         tenant = request.tenant
-        self._admit(peer, tenant, request.epoch)
+        self._admit_reader(peer, tenant, request.epoch)
         operations = list(request.operations)
+        if peer.role is Role.NODE and (request.settled or not all(map(_changes_nothing, operations))):
+            raise PermissionDenied("a node reads from others and reports to them; it changes nothing there")
         if len(operations) > OPERATIONS_MAX or len(request.settled) > MARKS_MAX:
             raise InvalidArgument(
                 f"a batch has at most {OPERATIONS_MAX} operations and {MARKS_MAX} marks of settled versions"
@@ -93,6 +100,8 @@ class Handler:
                     reply_bytes += outcome.ByteSize()
                     found.append(outcome)
                 else:
+                    if which == "accept":
+                        self._check_age(request.sent_unixtime_ms, now_ms)
                     mutations.append(self._mutation(tenant, which, operation, now_ms))
                     found.append(None)
             except CoffreError as error:
@@ -207,6 +216,17 @@ class Handler:
                 f"at most {CLOCK_SKEW_MS_MAX // 1000} s are allowed: set the clocks (NTP)"
             )
 
+    def _check_age(self, sent_ms: int, now_ms: int) -> None:
+        """A version may come late only while everybody still knows what happened to its object since."""
+        if not sent_ms:
+            raise InvalidArgument("a message that brings a version says when it was sent")
+        if now_ms - sent_ms > MESSAGE_AGE_MS_MAX:
+            raise ClockSkew(
+                f"this message was sent {(now_ms - sent_ms) / 1000:.0f} s ago by its sender's clock, and node "
+                f"{self._node_id} takes none older than {MESSAGE_AGE_MS_MAX // 1000} s: send it again, or set "
+                "the clocks (NTP)"
+            )
+
     def _check_shard(
         self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
     ) -> None:
@@ -253,7 +273,7 @@ class Handler:
         )
 
     async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
-        self._admit(peer, request.tenant, request.epoch)
+        self._admit_reader(peer, request.tenant, request.epoch)
         name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
         chunks = self._store.read_cells(
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count
@@ -264,6 +284,22 @@ class Handler:
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
         self._admit(peer, request.tenant)
         await self._store.drop_staged(request.tenant, request.data_id, request.shard_index)
+
+    # ---------------------------------------------------------------- other nodes
+
+    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
+        self._admit_node(peer, request.epoch)
+        return pb.DigestsReply(epoch=self._maps.map.epoch, digests=pack_digests(await self._store.digests()))
+
+    async def partition_rows(
+        self, peer: Identity, request: pb.PartitionRowsRequest
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        self._admit_node(peer, request.epoch)
+        if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
+            raise InvalidArgument("there is no such partition, or no such slot of it")
+        rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
+        async for some in rows:
+            yield pb.PartitionRowsReply(rows=map(row_message, some))
 
     # ---------------------------------------------------------------- listing, administration
 
@@ -309,6 +345,21 @@ class Handler:
             unixtime_ms=self._clock.unixtime_ms(),
         )
 
+    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:
+        return self._admit_operator(peer).status()
+
+    async def repair_control(self, peer: Identity, request: pb.RepairControlRequest) -> pb.RepairStatusReply:
+        switch = self._admit_operator(peer)
+        switch.control(request)
+        return switch.status()
+
+    def _admit_operator(self, peer: Identity) -> RepairSwitch:
+        if peer.role is not Role.OPERATOR:
+            raise PermissionDenied(f"this is for operators; the certificate is a {peer.role.value}'s")
+        if self.repairs is None:
+            raise Unavailable("this node does not repair (yet)")
+        return self.repairs
+
     async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
         if request.known_epoch >= self._maps.map.epoch:
             return pb.GetMapReply()
@@ -319,10 +370,33 @@ class Handler:
         check_tenant(tenant)
         if peer.role is not Role.TENANT or peer.name != tenant:
             raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
-        if epoch is not None and epoch != self._maps.map.epoch:
+        if epoch is not None:
+            self._check_epoch(epoch)
+
+    def _admit_reader(self, peer: Identity, tenant: str, epoch: int) -> None:
+        """A tenant in its own buckets, or a node of the map."""
+        if peer.role is not Role.NODE:
+            self._admit(peer, tenant, epoch)
+            return
+        check_tenant(tenant)
+        self._admit_node(peer, epoch)
+
+    def _admit_node(self, peer: Identity, epoch: int) -> None:
+        """Only a node, and only one that the map has, as its certificate says."""
+        if peer.role is not Role.NODE:
+            raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
+        self._maps.check_member(peer)
+        self._check_epoch(epoch)
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self._maps.map.epoch:
             raise StaleMap(
                 f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
             )
+
+
+def _changes_nothing(operation: pb.Operation) -> bool:
+    return operation.WhichOneof("operation") in ("read", "report")
 
 
 def _mark(tenant: str, stamp: bytes) -> Mark:
