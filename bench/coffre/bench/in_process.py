@@ -18,6 +18,8 @@ from coffre.cluster.transport import LoopbackTransport
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.repairer import Repairer
 from coffre.node.store import StoreOptions
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
@@ -164,6 +166,20 @@ class InProcessCluster:
         )
         self.clients.append(client)
         return client
+
+    def repairer(
+        self, number: int, options: RepairOptions | None = None, *, clock: Clock | None = None
+    ) -> Repairer:
+        """The repair of a node, to be driven step by step."""
+        node = self.cluster_map.node(number)
+        identity = Identity(self.cluster_map.cluster_id, Role.NODE, node.node_id, node.attributes)
+        transport = _NetworkTransport(identity, self.handlers, self.network)
+        handler = self.handlers[number]
+        repairer = Repairer(
+            number, self.stores[number], handler.maps, transport, clock or SystemClock(), options
+        )
+        handler.repairs = repairer
+        return repairer
 
     async def aclose(self) -> None:
         """Heal the network and close every client that was made."""

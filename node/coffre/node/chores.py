@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coffre.cluster.errors import CoffreError
-from coffre.node.rows import LargeFile, LargeState, Location, unseal
+from coffre.node.rows import LargeFile, LargeState, Location, note_key, seal, unseal
 from coffre.node.store import QueueRepair
 from coffre.node.transaction import Transaction
 
@@ -22,6 +22,7 @@ __all__ = [
     "DropVolume",
     "ForgetFiles",
     "FreeLarge",
+    "KeepNote",
     "MoveRecords",
     "Nothing",
     "OpenLarge",
@@ -117,6 +118,19 @@ class ForgetFiles:
         for number in self.numbers:
             tx.txn.delete(number.to_bytes(8, "big"), db=tx.index.large)
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeepNote:
+    """Keep a few bytes under a title."""
+
+    title: str
+    note: bytes
+
+    def run(self, tx: Transaction) -> int:
+        key = note_key(self.title)
+        tx.txn.put(key, seal(key, self.note), db=tx.index.meta)
+        return len(self.note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Handler:
         self._number = number
         self._node_id = node_id
         self._store = store
-        self._maps = maps
+        self.maps = maps
         self._clock = clock
         self.repairs: RepairSwitch | None = None
 
@@ -167,7 +167,7 @@ class Handler:
         if len(stamp) != STAMP_BYTES:
             raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
         name = ObjectName(tenant, bucket, key)
-        return name, partition_of(name, self._maps.map.partitions)
+        return name, partition_of(name, self.maps.map.partitions)
 
     def _accept(self, tenant: str, accept: pb.Accept, now_ms: int) -> Accept:
         sealed = accept.sealed
@@ -234,7 +234,7 @@ class Handler:
         n = k + m
         if len(placement) != n or len(shard_crcs) != 4 * n:
             raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} checksums")
-        self._maps.placement_for(k, m).check(placement)
+        self.maps.placement_for(k, m).check(placement)
         if shard_index is None:
             return
         if shard_index >= n or placement[shard_index] != self._number:
@@ -289,13 +289,13 @@ class Handler:
 
     async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
         self._admit_node(peer, request.epoch)
-        return pb.DigestsReply(epoch=self._maps.map.epoch, digests=pack_digests(await self._store.digests()))
+        return pb.DigestsReply(epoch=self.maps.map.epoch, digests=pack_digests(await self._store.digests()))
 
     async def partition_rows(
         self, peer: Identity, request: pb.PartitionRowsRequest
     ) -> AsyncIterator[pb.PartitionRowsReply]:
         self._admit_node(peer, request.epoch)
-        if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
+        if request.partition >= self.maps.map.partitions or request.slot >= max(request.slots, 1):
             raise InvalidArgument("there is no such partition, or no such slot of it")
         rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
         async for some in rows:
@@ -331,7 +331,7 @@ class Handler:
         return pb.StatusReply(
             node_number=self._number,
             node_id=self._node_id,
-            epoch=self._maps.map.epoch,
+            epoch=self.maps.map.epoch,
             version=__version__,
             objects=status.objects,
             shards=status.shards,
@@ -361,9 +361,9 @@ class Handler:
         return self.repairs
 
     async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
-        if request.known_epoch >= self._maps.map.epoch:
+        if request.known_epoch >= self.maps.map.epoch:
             return pb.GetMapReply()
-        return pb.GetMapReply(signed_map=self._maps.signed)
+        return pb.GetMapReply(signed_map=self.maps.signed)
 
     def _admit(self, peer: Identity, tenant: str, epoch: int | None = None) -> None:
         """Only a tenant, and only in its own buckets; and only on the map that this node has."""
@@ -385,13 +385,13 @@ class Handler:
         """Only a node, and only one that the map has, as its certificate says."""
         if peer.role is not Role.NODE:
             raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
-        self._maps.check_member(peer)
+        self.maps.check_member(peer)
         self._check_epoch(epoch)
 
     def _check_epoch(self, epoch: int) -> None:
-        if epoch != self._maps.map.epoch:
+        if epoch != self.maps.map.epoch:
             raise StaleMap(
-                f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
+                f"node {self._node_id} is at map epoch {self.maps.map.epoch}, the request at {epoch}"
             )
 
 
@@ -442,6 +442,8 @@ def _put_version(target: pb.Version, version: StoredVersion) -> None:
     target.sealed.placement.extend(version.placement)
     target.shard_bytes = version.shard_bytes
     target.damaged = version.damaged
+    if version.condemned:
+        target.condemned = True
     if version.shard_index is not None:
         target.shard_index = version.shard_index
     if version.cell is not None:

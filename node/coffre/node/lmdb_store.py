@@ -25,7 +25,15 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
-from coffre.node.chores import CommitLarge, DropStaged, FreeLarge, Nothing, OpenLarge, ReportDamage
+from coffre.node.chores import (
+    CommitLarge,
+    DropStaged,
+    FreeLarge,
+    KeepNote,
+    Nothing,
+    OpenLarge,
+    ReportDamage,
+)
 from coffre.node.committer import Committer, DiskSpace
 from coffre.node.index import FORMAT, Index, partition_prefix
 from coffre.node.large_shards import LargeShardWriter
@@ -39,6 +47,7 @@ from coffre.node.rows import (
     LargeFile,
     LargeState,
     decode_large,
+    note_key,
     seal,
     staging_key,
     unseal,
@@ -298,6 +307,21 @@ class LmdbStore:
         self._check_open()
         check_stage(data_id, shard_index)
         await self._committer.run([DropStaged(staging_key(tenant, data_id, shard_index))])
+
+    async def keep_note(self, title: str, note: bytes) -> None:
+        self._check_open()
+        await self._committer.run([KeepNote(title, note)], lazy=True)
+
+    async def note(self, title: str) -> bytes:
+        self._check_open()
+        key, index = note_key(title), self._parts.index
+        with index.reading() as txn:
+            value = txn.get(key, db=index.meta)
+        try:
+            return b"" if value is None else unseal(key, value)
+        except IntegrityError as error:
+            _log.error("a note is lost: %s", error)
+            return b""
 
     async def reclaim(self) -> int:
         self._check_open()

@@ -23,7 +23,7 @@ from coffre.node.limits import (
     slot_of,
 )
 from coffre.node.listing import list_page
-from coffre.node.memory_rows import Partition, Record, Row, Shard, record_of
+from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of
 from coffre.node.memory_staging import MemoryStagedWriter
 from coffre.node.store import (
     Abort,
@@ -70,6 +70,7 @@ class MemoryStore:
         self._marks: dict[_Writer, bytes] = {}
         self._unsynced: dict[ObjectName, tuple[Entry, ...]] = {}  # entries at the last sync
         self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
+        self._notes: dict[str, bytes] = {}
         self._used_bytes = 0
         self._damaged = 0
         self._syncs = 0
@@ -175,7 +176,7 @@ class MemoryStore:
             shard.size_bytes if shard else 0,
             record,
         )
-        damaged = any(entry.stamp == accept.stamp and self._is_damaged(entry) for entry in entries)
+        damaged = any(entry.stamp == accept.stamp and is_damaged(entry) for entry in entries)
         verdict = votes.accept(entries, proposal, lock=accept.lock, damaged=damaged)
         missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
         if missing and verdict.error is None:
@@ -335,15 +336,7 @@ class MemoryStore:
             entry.shard_bytes,
             cell,
             damaged,
-        )
-
-    def _is_damaged(self, entry: Entry) -> bool:
-        if entry.state == State.ABORTED:
-            return False
-        record = record_of(entry)
-        shard = record.shard
-        return record.manifest_rotten or (
-            shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+            entry.condemned,
         )
 
     def _report(self, name: ObjectName, entry: Entry) -> None:
@@ -450,6 +443,14 @@ class MemoryStore:
         shard = self._staging.pop((tenant, data_id, shard_index), None)
         if shard is not None:
             self._used_bytes -= shard.size_bytes
+
+    async def keep_note(self, title: str, note: bytes) -> None:
+        self._check_open()
+        self._notes[title] = note
+
+    async def note(self, title: str) -> bytes:
+        self._check_open()
+        return self._notes.get(title, b"")
 
     async def reclaim(self) -> int:
         """Free what was staged and has expired; the rest is freed at once here."""

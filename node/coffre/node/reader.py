@@ -224,6 +224,7 @@ class Reader:
             record.cell_bytes if large is None else large.size_bytes,
             cell,
             damaged,
+            entry.condemned,
         )
 
     @staticmethod

@@ -40,6 +40,7 @@ __all__ = [
     "encode_repair",
     "encode_row",
     "mark_key",
+    "note_key",
     "repair_key",
     "repair_prefix",
     "seal",
@@ -323,6 +324,14 @@ def decode_mark(key: bytes, value: bytes) -> bytes:
     """The stamp up to which all of a writer's versions are established. Raises `IntegrityError`: a wrong one
     would settle what nobody acknowledged."""
     return unseal(key, value)
+
+
+# ------------------------------------------------------------------ notes
+
+
+def note_key(title: str) -> bytes:
+    """The key of a note in the meta table."""
+    return b"note " + title.encode()
 
 
 # ------------------------------------------------------------------ counters

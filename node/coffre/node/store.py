@@ -429,6 +429,12 @@ class ShardStore(Protocol):
     def repair_queue(self) -> AsyncIterator[QueueRepair]:
         """Shards reported as damaged or missing."""
 
+    async def keep_note(self, title: str, note: bytes) -> None:
+        """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own."""
+
+    async def note(self, title: str) -> bytes:
+        """What was kept under a title; empty when nothing was, or it does not verify."""
+
     async def reclaim(self) -> int:
         """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to
         do."""

@@ -588,6 +588,7 @@ class Version(_message.Message):
     DAMAGED_FIELD_NUMBER: _builtins.int
     SHARD_BYTES_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     stamp: _builtins.bytes
     shard_index: _builtins.int
@@ -598,6 +599,8 @@ class Version(_message.Message):
     """the node's own copy failed its checksum"""
     shard_bytes: _builtins.int
     """what the shard takes on disk"""
+    condemned: _builtins.bool
+    """a tombstone that every primary is known to have"""
     @_builtins.property
     def sealed(self) -> Global___SealedManifest:
         """absent for ABORTED"""
@@ -618,10 +621,11 @@ class Version(_message.Message):
         damaged: _builtins.bool = ...,
         shard_bytes: _builtins.int = ...,
         cells: _abc.Iterable[Global___Cell] | None = ...,
+        condemned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "sealed", b"sealed", "shard_index", b"shard_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "cells", b"cells", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "cells", b"cells", "condemned", b"condemned", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
     _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015
