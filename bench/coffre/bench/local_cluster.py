@@ -63,7 +63,8 @@ key = "../../pki/{node_id}.key"
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """How many nodes where, and how objects are coded. `store` goes into every node's [store] section."""
+    """How many nodes where, and how objects are coded. `store` and `repair` go into the sections of
+    every node's configuration that are called so."""
 
     nodes: int = 6
     sites: int = 3
@@ -74,6 +75,7 @@ class ClusterShape:
     versions_kept: int = 1
     capacity_bytes: int = 1 << 40
     store: Mapping[str, int] = field(default_factory=dict)
+    repair: Mapping[str, int | float | bool] = field(default_factory=dict)
 
 
 class LocalCluster:
@@ -319,4 +321,6 @@ def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape)
         home.mkdir(parents=True)
         text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
         text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
+        text += "\n[repair]\n"
+        text += "".join(f"{name} = {str(value).lower()}\n" for name, value in shape.repair.items())
         (home / "node.toml").write_text(text)

@@ -9,6 +9,7 @@ import signal
 import grpc
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import ConfigurationError, RetryableError
+from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map
 from coffre.cluster.tls import load_identity, server_credentials
@@ -16,6 +17,7 @@ from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
+from coffre.node.repair.repairer import Repairer
 from coffre.node.servicer import SERVICE, Servicer, add_servicer
 from coffre.node.store import ShardStore
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -42,11 +44,17 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
         loop.add_signal_handler(number, stop.set)
     store = await LmdbStore.open(config.data, config.store, clock)
     try:
-        handler = Handler(entry.number, entry.node_id, store, MapHolder(cluster_map, signed), clock)
+        maps = MapHolder(cluster_map, signed)
+        handler = Handler(entry.number, entry.node_id, store, maps, clock)
+        transport = GrpcTransport(cluster_map, config.tls)
+        handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
         servicer = Servicer(handler, cluster_map.cluster_id)
         server, health_servicer = _server(config, servicer, clock)
         await server.start()
-        reclaimer = asyncio.create_task(_reclaim_forever(store, clock))
+        background = [
+            asyncio.create_task(_reclaim_forever(store, clock)),
+            asyncio.create_task(repairer.run()),
+        ]
         await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
         _log.info(
@@ -57,8 +65,10 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
         await health_servicer.enter_graceful_shutdown()
         servicer.end_exchanges()
         await server.stop(STOP_GRACE_SECONDS)
-        reclaimer.cancel()
-        await asyncio.gather(reclaimer, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await transport.close()
     finally:
         await store.close()
     _log.info("stopped", extra={"node": entry.node_id})

@@ -75,6 +75,6 @@ def row_of_message(message: pb.NameRow) -> PartitionRow:
         )
     try:
         name = ObjectName(message.tenant, message.bucket, message.key)
-    except CoffreError as error:
-        raise IntegrityError(f"another node's row has no name: {error}") from None
+    except CoffreError:
+        raise IntegrityError("another node's row has no name that can be") from None
     return PartitionRow(name, tuple(versions))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RepairOptions"]
+__all__ = ["RETENTION_SECONDS_MIN", "RepairOptions"]
+
+RETENTION_SECONDS_MIN = 3600  # well above the age of a message that a node still takes
 
 
 @dataclass(slots=True)
