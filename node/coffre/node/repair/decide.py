@@ -171,17 +171,15 @@ def decide(view: View) -> list[Action]:
                 actions.append(Action(Step.REFUSE, stamp))
             elif own.state != ABORTED:
                 actions.append(Action(Step.DROP, stamp))
-        elif unixtime_ms_of(stamp) > oldest_ms:
+        elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
             continue
-        elif tally.never_acknowledged:
-            # Whoever holds it waits until R have refused it.
-            if own is None:
-                actions.append(Action(Step.REFUSE, stamp))
-        elif tally.can_stand and (own is None or own.state != ABORTED):
+        elif tally.can_stand:
             if own is None or _lacks(own):
                 actions.append(Action(Step.TAKE, stamp))
             elif own.state == ACCEPTED:
                 actions.append(Action(Step.LOCK, stamp))
+        elif tally.never_acknowledged and own is None:
+            actions.append(Action(Step.REFUSE, stamp))  # whoever holds it waits until R have refused it
     return actions
 
 
