@@ -46,6 +46,12 @@ key = "pki/{tenant}.key"
 keyring = "keyring.json"
 passphrase_file = "passphrase"
 """
+_OPERATOR_TOML = """\
+map = "cluster.map"
+authority = "pki/ca.crt"
+certificate = "pki/operator.crt"
+key = "pki/operator.key"
+"""
 _NODE_TOML = """\
 listen = "{address}"
 data = "data"
@@ -113,6 +119,7 @@ class LocalCluster:
         cluster_map = ClusterMap(authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name)
         operator = issue_operator(authority, "operator", clock)
         write_issued(operator, directory / "pki")
+        (directory / "operator.toml").write_text(_OPERATOR_TOML)
         signer = x509.load_pem_x509_certificate(operator.certificate)
         signer_key = load_pem_private_key(operator.key, None)
         create_map_file(directory / "cluster.map", sign_map(cluster_map, signer, signer_key))  # type: ignore[arg-type]
@@ -137,6 +144,10 @@ class LocalCluster:
 
     def config(self, number: int) -> Path:
         return self._home(number) / "node.toml"
+
+    def operator_config(self) -> Path:
+        """The operator.toml of the cluster's operator."""
+        return self.directory / "operator.toml"
 
     def operator_tls(self) -> TlsFiles:
         pki = self.directory / "pki"

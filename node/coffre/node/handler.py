@@ -71,6 +71,7 @@ class Handler:
         self.maps = maps
         self._clock = clock
         self.repairs: RepairSwitch | None = None
+        self.certificate_expires_ms = 0
 
     # ---------------------------------------------------------------- small operations
 
@@ -343,6 +344,7 @@ class Handler:
             syncs=status.syncs,
             repair_queue=status.repair_queue,
             unixtime_ms=self._clock.unixtime_ms(),
+            certificate_expires_unixtime_ms=self.certificate_expires_ms,
         )
 
     async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:

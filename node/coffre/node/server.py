@@ -12,7 +12,7 @@ from coffre.cluster.errors import ConfigurationError, RetryableError
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map
-from coffre.cluster.tls import load_identity, server_credentials
+from coffre.cluster.tls import load_identity, load_tls, server_credentials
 from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
@@ -46,6 +46,7 @@ async def serve(config: NodeConfig, clock: Clock) -> None:
     try:
         maps = MapHolder(cluster_map, signed)
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
+        handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
         transport = GrpcTransport(cluster_map, config.tls)
         handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
         servicer = Servicer(handler, cluster_map.cluster_id)

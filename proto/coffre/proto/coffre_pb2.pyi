@@ -1397,6 +1397,7 @@ class StatusReply(_message.Message):
     SYNCS_FIELD_NUMBER: _builtins.int
     REPAIR_QUEUE_FIELD_NUMBER: _builtins.int
     UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     node_number: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
@@ -1411,6 +1412,8 @@ class StatusReply(_message.Message):
     syncs: _builtins.int
     repair_queue: _builtins.int
     unixtime_ms: _builtins.int
+    certificate_expires_unixtime_ms: _builtins.int
+    """of the node's own; 0: not known"""
     def __init__(
         self,
         *,
@@ -1428,10 +1431,11 @@ class StatusReply(_message.Message):
         syncs: _builtins.int = ...,
         repair_queue: _builtins.int = ...,
         unixtime_ms: _builtins.int = ...,
+        certificate_expires_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "repair_queue", b"repair_queue", "shards", b"shards", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "repair_queue", b"repair_queue", "shards", b"shards", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
