@@ -15,7 +15,7 @@ class Pace:
     def __init__(self, clock: Clock, bytes_per_second: float) -> None:
         self._clock = clock
         self.bytes_per_second = bytes_per_second
-        self._free_at = clock.monotonic()
+        self._free_at = clock.monotonic() - _BURST_SECONDS
 
     async def spend(self, size_bytes: int) -> None:
         now = self._clock.monotonic()

@@ -163,11 +163,11 @@ async def rebuild_large(
     while True:
         usable = {node: held for node, held in holders.items() if node not in bad}
         copies = [_Source(node, held) for node, held in usable.items() if held == index]
-        distinct = {held: node for node, held in reversed(list(usable.items()))}
+        distinct = {held: node for node, held in usable.items()}
         if copies:
             sources, spare = copies[:1], [_Source(s.node, s.index) for s in copies[1:]]
         else:
-            every = [_Source(node, held) for held, node in distinct.items()]
+            every = [_Source(node, held) for held, node in sorted(distinct.items())]
             k = sealed.manifest.k
             sources, spare = every[:k], every[k:]
             if len(sources) < k:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.cluster.errors import CoffreError, NotFound
+from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
@@ -120,6 +120,24 @@ async def test_no_tombstone_goes_while_a_primary_is_down_or_lacks_it(make_cluste
         for repairer in each.values():
             await repairer.walk()
     assert await holders(cluster, "k") == set()
+
+
+async def test_a_primary_that_stops_answering_in_between_is_not_passed_over(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    await deleted(cluster, "k")
+
+    async def no_reads(node: int, request: object) -> None:
+        if node == 4 and isinstance(request, pb.BatchRequest):
+            raise Unavailable("gone")
+
+    cluster.network.before = no_reads
+    each = repairers(cluster)
+    for _ in range(2):
+        for repairer in each.values():
+            await repairer.walk()
+    assert await condemned(cluster, "k") == {4}
 
 
 async def test_a_young_tombstone_stays(make_cluster: MakeCluster) -> None:
