@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from coffre.node.store import (
 __all__ = ["Healer", "Outcome", "Scene", "Task"]
 
 _log = logging.getLogger(__name__)
+_LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
 _RECORD_BYTES = 512  # what a manifest and its rows come to
 
 
@@ -105,6 +107,7 @@ class Healer:
         self._options = options
         self._pace = pace
         self._clock = clock
+        self._places = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     async def heal(self, scene: Scene, tasks: Sequence[Task]) -> list[Outcome]:
         """Raises what the store raises when it is closed or its disk failed."""
@@ -113,8 +116,16 @@ class Healer:
         plans = await self._plans(scene, quick, quickly=True)
         rest = [task for task in tasks if task.name not in plans or not plans[task.name].is_enough]
         plans |= await self._plans(scene, rest, quickly=False)
-        outcomes = [await self._carry_out_large(scene, task, plans[task.name]) for task in tasks]
-        await self._apply([(outcome, plans[outcome.task.name]) for outcome in outcomes])
+        outcomes = [
+            Outcome(task, plan.reason, plan.restored, plan.bytes, plan.again)
+            for task in tasks
+            for plan in (plans[task.name],)
+        ]
+        await self._apply([(outcome, plans[outcome.task.name].mutations) for outcome in outcomes])
+        await asyncio.gather(
+            *(self._bring_large(scene, outcome, plans[outcome.task.name]) for outcome in outcomes)
+        )
+        await self._drop_reports(outcomes)
         received = scene.asking.bytes - before
         await self._pace.spend(received + sum(outcome.bytes for outcome in outcomes))
         return outcomes
@@ -246,40 +257,45 @@ class Healer:
 
     # ---------------------------------------------------------------- doing
 
-    async def _carry_out_large(self, scene: Scene, task: Task, plan: _Plan) -> Outcome:
-        outcome = Outcome(task, plan.reason, plan.restored, plan.bytes, plan.again)
+    async def _bring_large(self, scene: Scene, outcome: Outcome, plan: _Plan) -> None:
+        """Rebuild large shards, few at a time: those that are small do not wait for them."""
+        task = outcome.task
         for sealed, index, holders, established in plan.large:
             try:
-                await rebuild_large(
-                    self._store,
-                    scene.asking,
-                    self._pace,
-                    task.name,
-                    sealed,
-                    index,
-                    holders,
-                    self._options.timeout,
-                )
+                async with self._places:
+                    await rebuild_large(
+                        self._store,
+                        scene.asking,
+                        self._pace,
+                        task.name,
+                        sealed,
+                        index,
+                        holders,
+                        self._options.timeout,
+                    )
+                accept = _accept(task, sealed, index)
+                accept.staged = True
+                outcome.restored += 1
+                mutation = Restore(accept, replace=True) if established else _locked(accept)
+                await self._apply([(outcome, [mutation])])
+                # One that was overtaken meanwhile is wanted no more.
+                await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)
             except CoffreError as error:
                 outcome.reason = f"a large shard cannot be rebuilt ({type(error).__name__})"
                 _log.warning("a large shard cannot be rebuilt: %s", error)
-                continue
-            accept = _accept(task, sealed, index)
-            accept.staged = True
-            plan.mutations.append(Restore(accept, replace=True) if established else _locked(accept))
-            outcome.restored += 1
-        return outcome
 
-    async def _apply(self, planned: Sequence[tuple[Outcome, _Plan]]) -> None:
-        mutations = [mutation for _, plan in planned for mutation in plan.mutations]
+    async def _apply(self, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:
+        mutations = [mutation for _, several in planned for mutation in several]
         results = iter(await self._store.apply(mutations) if mutations else [])
-        for outcome, plan in planned:
-            for _ in plan.mutations:
+        for outcome, several in planned:
+            for _ in several:
                 result = next(results)
                 if result.error is not None:
                     outcome.reason = f"this node's store refuses it ({type(result.error).__name__})"
                     outcome.restored = 0
-        done = [o.task for o, _ in planned if o.task.report and not o.reason and not o.again]
+
+    async def _drop_reports(self, outcomes: Sequence[Outcome]) -> None:
+        done = [o.task for o in outcomes if o.task.report and not o.reason and not o.again]
         drops = [DropRepair(t.name, t.partition, *t.report) for t in done if t.report is not None]
         if drops:
             await self._store.apply(drops)
