@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import ClientOptions, connect
-from coffre.cluster.errors import NotFound
+from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.tls import TlsFiles
 from coffre.node.repair.messages import unpack_digests
@@ -146,3 +147,49 @@ async def test_an_operator_pauses_one_node(cluster: LocalCluster) -> None:
         assert not (await operator.repair_status(2, 5.0)).paused
     finally:
         await operator.close()
+
+
+async def test_a_node_that_lost_its_disk_does_not_come_back_under_its_name(cluster: LocalCluster) -> None:
+    """Nor does one whose disk was rolled back; and a restart of all together is no loss."""
+    await fill(cluster, "k")
+    await until(lambda: in_step(cluster))
+    await asyncio.to_thread(cluster.kill, 3)
+    saved = cluster.directory / "saved"
+    await asyncio.to_thread(shutil.copytree, cluster.data(3), saved)
+    await cluster.start([3])
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
+        await client.put("b", "later", b"promised")
+        await client.flush()
+
+    async def told() -> bool:
+        peer = as_node(cluster, 3)
+        try:
+            reply = await peer.digests(1, pb.DigestsRequest(epoch=1), 5.0)
+        finally:
+            await peer.close()
+        return reply.witnessed_commits > before
+
+    peer = as_node(cluster, 3)
+    before = (await peer.digests(1, pb.DigestsRequest(epoch=1), 5.0)).witnessed_commits
+    await peer.close()
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
+        await client.put("b", "later-still", b"promised")
+        await client.flush()
+    await until(told)
+    await asyncio.to_thread(cluster.kill, 3)
+    current = cluster.directory / "current"
+    cluster.data(3).rename(current)
+    with pytest.raises(Unavailable, match="another disk"):
+        await cluster.start([3])
+    await asyncio.to_thread(shutil.rmtree, cluster.data(3))
+    saved.rename(cluster.data(3))
+    with pytest.raises(Unavailable, match="older than it was"):
+        await cluster.start([3])
+    await asyncio.to_thread(shutil.rmtree, cluster.data(3))
+    current.rename(cluster.data(3))
+    for number in cluster.numbers:
+        if number != 3:
+            await asyncio.to_thread(cluster.kill, number)
+    await cluster.start()
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
+        assert await client.get("b", "later-still") == b"promised"

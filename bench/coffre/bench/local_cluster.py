@@ -195,6 +195,8 @@ class LocalCluster:
             "--config",
             str(self.config(number)),
         ]
+        if number not in self._processes and not self.data(number).exists():
+            command.append("--new-cluster")
         with self.log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -29,6 +29,7 @@ from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
+from coffre.node.repair.testimony import witness
 from coffre.node.store import (
     Abort,
     Accept,
@@ -72,6 +73,7 @@ class Handler:
         self._clock = clock
         self.repairs: RepairSwitch | None = None
         self.certificate_expires_ms = 0
+        self.serving = True
 
     # ---------------------------------------------------------------- small operations
 
@@ -289,8 +291,18 @@ class Handler:
     # ---------------------------------------------------------------- other nodes
 
     async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
-        self._admit_node(peer, request.epoch)
-        return pb.DigestsReply(epoch=self.maps.map.epoch, digests=pack_digests(await self._store.digests()))
+        self._check_node(peer)
+        seen = await witness(self._store, peer.name, request.store_id, request.commits)
+        reply = pb.DigestsReply(
+            epoch=self.maps.map.epoch,
+            starting=not self.serving,
+            witnessed_store_id=seen.store_id,
+            witnessed_commits=seen.commits,
+        )
+        if self.serving:
+            self._check_epoch(request.epoch)
+            reply.digests = pack_digests(await self._store.digests())
+        return reply
 
     async def partition_rows(
         self, peer: Identity, request: pb.PartitionRowsRequest
@@ -385,12 +397,19 @@ class Handler:
 
     def _admit_node(self, peer: Identity, epoch: int) -> None:
         """Only a node, and only one that the map has, as its certificate says."""
+        self._check_node(peer)
+        self._check_epoch(epoch)
+
+    def _check_node(self, peer: Identity) -> None:
         if peer.role is not Role.NODE:
             raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
         self.maps.check_member(peer)
-        self._check_epoch(epoch)
 
     def _check_epoch(self, epoch: int) -> None:
+        if not self.serving:
+            raise Unavailable(
+                f"node {self._node_id} is starting: it asks the others what they have seen of it"
+            )
         if epoch != self.maps.map.epoch:
             raise StaleMap(
                 f"node {self._node_id} is at map epoch {self.maps.map.epoch}, the request at {epoch}"

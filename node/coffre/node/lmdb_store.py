@@ -65,6 +65,7 @@ from coffre.node.store import (
     StagedWriter,
     StoredCell,
     StoredVersion,
+    StoreIdentity,
     StoreOptions,
     StoreStatus,
 )
@@ -218,6 +219,12 @@ class LmdbStore:
         self._parts.index.close()
         os.close(self._parts.lock)
 
+    @property
+    def found(self) -> StoreIdentity | None:
+        """What was on the disk before this process wrote anything; None when the directory was empty."""
+        commits = self._parts.index.commits_found
+        return StoreIdentity(self._parts.store_id, commits) if commits else None
+
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the store is closed")
@@ -307,6 +314,10 @@ class LmdbStore:
         self._check_open()
         check_stage(data_id, shard_index)
         await self._committer.run([DropStaged(staging_key(tenant, data_id, shard_index))])
+
+    async def identity(self) -> StoreIdentity:
+        self._check_open()
+        return StoreIdentity(self._parts.store_id, self._parts.index.commits())
 
     async def keep_note(self, title: str, note: bytes) -> None:
         self._check_open()

@@ -44,6 +44,7 @@ from coffre.node.store import (
     State,
     StoredCell,
     StoredVersion,
+    StoreIdentity,
     StoreOptions,
     StoreStatus,
 )
@@ -59,8 +60,11 @@ _Writer = tuple[str, bytes]  # tenant, id
 class MemoryStore:
     """`ShardStore` in memory. `clock` is used for the expiry of staged shards alone."""
 
-    def __init__(self, clock: Clock, options: StoreOptions | None = None) -> None:
+    def __init__(
+        self, clock: Clock, options: StoreOptions | None = None, *, store_id: bytes = bytes(16)
+    ) -> None:
         self._clock = clock
+        self._store_id = store_id
         self._options = options or StoreOptions()
         self._rows: dict[ObjectName, Row] = {}
         self._keys: dict[_Bucket, list[bytes]] = {}
@@ -444,8 +448,10 @@ class MemoryStore:
         if shard is not None:
             self._used_bytes -= shard.size_bytes
 
+    async def identity(self) -> StoreIdentity:
+        return StoreIdentity(self._store_id, self._syncs)
+
     async def keep_note(self, title: str, note: bytes) -> None:
-        self._check_open()
         self._notes[title] = note
 
     async def note(self, title: str) -> bytes:

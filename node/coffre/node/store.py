@@ -48,6 +48,7 @@ __all__ = [
     "StagedShard",
     "StagedWriter",
     "State",
+    "StoreIdentity",
     "StoreOptions",
     "StoreStatus",
     "StoredCell",
@@ -328,6 +329,14 @@ class StoreStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """Which store this is, and how far it has come: `commits` only grows, and a disk that was rolled back has fewer."""
+
+    store_id: bytes  # 16 bytes, drawn when the store was made
+    commits: int
+
+
+@dataclass(frozen=True, slots=True)
 class StagedShard:
     """A shard that was streamed, verified and synced, but belongs to no version yet."""
 
@@ -428,6 +437,8 @@ class ShardStore(Protocol):
 
     def repair_queue(self) -> AsyncIterator[QueueRepair]:
         """Shards reported as damaged or missing."""
+
+    async def identity(self) -> StoreIdentity: ...
 
     async def keep_note(self, title: str, note: bytes) -> None:
         """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own."""

@@ -1026,15 +1026,23 @@ class DigestsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    store_id: _builtins.bytes
+    """of the caller, so that this node can testify later"""
+    commits: _builtins.int
+    """the caller's last commit, a number that only grows"""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
+        store_id: _builtins.bytes = ...,
+        commits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "epoch", b"epoch", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1046,18 +1054,29 @@ class DigestsReply(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
+    STARTING_FIELD_NUMBER: _builtins.int
+    WITNESSED_STORE_ID_FIELD_NUMBER: _builtins.int
+    WITNESSED_COMMITS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     digests: _builtins.bytes
     """of every partition with versions: partition u16, digest 16 bytes, versions u64, big-endian"""
+    starting: _builtins.bool
+    """this node does not serve yet: it testifies, and says nothing of what it holds"""
+    witnessed_store_id: _builtins.bytes
+    """what this node has seen of the caller, the highest commit; empty: nothing"""
+    witnessed_commits: _builtins.int
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         digests: _builtins.bytes = ...,
+        starting: _builtins.bool = ...,
+        witnessed_store_id: _builtins.bytes = ...,
+        witnessed_commits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch", "starting", b"starting", "witnessed_commits", b"witnessed_commits", "witnessed_store_id", b"witnessed_store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,14 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.node.repair.messages import row_of_message, unpack_digests
-from coffre.node.store import PartitionDigest, PartitionRow, State, StoredCell, StoredVersion
+from coffre.node.store import (
+    PartitionDigest,
+    PartitionRow,
+    State,
+    StoredCell,
+    StoredVersion,
+    StoreIdentity,
+)
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import outcomes_of
 
@@ -27,8 +34,11 @@ Answers = dict[int, Sequence[StoredVersion]]
 class Asking:
     """Questions to the nodes of one epoch."""
 
-    def __init__(self, transport: Transport, epoch: int, timeout: float, clock: Clock) -> None:
+    def __init__(
+        self, transport: Transport, epoch: int, timeout: float, clock: Clock, identity: StoreIdentity
+    ) -> None:
         self._transport = transport
+        self._identity = identity
         self._timeout = timeout
         self._clock = clock
         self.epoch = epoch
@@ -37,12 +47,13 @@ class Asking:
     async def digests(self, nodes: Iterable[int]) -> dict[int, dict[int, PartitionDigest]]:
         """By node and partition; nodes that do not answer are left out."""
         asked = tuple(nodes)
-        request = pb.DigestsRequest(epoch=self.epoch)
+        own = self._identity
+        request = pb.DigestsRequest(epoch=self.epoch, store_id=own.store_id, commits=own.commits)
 
         async def ask(node: int) -> dict[int, PartitionDigest] | None:
             try:
                 reply = await self._transport.digests(node, request, self._timeout)
-                return unpack_digests(reply.digests)
+                return None if reply.starting else unpack_digests(reply.digests)
             except CoffreError as error:
                 _log.info("a node does not answer", extra={"peer": node, "error": type(error).__name__})
                 return None

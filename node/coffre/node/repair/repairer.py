@@ -123,7 +123,8 @@ class Repairer:
             self._electorates = Electorates(cluster_map, self._maps.placement_for(policy.k, policy.m))
             self._moved.clear()
             self._queue.unpark()
-        asking = Asking(self._transport, cluster_map.epoch, self._options.timeout, self._clock)
+        identity = await self._store.identity()
+        asking = Asking(self._transport, cluster_map.epoch, self._options.timeout, self._clock, identity)
         others = [node for node in self._electorates.nodes() if node != self._number]
         digests = await asking.digests(others)
         if digests.keys() - self._answered:
