@@ -24,6 +24,7 @@ __all__ = [
     "decide",
     "is_dead",
     "is_never_acknowledged",
+    "is_pending",
     "needs_look",
 ]
 
@@ -89,6 +90,13 @@ class _Tally:
         self.settled = any(version.state == SETTLED for version in self.held.values())
         self._locked = {node for node, version in self.held.items() if version.state >= LOCKED}
 
+    def _can_be_on(self, count: int) -> bool:
+        """Whether, with all who are silent, so many primaries of some set may hold it."""
+        return any(
+            len(self.held.keys() & set(members)) + len(self._silent(members)) >= count
+            for members in self._electorate.sets
+        )
+
     def _silent(self, members: Iterable[int]) -> set[int]:
         return set(members) - self._view.answers.keys()
 
@@ -103,10 +111,14 @@ class _Tally:
 
     @property
     def established(self) -> bool:
-        """SETTLED somewhere, or LOCKED on W of every set and k shards on locked nodes."""
-        if self.settled:
-            return True
+        """SETTLED somewhere, or LOCKED on W of every set and k shards on locked nodes.
+
+        What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
+        claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
+        """
         write = self._electorate.write
+        if self.condemned or (self.settled and self._can_be_on(write)):
+            return True
         by_votes = all(len(self._locked & set(members)) >= write for members in self._electorate.sets)
         return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._electorate.k)
 
@@ -166,6 +178,8 @@ def decide(view: View) -> list[Action]:
         own = view.own_version(stamp)
         if tally.established:
             return actions + _established(view, stamps[place:], tally)
+        if tally.settled:
+            continue  # somebody says so against all others: no vote is given on such grounds
         if tally.dead:
             if own is None:
                 actions.append(Action(Step.REFUSE, stamp))
@@ -259,16 +273,31 @@ def choose_index(
     return chosen.get(me)
 
 
-def needs_look(own: Sequence[StoredVersion], other: Sequence[StoredVersion], old_ms: int) -> bool:
+def is_pending(versions: Sequence[StoredVersion]) -> bool:
+    """Whether something above the newest settled version is not decided yet."""
+    for version in versions:
+        if version.state == SETTLED:
+            return False
+        if version.state != ABORTED:
+            return True
+    return False
+
+
+def needs_look(
+    own: Sequence[StoredVersion], other: Sequence[StoredVersion], old_ms: int, *, changing: bool = False
+) -> bool:
     """Whether the rows of this node and of another primary differ in something that this node may have to act on.
 
-    `old_ms`: versions that are not settled and younger are their writers' business.
+    `old_ms`: versions that are not settled and younger are their writers' business. `changing`: while the map changes,
+    votes against versions count, too.
     """
     mine = {version.stamp: version for version in own}
     settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
     theirs = {version.stamp: version for version in other}
     for stamp, version in theirs.items():
         held = mine.get(stamp)
+        if changing and version.state == ABORTED and held is None and stamp > settled:
+            return True
         if version.state == ABORTED or version.condemned:
             continue
         if held is None or (held.state == ABORTED and version.state >= LOCKED):

@@ -45,8 +45,7 @@ class RepairQueue:
 
     def push(self, task: Task) -> bool:
         """Take a task, unless its name waits already or is parked. False when there is no room."""
-        parked = self._parked.get(task.name)
-        if task.name in self._names or (parked is not None and self._clock.monotonic() < parked.until):
+        if task.name in self._names or self.is_parked(task.name):
             return True
         if not self.has_room:
             return False
@@ -54,6 +53,10 @@ class RepairQueue:
         heapq.heappush(self._heap, (task.survivors, self._ticket, task))
         self._names.add(task.name)
         return True
+
+    def is_parked(self, name: ObjectName) -> bool:
+        parked = self._parked.get(name)
+        return parked is not None and self._clock.monotonic() < parked.until
 
     def pop(self, count: int) -> list[Task]:
         """The most urgent tasks."""

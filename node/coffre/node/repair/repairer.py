@@ -79,6 +79,10 @@ class Repairer:
                     except CoffreError as error:
                         _log.warning("a round of repair failed: %s", error)
                         again = False
+                    except Exception as error:  # noqa: BLE001 - a bug must not end repair for good
+                        # The text may hold a name: only the class and the place are logged.
+                        _log.error("internal error", extra={"error": type(error).__name__}, exc_info=True)
+                        again = False
                     if again:
                         continue
                 await self._rest()
@@ -106,7 +110,7 @@ class Repairer:
         own = dict(await self._store.digests())
         partitions = scene.electorates.own_partitions(self._number)
         found = [differing(scene, own, partition) for partition in partitions]
-        self._failed = {difference.partition for difference in found if not difference.complete}
+        self._failed = set()
         self._busy_since = self._clock.monotonic()
         await self._reports.take(scene)
         # Where most primaries deviate, fewest good shards are left.
@@ -167,7 +171,9 @@ class Repairer:
         now_ms = self._clock.unixtime_ms()
         try:
             async for task in compare(self._store, scene, self._options, difference, now_ms):
-                overflowed |= not self._queue.push(task)
+                if self._queue.is_parked(task.name) or not self._queue.push(task):
+                    overflowed |= not self._queue.has_room
+                    self._failed.add(task.partition)
                 if len(self._queue) % BATCH_NAMES == 0:
                     async with changed:
                         changed.notify_all()
@@ -225,7 +231,9 @@ class Repairer:
         down = set(scene.electorates.nodes()) - scene.digests.keys() - {self._number}
         status.nodes_down[:] = sorted(down)
         if scene.asking.epoch == self._maps.map.epoch:
-            self._moved |= {d.partition for d in found if d.partition not in self._failed}
+            self._moved |= {
+                d.partition for d in found if d.complete and not d.pending and d.partition not in self._failed
+            }
             status.moved_epoch = scene.asking.epoch
 
     def moved(self, epoch: int) -> frozenset[int]:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 
 from coffre.cluster.errors import CoffreError
-from coffre.cluster.names import ObjectName
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import unixtime_ms_of
-from coffre.node.repair.decide import needs_look
+from coffre.node.repair.decide import is_pending, needs_look
 from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
 from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, StoredVersion
@@ -24,17 +24,19 @@ _Rows = dict[ObjectName, Sequence[StoredVersion]]
 
 @dataclass(slots=True)
 class Difference:
-    """A partition whose primaries do not all hold the same. `others`: by digest, who has it; without this node's
-    own. `complete`: R nodes of every set answered, so nothing that was complete is missed."""
+    """A partition of which not all primaries hold the same. `others`: nodes that hold the same among themselves, and
+    not what this node does. `complete`: R nodes of every set answered, so nothing that was complete is missed.
+    `pending`: something in it is not decided yet."""
 
     partition: int
-    others: dict[PartitionDigest, list[int]] = field(default_factory=dict)
+    others: list[tuple[PartitionDigest, list[int]]] = field(default_factory=list)
     like_own: list[int] = field(default_factory=list)
     complete: bool = False
+    pending: bool = False
 
     @property
     def deviating(self) -> int:
-        return sum(map(len, self.others.values()))
+        return sum(len(nodes) for _, nodes in self.others)
 
     @property
     def in_step(self) -> bool:
@@ -42,17 +44,25 @@ class Difference:
 
 
 def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> Difference:
-    """Compare a partition's digests with those of the primaries that answered."""
+    """Compare a partition's digests with those of the primaries that answered.
+
+    While the map changes every node counts as deviating: votes against versions matter then, and digests leave
+    them out.
+    """
     electorate = scene.electorates.of(partition)
     difference = Difference(partition)
     mine = own.get(partition, _NOTHING)
+    groups: dict[tuple[PartitionDigest, int], list[int]] = {}
     for node in sorted(electorate.everyone - {scene.me}):
         if node in scene.digests:
             digest = scene.digests[node].get(partition, _NOTHING)
-            if digest == mine:
+            if electorate.is_changing:
+                groups[digest, node] = [node]
+            elif digest == mine:
                 difference.like_own.append(node)
             else:
-                difference.others.setdefault(digest, []).append(node)
+                groups.setdefault((digest, 0), []).append(node)
+    difference.others = [(digest, nodes) for (digest, _), nodes in groups.items()]
     answered = scene.digests.keys() | {scene.me}
     difference.complete = all(len(answered & set(members)) >= electorate.read for members in electorate.sets)
     return difference
@@ -62,7 +72,7 @@ async def compare(
     store: ShardStore, scene: Scene, options: RepairOptions, difference: Difference, now_ms: int
 ) -> AsyncIterator[Task]:
     """The names of a partition that this node has to look at. Raises `CoffreError` when no row can be had."""
-    versions = max(digest.versions for digest in difference.others)
+    versions = max(digest.versions for digest, _ in difference.others)
     slots = max(-(-versions // _SLOT_VERSIONS), 1)
     for slot in range(slots):
         own: _Rows = {
@@ -71,9 +81,11 @@ async def compare(
             for row in rows
         }
         theirs: list[tuple[list[int], _Rows]] = []
-        for nodes in difference.others.values():
+        for _, nodes in difference.others:
             rows = await _rows_of_any(scene, nodes, difference.partition, slot, slots)
-            if rows is not None:
+            if rows is None:
+                difference.complete = False
+            else:
                 theirs.append((nodes, rows))
         names = own.keys() | {name for _, rows in theirs for name in rows}
         for name in sorted(names, key=ObjectName.context):
@@ -105,12 +117,19 @@ def _task(
     now_ms: int,
 ) -> Task | None:
     old_ms = now_ms - int(options.unfinished_seconds * 1000)
-    if not any(needs_look(own, rows.get(name, ()), old_ms) for _, rows in theirs):
+    changing = scene.electorates.of(difference.partition).is_changing
+    every = [own, *(rows.get(name, ()) for _, rows in theirs)]
+    difference.pending |= any(map(is_pending, every))
+    if not any(needs_look(own, other, old_ms, changing=changing) for other in every[1:]):
+        return None
+    if partition_of(name, scene.electorates.map.partitions) != difference.partition:
+        _log.warning("another node names an object in a partition that is not its own")
         return None
     newest = max(
         (v.stamp for _, rows in theirs for v in rows.get(name, ()) if v.state == SETTLED), default=b""
     )
     if newest and unixtime_ms_of(newest) > now_ms - int(options.settling_seconds * 1000):
+        difference.pending = True
         return None  # it may be on its way here
     sources: list[int] = []
     for nodes, rows in theirs:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import hypothesis.strategies as st
 import pytest
-from coffre.node.repair.decide import Step, View, choose_index, decide, needs_look
+from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look
 from coffre.node.repair.electorate import Electorate
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
@@ -54,6 +54,17 @@ def each(nodes: Sequence[int], number: int, state: State, **options: bool) -> di
 def test_settled_anywhere_is_taken() -> None:
     assert steps(view(each([4], 1, S))) == [(Step.RESTORE, stamp(1))]
     assert steps(view(each([4], 1, S, young=True))) == [(Step.RESTORE, stamp(1, young=True))]
+
+
+def test_a_claim_that_cannot_be_true_is_not_believed() -> None:
+    """Settled was on W primaries; here all others answered, and one of them says so."""
+    real = {node: [held(1, S, node - 1)] for node in range(1, 7)}
+    liar = held(9, S, tombstone=True)
+    assert steps(view({**real, 4: [liar]})) == []
+    assert steps(view({**real, 4: [held(9, S, 3, young=True), held(1, S, 3)]})) == []
+    three = {node: [liar, *real[node]] for node in (4, 5, 6)}
+    assert steps(view({**real, **three})) == []
+    assert steps(view({1: real[1], 2: real[2], **three})) == [(Step.RESTORE, stamp(9))]  # node 3 may have it
 
 
 def test_settled_against_the_node_s_own_vote() -> None:
@@ -217,7 +228,8 @@ def any_view(draw: st.DrawFn) -> View:
 def test_no_answers_lead_to_a_vote_that_is_not_the_node_s_own(seen: View) -> None:
     actions = decide(seen)
     assert len({action.stamp for action in actions}) == len(actions)
-    newest_settled = max((v.stamp for vs in seen.answers.values() for v in vs if v.state is S), default=b"")
+    claimed = {v.stamp for versions in seen.answers.values() for v in versions if v.state is S}
+    newest_settled = max((number for number in claimed if _may_be_on_w(seen, number)), default=b"")
     for step, number in actions:
         own = seen.own_version(number)
         votes = list(seen.held(number).values())
@@ -226,6 +238,7 @@ def test_no_answers_lead_to_a_vote_that_is_not_the_node_s_own(seen: View) -> Non
             # Only what this node never accepted, only above all that is settled, and never what W may hold.
             assert own is None
             assert number > newest_settled
+            assert number not in claimed
             dead = _aborted_on_r(seen, number)
             assert dead or _fewer_than_w(seen, number) or not _shards_enough(seen, found)
         if step is Step.DROP:
@@ -250,6 +263,13 @@ def _fewer_than_w(seen: View, number: bytes) -> bool:
     return any(
         len((holders | silent) & set(members)) < seen.electorate.write for members in seen.electorate.sets
     )
+
+
+def _may_be_on_w(seen: View, number: bytes) -> bool:
+    """Whether W nodes of some set may hold it."""
+    holders = {node for node, v in seen.held(number).items() if v.state is not X}
+    possible = holders | (seen.electorate.everyone - seen.answers.keys())
+    return any(len(possible & set(members)) >= seen.electorate.write for members in seen.electorate.sets)
 
 
 def _shards_enough(seen: View, found: Mapping[int, StoredVersion]) -> bool:
@@ -317,3 +337,23 @@ OLD_MS = NOW_MS - 3_600_000
 )
 def test_which_rows_are_looked_at(own: list[StoredVersion], other: list[StoredVersion], looks: bool) -> None:
     assert needs_look(own, other, OLD_MS) is looks
+
+
+def test_while_the_map_changes_votes_against_versions_are_looked_at() -> None:
+    assert needs_look([], [held(1, X)], OLD_MS, changing=True)
+    assert not needs_look([held(2, S)], [held(1, X)], OLD_MS, changing=True)
+    assert not needs_look([held(1, X)], [held(1, X)], OLD_MS, changing=True)
+
+
+@pytest.mark.parametrize(
+    ("versions", "pending"),
+    [
+        ([], False),
+        ([held(2, S), held(1, A)], False),
+        ([held(2, A), held(1, S)], True),
+        ([held(3, X), held(2, L)], True),
+        ([held(3, X)], False),
+    ],
+)
+def test_what_is_not_decided_yet(versions: list[StoredVersion], pending: bool) -> None:
+    assert is_pending(versions) is pending
