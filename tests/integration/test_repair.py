@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -138,15 +140,33 @@ async def test_shards_that_rot_are_rebuilt_when_a_reader_meets_them(cluster: Loc
     await read_all(cluster, values, 2)
 
 
-async def test_an_operator_pauses_one_node(cluster: LocalCluster) -> None:
-    operator = GrpcTransport(cluster.map, cluster.operator_tls())
-    request = pb.RepairControlRequest(action=pb.REPAIR_ACTION_PAUSE, bytes_per_second=1 << 20)
-    try:
-        reply = await operator.repair_control(3, request, 5.0)
-        assert (reply.paused, reply.bytes_per_second) == (True, 1 << 20)
-        assert not (await operator.repair_status(2, 5.0)).paused
-    finally:
-        await operator.close()
+async def coffre(cluster: LocalCluster, *arguments: str) -> tuple[int, str]:
+    """Run the command as an operator; exit status and output."""
+    command = [str(Path(sys.executable).with_name("coffre")), *arguments]
+    command += ["--operator", str(cluster.operator_config()), "--json"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+async def test_what_an_operator_sees_and_does(cluster: LocalCluster) -> None:
+    status, output = await coffre(cluster, "doctor")
+    assert (status, json.loads(output)) == (0, [])
+    status, output = await coffre(cluster, "repair", "pause", "--node", "node-3")
+    assert json.loads(output)["node-3"]["paused"]
+    _, output = await coffre(cluster, "repair", "start", "--mb-per-second", "7", "--node", "node-2")
+    assert json.loads(output)["node-2"]["bytes_per_second"] == "7000000"
+    await asyncio.to_thread(cluster.kill, 5)
+    status, output = await coffre(cluster, "repair", "status")
+    found = json.loads(output)
+    assert (status, found["node-3"]["paused"], found["node-2"]["paused"]) == (0, True, False)
+    assert "error" in found["node-5"]
+    status, output = await coffre(cluster, "scrub", "status")
+    assert json.loads(output)["node-1"]["scrub_damaged"] == "0"
+    status, output = await coffre(cluster, "doctor")
+    findings = {(level, about) for level, about, _ in json.loads(output)}
+    assert status == 1
+    assert {("error", "node-5"), ("warning", "node-3")} <= findings
 
 
 async def test_a_node_that_lost_its_disk_does_not_come_back_under_its_name(cluster: LocalCluster) -> None:
