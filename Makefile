@@ -52,6 +52,10 @@ soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)
 
+.PHONY: bench-repair
+bench-repair: setup  ## measure repair; writes bench/results/repair.json
+	@$(BIN)/coffre bench repair $(ARGS)
+
 .PHONY: bench-micro
 bench-micro: setup  ## time operations beside references, compare with bench/results/micro.json (ARGS=--strict, --large)
 	@$(BIN)/python bench/micro/run.py $(ARGS)
