@@ -69,11 +69,15 @@ class Handler:
         self._number = number
         self._node_id = node_id
         self._store = store
-        self.maps = maps
+        self._maps = maps
         self._clock = clock
         self.repairs: RepairSwitch | None = None
         self.certificate_expires_ms = 0
         self.serving = True
+
+    @property
+    def maps(self) -> MapHolder:
+        return self._maps
 
     # ---------------------------------------------------------------- small operations
 
@@ -170,7 +174,7 @@ class Handler:
         if len(stamp) != STAMP_BYTES:
             raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
         name = ObjectName(tenant, bucket, key)
-        return name, partition_of(name, self.maps.map.partitions)
+        return name, partition_of(name, self._maps.map.partitions)
 
     def _accept(self, tenant: str, accept: pb.Accept, now_ms: int) -> Accept:
         sealed = accept.sealed
@@ -237,7 +241,7 @@ class Handler:
         n = k + m
         if len(placement) != n or len(shard_crcs) != 4 * n:
             raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} checksums")
-        self.maps.placement_for(k, m).check(placement)
+        self._maps.placement_for(k, m).check(placement)
         if shard_index is None:
             return
         if shard_index >= n or placement[shard_index] != self._number:
@@ -294,7 +298,7 @@ class Handler:
         self._check_node(peer)
         seen = await witness(self._store, peer.name, request.store_id, request.commits)
         reply = pb.DigestsReply(
-            epoch=self.maps.map.epoch,
+            epoch=self._maps.map.epoch,
             starting=not self.serving,
             witnessed_store_id=seen.store_id,
             witnessed_commits=seen.commits,
@@ -308,7 +312,7 @@ class Handler:
         self, peer: Identity, request: pb.PartitionRowsRequest
     ) -> AsyncIterator[pb.PartitionRowsReply]:
         self._admit_node(peer, request.epoch)
-        if request.partition >= self.maps.map.partitions or request.slot >= max(request.slots, 1):
+        if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
             raise InvalidArgument("there is no such partition, or no such slot of it")
         rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
         async for some in rows:
@@ -344,7 +348,7 @@ class Handler:
         return pb.StatusReply(
             node_number=self._number,
             node_id=self._node_id,
-            epoch=self.maps.map.epoch,
+            epoch=self._maps.map.epoch,
             version=__version__,
             objects=status.objects,
             shards=status.shards,
@@ -375,9 +379,9 @@ class Handler:
         return self.repairs
 
     async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
-        if request.known_epoch >= self.maps.map.epoch:
+        if request.known_epoch >= self._maps.map.epoch:
             return pb.GetMapReply()
-        return pb.GetMapReply(signed_map=self.maps.signed)
+        return pb.GetMapReply(signed_map=self._maps.signed)
 
     def _admit(self, peer: Identity, tenant: str, epoch: int | None = None) -> None:
         """Only a tenant, and only in its own buckets; and only on the map that this node has."""
@@ -403,16 +407,16 @@ class Handler:
     def _check_node(self, peer: Identity) -> None:
         if peer.role is not Role.NODE:
             raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
-        self.maps.check_member(peer)
+        self._maps.check_member(peer)
 
     def _check_epoch(self, epoch: int) -> None:
         if not self.serving:
             raise Unavailable(
                 f"node {self._node_id} is starting: it asks the others what they have seen of it"
             )
-        if epoch != self.maps.map.epoch:
+        if epoch != self._maps.map.epoch:
             raise StaleMap(
-                f"node {self._node_id} is at map epoch {self.maps.map.epoch}, the request at {epoch}"
+                f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
             )
 
 
