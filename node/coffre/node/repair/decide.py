@@ -90,12 +90,18 @@ class _Tally:
         self.settled = any(version.state == SETTLED for version in self.held.values())
         self._locked = {node for node, version in self.held.items() if version.state >= LOCKED}
 
-    def _can_be_on(self, count: int) -> bool:
-        """Whether, with all who are silent, so many primaries of some set may hold it."""
+    @property
+    def _can_be_settled(self) -> bool:
+        """Whether, with all who are silent, W primaries of some set may hold it."""
         return any(
-            len(self.held.keys() & set(members)) + len(self._silent(members)) >= count
-            for members in self._electorate.sets
+            len(self.held.keys() & set(voters.nodes)) + len(self._silent(voters.nodes)) >= voters.write
+            for voters in self._electorate.sets
         )
+
+    @property
+    def _k(self) -> int:
+        """Shards that are enough to read it, whichever set coded it."""
+        return max(voters.k for voters in self._electorate.sets)
 
     def _silent(self, members: Iterable[int]) -> set[int]:
         return set(members) - self._view.answers.keys()
@@ -116,21 +122,19 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        write = self._electorate.write
-        if self.condemned or (self.settled and self._can_be_on(write)):
+        if self.condemned or (self.settled and self._can_be_settled):
             return True
-        by_votes = all(len(self._locked & set(members)) >= write for members in self._electorate.sets)
-        return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._electorate.k)
+        by_votes = self._electorate.is_established_by(self._locked)
+        return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k)
 
     @property
     def dead(self) -> bool:
         """ABORTED on R of some set, or on so many that fewer than k nodes could ever hold a shard."""
-        voters, read = self._electorate.sets, self._electorate.read
-        if any(len(self.aborted & set(members)) >= read for members in voters):
+        if self._electorate.is_dead_by(self.aborted):
             return True
-        if self._electorate.is_changing or not self.held or self.tombstone:
+        if self._electorate.is_moving or not self.held or self.tombstone:
             return False
-        left = set(voters[0]) - self.aborted
+        left = set(self._electorate.primaries) - self.aborted
         return len(left) + self._elsewhere() < self._electorate.k
 
     def _elsewhere(self) -> int:
@@ -142,19 +146,18 @@ class _Tally:
     @property
     def never_acknowledged(self) -> bool:
         """Provably neither acknowledged by its writer nor returned by a reader; a damaged copy counts as whole."""
-        write = self._electorate.write
-        for members in self._electorate.sets:
-            holders = self.held.keys() & set(members)
-            if len(holders) + len(self._silent(members)) < write:
-                return True
-        if self._electorate.is_changing or not self.held or self.tombstone:
+        everyone = self._electorate.everyone
+        if not self._electorate.may_be_established(self.held.keys() | self._silent(everyone)):
+            return True
+        if self._electorate.is_moving or not self.held or self.tombstone:
             return False
         members = self._electorate.primaries
         silent = self._silent(members)
         here = [n for n in members if n in self.held and self._may_have_shard(n)]
         possible = len(here) + len(silent) + self._elsewhere()
         locked = len(self._locked & set(members)) + len(silent)
-        return possible < self._electorate.shards and (locked < write or possible < self._electorate.k)
+        few = locked < self._electorate.write or possible < self._electorate.k
+        return possible < self._electorate.shards and few
 
     def _may_have_shard(self, node: int) -> bool:
         version = self.held[node]
@@ -163,9 +166,8 @@ class _Tally:
     @property
     def can_stand(self) -> bool:
         """Whether votes to keep it can make it established now: on W of every set that answered, and k shards."""
-        write = self._electorate.write
-        held = all(len(self.held.keys() & set(members)) >= write for members in self._electorate.sets)
-        return held and (self.tombstone or self.shards >= self._electorate.k)
+        held = self._electorate.is_established_by(self.held.keys())
+        return held and (self.tombstone or self.shards >= self._k)
 
 
 def decide(view: View) -> list[Action]:

@@ -31,13 +31,16 @@ async def releasable(
     now_ms: int,
 ) -> list[Forget]:
     """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had."""
-    electorate = scene.electorates.of(partition)
-    if electorate.is_changing or not set(electorate.primaries) <= scene.digests.keys():
+    if any(electorate.is_moving for electorate in scene.electorates.in_partition(partition)):
         return []
-    nodes = {node: [row.name for row in rows] for node in electorate.primaries}
-    answers, _ = await scene.asking.versions(nodes, want_cells=True)
+    wanted: dict[int, list[ObjectName]] = {}
+    for row in rows:
+        for node in scene.electorate(row.name, partition).primaries:
+            wanted.setdefault(node, []).append(row.name)
+    answers, _ = await scene.asking.versions(wanted, want_cells=True)
     found: list[Forget] = []
     for row in rows:
+        electorate = scene.electorate(row.name, partition)
         said = answers[row.name]
         if said.keys() != set(electorate.primaries):
             continue
@@ -46,7 +49,7 @@ async def releasable(
             electorate,
             {**said, scene.me: await store.read(row.name, every=True)},
             now_ms,
-            scene.electorates.versions_kept,
+            scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
             unfinished_seconds=options.unfinished_seconds,
         )
         if await _all_safe(scene, options, row.name, view, said):

@@ -12,7 +12,7 @@ from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, Asking
 from coffre.node.repair.decide import Action, Step, View, choose_index, decide
-from coffre.node.repair.electorate import Electorates
+from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
@@ -61,10 +61,13 @@ class Scene:
     asking: Asking
     digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
 
-    def nodes_for(self, partition: int) -> tuple[list[int], int]:
+    def electorate(self, name: ObjectName, partition: int) -> Electorate:
+        return self.electorates.of(name.tenant, name.bucket, partition)
+
+    def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], int]:
         """Whom to ask for everything about a name, and how many understudies, who may hold a shard, are silent."""
-        members = self.electorates.of(partition).everyone
-        understudies = self.electorates.understudies(partition)
+        members = self.electorate(name, partition).everyone
+        understudies = self.electorates.understudies(name.tenant, name.bucket, partition)
         holders = {node for node, held in self.digests.items() if partition in held}
         wanted = (members | set(understudies) | holders) - {self.me}
         silent = sum(node not in self.digests and node != self.me for node in understudies)
@@ -136,11 +139,11 @@ class Healer:
         wanted: dict[int, list[ObjectName]] = {}
         silent: dict[ObjectName, int] = {}
         for task in tasks:
-            k = scene.electorates.of(task.partition).k
-            nodes, silent[task.name] = scene.nodes_for(task.partition)
+            electorate = scene.electorate(task.name, task.partition)
+            nodes, silent[task.name] = scene.nodes_for(task.name, task.partition)
             if quickly:
-                nodes = _some_of(task.sources, k, task.name)
-                silent[task.name] = scene.electorates.of(task.partition).n
+                nodes = _some_of(task.sources, electorate.k, task.name)
+                silent[task.name] = len(electorate.primaries)
             for node in nodes:
                 wanted.setdefault(node, []).append(task.name)
         found, again = await scene.asking.versions(wanted, want_cells=True)
@@ -153,10 +156,10 @@ class Healer:
             answers[scene.me] = await self._own(task)
             view = View(
                 scene.me,
-                scene.electorates.of(task.partition),
+                scene.electorate(task.name, task.partition),
                 answers,
                 self._clock.unixtime_ms(),
-                scene.electorates.versions_kept,
+                scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
                 silent[task.name],
                 self._options.unfinished_seconds,
             )

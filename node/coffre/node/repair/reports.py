@@ -36,7 +36,7 @@ class Reports:
 
     async def _take_one(self, scene: Scene, repair: QueueRepair) -> bool:
         """True when there is nothing more to remember of a report."""
-        electorate = scene.electorates.of(repair.partition)
+        electorate = scene.electorate(repair.name, repair.partition)
         if scene.me not in electorate.primaries:
             return True  # its primaries make themselves whole; what this node holds for them goes by itself
         held = await self._store.read(repair.name, stamp=repair.stamp)

@@ -49,14 +49,16 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
     While the map changes every node counts as deviating: votes against versions matter then, and digests leave
     them out.
     """
-    electorate = scene.electorates.of(partition)
+    electorates = scene.electorates.in_partition(partition)
+    moving = any(electorate.is_moving for electorate in electorates)
+    members = frozenset(node for electorate in electorates for node in electorate.everyone)
     difference = Difference(partition)
     mine = own.get(partition, _NOTHING)
     groups: dict[tuple[PartitionDigest, int], list[int]] = {}
-    for node in sorted(electorate.everyone - {scene.me}):
+    for node in sorted(members - {scene.me}):
         if node in scene.digests:
             digest = scene.digests[node].get(partition, _NOTHING)
-            if electorate.is_changing:
+            if moving:
                 groups[digest, node] = [node]
             elif digest == mine:
                 difference.like_own.append(node)
@@ -64,7 +66,7 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
                 groups.setdefault((digest, 0), []).append(node)
     difference.others = [(digest, nodes) for (digest, _), nodes in groups.items()]
     answered = scene.digests.keys() | {scene.me}
-    difference.complete = all(len(answered & set(members)) >= electorate.read for members in electorate.sets)
+    difference.complete = all(electorate.is_heard_from(answered) for electorate in electorates)
     return difference
 
 
@@ -117,10 +119,10 @@ def _task(
     now_ms: int,
 ) -> Task | None:
     old_ms = now_ms - int(options.unfinished_seconds * 1000)
-    changing = scene.electorates.of(difference.partition).is_changing
+    electorate = scene.electorate(name, difference.partition)
     every = [own, *(rows.get(name, ()) for _, rows in theirs)]
     difference.pending |= any(map(is_pending, every))
-    if not any(needs_look(own, other, old_ms, changing=changing) for other in every[1:]):
+    if not any(needs_look(own, other, old_ms, changing=electorate.is_moving) for other in every[1:]):
         return None
     if partition_of(name, scene.electorates.map.partitions) != difference.partition:
         _log.warning("another node names an object in a partition that is not its own")
@@ -137,7 +139,7 @@ def _task(
             sources += nodes
     if _has_shard(own, newest):
         sources += difference.like_own
-    quick = sources if newest and len(sources) >= scene.electorates.of(difference.partition).k else []
+    quick = sources if newest and len(sources) >= electorate.k else []
     return Task(name, difference.partition, len(sources), tuple(quick))
 
 

@@ -43,12 +43,13 @@ class Sweep:
     async def walk(self, scene: Scene) -> Swept:
         swept = Swept()
         for partition in sorted(await self._store.digests()):
-            primary = scene.me in scene.electorates.of(partition).primaries
             async for rows in self._store.partition_rows(partition):
-                if primary:
-                    await self._own_rows(scene, partition, rows, swept)
-                else:
-                    await self._rows_of_others(scene, partition, rows, swept)
+                own = [r for r in rows if scene.me in scene.electorate(r.name, partition).primaries]
+                others = [r for r in rows if scene.me not in scene.electorate(r.name, partition).primaries]
+                if own:
+                    await self._own_rows(scene, partition, own, swept)
+                if others:
+                    await self._rows_of_others(scene, partition, others, swept)
         return swept
 
     async def _own_rows(
@@ -62,8 +63,10 @@ class Sweep:
             if len(versions) == 1 and versions[0].tombstone and versions[0].state == SETTLED:
                 if unixtime_ms_of(versions[0].stamp) <= now_ms - int(self._options.retention_seconds * 1000):
                     tombstones[row.name] = versions[0]
-            elif _is_unfinished(versions, scene.electorates.versions_kept, old_ms):
-                self._queue.push(Task(row.name, partition, scene.electorates.of(partition).k))
+            elif _is_unfinished(
+                versions, scene.electorates.versions_kept(row.name.tenant, row.name.bucket), old_ms
+            ):
+                self._queue.push(Task(row.name, partition, scene.electorate(row.name, partition).k))
         if not tombstones:
             return
         found = await ripe(scene, partition, tombstones)

@@ -26,16 +26,19 @@ async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, Sto
     Nothing while prior placements are consulted, or unless every primary answers.
     """
     found = Ripe()
-    electorate = scene.electorates.of(partition)
-    others = set(electorate.primaries) - {scene.me}
-    if electorate.is_changing or not others <= scene.digests.keys():
+    electorates = scene.electorates.in_partition(partition)
+    if any(electorate.is_moving for electorate in electorates):
         return found
-    names = list(tombstones)
-    answers, _ = await scene.asking.versions(dict.fromkeys(sorted(others), names), want_cells=False)
+    wanted: dict[int, list[ObjectName]] = {}
+    for name in tombstones:
+        for node in scene.electorate(name, partition).primaries:
+            if node != scene.me:
+                wanted.setdefault(node, []).append(name)
+    answers, _ = await scene.asking.versions(wanted, want_cells=False)
     nobody_else = _only_primaries_hold(scene, partition)
     for name, own in tombstones.items():
         said = answers[name]
-        if said.keys() != others:
+        if said.keys() != set(scene.electorate(name, partition).primaries) - {scene.me}:
             continue
         if not own.condemned:
             if all(_holds_alone(versions, own) for versions in said.values()):
@@ -47,7 +50,9 @@ async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, Sto
 
 def _only_primaries_hold(scene: Scene, partition: int) -> bool:
     """Whether every node of the map answered, and none that is no primary holds rows of the partition."""
-    primaries = set(scene.electorates.of(partition).primaries)
+    electorates = scene.electorates.in_partition(partition)
+    # With several electorates a node may be a primary of some names alone: then it cannot be told from digests.
+    primaries = set.intersection(*(set(electorate.primaries) for electorate in electorates))
     nodes = set(scene.electorates.nodes()) - {scene.me}
     return nodes <= scene.digests.keys() and not any(
         partition in held for node, held in scene.digests.items() if node not in primaries

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import hypothesis.strategies as st
 import pytest
 from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look
-from coffre.node.repair.electorate import Electorate
+from coffre.node.repair.electorate import Electorate, Voters
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
 
 A, L, S, X = State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED
 NOW_MS = 1_700_000_000_000
-SIX = Electorate(((1, 2, 3, 4, 5, 6),), 4, 2)  # W 4, R 3, D 5
-ELEVEN = Electorate((tuple(range(1, 12)),), 8, 3)  # W 6, R 6, D 9
-MOVING = Electorate(((1, 2, 3, 4, 5, 7), (1, 2, 3, 4, 5, 6)), 4, 2)
+SIX = Electorate((Voters((1, 2, 3, 4, 5, 6), 4, 2),))  # W 4, R 3, D 5
+ELEVEN = Electorate((Voters(tuple(range(1, 12)), 8, 3),))  # W 6, R 6, D 9
+MOVING = Electorate((Voters((1, 2, 3, 4, 5, 7), 4, 2), Voters((1, 2, 3, 4, 5, 6), 4, 2)))
 
 
 def stamp(number: int, *, young: bool = False) -> bytes:
@@ -254,14 +254,15 @@ def test_no_answers_lead_to_a_vote_that_is_not_the_node_s_own(seen: View) -> Non
 
 def _aborted_on_r(seen: View, number: bytes) -> bool:
     aborted = {node for node, v in seen.held(number).items() if v.state is X}
-    return any(len(aborted & set(members)) >= seen.electorate.read for members in seen.electorate.sets)
+    return any(len(aborted & set(members.nodes)) >= seen.electorate.read for members in seen.electorate.sets)
 
 
 def _fewer_than_w(seen: View, number: bytes) -> bool:
     holders = {node for node, v in seen.held(number).items() if v.state is not X}
     silent = seen.electorate.everyone - seen.answers.keys()
     return any(
-        len((holders | silent) & set(members)) < seen.electorate.write for members in seen.electorate.sets
+        len((holders | silent) & set(members.nodes)) < seen.electorate.write
+        for members in seen.electorate.sets
     )
 
 
@@ -269,7 +270,9 @@ def _may_be_on_w(seen: View, number: bytes) -> bool:
     """Whether W nodes of some set may hold it."""
     holders = {node for node, v in seen.held(number).items() if v.state is not X}
     possible = holders | (seen.electorate.everyone - seen.answers.keys())
-    return any(len(possible & set(members)) >= seen.electorate.write for members in seen.electorate.sets)
+    return any(
+        len(possible & set(members.nodes)) >= seen.electorate.write for members in seen.electorate.sets
+    )
 
 
 def _shards_enough(seen: View, found: Mapping[int, StoredVersion]) -> bool:
