@@ -69,6 +69,10 @@ test-mutants: setup  ## every deliberate bug of the protocol must be caught by s
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)
 
+.PHONY: bench-repair
+bench-repair: setup  ## measure repair; writes bench/results/repair.json
+	@$(BIN)/coffre bench repair $(ARGS)
+
 .PHONY: bench-micro
 bench-micro: setup  ## time operations beside references, compare with bench/results/micro.json (ARGS=--strict, --large)
 	@$(BIN)/python bench/micro/run.py $(ARGS)

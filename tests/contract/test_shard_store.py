@@ -35,6 +35,7 @@ from coffre.node.store import (
     ShardStore,
     State,
     StoredCell,
+    StoredVersion,
     StoreOptions,
 )
 
@@ -288,10 +289,10 @@ async def test_a_key_is_cleared_and_written_again(store: ShardStore, together: b
             assert all(outcome.error is None for outcome in await store.apply(batch))
 
     await run(accept(1), abort(1), settle(1))
-    assert [row async for row in store.partition_rows(7)] == []
+    assert [row async for rows in store.partition_rows(7) for row in rows] == []
     assert (await store.status()).objects == 0
     await run(abort(2), settle(2), accept(3), abort(3), settle(3), accept(4), settle(4))
-    assert [row.name async for row in store.partition_rows(7)] == [name()]
+    assert [row.name async for rows in store.partition_rows(7) for row in rows] == [name()]
     assert await states(store) == [(4, State.SETTLED)]
     assert (await store.status()).objects == 1
     assert (await store.partition_digest(7)).versions == 1
@@ -375,7 +376,7 @@ async def test_tenants_and_buckets_do_not_meet(store: ShardStore) -> None:
 async def shown(store: ShardStore) -> list[list[tuple[int, State]]]:
     """The versions of "key" by each way to read them; they must not differ."""
     listing = await store.list("tenant", "bucket", "")
-    rows = [row async for row in store.partition_rows(7)]
+    rows = [row async for rows in store.partition_rows(7) for row in rows]
     listed = [entry.versions for entry in listing.entries if entry.key == "key"]
     partition = [row.versions for row in rows if row.name == name()]
     every = await store.read(name(), every=True)
@@ -560,7 +561,7 @@ async def test_a_listing_has_manifests_and_cells_of_any_size_around_them(
     for entry in listing.entries:
         assert [v.manifest for v in entry.versions] == [manifests[entry.key]]
         assert not entry.versions[0].damaged
-    assert {row.name.key: row.versions[0].manifest async for row in store.partition_rows(7)} == manifests
+    assert {row.name.key async for rows in store.partition_rows(7) for row in rows} == set(manifests)
     assert caplog.records == []  # a read of the wrong place would be noticed, told and made good
 
 
@@ -778,14 +779,23 @@ async def test_digests_tell_content_and_not_its_order(store: ShardStore) -> None
     await store.apply([accept(2, "a"), settle(2, "a")])
     assert (await store.partition_digest(7)).digest != first.digest
     twin = MemoryStore(ManualClock())
-    await twin.apply([accept(2, "a"), accept(1, "b", shard_index=None, lock=True), settle(1, "b")])
+    await twin.apply(
+        [accept(2, "a", shard_index=0), accept(1, "b", shard_index=None, lock=True), settle(1, "b")]
+    )
+    lacking = await twin.partition_digest(7)
+    assert lacking.versions == 2
+    assert lacking != await store.partition_digest(7)  # the shard of "b" is not there
+    await twin.apply([accept(1, "b", shard_index=1)])
     assert await twin.partition_digest(7) == await store.partition_digest(7)
+    assert await store.digests() == {7: await store.partition_digest(7)}
     await store.apply([abort(1, "b")])
     assert (await store.partition_digest(7)).versions == 1
     tombstone = MemoryStore(ManualClock())
     await tombstone.apply([accept(2, "a", tombstone=True)])
     assert (await tombstone.partition_digest(7)).digest != (await store.partition_digest(7)).digest
     assert await store.partition_digest(8) == PartitionDigest()
+    await store.apply([abort(9, "d"), accept(9, "e", partition=9)])
+    assert set(await store.digests()) == {7, 9}
 
 
 async def test_every_key_of_a_partition(store: ShardStore) -> None:
@@ -793,10 +803,17 @@ async def test_every_key_of_a_partition(store: ShardStore) -> None:
     await one(store, accept(1, "elsewhere", partition=8))
     await one(store, accept(1, "other", bucket="b"))
     await one(store, accept(2, "a"))
-    rows = {row.name: row.versions async for row in store.partition_rows(7)}
+    rows = {row.name: row.versions async for rows in store.partition_rows(7) for row in rows}
     assert set(rows) == {*map(name, AWKWARD), name("other", "b")}
     assert [v.stamp for v in rows[name("a")]] == [stamp(2), stamp(1)]
-    assert rows[name("a")][0].manifest == b"manifest 2"
+    assert rows[name("a")][0] == StoredVersion(State.ACCEPTED, stamp(2), shard_index=2)
+    parts = [
+        {row.name async for some in store.partition_rows(7, slot=slot, slots=3) for row in some}
+        for slot in range(3)
+    ]
+    assert set.union(*parts) == set(rows)
+    assert sum(map(len, parts)) == len(rows)
+    assert max(map(len, parts)) < len(rows)
 
 
 async def test_the_repair_queue_remembers_and_forgets(store: ShardStore) -> None:

@@ -17,6 +17,7 @@ from coffre.cluster.errors import CoffreError, DeadlineExceeded, PermissionDenie
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Identity, NodeAttributes
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.names import ObjectName
 from coffre.cluster.testing import Members, make_members
 from coffre.cluster.tls import server_credentials
 from coffre.cluster.transport import LoopbackTransport, Transport
@@ -24,8 +25,10 @@ from coffre.codec import crc32c
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
+from coffre.node.repair.messages import row_of_message, unpack_digests
 from coffre.node.server import MESSAGE_BYTES_MAX
 from coffre.node.servicer import Servicer, add_servicer
+from coffre.node.store import Accept
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, WireCell
@@ -109,10 +112,11 @@ class Destination:
 
 @dataclass(slots=True)
 class Bench:
-    """A transport of the tenant "clinic" to nodes 1 and 2 (3 is down), and one of the operator "alice"."""
+    """Transports of the tenant "clinic", the operator "alice" and node 2 to nodes 1 and 2 (3 is down)."""
 
     tenant: Transport
     operator: Transport
+    node: Transport
     nodes: dict[int, Node]
 
 
@@ -171,23 +175,26 @@ async def bench(request: pytest.FixtureRequest, members: Members) -> AsyncIterat
         node.gate.set()
         nodes[number] = node
     if request.param == "loopback":
-        transports = [LoopbackTransport(members.identity(who), nodes) for who in ("clinic", "alice")]
-        yield Bench(transports[0], transports[1], nodes)
+        transports = [LoopbackTransport(members.identity(who), nodes) for who in ("clinic", "alice", "n2")]
+        yield Bench(transports[0], transports[1], transports[2], nodes)
         return
     if request.param == "simulated":
         network = Network(random.Random(1), Journal(asyncio.get_running_loop().time), Quality(0.001, 0.001))
         network.nodes = {number: Destination(number, node) for number, node in nodes.items()}
-        twins = [SimulatedTransport(network, members.identity(who), who) for who in ("clinic", "alice")]
-        yield Bench(twins[0], twins[1], nodes)
+        who = ("clinic", "alice", "n2")
+        twins = [SimulatedTransport(network, members.identity(name), name) for name in who]
+        yield Bench(twins[0], twins[1], twins[2], nodes)
         return
     async with served(nodes, members) as ports:
         cluster_map = map_of(ports)
-        tenant, operator = (GrpcTransport(cluster_map, members.files(who)) for who in ("clinic", "alice"))
+        tenant, operator, peer = (
+            GrpcTransport(cluster_map, members.files(who)) for who in ("clinic", "alice", "n2")
+        )
         try:
-            yield Bench(tenant, operator, nodes)
+            yield Bench(tenant, operator, peer, nodes)
         finally:
-            await tenant.close()
-            await operator.close()
+            for transport in (tenant, operator, peer):
+                await transport.close()
 
 
 def read(key: str = "k") -> pb.BatchRequest:
@@ -235,6 +242,60 @@ async def test_who_calls_is_known_by_certificate(bench: Bench) -> None:
         await bench.tenant.batch(1, pb.BatchRequest(epoch=1, tenant="lab"), 5)
     with pytest.raises(PermissionDenied):
         await bench.operator.write_shard(1, shard(1), 5)
+
+
+async def test_nodes_read_each_other(bench: Bench) -> None:
+    store = bench.nodes[1]._store
+    name = ObjectName("clinic", "b", "k")
+    await store.apply([Accept(name, 7, bytes(16), True, bytes(16), b"manifest", bytes(16), (), None)])
+    reply = await bench.node.digests(1, pb.DigestsRequest(epoch=1), 5)
+    assert unpack_digests(reply.digests) == {7: await store.partition_digest(7)}
+    request = pb.PartitionRowsRequest(epoch=1, partition=7)
+    (rows,) = [reply.rows async for reply in bench.node.partition_rows(1, request, 5)]
+    (row,) = map(row_of_message, rows)
+    assert (row.name, row.versions[0].tombstone) == (name, True)
+    (outcome,) = expanded(await bench.node.batch(1, read(), 5)).outcomes
+    assert outcome.versions[0].sealed.manifest == b"manifest"
+    for other in (bench.tenant, bench.operator):
+        with pytest.raises(PermissionDenied):
+            await other.digests(1, pb.DigestsRequest(epoch=1), 5)
+        with pytest.raises(PermissionDenied):
+            await anext(other.partition_rows(1, request, 5))
+
+
+async def test_a_node_changes_nothing_elsewhere(bench: Bench) -> None:
+    with pytest.raises(PermissionDenied):
+        await bench.node.write_shard(1, shard(1), 5)
+    with pytest.raises(PermissionDenied):
+        await bench.node.drop_shard(1, pb.DropShardRequest(tenant="clinic", data_id=bytes(16)), 5)
+    with pytest.raises(PermissionDenied):
+        await bench.node.list(1, pb.ListRequest(epoch=1, tenant="clinic", bucket="b"), 5)
+
+
+class Switch:
+    """A node's repair, as operators see it."""
+
+    rate = 0
+
+    def status(self) -> pb.RepairStatusReply:
+        return pb.RepairStatusReply(bytes_per_second=self.rate)
+
+    def control(self, request: pb.RepairControlRequest) -> None:
+        self.rate = request.bytes_per_second
+
+
+async def test_repair_is_for_operators(bench: Bench) -> None:
+    request = pb.RepairControlRequest(action=pb.REPAIR_ACTION_PAUSE, bytes_per_second=7)
+    with pytest.raises(Unavailable):
+        await bench.operator.repair_status(1, 5)
+    bench.nodes[1].repairs = Switch()
+    assert (await bench.operator.repair_control(1, request, 5)).bytes_per_second == 7
+    assert (await bench.operator.repair_status(1, 5)).bytes_per_second == 7
+    for other in (bench.tenant, bench.node):
+        with pytest.raises(PermissionDenied):
+            await other.repair_status(1, 5)
+        with pytest.raises(PermissionDenied):
+            await other.repair_control(1, request, 5)
 
 
 @pytest.mark.parametrize("cls", TRAVELLING, ids=lambda cls: cls.__name__)

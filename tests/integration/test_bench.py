@@ -67,6 +67,26 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     assert not nodes_below(directory)
 
 
+def test_figures_of_repair(tmp_path: Path) -> None:
+    output, directory = tmp_path / "out" / "repair.json", tmp_path / "clusters"
+    ended = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("coffre")),
+            *("bench", "repair", "--quick", "--dir", str(directory), "--output", str(output)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = {row["id"]: row for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == ["rebuild_large", "rebuild_small", "get_p99_during_repair", "idle_anti_entropy_cpu"]
+    assert all(row["value"] > 0 for row in rows.values())
+    assert not directory.exists()
+    assert not nodes_below(directory)
+
+
 def state_of(pid: int) -> str:
     """R, S, T for stopped, ...: proc_pid_stat(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

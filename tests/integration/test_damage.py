@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,22 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-async def filled(own_cluster: LocalCluster) -> tuple[LocalCluster, dict[str, bytes]]:
-    """A cluster with small, packed and streamed objects."""
+async def filled(tmp_path: Path) -> AsyncIterator[tuple[LocalCluster, dict[str, bytes]]]:
+    """A cluster with small, packed and streamed objects, which leaves damage as it is."""
+    shape = ClusterShape(repair={"paused": True})
+    async with LocalCluster.create(tmp_path / "cluster", shape) as cluster:
+        yield cluster, await fill(cluster)
+
+
+async def fill(cluster: LocalCluster) -> dict[str, bytes]:
     values = {f"small-{i}": os.urandom(700) for i in range(20)}
     values |= {f"packed-{i}": os.urandom(100_000) for i in range(3)}
     values["large"] = os.urandom(2 * MIB + 77)
-    async with await connect(own_cluster.client_config(), options=OPTIONS) as client:
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
         for key, value in values.items():
             await client.put("b", key, value)
         await client.flush()
-    return own_cluster, values
+    return values
 
 
 async def read_all(cluster: LocalCluster, values: dict[str, bytes]) -> None:

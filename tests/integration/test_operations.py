@@ -61,16 +61,16 @@ def free_addresses(count: int) -> list[str]:
 
 
 def start_node(directory: Path, name: str, address: str) -> subprocess.Popen[bytes]:
-    """Start a node and wait until it logs that it serves."""
+    """Start a node; it serves once the others of a new cluster are there, too."""
     (directory / f"{name}.toml").write_text(NODE_TOML.format(name=name, address=address))
-    process = subprocess.Popen(
-        [COFFRE, "node", "run", "--config", f"{name}.toml"], cwd=directory, stderr=subprocess.PIPE
-    )
+    command = [COFFRE, "node", "run", "--config", f"{name}.toml"]
+    return subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE)
+
+
+def wait_until_it_serves(process: subprocess.Popen[bytes]) -> None:
     assert process.stderr is not None
-    for line in process.stderr:
-        if b'"serving"' in line:
-            return process
-    raise AssertionError(f"{name} did not start")
+    if not any(b'"serving"' in line for line in process.stderr):
+        raise AssertionError("a node did not start")
 
 
 def test_three_machines_by_hand(tmp_path: Path) -> None:
@@ -91,6 +91,8 @@ def test_three_machines_by_hand(tmp_path: Path) -> None:
     try:
         for name, address in addresses.items():
             processes.append(start_node(tmp_path, name, address))
+        for process in processes:
+            wait_until_it_serves(process)
         run(tmp_path, "put", "-", "records/first", stdin=b"by hand")
         assert run(tmp_path, "get", "records/first", "-") == b"by hand"
         assert b"marseille" in run(tmp_path, "locate", "records/first")

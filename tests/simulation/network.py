@@ -209,6 +209,36 @@ class SimulatedTransport:
         )
         return pb.GetMapReply.FromString(reply)
 
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        raw = request.SerializeToString()
+        reply = await self._call(
+            node,
+            "digests",
+            raw,
+            lambda handler: handler.digests(self._identity, pb.DigestsRequest.FromString(raw)),
+            timeout,
+        )
+        return pb.DigestsReply.FromString(reply)
+
+    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply:
+        reply = await self._call(
+            node, "repair_status", b"", lambda handler: handler.repair_status(self._identity), timeout
+        )
+        return pb.RepairStatusReply.FromString(reply)
+
+    async def repair_control(
+        self, node: int, request: pb.RepairControlRequest, timeout: float
+    ) -> pb.RepairStatusReply:
+        raw = request.SerializeToString()
+        reply = await self._call(
+            node,
+            "repair_control",
+            raw,
+            lambda handler: handler.repair_control(self._identity, pb.RepairControlRequest.FromString(raw)),
+            timeout,
+        )
+        return pb.RepairStatusReply.FromString(reply)
+
     async def close(self) -> None:
         """Nothing to close."""
 
@@ -332,6 +362,21 @@ class SimulatedTransport:
                 if chunk is None:
                     return
                 yield decode_read(await stream.receive(encode_read(chunk)))
+
+    async def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        deadline = asyncio.get_running_loop().time() + timeout
+        stream = _Stream(self._network, self._name, self._destination(node))
+        raw = await stream.send(request.SerializeToString())
+        replies = stream.handler.partition_rows(self._identity, pb.PartitionRowsRequest.FromString(raw))
+        async with aclosing(replies) as rows:  # type: ignore[type-var]  # handlers return async generators
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                reply = await _within(left, node, anext(rows, None))
+                if reply is None:
+                    return
+                yield pb.PartitionRowsReply.FromString(await stream.receive(reply.SerializeToString()))
 
 
 class _Stream:

@@ -18,7 +18,7 @@ from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
-from coffre.node.store import Accept, Mark, Mutation, Outcome, StoreOptions
+from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
 
 from tests.simulation.disk import SimulatedStore
 from tests.simulation.history import History
@@ -205,7 +205,8 @@ class World:
         for mutation, outcome in zip(mutations, outcomes, strict=True):
             said = outcome.state.name if outcome.state is not None else "-"
             error = type(outcome.error).__name__ if outcome.error is not None else "-"
-            stamp = mutation.stamp.hex()
+            stamps = sorted(mutation.stamps) if isinstance(mutation, Forget) else [mutation.stamp]
+            stamp = " ".join(each.hex() for each in stamps)
             name = "" if isinstance(mutation, Mark) else mutation.name.key
             self.journal.note("node", node, type(mutation).__name__, name, stamp, said, error)
             if isinstance(mutation, Accept) and outcome.error is None and not mutation.tombstone:

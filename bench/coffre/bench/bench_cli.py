@@ -10,6 +10,7 @@ import click
 from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
 from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.load.load_cli import compare, failure, load
+from coffre.bench.repair_cli import repair
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.cli_errors import one_line_errors
@@ -29,6 +30,7 @@ bench.add_command(scale)
 bench.add_command(load)
 bench.add_command(failure)
 bench.add_command(compare)
+bench.add_command(repair)
 
 
 @bench.command()

@@ -20,6 +20,8 @@ from coffre.cluster.transport import LoopbackTransport
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.repairer import Repairer
 from coffre.node.store import StoreOptions
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
@@ -114,6 +116,23 @@ class _NetworkTransport(LoopbackTransport):
         await self._network.send(node, request)
         await super().drop_shard(node, request, timeout)
 
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        await self._network.send(node, request)
+        reply = _copy(await super().digests(node, request, timeout))
+        await self._network.after(node, reply)
+        return reply
+
+    async def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        await self._network.send(node, request)
+        replies = super().partition_rows(node, _copy(request), timeout)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # an async generator
+            async for reply in stream:
+                copied = _copy(reply)
+                await self._network.after(node, copied)
+                yield copied
+
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         await self._network.send(node, request)
         reply = _copy(await super().list(node, request, timeout))
@@ -156,6 +175,20 @@ class InProcessCluster:
         )
         self.clients.append(client)
         return client
+
+    def repairer(
+        self, number: int, options: RepairOptions | None = None, *, clock: Clock | None = None
+    ) -> Repairer:
+        """The repair of a node, to be driven step by step."""
+        node = self.cluster_map.node(number)
+        identity = Identity(self.cluster_map.cluster_id, Role.NODE, node.node_id, node.attributes)
+        transport = _NetworkTransport(identity, self.handlers, self.network)
+        handler = self.handlers[number]
+        repairer = Repairer(
+            number, self.stores[number], handler.maps, transport, clock or SystemClock(), options
+        )
+        handler.repairs = repairer
+        return repairer
 
     async def aclose(self) -> None:
         """Heal the network and close every client that was made."""

@@ -46,6 +46,12 @@ key = "pki/{tenant}.key"
 keyring = "keyring.json"
 passphrase_file = "passphrase"
 """
+_OPERATOR_TOML = """\
+map = "cluster.map"
+authority = "pki/ca.crt"
+certificate = "pki/operator.crt"
+key = "pki/operator.key"
+"""
 _NODE_TOML = """\
 listen = "{address}"
 data = "data"
@@ -63,7 +69,8 @@ key = "../../pki/{node_id}.key"
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """How many nodes where, and how objects are coded. `store` goes into every node's [store] section."""
+    """How many nodes where, and how objects are coded. `store` and `repair` go into the sections of
+    every node's configuration that are called so."""
 
     nodes: int = 6
     sites: int = 3
@@ -75,6 +82,7 @@ class ClusterShape:
     capacity_bytes: int = 1 << 40
     store: Mapping[str, int] = field(default_factory=dict)
     coordinators: tuple[int, ...] = (1,)  # of one number: embedded; it is not there while that node is down
+    repair: Mapping[str, int | float | bool] = field(default_factory=dict)
 
 
 class LocalCluster:
@@ -113,6 +121,7 @@ class LocalCluster:
             authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name, shape.coordinators
         )
         write_issued(issue_operator(authority, "operator", clock), directory / "pki")
+        (directory / "operator.toml").write_text(_OPERATOR_TOML)
         cluster = cls(directory, cluster_map, shape.tenants)
         signed = cluster.sign(cluster_map)
         create_map_file(directory / "cluster.map", signed)
@@ -143,6 +152,10 @@ class LocalCluster:
         tls = self.operator_tls()
         signer = x509.load_pem_x509_certificate(tls.certificate.read_bytes())
         return sign_map(cluster_map, signer, load_pem_private_key(tls.key.read_bytes(), None))  # type: ignore[arg-type]
+
+    def operator_config(self) -> Path:
+        """The operator.toml of the cluster's operator."""
+        return self.directory / "operator.toml"
 
     def operator_tls(self) -> TlsFiles:
         pki = self.directory / "pki"
@@ -190,6 +203,8 @@ class LocalCluster:
             "--config",
             str(self.config(number)),
         ]
+        if number not in self._processes and not self.data(number).exists():
+            command.append("--new-cluster")
         with self.log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -327,6 +342,8 @@ def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape,
         home.mkdir(parents=True)
         text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
         text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
+        text += "\n[repair]\n"
+        text += "".join(f"{name} = {str(value).lower()}\n" for name, value in shape.repair.items())
         if node.number in shape.coordinators:
             text += '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
         (home / "node.toml").write_text(text)

@@ -250,7 +250,11 @@ class Peer:
         """One round trip with serialized operations. Raises `CoffreError`."""
         peers = self._peers
         request = pb.PackedBatchRequest(
-            epoch=peers.epoch, tenant=peers.tenant, operations=operations, settled=marks
+            epoch=peers.epoch,
+            tenant=peers.tenant,
+            operations=operations,
+            settled=marks,
+            sent_unixtime_ms=peers.clock.unixtime_ms(),
         )
         try:
             reply = await peers.transport.batch(self.number, request, peers.timeout)

@@ -23,7 +23,7 @@
           ├── DeadlineExceeded          not within the time given
           ├── ResourceExhausted         a disk or a queue is full
           ├── StaleMap                  this member and a node hold different cluster maps
-          ├── ClockSkew                 this member's clock runs ahead of the node's
+          ├── ClockSkew                 this member's clock and the node's differ too much, or a message is too old
           ├── ReadAgain                 a watch of coordination fell behind
           └── Cancelled                 the call was cancelled
 """
@@ -183,7 +183,7 @@ class StaleMap(RetryableError):
 
 
 class ClockSkew(RetryableError):
-    """This member's clock runs ahead of the node's."""
+    """This member's clock runs ahead of the node's or far behind it, or its message was under way too long."""
 
     code = _code(grpc.StatusCode.OUT_OF_RANGE)
 

@@ -48,6 +48,7 @@ _CLOSE_GRACE_SECONDS = 5.0
 _STATUS_POLLS = 200
 _STATUS_POLL_SECONDS = 0.005
 _Reply = TypeVar("_Reply")
+_Request = TypeVar("_Request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +175,20 @@ class GrpcTransport:
         self, node: int, request: pb.ReadShardRequest, timeout: float
     ) -> AsyncIterator[ShardChunk]:
         line = self._line(node)
-        call = next(line.stubs).read_shard(request, timeout=timeout)
-        try:
-            async for reply in call:
-                yield reply
-        except aio.AioRpcError as error:
-            raise _translate(line.node, _ending_of(error), timeout) from None
-        except asyncio.CancelledError:
-            _check_cancelled(line)
-            raise
-        finally:
-            call.cancel()
+        async for reply in _replies(line, timeout, next(line.stubs).read_shard(request, timeout=timeout)):
+            yield reply
+
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        line = self._line(node)
+        return await _answer(line, timeout, next(line.stubs).others.Digests(request, timeout=timeout))
+
+    async def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        line = self._line(node)
+        call = next(line.stubs).others.PartitionRows(request, timeout=timeout)
+        async for reply in _replies(line, timeout, call):
+            yield reply
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
         line = self._line(node)
@@ -193,6 +197,17 @@ class GrpcTransport:
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         line = self._line(node)
         return await _answer(line, timeout, next(line.stubs).others.List(request, timeout=timeout))
+
+    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply:
+        line = self._line(node)
+        call = next(line.stubs).others.RepairStatus(pb.RepairStatusRequest(), timeout=timeout)
+        return await _answer(line, timeout, call)
+
+    async def repair_control(
+        self, node: int, request: pb.RepairControlRequest, timeout: float
+    ) -> pb.RepairStatusReply:
+        line = self._line(node)
+        return await _answer(line, timeout, next(line.stubs).others.RepairControl(request, timeout=timeout))
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         line = self._line(node)
@@ -368,6 +383,21 @@ async def _answer(line: _Line, timeout: float, call: Awaitable[_Reply]) -> _Repl
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
+
+
+async def _replies(
+    line: _Line, timeout: float, call: aio.UnaryStreamCall[_Request, _Reply]
+) -> AsyncIterator[_Reply]:
+    try:
+        async for reply in call:
+            yield reply
+    except aio.AioRpcError as error:
+        raise _translate(line.node, _ending_of(error), timeout) from None
+    except asyncio.CancelledError:
+        _check_cancelled(line)
+        raise
+    finally:
+        call.cancel()
 
 
 def _check_cancelled(line: _Line) -> None:

@@ -48,6 +48,7 @@ class TlsMaterial:
     authority: bytes
     certificate: bytes
     key: bytes = field(repr=False)
+    expires_unixtime_ms: int = 0  # when this member's certificate runs out
 
 
 def load_tls(files: TlsFiles, clock: Clock | None = None) -> TlsMaterial:
@@ -79,7 +80,11 @@ def load_tls(files: TlsFiles, clock: Clock | None = None) -> TlsMaterial:
         check_validity(parsed, clock.unixtime_ms(), str(files.certificate))
     # Re-encoded, so that gRPC sees exactly the certificates that were checked and nothing that follows them.
     return TlsMaterial(
-        identity, parsed_authority.public_bytes(Encoding.PEM), parsed.public_bytes(Encoding.PEM), key
+        identity,
+        parsed_authority.public_bytes(Encoding.PEM),
+        parsed.public_bytes(Encoding.PEM),
+        key,
+        int(parsed.not_valid_after_utc.timestamp() * 1000),
     )
 
 

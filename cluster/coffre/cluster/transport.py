@@ -44,6 +44,18 @@ class Transport(Protocol):
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply: ...
 
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply: ...
+
+    def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]: ...
+
+    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply: ...
+
+    async def repair_control(
+        self, node: int, request: pb.RepairControlRequest, timeout: float
+    ) -> pb.RepairStatusReply: ...
+
     async def status(self, node: int, timeout: float) -> pb.StatusReply: ...
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply: ...
@@ -68,6 +80,18 @@ class NodeHandler(Protocol):
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
 
     async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply: ...
+
+    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply: ...
+
+    def partition_rows(
+        self, peer: Identity, request: pb.PartitionRowsRequest
+    ) -> AsyncIterator[pb.PartitionRowsReply]: ...
+
+    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply: ...
+
+    async def repair_control(
+        self, peer: Identity, request: pb.RepairControlRequest
+    ) -> pb.RepairStatusReply: ...
 
     async def status(self, peer: Identity) -> pb.StatusReply: ...
 
@@ -101,21 +125,35 @@ class LoopbackTransport:
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
     ) -> AsyncIterator[ShardChunk]:
-        deadline = asyncio.get_running_loop().time() + timeout
-        replies = self._handler(node).read_shard(self._identity, request)
-        async with aclosing(replies) as stream:  # type: ignore[type-var]  # handlers return async generators
-            while True:
-                left = deadline - asyncio.get_running_loop().time()
-                reply = await _within(left, node, anext(stream, None))
-                if reply is None:
-                    return
-                yield reply
+        async for reply in _stream_within(
+            timeout, node, self._handler(node).read_shard(self._identity, request)
+        ):
+            yield reply
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
         await _within(timeout, node, self._handler(node).drop_shard(self._identity, request))
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         return await _within(timeout, node, self._handler(node).list(self._identity, request))
+
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        return await _within(timeout, node, self._handler(node).digests(self._identity, request))
+
+    async def partition_rows(
+        self, node: int, request: pb.PartitionRowsRequest, timeout: float
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        async for reply in _stream_within(
+            timeout, node, self._handler(node).partition_rows(self._identity, request)
+        ):
+            yield reply
+
+    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply:
+        return await _within(timeout, node, self._handler(node).repair_status(self._identity))
+
+    async def repair_control(
+        self, node: int, request: pb.RepairControlRequest, timeout: float
+    ) -> pb.RepairStatusReply:
+        return await _within(timeout, node, self._handler(node).repair_control(self._identity, request))
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         return await _within(timeout, node, self._handler(node).status(self._identity))
@@ -128,6 +166,17 @@ class LoopbackTransport:
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+async def _stream_within(timeout: float, node: int, replies: AsyncIterator[_Reply]) -> AsyncIterator[_Reply]:
+    deadline = asyncio.get_running_loop().time() + timeout
+    async with aclosing(replies) as stream:  # type: ignore[type-var]  # handlers return async generators
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            reply = await _within(left, node, anext(stream, None))
+            if reply is None:
+                return
+            yield reply
 
 
 async def _within(timeout: float, node: int, call: Awaitable[_Reply]) -> _Reply:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coffre.cluster.errors import CoffreError
-from coffre.node.rows import LargeFile, LargeState, Location, unseal
+from coffre.node.rows import LargeFile, LargeState, Location, note_key, seal, unseal
 from coffre.node.store import QueueRepair
 from coffre.node.transaction import Transaction
 
@@ -22,6 +22,7 @@ __all__ = [
     "DropVolume",
     "ForgetFiles",
     "FreeLarge",
+    "KeepNote",
     "MoveRecords",
     "Nothing",
     "OpenLarge",
@@ -50,7 +51,7 @@ class OpenLarge:
 
     def run(self, tx: Transaction) -> int:
         tx.counters.files += 1
-        tx.put_large(tx.counters.files, LargeFile(LargeState.WRITING))
+        tx.large.put(tx.counters.files, LargeFile(LargeState.WRITING))
         return tx.counters.files
 
 
@@ -66,10 +67,10 @@ class CommitLarge:
         owner = self.file.owner
         held = tx.txn.get(owner, db=tx.index.staging)
         if held is not None:
-            tx.free_file(int.from_bytes(unseal(owner, held), "big"))
+            tx.large.free(int.from_bytes(unseal(owner, held), "big"))
         file = dataclasses.replace(self.file, state=LargeState.STAGED, expires_ms=tx.expires_ms)
-        tx.put_large(self.number, file)
-        tx.put_staged(owner, self.number)
+        tx.large.put(self.number, file)
+        tx.large.put_staged(owner, self.number)
         return self.number
 
 
@@ -80,7 +81,7 @@ class FreeLarge:
     number: int
 
     def run(self, tx: Transaction) -> int:
-        tx.free_file(self.number)
+        tx.large.free(self.number)
         return 0
 
 
@@ -97,13 +98,13 @@ class DropStaged:
         if value is None:
             return 0
         number = int.from_bytes(unseal(self.owner, value), "big")
-        file = tx.large_file(number)
+        file = tx.large.get(number)
         if file is not None and self.expired and file.expires_ms > tx.now_ms:
             return 0
         tx.txn.delete(self.owner, db=tx.index.staging)
         if file is None or file.state != LargeState.STAGED:
             return 0
-        tx.free_file(number)
+        tx.large.free(number)
         return file.file_bytes
 
 
@@ -117,6 +118,19 @@ class ForgetFiles:
         for number in self.numbers:
             tx.txn.delete(number.to_bytes(8, "big"), db=tx.index.large)
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeepNote:
+    """Keep a few bytes under a title."""
+
+    title: str
+    note: bytes
+
+    def run(self, tx: Transaction) -> int:
+        key = note_key(self.title)
+        tx.txn.put(key, seal(key, self.note), db=tx.index.meta)
+        return len(self.note)
 
 
 @dataclass(frozen=True, slots=True)

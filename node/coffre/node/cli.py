@@ -30,10 +30,15 @@ def node() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="node.toml",
 )
+@click.option(
+    "--new-cluster",
+    is_flag=True,
+    help="The first start of a whole cluster: do not wait for other nodes to say what they have seen of this one.",
+)
 @one_line_errors
-def run(config_path: Path) -> None:
+def run(config_path: Path, new_cluster: bool) -> None:
     """Serve until SIGTERM; in-flight work that was acknowledged is kept."""
     config = load_node_config(config_path)
     set_up_logs(config.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, SystemClock(), os.urandom))
+        runner.run(serve(config, SystemClock(), os.urandom, new_cluster=new_cluster))

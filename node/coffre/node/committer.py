@@ -23,7 +23,23 @@ from coffre.node.index import Index
 from coffre.node.large_shards import large_path
 from coffre.node.open_shards import OpenShards
 from coffre.node.rows import Counters
-from coffre.node.store import Abort, Accept, DropRepair, Mark, Mutation, QueueRepair, Settle, StoreOptions
+from coffre.node.store import (
+    Abort,
+    Accept,
+    Collect,
+    Condemn,
+    Drop,
+    DropRepair,
+    Forget,
+    Lock,
+    Mark,
+    Mutation,
+    QueueRepair,
+    Refuse,
+    Restore,
+    Settle,
+    StoreOptions,
+)
 from coffre.node.transaction import Transaction
 from coffre.node.volumes import Volumes
 
@@ -36,7 +52,10 @@ _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest
 _FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MUTATIONS = (Accept, Mark, Settle, Abort, QueueRepair, DropRepair)
+_MUTATIONS = (
+    *(Accept, Mark, Settle, Abort, QueueRepair, DropRepair),
+    *(Restore, Refuse, Lock, Drop, Forget, Condemn, Collect),
+)
 
 Item = Mutation | Chore
 
@@ -302,7 +321,7 @@ class Committer:
         for number in tx.dropped:
             self._volumes.forget(number)
             self._unlink(self._volumes.path(number))
-        for number in tx.unlinked:
+        for number in tx.large.unlinked:
             self._space.add_large(-self._unlink(large_path(self._large_directory, number)))
             self._open_shards.forget(number)  # its space is free when nobody holds it open
             self._unlinked.append(number)
@@ -340,4 +359,6 @@ def _fail(jobs: list[_Job], error: Exception) -> None:
 def _weight(item: Item) -> int:
     if isinstance(item, Accept):
         return _ITEM_BYTES + len(item.cell) + len(item.manifest)
+    if isinstance(item, Restore):
+        return _weight(item.accept)
     return _ITEM_BYTES

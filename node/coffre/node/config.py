@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.tls import TlsFiles
+from coffre.node.repair.options import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions
 
 __all__ = ["CoordinationConfig", "EmbeddedConfig", "EtcdConfig", "NodeConfig", "load_node_config"]
@@ -20,6 +21,7 @@ _TOP = {
     "log_level": str,
     "tls": dict,
     "store": dict,
+    "repair": dict,
     "coordination": dict,
 }
 _STORE = {
@@ -29,6 +31,10 @@ _STORE = {
 }
 _EMBEDDED = {"kind": str, "folder": str}
 _ETCD = {"kind": str, "endpoints": list, "ca": str, "certificate": str, "key": str}
+_REPAIR = {
+    field.name: {"paused": bool, "bytes_per_second": int}.get(field.name, float)
+    for field in fields(RepairOptions)
+}
 _LEVELS = {"debug", "info", "warning", "error"}
 
 
@@ -59,6 +65,7 @@ class NodeConfig:
     map: Path
     tls: TlsFiles
     store: StoreOptions
+    repair: RepairOptions
     log_level: str = "info"
     coordination: CoordinationConfig | None = None  # which this node serves to others
 
@@ -72,9 +79,16 @@ def load_node_config(path: Path) -> NodeConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
     _check(path, "", raw, _TOP)
-    tls, store = raw.get("tls", {}), raw.get("store", {})
+    tls, store, repair = (raw.get(section, {}) for section in ("tls", "store", "repair"))
     _check(path, "tls.", tls, {"authority": str, "certificate": str, "key": str})
     _check(path, "store.", store, _STORE)
+    _check(path, "repair.", repair, _REPAIR)
+    options = RepairOptions(**repair)
+    if options.retention_seconds < RETENTION_SECONDS_MIN:
+        raise ConfigurationError(
+            f"{path}: repair.retention_seconds is at least {RETENTION_SECONDS_MIN}: a deletion is remembered "
+            "for longer than any message is under way"
+        )
     missing = [name for name in ("listen", "data", "map") if name not in raw]
     missing += [f"tls.{name}" for name in ("authority", "certificate", "key") if name not in tls]
     if missing:
@@ -89,6 +103,7 @@ def load_node_config(path: Path) -> NodeConfig:
         map=base / raw["map"],
         tls=TlsFiles(base / tls["authority"], base / tls["certificate"], base / tls["key"]),
         store=StoreOptions(**store),
+        repair=options,
         log_level=level,
         coordination=_coordination(path, raw["coordination"]) if "coordination" in raw else None,
     )
@@ -123,7 +138,7 @@ def _check(path: Path, prefix: str, table: dict[str, object], known: Mapping[str
             )
         kind = known[name]
         accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or isinstance(value, bool):
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise ConfigurationError(f"{path}: {prefix}{name} must be a {kind.__name__}")
-        if isinstance(value, (int, float)) and value <= 0:
+        if isinstance(value, (int, float)) and value <= 0 and kind is not bool:
             raise ConfigurationError(f"{path}: {prefix}{name} must be greater than zero")

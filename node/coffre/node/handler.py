@@ -1,6 +1,7 @@
 """What a node does with a request once its sender is known: checks, then the store.
 
-Least privilege: tenants reach their own buckets and nothing else; operators and other nodes see counters, never data.
+Least privilege: tenants reach their own buckets and nothing else; operators see counters, never data; other nodes read
+what repair takes (ciphertext and manifests), and change nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from coffre.cluster.errors import (
     PermissionDenied,
     ResourceExhausted,
     StaleMap,
+    Unavailable,
     Unsupported,
 )
 from coffre.cluster.identity import Identity, Role
@@ -27,6 +29,8 @@ from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
+from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
+from coffre.node.repair.testimony import witness
 from coffre.node.store import (
     Abort,
     Accept,
@@ -52,6 +56,7 @@ RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays be
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
+MESSAGE_AGE_MS_MAX = 15 * 60_000
 MANIFEST_FORMATS = (1, 2)
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
@@ -66,6 +71,13 @@ class Handler:
         self._store = store
         self._maps = maps
         self._clock = clock
+        self.repairs: RepairSwitch | None = None
+        self.certificate_expires_ms = 0
+        self.serving = True
+
+    @property
+    def maps(self) -> MapHolder:
+        return self._maps
 
     # ---------------------------------------------------------------- small operations
 
@@ -74,12 +86,20 @@ class Handler:
         tenant = request.tenant
         operations = list(request.operations)
         current = request.epoch == self._maps.map.epoch
-        # A vote to give up a version is about its stamp, whatever the map: a writer that a new map overtakes must be
-        # able to tell what became of its write.
-        aborting = not current and any(
-            operation.WhichOneof("operation") == "abort" for operation in operations
-        )
-        self._admit(peer, tenant, None if aborting else request.epoch)
+        if peer.role is Role.NODE:
+            self._admit_node(peer, request.epoch)
+            check_tenant(tenant)
+            if request.settled or not all(map(_changes_nothing, operations)):
+                raise PermissionDenied(
+                    "a node reads from others and reports to them; it changes nothing there"
+                )
+        else:
+            # A vote to give up a version is about its stamp, whatever the map: a writer that a new map overtakes must
+            # be able to tell what became of its write.
+            aborting = not current and any(
+                operation.WhichOneof("operation") == "abort" for operation in operations
+            )
+            self._admit(peer, tenant, None if aborting else request.epoch)
         if len(operations) > OPERATIONS_MAX or len(request.settled) > MARKS_MAX:
             raise InvalidArgument(
                 f"a batch has at most {OPERATIONS_MAX} operations and {MARKS_MAX} marks of settled versions"
@@ -101,6 +121,8 @@ class Handler:
                     reply_bytes += outcome.ByteSize()
                     found.append(outcome)
                 else:
+                    if which == "accept":
+                        self._check_age(request.sent_unixtime_ms, now_ms)
                     mutations.append(self._mutation(tenant, which, operation, now_ms))
                     found.append(None)
             except CoffreError as error:
@@ -220,6 +242,17 @@ class Handler:
                 f"at most {CLOCK_SKEW_MS_MAX // 1000} s are allowed: set the clocks (NTP)"
             )
 
+    def _check_age(self, sent_ms: int, now_ms: int) -> None:
+        """A version may come late only while everybody still knows what happened to its object since."""
+        if not sent_ms:
+            raise InvalidArgument("a message that brings a version says when it was sent")
+        if now_ms - sent_ms > MESSAGE_AGE_MS_MAX:
+            raise ClockSkew(
+                f"this message was sent {(now_ms - sent_ms) / 1000:.0f} s ago by its sender's clock, and node "
+                f"{self._node_id} takes none older than {MESSAGE_AGE_MS_MAX // 1000} s: send it again, or set "
+                "the clocks (NTP)"
+            )
+
     def _check_shard(
         self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
     ) -> None:
@@ -266,7 +299,7 @@ class Handler:
         )
 
     async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
-        self._admit(peer, request.tenant)  # at any epoch: a version never changes
+        self._admit_reader(peer, request.tenant)  # at any epoch: a version never changes
         name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
         chunks = self._store.read_cells(
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count
@@ -277,6 +310,32 @@ class Handler:
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
         self._admit(peer, request.tenant)
         await self._store.drop_staged(request.tenant, request.data_id, request.shard_index)
+
+    # ---------------------------------------------------------------- other nodes
+
+    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
+        self._check_node(peer)
+        seen = await witness(self._store, peer.name, request.store_id, request.commits)
+        reply = pb.DigestsReply(
+            epoch=self._maps.map.epoch,
+            starting=not self.serving,
+            witnessed_store_id=seen.store_id,
+            witnessed_commits=seen.commits,
+        )
+        if self.serving:
+            self._check_epoch(request.epoch)
+            reply.digests = pack_digests(await self._store.digests())
+        return reply
+
+    async def partition_rows(
+        self, peer: Identity, request: pb.PartitionRowsRequest
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        self._admit_node(peer, request.epoch)
+        if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
+            raise InvalidArgument("there is no such partition, or no such slot of it")
+        rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
+        async for some in rows:
+            yield pb.PartitionRowsReply(rows=map(row_message, some))
 
     # ---------------------------------------------------------------- listing, administration
 
@@ -320,7 +379,23 @@ class Handler:
             syncs=status.syncs,
             repair_queue=status.repair_queue,
             unixtime_ms=self._clock.unixtime_ms(),
+            certificate_expires_unixtime_ms=self.certificate_expires_ms,
         )
+
+    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:
+        return self._admit_operator(peer).status()
+
+    async def repair_control(self, peer: Identity, request: pb.RepairControlRequest) -> pb.RepairStatusReply:
+        switch = self._admit_operator(peer)
+        switch.control(request)
+        return switch.status()
+
+    def _admit_operator(self, peer: Identity) -> RepairSwitch:
+        if peer.role is not Role.OPERATOR:
+            raise PermissionDenied(f"this is for operators; the certificate is a {peer.role.value}'s")
+        if self.repairs is None:
+            raise Unavailable("this node does not repair (yet)")
+        return self.repairs
 
     async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
         if request.known_epoch >= self._maps.map.epoch:
@@ -332,7 +407,39 @@ class Handler:
         check_tenant(tenant)
         if peer.role is not Role.TENANT or peer.name != tenant:
             raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
-        if epoch is not None and epoch != self._maps.map.epoch:
+        if epoch is None:
+            self._check_serving()
+        else:
+            self._check_epoch(epoch)
+
+    def _admit_reader(self, peer: Identity, tenant: str) -> None:
+        """A tenant in its own buckets, or a node of the map; at any epoch."""
+        if peer.role is not Role.NODE:
+            self._admit(peer, tenant)
+            return
+        check_tenant(tenant)
+        self._check_node(peer)
+        self._check_serving()
+
+    def _admit_node(self, peer: Identity, epoch: int) -> None:
+        """Only a node, and only one that the map has, as its certificate says."""
+        self._check_node(peer)
+        self._check_epoch(epoch)
+
+    def _check_node(self, peer: Identity) -> None:
+        if peer.role is not Role.NODE:
+            raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
+        self._maps.check_member(peer)
+
+    def _check_serving(self) -> None:
+        if not self.serving:
+            raise Unavailable(
+                f"node {self._node_id} is starting: it asks the others what they have seen of it"
+            )
+
+    def _check_epoch(self, epoch: int) -> None:
+        self._check_serving()
+        if epoch != self._maps.map.epoch:
             raise self._stale(epoch)
 
     def _stale(self, epoch: int) -> StaleMap:
@@ -349,6 +456,10 @@ def _base(manifest: pb.Manifest) -> bytes:
     if len(base) not in (0, STAMP_BYTES) or base >= manifest.stamp:
         raise InvalidArgument("a conditional version is decided on an older one, or on none")
     return base
+
+
+def _changes_nothing(operation: pb.Operation) -> bool:
+    return operation.WhichOneof("operation") in ("read", "report")
 
 
 def _mark(tenant: str, stamp: bytes) -> Mark:
@@ -394,6 +505,8 @@ def _put_version(target: pb.Version, version: StoredVersion) -> None:
     target.sealed.placement.extend(version.placement)
     target.shard_bytes = version.shard_bytes
     target.damaged = version.damaged
+    if version.condemned:
+        target.condemned = True
     if version.shard_index is not None:
         target.shard_index = version.shard_index
     if version.cell is not None:

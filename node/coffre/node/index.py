@@ -141,6 +141,7 @@ class Index:
                 meminit=False,
                 mode=0o640,
             )
+            self.commits_found = self.commits() if size_bytes else 0
             with self.env.begin(write=True) as txn:
                 self.meta = self.env.open_db(b"meta", txn=txn)
                 tables = [self.env.open_db(name, txn=txn) for name in _TABLES]
@@ -164,6 +165,10 @@ class Index:
     def close(self) -> None:
         with self.gate.alone():
             self.env.close()
+
+    def commits(self) -> int:
+        """LMDB's number of the last committed transaction: it only grows."""
+        return int(self.env.info()["last_txnid"])
 
     # ---------------------------------------------------------------- size
 

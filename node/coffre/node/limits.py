@@ -10,20 +10,38 @@ from hashlib import blake2b
 from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
 from coffre.cluster.names import check_tenant
 from coffre.codec import crc32c
-from coffre.node.store import Abort, Accept, DropRepair, Mark, Mutation, QueueRepair, Settle
+from coffre.node.store import (
+    Abort,
+    Accept,
+    Collect,
+    Condemn,
+    Drop,
+    DropRepair,
+    Forget,
+    Lock,
+    Mark,
+    Mutation,
+    QueueRepair,
+    Refuse,
+    Restore,
+    Settle,
+)
 
 __all__ = [
     "CELL_BYTES_MAX",
     "CHUNK_BYTES",
     "DATA_ID_BYTES",
     "RETRY_SECONDS",
+    "ROWS_AT_ONCE",
     "STAMP_BYTES",
     "check",
     "check_stage",
     "digest_of",
     "digest_xor",
+    "kind_of",
     "placement_bytes",
     "placement_of",
+    "slot_of",
 ]
 
 STAMP_BYTES = 16
@@ -34,6 +52,8 @@ CELL_BYTES_MAX = 8 << 20
 SHARDS_MAX = 255
 NUMBER_MAX = 0xFFFF  # node numbers and partitions
 CHUNK_BYTES = 1 << 20
+ROWS_AT_ONCE = 256  # of a partition, in one piece
+OBJECT, TOMBSTONE, OBJECT_WITHOUT_SHARD = 1, 2, 3  # kinds, as digests count them
 RETRY_SECONDS = 600.0  # how long a shard that a version gave back waits for its writer's next stamp
 
 
@@ -41,6 +61,11 @@ def check(mutation: Mutation) -> CoffreError | None:
     """The error in a mutation that no store can take, or None."""
     if type(mutation) is Accept:
         return _check_accept(mutation)
+    if isinstance(mutation, Restore):
+        return _check_accept(mutation.accept)
+    if isinstance(mutation, Forget):
+        bad = next((stamp for stamp in mutation.stamps if len(stamp) != STAMP_BYTES), None)
+        return None if bad is None else _bad_stamp(bad)
     if len(mutation.stamp) != STAMP_BYTES:
         return _bad_stamp(mutation.stamp)
     if isinstance(mutation, Mark):
@@ -49,7 +74,7 @@ def check(mutation: Mutation) -> CoffreError | None:
         return _bad_partition(mutation.partition)
     if isinstance(mutation, Settle):
         return _check_placement(mutation.placement)
-    if isinstance(mutation, Abort):
+    if isinstance(mutation, (Abort, Refuse, Lock, Drop, Condemn, Collect)):
         return None
     if isinstance(mutation, (QueueRepair, DropRepair)):
         return _check_shard_index(mutation.shard_index)
@@ -136,10 +161,19 @@ def check_stage(data_id: bytes, shard_index: int) -> None:
         raise error
 
 
-def digest_of(context: bytes, stamp: bytes, tombstone: bool) -> int:
+def digest_of(context: bytes, stamp: bytes, kind: int = OBJECT) -> int:
     """What one version adds (by XOR) to its partition's digest: BLAKE2b-128 over name, stamp and kind."""
-    kind = b"\2" if tombstone else b"\1"
-    return int.from_bytes(blake2b(context + b"\0" + stamp + kind, digest_size=16).digest(), "big")
+    return int.from_bytes(blake2b(b"%b\0%b%c" % (context, stamp, kind), digest_size=16).digest(), "big")
+
+
+def kind_of(tombstone: bool, has_shard: bool) -> int:
+    """The kind of a version as digests count it."""
+    return TOMBSTONE if tombstone else OBJECT if has_shard else OBJECT_WITHOUT_SHARD
+
+
+def slot_of(context: bytes, slots: int) -> int:
+    """Which of `slots` parts of its partition a name is in."""
+    return crc32c(context) % slots
 
 
 def digest_xor(digest: bytes, delta: int) -> bytes:

@@ -10,7 +10,7 @@ import logging
 import os
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
@@ -25,7 +25,15 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
-from coffre.node.chores import CommitLarge, DropStaged, FreeLarge, Nothing, OpenLarge, ReportDamage
+from coffre.node.chores import (
+    CommitLarge,
+    DropStaged,
+    FreeLarge,
+    KeepNote,
+    Nothing,
+    OpenLarge,
+    ReportDamage,
+)
 from coffre.node.committer import Committer, DiskSpace
 from coffre.node.index import FORMAT, Index, partition_prefix
 from coffre.node.large_shards import LargeShardWriter
@@ -40,6 +48,7 @@ from coffre.node.rows import (
     LargeFile,
     LargeState,
     decode_large,
+    note_key,
     seal,
     staging_key,
     unseal,
@@ -57,6 +66,7 @@ from coffre.node.store import (
     StagedWriter,
     StoredCell,
     StoredVersion,
+    StoreIdentity,
     StoreOptions,
     StoreStatus,
 )
@@ -219,6 +229,12 @@ class LmdbStore:
         self._parts.index.close()
         os.close(self._parts.lock)
 
+    @property
+    def found(self) -> StoreIdentity | None:
+        """What was on the disk before this process wrote anything; None when the directory was empty."""
+        commits = self._parts.index.commits_found
+        return StoreIdentity(self._parts.store_id, commits) if commits else None
+
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the store is closed")
@@ -270,10 +286,16 @@ class LmdbStore:
             return PartitionDigest()
         return PartitionDigest(*DIGEST.unpack(unseal(prefix, value)))
 
-    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+    async def digests(self) -> Mapping[int, PartitionDigest]:
         self._check_open()
-        async for row in self._reader.partition_rows(partition):
-            yield row
+        return await self._loop.run_in_executor(self._threads, self._reader.digests)
+
+    async def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
+        self._check_open()
+        async for rows in self._reader.partition_rows(partition, slot, slots):
+            yield rows
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:
         self._check_open()
@@ -302,6 +324,25 @@ class LmdbStore:
         self._check_open()
         check_stage(data_id, shard_index)
         await self._committer.run([DropStaged(staging_key(tenant, data_id, shard_index))])
+
+    async def identity(self) -> StoreIdentity:
+        self._check_open()
+        return StoreIdentity(self._parts.store_id, self._parts.index.commits())
+
+    async def keep_note(self, title: str, note: bytes) -> None:
+        self._check_open()
+        await self._committer.run([KeepNote(title, note)], lazy=True)
+
+    async def note(self, title: str) -> bytes:
+        self._check_open()
+        key, index = note_key(title), self._parts.index
+        with index.reading() as txn:
+            value = txn.get(key, db=index.meta)
+        try:
+            return b"" if value is None else unseal(key, value)
+        except IntegrityError as error:
+            _log.error("a note is lost: %s", error)
+            return b""
 
     async def reclaim(self) -> int:
         self._check_open()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from coffre.cluster.errors import PolicyViolation
+from coffre.cluster.errors import PermissionDenied, PolicyViolation
+from coffre.cluster.identity import Identity
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.placement import Placement
 
@@ -23,6 +24,7 @@ class MapHolder:
         placements = {(policy.k, policy.m): Placement(cluster_map, policy) for policy in cluster_map.policies}
         self.map = cluster_map
         self.signed = signed
+        self._members = {node.node_id: node for node in cluster_map.nodes}
         self._placements = placements
         self._numbers = {
             node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
@@ -36,6 +38,12 @@ class MapHolder:
     def number_of(self, node_id: str) -> int | None:
         """The number of a node of the map; None when there is none of that id, or it was removed."""
         return self._numbers.get(node_id)
+
+    def check_member(self, peer: Identity) -> None:
+        """Raise `PermissionDenied` unless a node is in the map, not removed, and as its certificate says."""
+        entry = self._members.get(peer.name)
+        if entry is None or entry.state is NodeState.REMOVED or entry.attributes != peer.attributes:
+            raise PermissionDenied(f"{peer.name} is no node of the map of epoch {self.map.epoch}")
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

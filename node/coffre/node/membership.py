@@ -32,14 +32,15 @@ class Membership:
         self._updates: set[asyncio.Task[None]] = set()
         self.handler = CoordinationHandler(None, maps, clock)
 
-    async def open(self, entropy: Callable[[int], bytes]) -> None:
-        """Raises `ConfigurationError` when coordination is not configured as it must be."""
+    async def open(self, entropy: Callable[[int], bytes]) -> GrpcTransport:
+        """Return the way to the other nodes. Raises `ConfigurationError` when coordination is not configured well."""
         config, cluster_map = self._config, self._maps.map
         self._served = await open_coordination(
             config.coordination, self._clock, entropy, cluster_map.cluster_id
         )
         self.handler = CoordinationHandler(self._served, self._maps, self._clock)
         self._transport = GrpcTransport(cluster_map, config.tls)
+        return self._transport
 
     def start(self) -> list[asyncio.Task[None]]:
         """Follow the map, and announce this node, until the tasks are cancelled."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.store import Accept, StoredCell
+from coffre.node.store import ABORTED, Accept, StoredCell
 from coffre.node.votes import Entry
 
-__all__ = ["Partition", "Record", "Row", "Shard", "record_of"]
+__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "record_of"]
 
 
 class Shard:
@@ -60,3 +60,14 @@ def record_of(entry: Entry) -> Record:
     """The record of an entry that is not aborted."""
     assert isinstance(entry.record, Record)
     return entry.record
+
+
+def is_damaged(entry: Entry) -> bool:
+    """Whether anything of an entry does not verify."""
+    if entry.state == ABORTED:
+        return False
+    record = record_of(entry)
+    shard = record.shard
+    return record.manifest_rotten or (
+        shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+    )

@@ -7,16 +7,24 @@ staging. `crash` goes back to that; all else is the same as on a disk.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
 from coffre.node import votes
-from coffre.node.limits import CELL_BYTES_MAX, CHUNK_BYTES, RETRY_SECONDS, check, check_stage, digest_of
+from coffre.node.limits import (
+    CHUNK_BYTES,
+    RETRY_SECONDS,
+    ROWS_AT_ONCE,
+    check,
+    check_stage,
+    digest_of,
+    slot_of,
+)
 from coffre.node.listing import list_page
-from coffre.node.memory_rows import Partition, Record, Row, Shard, record_of
+from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of
+from coffre.node.memory_staging import MemoryStagedWriter
 from coffre.node.store import (
     Abort,
     Accept,
@@ -30,12 +38,13 @@ from coffre.node.store import (
     PartitionDigest,
     PartitionRow,
     QueueRepair,
+    Restore,
     Settle,
-    StagedShard,
     StagedWriter,
     State,
     StoredCell,
     StoredVersion,
+    StoreIdentity,
     StoreOptions,
     StoreStatus,
 )
@@ -51,8 +60,11 @@ _Writer = tuple[str, bytes]  # tenant, id
 class MemoryStore:
     """`ShardStore` in memory. `clock` is used for the expiry of staged shards alone."""
 
-    def __init__(self, clock: Clock, options: StoreOptions | None = None) -> None:
+    def __init__(
+        self, clock: Clock, options: StoreOptions | None = None, *, store_id: bytes = bytes(16)
+    ) -> None:
         self._clock = clock
+        self._store_id = store_id
         self._options = options or StoreOptions()
         self._rows: dict[ObjectName, Row] = {}
         self._keys: dict[_Bucket, list[bytes]] = {}
@@ -64,6 +76,7 @@ class MemoryStore:
             ObjectName, tuple[int, tuple[Entry, ...]]
         ] = {}  # partition, entries at the last sync
         self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
+        self._notes: dict[str, bytes] = {}
         self._used_bytes = 0
         self._damaged = 0
         self._syncs = 0
@@ -134,10 +147,14 @@ class MemoryStore:
             return self._note_repair(mutation, entries)
         if isinstance(mutation, Accept):
             return self._accept(mutation, entries)
+        if isinstance(mutation, Restore):
+            return self._restore(mutation, entries)
         if isinstance(mutation, Abort):
             verdict = votes.abort(entries, mutation.stamp)
-        else:
+        elif isinstance(mutation, Settle):
             verdict = votes.settle(entries, mutation.stamp, mutation.placement, self._options.versions_kept)
+        else:
+            verdict = votes.decide_own(entries, mutation)
         self._carry_out(mutation, verdict)
         return _outcome(verdict)
 
@@ -169,7 +186,7 @@ class MemoryStore:
             record,
             conditional=accept.base is not None,
         )
-        damaged = any(entry.stamp == accept.stamp and self._is_damaged(entry) for entry in entries)
+        damaged = any(entry.stamp == accept.stamp and is_damaged(entry) for entry in entries)
         base = accept.base or b""
         verdict = votes.accept(entries, proposal, lock=accept.lock, base=base, damaged=damaged)
         missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
@@ -188,6 +205,36 @@ class MemoryStore:
             self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
         replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
         return _outcome(verdict, replaces=replaces and verdict.error is None)
+
+    def _restore(self, restore: Restore, entries: tuple[Entry, ...]) -> Outcome:
+        accept = restore.accept
+        shard, staged = self._shard_for(accept)
+        if accept.staged and shard is None:
+            return Outcome(error=NotFound("this shard is not staged here"))
+        shard_bytes = shard.size_bytes if shard else 0
+        proposal = Entry(
+            accept.stamp,
+            State.ACCEPTED,
+            accept.tombstone,
+            accept.shard_index,
+            shard_bytes,
+            Record(accept, shard),
+        )
+        kept = self._options.versions_kept
+        verdict = votes.restore(entries, proposal, kept, replace=restore.replace)
+        added_bytes = len(accept.manifest) + len(accept.cell)
+        if verdict.stored and not accept.tombstone and not self._has_room(added_bytes):
+            return Outcome(error=ResourceExhausted("the disk is full"))
+        if verdict.stored and staged is not None:
+            del self._staging[staged]
+        if verdict.stored:
+            self._used_bytes += added_bytes
+            for entry in verdict.freed:
+                self._repairs.pop((accept.name, entry.stamp, entry.shard_index), None)
+        self._carry_out(restore, verdict)
+        if any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries):
+            self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
+        return _outcome(verdict)
 
     def _shard_for(self, accept: Accept) -> tuple[Shard | None, _ShardId | None]:
         if accept.shard_index is None:
@@ -218,11 +265,13 @@ class MemoryStore:
         row = self._rows.get(mutation.name)
         self._unsynced.setdefault(mutation.name, (mutation.partition, row.entries if row else ()))
         self._put_entries(mutation.name, mutation.partition, verdict.entries)
+        accepted = mutation.stamp if isinstance(mutation, Restore) else b""
         for entry in verdict.freed:
             record = record_of(entry)
             self._used_bytes -= len(record.accept.manifest) + len(record.accept.cell)
             if record.shard is not None and record.accept.staged:
-                if isinstance(mutation, Abort) or entry.state == State.ACCEPTED:
+                gives_back = isinstance(mutation, (Settle, Restore)) and entry.state == State.ACCEPTED
+                if isinstance(mutation, Abort) or (gives_back and entry.stamp != accepted):
                     self._keep_staged(record)
                 else:
                     self._used_bytes -= record.shard.size_bytes
@@ -251,10 +300,10 @@ class MemoryStore:
     def _put_entries(self, name: ObjectName, partition: int, entries: tuple[Entry, ...]) -> None:
         row = self._rows.setdefault(name, Row(partition))
         holder = self._partitions.setdefault(partition, Partition())
-        for entry in set(row.entries) ^ set(entries):
-            if entry.state != State.ABORTED:
-                holder.digest ^= digest_of(name.context(), entry.stamp, entry.tombstone)
-                holder.versions += 1 if entry in entries else -1
+        counted, wanted = votes.kinds(row.entries), votes.kinds(entries)
+        for stamp, kind in counted ^ wanted:
+            holder.digest ^= digest_of(name.context(), stamp, kind)
+        holder.versions += len(wanted) - len(counted)
         keys = self._keys.setdefault((name.tenant, name.bucket), [])
         key = name.key.encode()
         if not entries:
@@ -307,15 +356,7 @@ class MemoryStore:
             entry.shard_bytes,
             cell,
             damaged,
-        )
-
-    def _is_damaged(self, entry: Entry) -> bool:
-        if entry.state == State.ABORTED:
-            return False
-        record = record_of(entry)
-        shard = record.shard
-        return record.manifest_rotten or (
-            shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+            entry.condemned,
         )
 
     def _report(self, name: ObjectName, entry: Entry) -> None:
@@ -386,13 +427,24 @@ class MemoryStore:
         held = self._partitions.get(partition, Partition())
         return PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
 
-    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+    async def digests(self) -> Mapping[int, PartitionDigest]:
+        self._check_open()
+        return {
+            number: PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
+            for number, held in sorted(self._partitions.items())
+            if held.versions
+        }
+
+    async def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
         self._check_open()
         held = self._partitions.get(partition, Partition())
-        for name in sorted(held.names, key=ObjectName.context):
-            entries = self._entries(name)
-            if entries:
-                yield PartitionRow(name, self._versions(name, entries))
+        names = sorted(held.names, key=ObjectName.context)
+        for first in range(0, len(names), ROWS_AT_ONCE):
+            some = [n for n in names[first : first + ROWS_AT_ONCE] if slot_of(n.context(), slots) == slot]
+            rows = [PartitionRow(name, votes.bare(self._entries(name))) for name in some]
+            yield [row for row in rows if row.versions]
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:
         self._check_open()
@@ -404,13 +456,23 @@ class MemoryStore:
     async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
         self._check_open()
         check_stage(data_id, shard_index)
-        return _StagedWriter(self, (tenant, data_id, shard_index), self._incarnation)
+        return MemoryStagedWriter(self, (tenant, data_id, shard_index), self._incarnation)
 
     async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         self._check_open()
         shard = self._staging.pop((tenant, data_id, shard_index), None)
         if shard is not None:
             self._used_bytes -= shard.size_bytes
+
+    async def identity(self) -> StoreIdentity:
+        return StoreIdentity(self._store_id, self._syncs)
+
+    async def keep_note(self, title: str, note: bytes) -> None:
+        self._notes[title] = note
+
+    async def note(self, title: str) -> bytes:
+        self._check_open()
+        return self._notes.get(title, b"")
 
     async def reclaim(self) -> int:
         """Free what was staged and has expired; the rest is freed at once here."""
@@ -452,48 +514,3 @@ class MemoryStore:
 
 def _outcome(verdict: Verdict, *, replaces: bool = False) -> Outcome:
     return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard, replaces)
-
-
-class _StagedWriter:
-    """`StagedWriter` in memory."""
-
-    def __init__(self, store: MemoryStore, key: _ShardId, incarnation: int) -> None:
-        self._store = store
-        self._key = key
-        self._incarnation = incarnation
-        self._shard: Shard | None = Shard()
-
-    async def write(self, cells: Sequence[StoredCell]) -> None:
-        shard = self._open_shard()
-        for cell in cells:
-            if cell.segment != len(shard.cells):
-                raise InvalidArgument(f"segment {cell.segment} does not follow; {len(shard.cells)} does")
-            if len(cell.data) > CELL_BYTES_MAX:
-                raise InvalidArgument(f"a cell has at most {CELL_BYTES_MAX} bytes")
-            if crc32c(cell.data) != cell.crc:
-                raise IntegrityError("the cell does not have its checksum: damaged on the way")
-            if not self._store._has_room(shard.size_bytes + len(cell.data)):
-                raise ResourceExhausted("the disk is full")
-            shard.cells.append((cell.crc, bytearray(cell.data)))
-
-    async def commit(self) -> StagedShard:
-        shard = self._open_shard()
-        self._shard = None
-        store = self._store
-        options = store._options
-        shard.expires_ms = store._clock.unixtime_ms() + int(options.staging_expiry * 1000)
-        replaced = store._staging.get(self._key)
-        store._used_bytes += shard.size_bytes - (replaced.size_bytes if replaced else 0)
-        store._staging[self._key] = shard
-        store._sync()
-        crcs = b"".join(crc.to_bytes(4, "little") for crc, _ in shard.cells)
-        return StagedShard(len(shard.cells), shard.size_bytes, crc32c(crcs))
-
-    async def discard(self) -> None:
-        self._shard = None
-
-    def _open_shard(self) -> Shard:
-        self._store._check_open()
-        if self._shard is None or self._incarnation != self._store._incarnation:
-            raise Unavailable("this shard is not being staged any more")
-        return self._shard

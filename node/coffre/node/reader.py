@@ -18,16 +18,18 @@ from coffre.codec import crc32c
 from coffre.node import votes
 from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
+from coffre.node.limits import ROWS_AT_ONCE, slot_of
 from coffre.node.listing import Page, PageRow, list_page
 from coffre.node.marks import MarkView
 from coffre.node.open_shards import OpenShards
 from coffre.node.records import Record, decode_record, head_bytes
-from coffre.node.rows import Location, Row, decode_repair, decode_row
+from coffre.node.rows import DIGEST, Location, Row, decode_repair, decode_row, unseal
 from coffre.node.store import (
     ABORTED,
     SETTLED,
     Listing,
     ListingEntry,
+    PartitionDigest,
     PartitionRow,
     QueueRepair,
     StoredCell,
@@ -42,7 +44,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Arguments = TypeVarTuple("_Arguments")
 _PAGE_BYTES_MAX = 2 << 20
-_ROWS_AT_ONCE = 256
 _HEADS_AT_ONCE = 250  # rows; their heads take a MiB at most, but for those that are longer than usual
 _HEAD_BYTES = 2048  # enough for most manifests; a longer one is read again, whole
 _MOVED_TRIES = 8  # a record may move between the look at its row and the look at it
@@ -223,6 +224,7 @@ class Reader:
             record.cell_bytes if large is None else large.size_bytes,
             cell,
             damaged,
+            entry.condemned,
         )
 
     @staticmethod
@@ -387,16 +389,17 @@ class Reader:
             found.append(self._version(context, row.partition, entry, raw, False))
         return tuple(found)
 
-    async def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
+    async def partition_rows(
+        self, partition: int, slot: int, slots: int
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
         start = partition_prefix(partition)
-        while True:
-            rows, start = await self._in_thread(self._some_rows, partition, start)
-            for row in rows:
-                yield row
-            if not start:
-                return
+        while start:
+            rows, start = await self._in_thread(self._some_rows, partition, start, slot, slots)
+            yield rows
 
-    def _some_rows(self, partition: int, start: bytes) -> tuple[Sequence[PartitionRow], bytes]:
+    def _some_rows(
+        self, partition: int, start: bytes, slot: int, slots: int
+    ) -> tuple[Sequence[PartitionRow], bytes]:
         """Rows from the key `start` on, and the key to go on from, empty at the end."""
         prefix = partition_prefix(partition)
         keys: list[bytes] = []
@@ -404,31 +407,39 @@ class Reader:
         with self._index.reading() as txn, txn.cursor(db=self._index.partitions) as cursor:
             found = cursor.set_range(start)
             while found and cursor.key().startswith(prefix):
-                if len(keys) == _ROWS_AT_ONCE:
+                if len(keys) == ROWS_AT_ONCE:
                     following = cursor.key()
                     break
                 keys.append(cursor.key()[2:])
                 found = cursor.next()
-        rows: list[PartitionRow] = []
-        for key in keys:
-            row = self._partition_row(key)
-            if row is not None:
-                rows.append(row)
-        return rows, following
+            rows = [self._partition_row(txn, key, slot, slots) for key in keys]
+        return [row for row in rows if row is not None], following
 
-    def _partition_row(self, key: bytes) -> PartitionRow | None:
-        for _ in range(_MOVED_TRIES):
-            with self._index.reading() as txn:
-                value = txn.get(key, db=self._index.objects)
-                if value is None:
-                    return None
-                name = self._index.name_of(txn, key)
-                row = self._row(txn, name.tenant, key, value)
-            try:
-                return PartitionRow(name, self.versions(name.context(), row, {}))
-            except _Moved:
-                continue
-        raise IntegrityError("a volume of this node is missing")
+    def _partition_row(
+        self, txn: lmdb.Transaction[bytes], key: bytes, slot: int, slots: int
+    ) -> PartitionRow | None:
+        """A row of the partition; None for one of another slot, or that does not verify: it is noted as damage."""
+        name = self._index.name_of(txn, key)
+        if slots > 1 and slot_of(name.context(), slots) != slot:
+            return None
+        value = txn.get(key, db=self._index.objects)
+        try:
+            row = None if value is None else self._row(txn, name.tenant, key, value)
+        except IntegrityError as error:
+            self.damaged += 1
+            _log.error("%s", error)
+            return None
+        return None if row is None else PartitionRow(name, votes.bare(row.entries))
+
+    def digests(self) -> Mapping[int, PartitionDigest]:
+        """Of every partition with versions. Raises `IntegrityError`."""
+        found: dict[int, PartitionDigest] = {}
+        with self._index.reading() as txn, txn.cursor(db=self._index.digests) as cursor:
+            for key, value in cursor:
+                digest = PartitionDigest(*DIGEST.unpack(unseal(key, value)))
+                if digest.versions:
+                    found[int.from_bytes(key, "big")] = digest
+        return found
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:
         start = b""
@@ -445,7 +456,7 @@ class Reader:
             found = cursor.set_range(start) if start else cursor.first()
             while found:
                 key, value = cursor.item()
-                if len(repairs) == _ROWS_AT_ONCE:
+                if len(repairs) == ROWS_AT_ONCE:
                     return repairs, key
                 try:
                     repairs.append(decode_repair(key, value)[0])

@@ -40,6 +40,7 @@ __all__ = [
     "encode_repair",
     "encode_row",
     "mark_key",
+    "note_key",
     "repair_key",
     "repair_prefix",
     "seal",
@@ -51,13 +52,14 @@ REST_BYTES_MAX = 400  # a longer key goes on in a directory of its own
 _ROW_FORMAT = 1
 _NO_SHARD = 255
 _TOMBSTONE, _PLACED, _LARGE, _CONDITIONAL, _WAS_LOCKED = 0x08, 0x10, 0x20, 0x40, 0x80
+_CONDEMNED = 5  # in place of the state of a settled tombstone
 _HEAD = struct.Struct(">BH")  # format, partition
 _ENTRY = struct.Struct(">16sBBIII")  # stamp, flags and state, shard index, volume, offset, record bytes
 _SINGLE = struct.Struct(">BH16sBBIII")  # a row's head and its only entry, which most rows are
 _FILE = struct.Struct(">Q16s")  # large file, data id
 _CRC = struct.Struct(">I")
 _new = tuple.__new__
-_STATES = (None, ACCEPTED, LOCKED, SETTLED, ABORTED, None, None, None)
+_STATES = (None, ACCEPTED, LOCKED, SETTLED, ABORTED, SETTLED, None, None)
 
 DIGEST = struct.Struct(">16sQ")  # XOR of digests, versions
 VOLUME = struct.Struct(">QQ")  # committed length, bytes of live records
@@ -116,13 +118,15 @@ def encode_first(
 
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
     if len(entries) == 1:
-        stamp, state, tombstone, index, _, record, placed, conditional, was_locked = entries[0]
-        plain = not (placed or conditional or was_locked)
+        stamp, state, tombstone, index, _, record, placed, conditional, condemned, was_locked = entries[0]
+        plain = not (placed or conditional or condemned or was_locked)
         if plain and isinstance(record, Location) and not record.file:
             return encode_first(key, partition, stamp, state, tombstone, index, record[:3])
     parts = [_HEAD.pack(_ROW_FORMAT, partition)]
     for entry in entries:
-        flags: int = entry.state | _WAS_LOCKED if entry.was_locked else entry.state
+        flags: int = _CONDEMNED if entry.condemned else entry.state
+        if entry.was_locked:
+            flags |= _WAS_LOCKED
         location = entry.record
         index = entry.shard_index
         if location is None:
@@ -187,6 +191,7 @@ def decode_row(key: bytes, value: bytes) -> Row:
                 Location(volume, offset, size_bytes, file, data_id),
                 placement,
                 flags & _CONDITIONAL != 0,
+                flags & 7 == _CONDEMNED,
                 flags & _WAS_LOCKED != 0,
             )
         )
@@ -202,8 +207,9 @@ def _decode_single(value: bytes) -> Row:
     shard_index = None if index == _NO_SHARD else index
     record = _new(Location, (volume, offset, size_bytes, 0, b""))
     tombstone, conditional = flags & _TOMBSTONE != 0, flags & _CONDITIONAL != 0
-    was_locked = flags & _WAS_LOCKED != 0
-    entry = _new(Entry, (stamp, state, tombstone, shard_index, 0, record, (), conditional, was_locked))
+    condemned, was_locked = flags & 7 == _CONDEMNED, flags & _WAS_LOCKED != 0
+    rest = (tombstone, shard_index, 0, record, (), conditional, condemned, was_locked)
+    entry = _new(Entry, (stamp, state, *rest))
     return _new(Row, (partition, (entry,)))
 
 
@@ -280,7 +286,7 @@ _REPAIR = struct.Struct(">BHB16sBB")  # found here, partition, shard index, stam
 
 def repair_prefix(context: bytes, stamp: bytes) -> bytes:
     """What the keys of a version's repair rows begin with; one byte of shard index follows."""
-    return digest_of(context, stamp, False).to_bytes(16, "big")
+    return digest_of(context, stamp).to_bytes(16, "big")
 
 
 def repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:
@@ -325,6 +331,14 @@ def decode_mark(key: bytes, value: bytes) -> bytes:
     """The stamp up to which all of a writer's versions are established. Raises `IntegrityError`: a wrong one
     would settle what nobody acknowledged."""
     return unseal(key, value)
+
+
+# ------------------------------------------------------------------ notes
+
+
+def note_key(title: str) -> bytes:
+    """The key of a note in the meta table."""
+    return b"note " + title.encode()
 
 
 # ------------------------------------------------------------------ counters

@@ -12,12 +12,15 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import ConfigurationError, RetryableError
 from coffre.cluster.identity import Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map
-from coffre.cluster.tls import load_identity, server_credentials
+from coffre.cluster.tls import load_identity, load_tls, server_credentials
+from coffre.cluster.transport import Transport
 from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
 from coffre.node.membership import Membership
+from coffre.node.repair.repairer import Repairer
+from coffre.node.repair.testimony import await_testimony
 from coffre.node.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
 from coffre.node.store import ShardStore
 from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
@@ -34,8 +37,13 @@ STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
 
 
-async def serve(config: NodeConfig, clock: Clock, entropy: Callable[[int], bytes]) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start."""
+async def serve(
+    config: NodeConfig, clock: Clock, entropy: Callable[[int], bytes], *, new_cluster: bool = False
+) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start.
+
+    `new_cluster`: do not ask the other nodes what they have seen of this one before it serves.
+    """
     cluster_map, signed = read_map(config.map, config.tls.authority)
     entry = _own_entry(config, cluster_map, clock)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
@@ -47,31 +55,70 @@ async def serve(config: NodeConfig, clock: Clock, entropy: Callable[[int], bytes
     store = await LmdbStore.open(config.data, config.store, clock)
     member = Membership(config, maps, entry, clock)
     try:
-        await member.open(entropy)
+        transport = await member.open(entropy)
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
+        handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
+        handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
+        handler.serving = new_cluster
         servicer = Servicer(handler, cluster_map.cluster_id)
         coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
         server, health_servicer = _server(config, servicer, coordination, clock)
         await server.start()
-        background = [asyncio.create_task(_reclaim_forever(store, clock)), *member.start()]
-        await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        _log.info(
-            "serving", extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch}
-        )
-        await stop.wait()
-        _log.info("stopping", extra={"node": entry.node_id})
-        await health_servicer.enter_graceful_shutdown()
-        servicer.end_exchanges()
-        coordination.end_watches()
-        await server.stop(STOP_GRACE_SECONDS)
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        try:
+            if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, stop):
+                handler.serving = True
+                background = [
+                    asyncio.create_task(_reclaim_forever(store, clock)),
+                    asyncio.create_task(repairer.run()),
+                    *member.start(),
+                ]
+                await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+                await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+                _log.info(
+                    "serving",
+                    extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch},
+                )
+                await stop.wait()
+                _log.info("stopping", extra={"node": entry.node_id})
+                await health_servicer.enter_graceful_shutdown()
+                servicer.end_exchanges()
+                coordination.end_watches()
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
+        finally:
+            await server.stop(STOP_GRACE_SECONDS)
     finally:
         await member.close()
         await store.close()
     _log.info("stopped", extra={"node": entry.node_id})
+
+
+async def _may_serve(
+    cluster_map: ClusterMap,
+    entry: MapNode,
+    transport: Transport,
+    store: LmdbStore,
+    clock: Clock,
+    stop: asyncio.Event,
+) -> bool:
+    """Whether the others have testified; False when this node was told to stop while it waited."""
+    others = [
+        node.number
+        for node in cluster_map.nodes
+        if node.number != entry.number and node.state is not NodeState.REMOVED
+    ]
+    asking = asyncio.ensure_future(
+        await_testimony(transport, cluster_map.epoch, others, store.found, await store.identity(), clock)
+    )
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if asking.done():
+        asking.result()
+        return True
+    asking.cancel()
+    return False
 
 
 def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> MapNode:

@@ -80,6 +80,35 @@ class Servicer:
     async def List(self, request: pb.ListRequest, context: _Context) -> pb.ListReply:  # type: ignore[type-arg]
         return await _answer("list", self._handler.list(self._peer(context), request), context)
 
+    async def Digests(self, request: pb.DigestsRequest, context: _Context) -> pb.DigestsReply:  # type: ignore[type-arg]
+        return await _answer("digests", self._handler.digests(self._peer(context), request), context)
+
+    async def PartitionRows(
+        self,
+        request: pb.PartitionRowsRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        try:
+            async for reply in self._handler.partition_rows(self._peer(context), request):
+                yield reply
+        except CoffreError as error:
+            await _refuse(context, error)
+
+    async def RepairStatus(
+        self,
+        request: pb.RepairStatusRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> pb.RepairStatusReply:
+        return await _answer("repair_status", self._handler.repair_status(self._peer(context)), context)
+
+    async def RepairControl(
+        self,
+        request: pb.RepairControlRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> pb.RepairStatusReply:
+        call = self._handler.repair_control(self._peer(context), request)
+        return await _answer("repair_control", call, context)
+
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:  # type: ignore[type-arg]
         return await _answer("status", self._handler.status(self._peer(context)), context)
 
@@ -267,6 +296,22 @@ def add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
             servicer.DropShard, pb.DropShardRequest.FromString, pb.DropShardReply.SerializeToString
         ),
         "List": unary(servicer.List, pb.ListRequest.FromString, pb.ListReply.SerializeToString),
+        "Digests": unary(servicer.Digests, pb.DigestsRequest.FromString, pb.DigestsReply.SerializeToString),
+        "PartitionRows": grpc.unary_stream_rpc_method_handler(
+            servicer.PartitionRows,
+            pb.PartitionRowsRequest.FromString,
+            pb.PartitionRowsReply.SerializeToString,
+        ),
+        "RepairStatus": unary(
+            servicer.RepairStatus,
+            pb.RepairStatusRequest.FromString,
+            pb.RepairStatusReply.SerializeToString,
+        ),
+        "RepairControl": unary(
+            servicer.RepairControl,
+            pb.RepairControlRequest.FromString,
+            pb.RepairStatusReply.SerializeToString,
+        ),
         "Status": unary(servicer.Status, pb.StatusRequest.FromString, pb.StatusReply.SerializeToString),
         "GetMap": unary(servicer.GetMap, pb.GetMapRequest.FromString, pb.GetMapReply.SerializeToString),
         "WriteShard": grpc.stream_unary_rpc_method_handler(

@@ -11,7 +11,7 @@ why.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,21 +25,30 @@ __all__ = [
     "SETTLED",
     "Abort",
     "Accept",
+    "Collect",
+    "Condemn",
+    "Drop",
     "DropRepair",
+    "Forget",
     "KeyMutation",
     "Listing",
     "ListingEntry",
+    "Lock",
     "Mark",
     "Mutation",
     "Outcome",
+    "OwnMutation",
     "PartitionDigest",
     "PartitionRow",
     "QueueRepair",
+    "Refuse",
+    "Restore",
     "Settle",
     "ShardStore",
     "StagedShard",
     "StagedWriter",
     "State",
+    "StoreIdentity",
     "StoreOptions",
     "StoreStatus",
     "StoredCell",
@@ -143,7 +152,92 @@ class DropRepair:
     shard_index: int | None
 
 
-KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair  # of one object
+# What follows is a node's own business: it comes from its repair, never over the wire (docs/repair.md).
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Hold an established version as SETTLED, with the shard that `accept` brings, and trim as a `Settle` does.
+
+    Unlike an `Accept` it takes a version below a newer settled one, when it is one of those that are kept; and it
+    brings a version that this node once voted against, since what is established stands. `replace`: the
+    shard that is held of the version, damaged or of another index, gives way to this one. The caller
+    has verified the shard against the manifest.
+    """
+
+    accept: Accept
+    replace: bool = False
+
+    @property
+    def name(self) -> ObjectName:
+        return self.accept.name
+
+    @property
+    def partition(self) -> int:
+        return self.accept.partition
+
+    @property
+    def stamp(self) -> bytes:
+        return self.accept.stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Vote ABORTED on a version that this node does not hold; nothing when it holds it after all."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Vote LOCKED on a version that this node holds as ACCEPTED."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Drop a version that is dead: an ABORTED vote takes the place of ACCEPTED or LOCKED. Never of SETTLED."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the row of a name that this node is no primary of. `Conflict` when it holds a version beside
+    `stamps`: one that came since they were looked at."""
+
+    name: ObjectName
+    partition: int
+    stamps: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Flag a settled tombstone as known to every primary. `Conflict` unless it is the only version of its name."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Remove a condemned tombstone. `Conflict` unless it is the only version of its name."""
+
+    name: ObjectName
+    partition: int
+    stamp: bytes
+
+
+OwnMutation = Restore | Refuse | Lock | Drop | Forget | Condemn | Collect
+KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair | OwnMutation  # of one object
 Mutation = KeyMutation | Mark
 
 
@@ -182,6 +276,7 @@ class StoredVersion(NamedTuple):
     shard_bytes: int = 0
     cell: StoredCell | None = None  # when asked for, whole, and undamaged
     damaged: bool = False  # the shard or the manifest is here and does not verify
+    condemned: bool = False  # a tombstone that every primary is known to have
 
 
 class ListingEntry(NamedTuple):
@@ -203,8 +298,8 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class PartitionDigest:
-    """Order-free digest (XOR of BLAKE2b-128 over name, stamp and kind) of the non-aborted versions of a
-    partition."""
+    """Order-free digest (XOR of BLAKE2b-128 over name, stamp, kind, and whether the node has a shard) of the
+    non-aborted versions of a partition."""
 
     digest: bytes = bytes(16)
     versions: int = 0
@@ -212,7 +307,8 @@ class PartitionDigest:
 
 @dataclass(frozen=True, slots=True)
 class PartitionRow:
-    """One key of a partition, with every version held here (cells left out)."""
+    """One key of a partition, with every version held here as the index has it: no manifest, placement or
+    cell."""
 
     name: ObjectName
     versions: tuple[StoredVersion, ...]
@@ -231,6 +327,14 @@ class StoreStatus:
     damaged: int = 0
     repair_queue: int = 0
     syncs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """Which store this is, and how far it has come: `commits` only grows, and a disk that was rolled back has fewer."""
+
+    store_id: bytes  # 16 bytes, drawn when the store was made
+    commits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,11 +427,25 @@ class ShardStore(Protocol):
 
     async def partition_digest(self, partition: int) -> PartitionDigest: ...
 
-    def partition_rows(self, partition: int) -> AsyncIterator[PartitionRow]:
-        """Every key of a partition, for repair."""
+    async def digests(self) -> Mapping[int, PartitionDigest]:
+        """Of every partition that has versions here."""
+
+    def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
+        """The keys of a partition, some at a time, for repair: of `slots` parts that the hash of a name makes
+        (`limits.slot_of`), the one numbered `slot`."""
 
     def repair_queue(self) -> AsyncIterator[QueueRepair]:
         """Shards reported as damaged or missing."""
+
+    async def identity(self) -> StoreIdentity: ...
+
+    async def keep_note(self, title: str, note: bytes) -> None:
+        """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own."""
+
+    async def note(self, title: str) -> bytes:
+        """What was kept under a title; empty when nothing was, or it does not verify."""
 
     async def reclaim(self) -> int:
         """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to

@@ -12,28 +12,22 @@ from collections.abc import Callable
 from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, NotFound, ResourceExhausted
 from coffre.node import votes
 from coffre.node.index import Index, WriteKeys, partition_prefix
-from coffre.node.limits import RETRY_SECONDS, check, digest_of
+from coffre.node.large_files import LargeFiles
+from coffre.node.limits import check, digest_of, kind_of
 from coffre.node.marks import WriterId
 from coffre.node.records import LargeShard, decode_record, encode_record
+from coffre.node.repair_rows import RepairRows
 from coffre.node.rows import (
     DIGEST,
     VOLUME,
     Counters,
-    LargeFile,
-    LargeState,
     Location,
     Row,
-    decode_large,
-    decode_repair,
     decode_row,
     encode_first,
-    encode_large,
     encode_mark,
-    encode_repair,
     encode_row,
     mark_key,
-    repair_key,
-    repair_prefix,
     seal,
     staging_key,
     unseal,
@@ -43,12 +37,19 @@ from coffre.node.store import (
     LOCKED,
     Abort,
     Accept,
+    Collect,
+    Condemn,
+    Drop,
     DropRepair,
+    Forget,
     KeyMutation,
+    Lock,
     Mark,
     Mutation,
     Outcome,
     QueueRepair,
+    Refuse,
+    Restore,
     Settle,
     StoreOptions,
 )
@@ -82,15 +83,15 @@ class Transaction:
         self.txn = index.env.begin(write=True)
         self.counters = dataclasses.replace(counters)
         self.expires_ms = now_ms + int(options.staging_expiry * 1000)
+        self.large = LargeFiles(index, self.txn, now_ms)
         self.now_ms = now_ms
-        self.unlinked: list[int] = []  # large files to unlink after the commit
         self.dropped: list[int] = []  # volumes to unlink after the commit
         self.verify: list[tuple[Location, bytes]] = []  # copies to read back before the commit
         self._keys = WriteKeys(index, self.txn, self.counters)
         self._volumes = volumes
         self._options = options
         self._room_bytes = room_bytes
-        self._repairs = self.txn.stat(index.repairs)["entries"] > 0
+        self._repairs = RepairRows(index, self.txn)
         self._rows: dict[bytes, Row] = {}  # as they will be
         self._first: dict[bytes, bytes] = {}  # encoded, of keys that had no row and are not in `_rows`
         self._listed: dict[bytes, bytes] = {}  # rows of the partitions table to add
@@ -147,40 +148,47 @@ class Transaction:
         shard_index = accept.shard_index
         large: LargeShard | None = None
         if accept.staged:
-            large = self._staged(accept)
+            large = self.large.staged(accept)
             if large is None:
                 shard_index = None
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
         conditional, base = accept.base is not None, accept.base or b""
         proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
-        damaged = self._repairs and bool(row.entries) and self._found_damaged(row.entries, accept, context)
+        damaged = self._repairs.found_damaged(row.entries, accept.stamp, context)
         verdict = votes.accept(row.entries, proposal, lock=accept.lock, base=base, damaged=damaged)
         if verdict.error is not None:
             return Outcome(verdict.state, verdict.error, verdict.newest_stamp)
         if accept.staged and large is None and not accept.lock and not verdict.has_shard:
             return Outcome(error=NotFound("this shard is not staged here"))
         if verdict.stored:
-            if not accept.tombstone:
-                if self._room_bytes < len(record):
-                    return Outcome(error=ResourceExhausted("the disk of this node is full"))
-                self._room_bytes -= len(record)
-            self._append(record)
-            if shard_index is not None:
-                self.counters.shards += 1
-            if large is not None:
-                self._adopt(accept, large)
-            if len(verdict.entries) > len(row.entries):
-                self._count(accept.partition, context, accept.stamp, accept.tombstone, 1)
-            for entry in verdict.freed:
-                self._free(entry, accept, give_back=False)
-        self._put_row(key, row, accept.partition, verdict)
-        if self._repairs:
-            for entry in verdict.entries:
-                if entry.stamp == accept.stamp and entry.shard_index == accept.shard_index:
-                    self._drop_repair(context, accept.stamp, accept.shard_index)
+            self._store(accept, record, shard_index, large)
+        for entry in verdict.freed:
+            self._free(entry, accept, give_back=False)
+        self._put_row(key, context, row, accept.partition, verdict)
+        self._brought(accept, context, verdict)
         replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
         return Outcome(verdict.state, None, b"", verdict.has_shard, replaces)
+
+    def _store(
+        self, accept: Accept, record: bytes, shard_index: int | None, large: LargeShard | None
+    ) -> None:
+        """Append a version's record and adopt its large shard. Raises `ResourceExhausted`; nothing is done then."""
+        if not accept.tombstone:
+            if self._room_bytes < len(record):
+                raise ResourceExhausted("the disk of this node is full")
+            self._room_bytes -= len(record)
+        self._append(record)
+        if shard_index is not None:
+            self.counters.shards += 1
+        if large is not None:
+            self.large.adopt(large)
+
+    def _brought(self, accept: Accept, context: bytes, verdict: Verdict) -> None:
+        """Forget a queued repair when the shard is here now."""
+        for entry in verdict.entries:
+            if entry.stamp == accept.stamp and entry.shard_index == accept.shard_index:
+                self._repairs.drop(context, accept.stamp, accept.shard_index)
 
     def _accept_first(self, key: bytes, accept: Accept, context: bytes) -> Outcome:
         """The common case, in few steps: a key without versions is written, and no shard was staged."""
@@ -201,33 +209,64 @@ class Transaction:
         state = LOCKED if accept.lock else ACCEPTED
         self._first[key] = encode_first(key, partition, accept.stamp, state, tombstone, shard_index, place)
         self._listed[partition_prefix(partition) + key] = b""
-        self._count(partition, context, accept.stamp, tombstone, 1)
-        if self._repairs:
-            self._drop_repair(context, accept.stamp, shard_index)
+        digest = self._digest(partition)
+        digest[0] ^= digest_of(context, accept.stamp, kind_of(tombstone, shard_index is not None))
+        digest[1] += 1
+        self._repairs.drop(context, accept.stamp, shard_index)
         return _FIRST[accept.lock, shard_index is not None]
 
     def _abort(self, abort: Abort, context: bytes) -> Outcome:
         key, row = self.row_of(abort, context)
         verdict = votes.abort(row.entries, abort.stamp)
-        if verdict.changed:
-            for entry in verdict.freed:
-                self._free(entry, abort, give_back=True)
-                self._count(abort.partition, context, entry.stamp, entry.tombstone, -1)
-                self._forget_repairs(context, entry.stamp)
-            self._put_row(key, row, abort.partition, verdict)
+        for entry in verdict.freed:
+            self._free(entry, abort, give_back=True)
+            self._repairs.forget(context, entry.stamp)
+        self._put_row(key, context, row, abort.partition, verdict)
         return Outcome(verdict.state, verdict.error, b"", verdict.has_shard)
 
     def _settle(self, settle: Settle, context: bytes) -> Outcome:
         key, row = self.row_of(settle, context)
         verdict = votes.settle(row.entries, settle.stamp, settle.placement, self._options.versions_kept)
-        if verdict.changed:
-            for entry in verdict.freed:
-                # An overtaken writer tries again above what stands in its way.
-                self._free(entry, settle, give_back=entry.state == ACCEPTED)
-                self._count(settle.partition, context, entry.stamp, entry.tombstone, -1)
-                self._forget_repairs(context, entry.stamp)
-            self._put_row(key, row, settle.partition, verdict)
+        for entry in verdict.freed:
+            # An overtaken writer tries again above what stands in its way.
+            self._free(entry, settle, give_back=entry.state == ACCEPTED)
+            self._repairs.forget(context, entry.stamp)
+        self._put_row(key, context, row, settle.partition, verdict)
         return Outcome(verdict.state, None, b"", verdict.has_shard)
+
+    def _restore(self, restore: Restore, context: bytes) -> Outcome:
+        key, row = self.row_of(restore, context)
+        accept = restore.accept
+        large = self.large.staged(accept) if accept.staged else None
+        if accept.staged and large is None:
+            return Outcome(error=NotFound("this shard is not staged here"))
+        shard_index = accept.shard_index
+        record = encode_record(accept, context, shard_index, large)
+        location = self._next_location(len(record), large)
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location)
+        kept = self._options.versions_kept
+        verdict = votes.restore(row.entries, proposal, kept, replace=restore.replace)
+        if verdict.stored:
+            self._store(accept, record, shard_index, large)
+        for entry in verdict.freed:
+            self._free(entry, restore, give_back=entry.state == ACCEPTED and entry.stamp != accept.stamp)
+            if entry.stamp != accept.stamp:
+                self._repairs.forget(context, entry.stamp)
+            elif verdict.stored:
+                self._repairs.drop(context, accept.stamp, entry.shard_index)  # of the shard that gave way
+        self._put_row(key, context, row, accept.partition, verdict)
+        self._brought(accept, context, verdict)
+        return Outcome(verdict.state, verdict.error, b"", verdict.has_shard)
+
+    def _own(self, mutation: Refuse | Lock | Drop | Forget | Condemn | Collect, context: bytes) -> Outcome:
+        """What a node's repair does to the entries alone."""
+        key, row = self.row_of(mutation, context)
+        verdict = votes.decide_own(row.entries, mutation)
+        for entry in verdict.freed:
+            self._free(entry, mutation, give_back=False)
+            self._repairs.forget(context, entry.stamp)
+        self._put_row(key, context, row, mutation.partition, verdict)
+        return Outcome(verdict.state, verdict.error, b"", verdict.has_shard)
 
     def _mark(self, mark: Mark) -> Outcome:
         writer = (mark.tenant, mark.stamp[8:])
@@ -244,11 +283,7 @@ class Transaction:
         if votes.is_wanted(row.entries, repair.stamp):
             if self._room_bytes <= 0 and not found_here:
                 return Outcome(error=ResourceExhausted("the disk of this node is full"))
-            key = repair_key(context, repair.stamp, repair.shard_index)
-            held = self.txn.get(key, db=self.index.repairs)
-            found_here = found_here or (held is not None and decode_repair(key, held)[1])
-            self.txn.put(key, encode_repair(key, repair, found_here=found_here), db=self.index.repairs)
-            self._repairs = True
+            self._repairs.put(repair, context, found_here=found_here)
         return Outcome()
 
     def queue_damage(self, repair: QueueRepair) -> Outcome:
@@ -256,14 +291,15 @@ class Transaction:
         return self._queue_repair(repair, repair.name.context(), found_here=True)
 
     def _drop_repair_row(self, repair: DropRepair, context: bytes) -> Outcome:
-        self._drop_repair(context, repair.stamp, repair.shard_index)
+        self._repairs.drop(context, repair.stamp, repair.shard_index)
         return Outcome()
 
     # ---------------------------------------------------------------- rows
 
-    def _put_row(self, key: bytes, before: Row, partition: int, verdict: Verdict) -> None:
+    def _put_row(self, key: bytes, context: bytes, before: Row, partition: int, verdict: Verdict) -> None:
         if not verdict.changed:
             return
+        self._recount(partition, context, before.entries, verdict.entries)
         self._rows[key] = Row(partition, verdict.entries)
         self._first.pop(key, None)
         if bool(before.entries) == bool(verdict.entries):
@@ -303,13 +339,24 @@ class Transaction:
         self.dropped.append(number)
         return state.length
 
-    def _count(self, partition: int, context: bytes, stamp: bytes, tombstone: bool, sign: int) -> None:
+    def _recount(
+        self, partition: int, context: bytes, before: tuple[Entry, ...], after: tuple[Entry, ...]
+    ) -> None:
+        """Bring a partition's digest up to date with one row."""
+        counted, wanted = votes.kinds(before), votes.kinds(after)
+        if counted == wanted:
+            return
+        digest = self._digest(partition)
+        for stamp, kind in counted ^ wanted:
+            digest[0] ^= digest_of(context, stamp, kind)
+        digest[1] += len(wanted) - len(counted)
+
+    def _digest(self, partition: int) -> list[int]:
         digest = self._digests.get(partition)
         if digest is None:
             held = self.index.counted.get(partition)
             digest = self._digests[partition] = self._counted(partition) if held is None else held[:]
-        digest[0] ^= digest_of(context, stamp, tombstone)
-        digest[1] += sign
+        return digest
 
     def _counted(self, partition: int) -> list[int]:
         prefix = partition_prefix(partition)
@@ -352,80 +399,11 @@ class Transaction:
             return
         self.counters.shards -= 1
         if location.file:
-            owner = staging_key(mutation.name.tenant, location.data_id, entry.shard_index)
-            if give_back and self.txn.get(owner, db=self.index.staging) is None:
-                self._give_back(location.file, owner)
+            if give_back:
+                owner = staging_key(mutation.name.tenant, location.data_id, entry.shard_index)
+                self.large.give_back(location.file, owner)
             else:
-                self.free_file(location.file)
-
-    # ---------------------------------------------------------------- large shards
-
-    def large_file(self, number: int) -> LargeFile | None:
-        key = number.to_bytes(8, "big")
-        value = self.txn.get(key, db=self.index.large)
-        return None if value is None else decode_large(key, value)
-
-    def put_large(self, number: int, file: LargeFile) -> None:
-        key = number.to_bytes(8, "big")
-        self.txn.put(key, encode_large(key, file), db=self.index.large)
-
-    def free_file(self, number: int) -> None:
-        """Have a large file unlinked after the commit; its row stays until that is done."""
-        file = self.large_file(number)
-        if file is not None:
-            self.put_large(number, dataclasses.replace(file, state=LargeState.UNLINKING))
-            self.unlinked.append(number)
-
-    def _staged(self, accept: Accept) -> LargeShard | None:
-        assert accept.shard_index is not None
-        owner = staging_key(accept.name.tenant, accept.data_id, accept.shard_index)
-        value = self.txn.get(owner, db=self.index.staging)
-        if value is None:
-            return None
-        number = int.from_bytes(unseal(owner, value), "big")
-        file = self.large_file(number)
-        if file is None or file.owner != owner or file.state != LargeState.STAGED:
-            return None
-        return LargeShard(number, accept.data_id, file.cell_count, file.size_bytes, file.shard_crc)
-
-    def _adopt(self, accept: Accept, large: LargeShard) -> None:
-        file = self.large_file(large.file)
-        assert file is not None
-        self.put_large(large.file, dataclasses.replace(file, state=LargeState.ADOPTED))
-        self.txn.delete(file.owner, db=self.index.staging)
-
-    def _give_back(self, number: int, owner: bytes) -> None:
-        file = self.large_file(number)
-        if file is not None:
-            expires_ms = self.now_ms + int(RETRY_SECONDS * 1000)
-            self.put_large(number, dataclasses.replace(file, state=LargeState.STAGED, expires_ms=expires_ms))
-            self.put_staged(owner, number)
-
-    def put_staged(self, owner: bytes, number: int) -> None:
-        self.txn.put(owner, seal(owner, number.to_bytes(8, "big")), db=self.index.staging)
-
-    # ---------------------------------------------------------------- repairs
-
-    def _found_damaged(self, entries: tuple[Entry, ...], accept: Accept, context: bytes) -> bool:
-        for entry in entries:
-            if entry.stamp == accept.stamp and entry.record is not None:
-                key = repair_key(context, entry.stamp, entry.shard_index)
-                value = self.txn.get(key, db=self.index.repairs)
-                return value is not None and decode_repair(key, value)[1]
-        return False
-
-    def _drop_repair(self, context: bytes, stamp: bytes, shard_index: int | None) -> None:
-        self.txn.delete(repair_key(context, stamp, shard_index), db=self.index.repairs)
-
-    def _forget_repairs(self, context: bytes, stamp: bytes) -> None:
-        if not self._repairs:
-            return
-        prefix = repair_prefix(context, stamp)
-        with self.txn.cursor(db=self.index.repairs) as cursor:
-            found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
-                cursor.delete()
-                found = bool(cursor.key())
+                self.large.free(location.file)
 
     # ---------------------------------------------------------------- the end
 
@@ -497,4 +475,6 @@ _APPLY: dict[type, Callable[..., Outcome]] = {
     Settle: Transaction._settle,
     QueueRepair: Transaction._queue_repair,
     DropRepair: Transaction._drop_repair_row,
+    Restore: Transaction._restore,
+    **dict.fromkeys((Refuse, Lock, Drop, Forget, Condemn, Collect), Transaction._own),
 }

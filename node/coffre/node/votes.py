@@ -7,12 +7,26 @@ never trimmed, and nothing is taken between a conditional version and its base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from coffre.cluster.errors import CoffreError, Conflict, ResourceExhausted
-from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, State
+from coffre.node.limits import kind_of
+from coffre.node.store import (
+    ABORTED,
+    ACCEPTED,
+    LOCKED,
+    SETTLED,
+    Collect,
+    Condemn,
+    Drop,
+    Forget,
+    Lock,
+    Refuse,
+    State,
+    StoredVersion,
+)
 
 __all__ = [
     "ENTRIES_MAX",
@@ -21,10 +35,20 @@ __all__ = [
     "Verdict",
     "abort",
     "accept",
+    "bare",
+    "collect",
+    "condemn",
+    "decide_own",
     "down_to_settled",
+    "drop",
+    "forget",
     "is_wanted",
+    "kinds",
+    "lock",
     "promoted",
+    "refuse",
     "replaces",
+    "restore",
     "settle",
 ]
 
@@ -51,6 +75,7 @@ class Entry(NamedTuple):
     record: Hashable = None
     placement: tuple[int, ...] = ()  # what a Settle brought; empty: as in the record
     conditional: bool = False  # decided on an older version: nothing may slip in between them
+    condemned: bool = False  # a settled tombstone that every primary is known to have
     was_locked: bool = False
 
 
@@ -144,6 +169,7 @@ def _accept_again(
             state=state,
             placement=present.placement,
             conditional=present.conditional,
+            condemned=present.condemned,
             was_locked=present.was_locked,
         )
         return Verdict(
@@ -210,6 +236,7 @@ def settle(
         present.record,
         placement or present.placement,
         present.conditional,
+        present.condemned,
         _was_locked(present),
     )
     if len(entries) == 1:
@@ -219,6 +246,169 @@ def settle(
     if known and not freed and len(kept) == len(entries):
         return Verdict(entries, state=SETTLED, has_shard=has_shard)
     return Verdict(kept, changed=True, freed=freed, state=SETTLED, has_shard=has_shard)
+
+
+# ------------------------------------------------------------------ what a node's own repair does
+
+
+def restore(
+    entries: tuple[Entry, ...], proposal: Entry, versions_kept: int, *, replace: bool = False
+) -> Verdict:
+    """Hold an established version as SETTLED, with the proposal's shard where it is missing or `replace` says so.
+
+    An ABORTED vote against it is spent, as with a Settle. Trimmed like a Settle; a proposal that would be trimmed at
+    once is not stored.
+    """
+    place, present = _find(entries, proposal.stamp)
+    fresh = proposal._replace(state=SETTLED)
+    if present is None:
+        if len(entries) >= ENTRIES_MAX:
+            return Verdict(entries, error=ResourceExhausted("this key has too many versions"))
+        entry, after = fresh, (*entries[:place], fresh, *entries[place:])
+    else:
+        if present.state == ABORTED:
+            entry = fresh
+        elif present.tombstone != proposal.tombstone:
+            return Verdict(entries, error=Conflict("this version is held here as another kind"))
+        elif (replace and (proposal.shard_index is not None or present.shard_index is None)) or (
+            present.shard_index is None and proposal.shard_index is not None
+        ):
+            entry = fresh._replace(condemned=present.condemned)
+        else:
+            entry = present._replace(state=SETTLED)
+        after = _put(entries, place, entry)
+    kept, trimmed = _trim(after, max(versions_kept, 1))
+    stored = entry.record is proposal.record and entry in kept
+    freed = tuple(gone for gone in trimmed if gone.record is not proposal.record)
+    if present is not None and present.record is not None and entry.record is not present.record:
+        freed = (*freed, present)
+    return Verdict(
+        kept,
+        changed=kept != entries,
+        stored=stored,
+        freed=freed,
+        state=SETTLED,
+        has_shard=entry.shard_index is not None,
+    )
+
+
+def refuse(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Vote ABORTED on a version that is not held. Whoever never accepted may refuse for ever: no
+    acknowledgement counts on it. A version that is held keeps its vote."""
+    _, present = _find(entries, stamp)
+    if present is not None:
+        return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
+    return abort(entries, stamp)
+
+
+def lock(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Promise never to give up a version that is ACCEPTED: who accepted may promise that at any time."""
+    place, present = _find(entries, stamp)
+    if present is None:
+        return Verdict(entries)
+    has_shard = present.shard_index is not None
+    if present.state != ACCEPTED:
+        return Verdict(entries, state=present.state, has_shard=has_shard)
+    after = _put(entries, place, present._replace(state=LOCKED))
+    return Verdict(after, changed=True, state=LOCKED, has_shard=has_shard)
+
+
+def drop(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Drop a version that is dead for ever: ABORTED votes decided it, so a LOCKED vote is one that lost.
+
+    That one vote changes here from LOCKED to ABORTED cannot decide anything: it was decided before. SETTLED stays,
+    whatever the caller believes.
+    """
+    place, present = _find(entries, stamp)
+    if present is None:
+        return Verdict(entries)
+    if present.state in (SETTLED, ABORTED):
+        return Verdict(entries, state=present.state, has_shard=present.shard_index is not None)
+    overtaken = any(entry.state == SETTLED for entry in entries[:place])
+    rest = (
+        entries[:place] + entries[place + 1 :] if overtaken else _put(entries, place, Entry(stamp, ABORTED))
+    )
+    return Verdict(rest, changed=True, freed=(present,), state=ABORTED)
+
+
+def forget(entries: tuple[Entry, ...], stamps: Collection[bytes]) -> Verdict:
+    """Forget a name of which no more is held than `stamps`, all of them safe with the primaries."""
+    held = tuple(entry for entry in entries if entry.state != ABORTED)
+    if any(entry.stamp not in stamps for entry in held):
+        return Verdict(entries, error=Conflict("another version came meanwhile"))
+    return Verdict((), changed=bool(entries), freed=held)
+
+
+def condemn(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Flag the tombstone that is a name's only version, and settled."""
+    if not _is_alone(entries, stamp):
+        return Verdict(entries, error=Conflict("the tombstone is not the only version of its name"))
+    entry = entries[0]
+    if not entry.tombstone or entry.state != SETTLED:
+        return Verdict(entries, error=Conflict("only a settled tombstone is condemned"))
+    after = (entry._replace(condemned=True), *entries[1:])
+    return Verdict(after, changed=not entry.condemned, state=SETTLED)
+
+
+def collect(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
+    """Remove the condemned tombstone that is a name's only version, with the votes on older ones.
+
+    Their writers are done: the retention is longer than any message may be under way.
+    """
+    if not _is_alone(entries, stamp) or not entries[0].condemned:
+        return Verdict(entries, error=Conflict("the tombstone is not condemned, or not alone"))
+    return Verdict((), changed=True, freed=entries[:1])
+
+
+def _is_alone(entries: tuple[Entry, ...], stamp: bytes) -> bool:
+    """Whether a version is the newest of its name, with nothing older than votes behind it."""
+    older = all(entry.state == ABORTED for entry in entries[1:])
+    return bool(entries) and entries[0].stamp == stamp and older
+
+
+def decide_own(
+    entries: tuple[Entry, ...], mutation: Refuse | Lock | Drop | Forget | Condemn | Collect
+) -> Verdict:
+    """What a mutation of the node's own repair does, `Restore` aside."""
+    match mutation:
+        case Refuse():
+            return refuse(entries, mutation.stamp)
+        case Lock():
+            return lock(entries, mutation.stamp)
+        case Drop():
+            return drop(entries, mutation.stamp)
+        case Forget():
+            return forget(entries, mutation.stamps)
+        case Condemn():
+            return condemn(entries, mutation.stamp)
+        case Collect():
+            return collect(entries, mutation.stamp)
+
+
+# ------------------------------------------------------------------ what they share
+
+
+def kinds(entries: tuple[Entry, ...]) -> set[tuple[bytes, int]]:
+    """What a partition's digest counts of a row: the stamp and kind of every version that is not ABORTED."""
+    return {
+        (entry.stamp, kind_of(entry.tombstone, entry.shard_index is not None))
+        for entry in entries
+        if entry.state != ABORTED
+    }
+
+
+def bare(entries: tuple[Entry, ...]) -> tuple[StoredVersion, ...]:
+    """The entries without what their records say."""
+    return tuple(
+        StoredVersion(
+            entry.state,
+            entry.stamp,
+            entry.tombstone,
+            shard_index=entry.shard_index,
+            condemned=entry.condemned,
+        )
+        for entry in entries
+    )
 
 
 def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bool:

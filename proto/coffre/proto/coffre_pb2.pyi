@@ -95,6 +95,24 @@ STATE_ABORTED: State.ValueType  # 4
 """this node will never accept it"""
 Global___State: _TypeAlias = State  # noqa: Y015
 
+class _RepairAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_ACTION_UNSPECIFIED: _RepairAction.ValueType  # 0
+    REPAIR_ACTION_START: _RepairAction.ValueType  # 1
+    REPAIR_ACTION_PAUSE: _RepairAction.ValueType  # 2
+
+class RepairAction(_RepairAction, metaclass=_RepairActionEnumTypeWrapper):
+    """---------------------------------------------------------------- administration"""
+
+REPAIR_ACTION_UNSPECIFIED: RepairAction.ValueType  # 0
+REPAIR_ACTION_START: RepairAction.ValueType  # 1
+REPAIR_ACTION_PAUSE: RepairAction.ValueType  # 2
+Global___RepairAction: _TypeAlias = RepairAction  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -521,10 +539,13 @@ class BatchRequest(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    SENT_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     tenant: _builtins.str
     number: _builtins.int
     """of this message in its exchange: replies come in any order"""
+    sent_unixtime_ms: _builtins.int
+    """by the sender's clock; what changes something is refused when it is too old"""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
     @_builtins.property
@@ -537,10 +558,11 @@ class BatchRequest(_message.Message):
         operations: _abc.Iterable[Global___Operation] | None = ...,
         settled: _abc.Iterable[_builtins.bytes] | None = ...,
         number: _builtins.int = ...,
+        sent_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "sent_unixtime_ms", b"sent_unixtime_ms", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,9 +579,11 @@ class PackedBatchRequest(_message.Message):
     OPERATIONS_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    SENT_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     tenant: _builtins.str
     number: _builtins.int
+    sent_unixtime_ms: _builtins.int
     @_builtins.property
     def operations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
@@ -572,10 +596,11 @@ class PackedBatchRequest(_message.Message):
         operations: _abc.Iterable[_builtins.bytes] | None = ...,
         settled: _abc.Iterable[_builtins.bytes] | None = ...,
         number: _builtins.int = ...,
+        sent_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "operations", b"operations", "sent_unixtime_ms", b"sent_unixtime_ms", "settled", b"settled", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,6 +619,7 @@ class Version(_message.Message):
     DAMAGED_FIELD_NUMBER: _builtins.int
     SHARD_BYTES_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     stamp: _builtins.bytes
     shard_index: _builtins.int
@@ -604,6 +630,8 @@ class Version(_message.Message):
     """the node's own copy failed its checksum"""
     shard_bytes: _builtins.int
     """what the shard takes on disk"""
+    condemned: _builtins.bool
+    """a tombstone that every primary is known to have"""
     @_builtins.property
     def sealed(self) -> Global___SealedManifest:
         """absent for ABORTED"""
@@ -624,10 +652,11 @@ class Version(_message.Message):
         damaged: _builtins.bool = ...,
         shard_bytes: _builtins.int = ...,
         cells: _abc.Iterable[Global___Cell] | None = ...,
+        condemned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "sealed", b"sealed", "shard_index", b"shard_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "cells", b"cells", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "cell", b"cell", "cell_crc", b"cell_crc", "cells", b"cells", "condemned", b"condemned", "damaged", b"damaged", "sealed", b"sealed", "shard_bytes", b"shard_bytes", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
     _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015
@@ -1022,9 +1051,371 @@ class ListReply(_message.Message):
 Global___ListReply: _TypeAlias = ListReply  # noqa: Y015
 
 @_typing.final
-class StatusRequest(_message.Message):
-    """---------------------------------------------------------------- administration"""
+class DigestsRequest(_message.Message):
+    """---------------------------------------------------------------- between nodes: docs/repair.md"""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    store_id: _builtins.bytes
+    """of the caller, so that this node can testify later"""
+    commits: _builtins.int
+    """the caller's last commit, a number that only grows"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        store_id: _builtins.bytes = ...,
+        commits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "epoch", b"epoch", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestsRequest: _TypeAlias = DigestsRequest  # noqa: Y015
+
+@_typing.final
+class DigestsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    STARTING_FIELD_NUMBER: _builtins.int
+    WITNESSED_STORE_ID_FIELD_NUMBER: _builtins.int
+    WITNESSED_COMMITS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    digests: _builtins.bytes
+    """of every partition with versions: partition u16, digest 16 bytes, versions u64, big-endian"""
+    starting: _builtins.bool
+    """this node does not serve yet: it testifies, and says nothing of what it holds"""
+    witnessed_store_id: _builtins.bytes
+    """what this node has seen of the caller, the highest commit; empty: nothing"""
+    witnessed_commits: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        digests: _builtins.bytes = ...,
+        starting: _builtins.bool = ...,
+        witnessed_store_id: _builtins.bytes = ...,
+        witnessed_commits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch", "starting", b"starting", "witnessed_commits", b"witnessed_commits", "witnessed_store_id", b"witnessed_store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestsReply: _TypeAlias = DigestsReply  # noqa: Y015
+
+@_typing.final
+class PartitionRowsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    partition: _builtins.int
+    slot: _builtins.int
+    """of `slots` parts that the hash of a name makes"""
+    slots: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        partition: _builtins.int = ...,
+        slot: _builtins.int = ...,
+        slots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "partition", b"partition", "slot", b"slot", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionRowsRequest: _TypeAlias = PartitionRowsRequest  # noqa: Y015
+
+@_typing.final
+class RowVersion(_message.Message):
+    """A version as the index has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAMP_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TOMBSTONE_FIELD_NUMBER: _builtins.int
+    SHARD_INDEX_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
+    stamp: _builtins.bytes
+    state: Global___State.ValueType
+    tombstone: _builtins.bool
+    shard_index: _builtins.int
+    condemned: _builtins.bool
+    def __init__(
+        self,
+        *,
+        stamp: _builtins.bytes = ...,
+        state: Global___State.ValueType = ...,
+        tombstone: _builtins.bool = ...,
+        shard_index: _builtins.int | None = ...,
+        condemned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "shard_index", b"shard_index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "condemned", b"condemned", "shard_index", b"shard_index", "stamp", b"stamp", "state", b"state", "tombstone", b"tombstone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
+    _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shard_index) -> _WhichOneofReturnType__shard_index | None: ...
+
+Global___RowVersion: _TypeAlias = RowVersion  # noqa: Y015
+
+@_typing.final
+class NameRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    BUCKET_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    bucket: _builtins.str
+    key: _builtins.str
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowVersion]:
+        """newest first"""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        bucket: _builtins.str = ...,
+        key: _builtins.str = ...,
+        versions: _abc.Iterable[Global___RowVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "key", b"key", "tenant", b"tenant", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NameRow: _TypeAlias = NameRow  # noqa: Y015
+
+@_typing.final
+class PartitionRowsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___NameRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___NameRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionRowsReply: _TypeAlias = PartitionRowsReply  # noqa: Y015
+
+@_typing.final
+class RepairControlRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    action: Global___RepairAction.ValueType
+    bytes_per_second: _builtins.int
+    """0: as it is"""
+    def __init__(
+        self,
+        *,
+        action: Global___RepairAction.ValueType = ...,
+        bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bytes_per_second", b"bytes_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairControlRequest: _TypeAlias = RepairControlRequest  # noqa: Y015
+
+@_typing.final
+class RepairStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairStatusRequest: _TypeAlias = RepairStatusRequest  # noqa: Y015
+
+@_typing.final
+class RepairNeed(_message.Message):
+    """Objects whose shard this node still has to rebuild, by how many shards beyond k are good (below 0: not readable now)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPARE_SHARDS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    spare_shards: _builtins.int
+    objects: _builtins.int
+    def __init__(
+        self,
+        *,
+        spare_shards: _builtins.int = ...,
+        objects: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "spare_shards", b"spare_shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairNeed: _TypeAlias = RepairNeed  # noqa: Y015
+
+@_typing.final
+class RepairParked(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    objects: _builtins.int
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        objects: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairParked: _TypeAlias = RepairParked  # noqa: Y015
+
+@_typing.final
+class RepairStatusReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    BYTES_LEFT_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    RESTORED_OBJECTS_FIELD_NUMBER: _builtins.int
+    RESTORED_BYTES_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    ROUND_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    PARTITIONS_IN_STEP_FIELD_NUMBER: _builtins.int
+    NODES_DOWN_FIELD_NUMBER: _builtins.int
+    MOVED_EPOCH_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    HELD_FOR_OTHERS_FIELD_NUMBER: _builtins.int
+    TOMBSTONES_COLLECTED_FIELD_NUMBER: _builtins.int
+    SCRUB_STARTED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    SCRUB_DONE_FIELD_NUMBER: _builtins.int
+    SCRUB_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_DAMAGED_FIELD_NUMBER: _builtins.int
+    SCRUB_FINISHED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    paused: _builtins.bool
+    bytes_per_second: _builtins.int
+    """the cap"""
+    bytes_left: _builtins.int
+    """of the queue; an estimate"""
+    seconds_left: _builtins.float
+    """at the pace of late; 0 when there is nothing to do, below 0: not known"""
+    restored_objects: _builtins.int
+    """since the node started"""
+    restored_bytes: _builtins.int
+    rounds: _builtins.int
+    round_unixtime_ms: _builtins.int
+    """when the last round ended"""
+    partitions: _builtins.int
+    """that this node is a primary of"""
+    partitions_in_step: _builtins.int
+    """in the last round"""
+    moved_epoch: _builtins.int
+    held_for_others: _builtins.int
+    """names of partitions that this node is no primary of, at the last look"""
+    tombstones_collected: _builtins.int
+    scrub_started_unixtime_ms: _builtins.int
+    scrub_done: _builtins.float
+    """of this pass, 0 to 1"""
+    scrub_bytes: _builtins.int
+    """read in this pass"""
+    scrub_damaged: _builtins.int
+    """found since the node started"""
+    scrub_finished_unixtime_ms: _builtins.int
+    """of the last whole pass; 0: none yet"""
+    @_builtins.property
+    def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepairNeed]: ...
+    @_builtins.property
+    def parked(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepairParked]: ...
+    @_builtins.property
+    def nodes_down(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """that did not answer the last round"""
+
+    @_builtins.property
+    def moved(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """partitions of which this node has everything that was complete before the epoch"""
+
+    def __init__(
+        self,
+        *,
+        paused: _builtins.bool = ...,
+        bytes_per_second: _builtins.int = ...,
+        queue: _abc.Iterable[Global___RepairNeed] | None = ...,
+        parked: _abc.Iterable[Global___RepairParked] | None = ...,
+        bytes_left: _builtins.int = ...,
+        seconds_left: _builtins.float = ...,
+        restored_objects: _builtins.int = ...,
+        restored_bytes: _builtins.int = ...,
+        rounds: _builtins.int = ...,
+        round_unixtime_ms: _builtins.int = ...,
+        partitions: _builtins.int = ...,
+        partitions_in_step: _builtins.int = ...,
+        nodes_down: _abc.Iterable[_builtins.int] | None = ...,
+        moved_epoch: _builtins.int = ...,
+        moved: _abc.Iterable[_builtins.int] | None = ...,
+        held_for_others: _builtins.int = ...,
+        tombstones_collected: _builtins.int = ...,
+        scrub_started_unixtime_ms: _builtins.int = ...,
+        scrub_done: _builtins.float = ...,
+        scrub_bytes: _builtins.int = ...,
+        scrub_damaged: _builtins.int = ...,
+        scrub_finished_unixtime_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_left", b"bytes_left", "bytes_per_second", b"bytes_per_second", "held_for_others", b"held_for_others", "moved", b"moved", "moved_epoch", b"moved_epoch", "nodes_down", b"nodes_down", "parked", b"parked", "partitions", b"partitions", "partitions_in_step", b"partitions_in_step", "paused", b"paused", "queue", b"queue", "restored_bytes", b"restored_bytes", "restored_objects", b"restored_objects", "round_unixtime_ms", b"round_unixtime_ms", "rounds", b"rounds", "scrub_bytes", b"scrub_bytes", "scrub_damaged", b"scrub_damaged", "scrub_done", b"scrub_done", "scrub_finished_unixtime_ms", b"scrub_finished_unixtime_ms", "scrub_started_unixtime_ms", b"scrub_started_unixtime_ms", "seconds_left", b"seconds_left", "tombstones_collected", b"tombstones_collected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairStatusReply: _TypeAlias = RepairStatusReply  # noqa: Y015
+
+@_typing.final
+class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -1056,6 +1447,7 @@ class StatusReply(_message.Message):
     SYNCS_FIELD_NUMBER: _builtins.int
     REPAIR_QUEUE_FIELD_NUMBER: _builtins.int
     UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     node_number: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
@@ -1070,6 +1462,8 @@ class StatusReply(_message.Message):
     syncs: _builtins.int
     repair_queue: _builtins.int
     unixtime_ms: _builtins.int
+    certificate_expires_unixtime_ms: _builtins.int
+    """of the node's own; 0: not known"""
     def __init__(
         self,
         *,
@@ -1087,10 +1481,11 @@ class StatusReply(_message.Message):
         syncs: _builtins.int = ...,
         repair_queue: _builtins.int = ...,
         unixtime_ms: _builtins.int = ...,
+        certificate_expires_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "repair_queue", b"repair_queue", "shards", b"shards", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "repair_queue", b"repair_queue", "shards", b"shards", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,15 +39,15 @@ class NodeStub:
                 request_serializer=coffre_dot_proto_dot_coffre__pb2.BatchRequest.SerializeToString,
                 response_deserializer=coffre_dot_proto_dot_coffre__pb2.BatchReply.FromString,
                 _registered_method=True)
-        self.WriteShard = channel.stream_unary(
-                '/coffre.v1.Node/WriteShard',
-                request_serializer=coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.SerializeToString,
-                response_deserializer=coffre_dot_proto_dot_coffre__pb2.WriteShardReply.FromString,
-                _registered_method=True)
         self.ReadShard = channel.unary_stream(
                 '/coffre.v1.Node/ReadShard',
                 request_serializer=coffre_dot_proto_dot_coffre__pb2.ReadShardRequest.SerializeToString,
                 response_deserializer=coffre_dot_proto_dot_coffre__pb2.ReadShardReply.FromString,
+                _registered_method=True)
+        self.WriteShard = channel.stream_unary(
+                '/coffre.v1.Node/WriteShard',
+                request_serializer=coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.SerializeToString,
+                response_deserializer=coffre_dot_proto_dot_coffre__pb2.WriteShardReply.FromString,
                 _registered_method=True)
         self.DropShard = channel.unary_unary(
                 '/coffre.v1.Node/DropShard',
@@ -58,6 +58,26 @@ class NodeStub:
                 '/coffre.v1.Node/List',
                 request_serializer=coffre_dot_proto_dot_coffre__pb2.ListRequest.SerializeToString,
                 response_deserializer=coffre_dot_proto_dot_coffre__pb2.ListReply.FromString,
+                _registered_method=True)
+        self.Digests = channel.unary_unary(
+                '/coffre.v1.Node/Digests',
+                request_serializer=coffre_dot_proto_dot_coffre__pb2.DigestsRequest.SerializeToString,
+                response_deserializer=coffre_dot_proto_dot_coffre__pb2.DigestsReply.FromString,
+                _registered_method=True)
+        self.PartitionRows = channel.unary_stream(
+                '/coffre.v1.Node/PartitionRows',
+                request_serializer=coffre_dot_proto_dot_coffre__pb2.PartitionRowsRequest.SerializeToString,
+                response_deserializer=coffre_dot_proto_dot_coffre__pb2.PartitionRowsReply.FromString,
+                _registered_method=True)
+        self.RepairStatus = channel.unary_unary(
+                '/coffre.v1.Node/RepairStatus',
+                request_serializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusRequest.SerializeToString,
+                response_deserializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.FromString,
+                _registered_method=True)
+        self.RepairControl = channel.unary_unary(
+                '/coffre.v1.Node/RepairControl',
+                request_serializer=coffre_dot_proto_dot_coffre__pb2.RepairControlRequest.SerializeToString,
+                response_deserializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/coffre.v1.Node/Status',
@@ -75,20 +95,21 @@ class NodeServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Exchange(self, request_iterator, context):
-        """Tenants: own buckets. Operators and nodes: none of these.
+        """Tenants: own buckets. Nodes: Reads and Reports alone, of any bucket. Operators: none.
         """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def WriteShard(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadShard(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteShard(self, request_iterator, context):
+        """Tenants: own buckets. Operators and nodes: none of these.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,6 +121,32 @@ class NodeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Digests(self, request, context):
+        """Nodes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PartitionRows(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepairStatus(self, request, context):
+        """Operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepairControl(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,15 +174,15 @@ def add_NodeServicer_to_server(servicer, server):
                     request_deserializer=coffre_dot_proto_dot_coffre__pb2.BatchRequest.FromString,
                     response_serializer=coffre_dot_proto_dot_coffre__pb2.BatchReply.SerializeToString,
             ),
-            'WriteShard': grpc.stream_unary_rpc_method_handler(
-                    servicer.WriteShard,
-                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.FromString,
-                    response_serializer=coffre_dot_proto_dot_coffre__pb2.WriteShardReply.SerializeToString,
-            ),
             'ReadShard': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadShard,
                     request_deserializer=coffre_dot_proto_dot_coffre__pb2.ReadShardRequest.FromString,
                     response_serializer=coffre_dot_proto_dot_coffre__pb2.ReadShardReply.SerializeToString,
+            ),
+            'WriteShard': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteShard,
+                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.FromString,
+                    response_serializer=coffre_dot_proto_dot_coffre__pb2.WriteShardReply.SerializeToString,
             ),
             'DropShard': grpc.unary_unary_rpc_method_handler(
                     servicer.DropShard,
@@ -146,6 +193,26 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=coffre_dot_proto_dot_coffre__pb2.ListRequest.FromString,
                     response_serializer=coffre_dot_proto_dot_coffre__pb2.ListReply.SerializeToString,
+            ),
+            'Digests': grpc.unary_unary_rpc_method_handler(
+                    servicer.Digests,
+                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.DigestsRequest.FromString,
+                    response_serializer=coffre_dot_proto_dot_coffre__pb2.DigestsReply.SerializeToString,
+            ),
+            'PartitionRows': grpc.unary_stream_rpc_method_handler(
+                    servicer.PartitionRows,
+                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.PartitionRowsRequest.FromString,
+                    response_serializer=coffre_dot_proto_dot_coffre__pb2.PartitionRowsReply.SerializeToString,
+            ),
+            'RepairStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepairStatus,
+                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusRequest.FromString,
+                    response_serializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.SerializeToString,
+            ),
+            'RepairControl': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepairControl,
+                    request_deserializer=coffre_dot_proto_dot_coffre__pb2.RepairControlRequest.FromString,
+                    response_serializer=coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -196,33 +263,6 @@ class Node:
             _registered_method=True)
 
     @staticmethod
-    def WriteShard(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/coffre.v1.Node/WriteShard',
-            coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.SerializeToString,
-            coffre_dot_proto_dot_coffre__pb2.WriteShardReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def ReadShard(request,
             target,
             options=(),
@@ -239,6 +279,33 @@ class Node:
             '/coffre.v1.Node/ReadShard',
             coffre_dot_proto_dot_coffre__pb2.ReadShardRequest.SerializeToString,
             coffre_dot_proto_dot_coffre__pb2.ReadShardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteShard(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/coffre.v1.Node/WriteShard',
+            coffre_dot_proto_dot_coffre__pb2.WriteShardRequest.SerializeToString,
+            coffre_dot_proto_dot_coffre__pb2.WriteShardReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -293,6 +360,114 @@ class Node:
             '/coffre.v1.Node/List',
             coffre_dot_proto_dot_coffre__pb2.ListRequest.SerializeToString,
             coffre_dot_proto_dot_coffre__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Digests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coffre.v1.Node/Digests',
+            coffre_dot_proto_dot_coffre__pb2.DigestsRequest.SerializeToString,
+            coffre_dot_proto_dot_coffre__pb2.DigestsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PartitionRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coffre.v1.Node/PartitionRows',
+            coffre_dot_proto_dot_coffre__pb2.PartitionRowsRequest.SerializeToString,
+            coffre_dot_proto_dot_coffre__pb2.PartitionRowsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coffre.v1.Node/RepairStatus',
+            coffre_dot_proto_dot_coffre__pb2.RepairStatusRequest.SerializeToString,
+            coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairControl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coffre.v1.Node/RepairControl',
+            coffre_dot_proto_dot_coffre__pb2.RepairControlRequest.SerializeToString,
+            coffre_dot_proto_dot_coffre__pb2.RepairStatusReply.FromString,
             options,
             channel_credentials,
             insecure,

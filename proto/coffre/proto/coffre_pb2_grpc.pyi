@@ -37,11 +37,18 @@ class NodeStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
     Exchange: _grpc.StreamStreamMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]
-    """Tenants: own buckets. Operators and nodes: none of these."""
-    WriteShard: _grpc.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]
+    """Tenants: own buckets. Nodes: Reads and Reports alone, of any bucket. Operators: none."""
     ReadShard: _grpc.UnaryStreamMultiCallable[_coffre_pb2.ReadShardRequest, _coffre_pb2.ReadShardReply]
+    WriteShard: _grpc.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]
+    """Tenants: own buckets. Operators and nodes: none of these."""
     DropShard: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.DropShardRequest, _coffre_pb2.DropShardReply]
     List: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.ListRequest, _coffre_pb2.ListReply]
+    Digests: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.DigestsRequest, _coffre_pb2.DigestsReply]
+    """Nodes."""
+    PartitionRows: _grpc.UnaryStreamMultiCallable[_coffre_pb2.PartitionRowsRequest, _coffre_pb2.PartitionRowsReply]
+    RepairStatus: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.RepairStatusRequest, _coffre_pb2.RepairStatusReply]
+    """Operators."""
+    RepairControl: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.RepairControlRequest, _coffre_pb2.RepairStatusReply]
     Status: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.StatusRequest, _coffre_pb2.StatusReply]
     """Operators and nodes."""
     GetMap: _grpc.UnaryUnaryMultiCallable[_coffre_pb2.GetMapRequest, _coffre_pb2.GetMapReply]
@@ -51,11 +58,18 @@ class NodeStub:
 class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Exchange: _aio.StreamStreamMultiCallable[_coffre_pb2.BatchRequest, _coffre_pb2.BatchReply]  # type: ignore[assignment]
-    """Tenants: own buckets. Operators and nodes: none of these."""
-    WriteShard: _aio.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]  # type: ignore[assignment]
+    """Tenants: own buckets. Nodes: Reads and Reports alone, of any bucket. Operators: none."""
     ReadShard: _aio.UnaryStreamMultiCallable[_coffre_pb2.ReadShardRequest, _coffre_pb2.ReadShardReply]  # type: ignore[assignment]
+    WriteShard: _aio.StreamUnaryMultiCallable[_coffre_pb2.WriteShardRequest, _coffre_pb2.WriteShardReply]  # type: ignore[assignment]
+    """Tenants: own buckets. Operators and nodes: none of these."""
     DropShard: _aio.UnaryUnaryMultiCallable[_coffre_pb2.DropShardRequest, _coffre_pb2.DropShardReply]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_coffre_pb2.ListRequest, _coffre_pb2.ListReply]  # type: ignore[assignment]
+    Digests: _aio.UnaryUnaryMultiCallable[_coffre_pb2.DigestsRequest, _coffre_pb2.DigestsReply]  # type: ignore[assignment]
+    """Nodes."""
+    PartitionRows: _aio.UnaryStreamMultiCallable[_coffre_pb2.PartitionRowsRequest, _coffre_pb2.PartitionRowsReply]  # type: ignore[assignment]
+    RepairStatus: _aio.UnaryUnaryMultiCallable[_coffre_pb2.RepairStatusRequest, _coffre_pb2.RepairStatusReply]  # type: ignore[assignment]
+    """Operators."""
+    RepairControl: _aio.UnaryUnaryMultiCallable[_coffre_pb2.RepairControlRequest, _coffre_pb2.RepairStatusReply]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_coffre_pb2.StatusRequest, _coffre_pb2.StatusReply]  # type: ignore[assignment]
     """Operators and nodes."""
     GetMap: _aio.UnaryUnaryMultiCallable[_coffre_pb2.GetMapRequest, _coffre_pb2.GetMapReply]  # type: ignore[assignment]
@@ -68,14 +82,7 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_coffre_pb2.BatchRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coffre_pb2.BatchReply], _abc.AsyncIterator[_coffre_pb2.BatchReply]]:
-        """Tenants: own buckets. Operators and nodes: none of these."""
-
-    @_abc_1.abstractmethod
-    def WriteShard(
-        self,
-        request_iterator: _MaybeAsyncIterator[_coffre_pb2.WriteShardRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_coffre_pb2.WriteShardReply, _abc.Awaitable[_coffre_pb2.WriteShardReply]]: ...
+        """Tenants: own buckets. Nodes: Reads and Reports alone, of any bucket. Operators: none."""
 
     @_abc_1.abstractmethod
     def ReadShard(
@@ -83,6 +90,14 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request: _coffre_pb2.ReadShardRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coffre_pb2.ReadShardReply], _abc.AsyncIterator[_coffre_pb2.ReadShardReply]]: ...
+
+    @_abc_1.abstractmethod
+    def WriteShard(
+        self,
+        request_iterator: _MaybeAsyncIterator[_coffre_pb2.WriteShardRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_coffre_pb2.WriteShardReply, _abc.Awaitable[_coffre_pb2.WriteShardReply]]:
+        """Tenants: own buckets. Operators and nodes: none of these."""
 
     @_abc_1.abstractmethod
     def DropShard(
@@ -97,6 +112,36 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request: _coffre_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coffre_pb2.ListReply, _abc.Awaitable[_coffre_pb2.ListReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Digests(
+        self,
+        request: _coffre_pb2.DigestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coffre_pb2.DigestsReply, _abc.Awaitable[_coffre_pb2.DigestsReply]]:
+        """Nodes."""
+
+    @_abc_1.abstractmethod
+    def PartitionRows(
+        self,
+        request: _coffre_pb2.PartitionRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_coffre_pb2.PartitionRowsReply], _abc.AsyncIterator[_coffre_pb2.PartitionRowsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RepairStatus(
+        self,
+        request: _coffre_pb2.RepairStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coffre_pb2.RepairStatusReply, _abc.Awaitable[_coffre_pb2.RepairStatusReply]]:
+        """Operators."""
+
+    @_abc_1.abstractmethod
+    def RepairControl(
+        self,
+        request: _coffre_pb2.RepairControlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coffre_pb2.RepairStatusReply, _abc.Awaitable[_coffre_pb2.RepairStatusReply]]: ...
 
     @_abc_1.abstractmethod
     def Status(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, KeyRing
+from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
@@ -35,6 +36,12 @@ def primaries(cluster: InProcessCluster, key: str) -> tuple[int, ...]:
     name = ObjectName("clinic", "b", key)
     placement = Placement(cluster.cluster_map, cluster.cluster_map.policy())
     return placement.primaries(partition_of(name, cluster.cluster_map.partitions))
+
+
+def batch_of(accept: pb.Accept) -> pb.BatchRequest:
+    sent_ms = SystemClock().unixtime_ms()
+    operations = [pb.Operation(accept=accept)]
+    return pb.BatchRequest(epoch=1, tenant="clinic", operations=operations, sent_unixtime_ms=sent_ms)
 
 
 def tells_what_stands(request: pb.BatchRequest) -> bool:
@@ -293,7 +300,12 @@ async def test_a_version_that_a_reader_locked_counts_only_with_enough_shards(
                 accept = pb.Accept(bucket="b", key="k", sealed=sealed, lock=True)
                 reply = await cluster.handlers[locker].batch(
                     identity,
-                    pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)]),
+                    pb.BatchRequest(
+                        epoch=1,
+                        tenant="clinic",
+                        operations=[pb.Operation(accept=accept)],
+                        sent_unixtime_ms=SystemClock().unixtime_ms(),
+                    ),
                 )
                 assert expanded(reply).outcomes[0].state == pb.STATE_LOCKED
                 locked.append(locker)
@@ -352,7 +364,13 @@ async def test_split_votes_are_decided_the_same_by_everyone(
         )
         accept = pb.Accept(bucket="b", key="k", sealed=sealed, lock=True)
         await cluster.handlers[node].batch(
-            identity, pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)])
+            identity,
+            pb.BatchRequest(
+                epoch=1,
+                tenant="clinic",
+                operations=[pb.Operation(accept=accept)],
+                sent_unixtime_ms=SystemClock().unixtime_ms(),
+            ),
         )
     for node in nodes[6 - aborted :]:
         outcomes = await cluster.stores[node].apply([Abort(name, partition, stamp)])

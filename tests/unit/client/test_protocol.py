@@ -227,7 +227,7 @@ async def test_nodes_that_refuse_at_first_and_accept_later_are_told_to_give_up(
 async def test_a_slow_clock_writes_above_a_fast_one(cluster: InProcessCluster) -> None:
     now_ms = 1_700_000_000_000
     shared = ManualClock(now_ms)
-    late, early = ManualClock(now_ms - 3_600_000), ManualClock(now_ms + 50_000)
+    late, early = ManualClock(now_ms - 600_000), ManualClock(now_ms + 50_000)
     for handler in cluster.handlers.values():
         handler._clock = shared
     fast, slow = cluster.client(clock=early), cluster.client(clock=late)
@@ -238,6 +238,20 @@ async def test_a_slow_clock_writes_above_a_fast_one(cluster: InProcessCluster) -
     await slow.delete("b", "k")
     with pytest.raises(NotFound):
         await fast.get("b", "k")
+
+
+async def test_a_clock_far_behind_is_refused(cluster: InProcessCluster) -> None:
+    """What it says may have been under way since before a deletion that nobody remembers any more."""
+    now_ms = 1_700_000_000_000
+    for handler in cluster.handlers.values():
+        handler._clock = ManualClock(now_ms)
+    on_time = cluster.client(clock=ManualClock(now_ms))
+    await on_time.put("b", "k", b"x")
+    behind = cluster.client(clock=ManualClock(now_ms - 3_600_000), options=QUICK)
+    behind._writer._patience = 0.0
+    with pytest.raises(ClockSkew):
+        await behind.put("b", "k", b"y")
+    assert await on_time.get("b", "k") == b"x"
 
 
 async def test_a_clock_far_ahead_is_refused_and_nothing_stays(cluster: InProcessCluster) -> None:

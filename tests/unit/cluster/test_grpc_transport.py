@@ -97,6 +97,34 @@ class Echo(pb_grpc.NodeServicer):
         await self._meet(context)
         return pb.ListReply(more=True)
 
+    async def Digests(self, request: pb.DigestsRequest, context: _Context) -> pb.DigestsReply:  # type: ignore[type-arg]
+        await self._meet(context)
+        return pb.DigestsReply(epoch=5)
+
+    async def PartitionRows(
+        self,
+        request: pb.PartitionRowsRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        await self._meet(context)
+        yield pb.PartitionRowsReply(rows=[pb.NameRow(key="k")])
+
+    async def RepairStatus(
+        self,
+        request: pb.RepairStatusRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> pb.RepairStatusReply:
+        await self._meet(context)
+        return pb.RepairStatusReply(paused=True)
+
+    async def RepairControl(
+        self,
+        request: pb.RepairControlRequest,
+        context: _Context,  # type: ignore[type-arg]
+    ) -> pb.RepairStatusReply:
+        await self._meet(context)
+        return pb.RepairStatusReply(bytes_per_second=request.bytes_per_second)
+
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.StatusReply:  # type: ignore[type-arg]
         await self._meet(context)
         return pb.StatusReply(node_id="n1")

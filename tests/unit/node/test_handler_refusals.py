@@ -50,7 +50,12 @@ def request(placement: tuple[int, ...]) -> pb.BatchRequest:
     )
     sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16), placement=placement)
     accept = pb.Accept(bucket="b", key="k", sealed=sealed, shard_index=0, cell=cell, cell_crc=crc)
-    return pb.BatchRequest(epoch=1, tenant="clinic", operations=[pb.Operation(accept=accept)])
+    return pb.BatchRequest(
+        epoch=1,
+        tenant="clinic",
+        operations=[pb.Operation(accept=accept)],
+        sent_unixtime_ms=SystemClock().unixtime_ms(),
+    )
 
 
 async def send(

@@ -20,7 +20,8 @@ ROW = (
     Entry(stamp(6), State.LOCKED, False, 2, 0, Location(1, 36, 500, 9, DATA_ID)),
     Entry(stamp(5), State.SETTLED, True, None, 0, Location(1, 536, 100), (4, 5)),
 )
-CONDITIONAL = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500), (), True),)
+CONDITIONAL = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500), conditional=True),)
+CONDEMNED = (Entry(stamp(6), State.SETTLED, True, None, 0, Location(1, 36, 100), condemned=True),)
 SINGLE = (Entry(stamp(6), State.ACCEPTED, False, 2, 0, Location(1, 36, 500)),)
 VOTES = (
     Entry(stamp(6), State.SETTLED, False, 2, 0, Location(1, 36, 500), was_locked=True),
@@ -48,6 +49,7 @@ ROWS = {
         "0000000000000000000000000000051bff000000010000021800000064020004000520e7550a"
     ),
     "conditional": ("0100070000000000000000000000000000000641020000000100000024000001f49dbbdc42"),
+    "condemned": "010007000000000000000000000000000000060dff000000010000002400000064ced79b45",
     "single": ("0100070000000000000000000000000000000601020000000100000024000001f4d0f44fe7"),
     "votes": (
         "0100070000000000000000000000000000000683020000000100000024000001f40000000000000000000000"
@@ -87,6 +89,7 @@ def test_rows() -> None:
         (ROW, "three"),
         (SINGLE, "single"),
         (CONDITIONAL, "conditional"),
+        (CONDEMNED, "condemned"),
         (VOTES, "votes"),
         (VOTES[:1], "single, locked once"),
     ):

@@ -15,11 +15,18 @@ from coffre.node.memory_store import MemoryStore
 from coffre.node.store import (
     Abort,
     Accept,
+    Collect,
+    Condemn,
+    Drop,
     DropRepair,
+    Forget,
+    Lock,
     Mark,
     Mutation,
     Outcome,
     QueueRepair,
+    Refuse,
+    Restore,
     Settle,
     ShardStore,
     StoredVersion,
@@ -41,7 +48,12 @@ def stamp_of(rng: random.Random) -> bytes:
 
 def mutation(rng: random.Random) -> Mutation:
     (name, partition), stamp = name_of(rng), stamp_of(rng)
-    kind = rng.choice(["accept"] * 6 + ["settle"] * 3 + ["abort"] * 2 + ["mark", "queue", "drop"])
+    kind = rng.choice(
+        ["accept"] * 6
+        + ["settle"] * 3
+        + ["abort"] * 2
+        + ["mark", "queue", "drop", "restore", "restore", "forget", "own", "own"]
+    )
     if kind == "settle":
         return Settle(name, partition, stamp, rng.choice([(), (4, 5)]))
     if kind == "abort":
@@ -52,16 +64,22 @@ def mutation(rng: random.Random) -> Mutation:
         return QueueRepair(name, partition, stamp, rng.choice([None, 0, 1]))
     if kind == "drop":
         return DropRepair(name, partition, stamp, rng.choice([None, 0, 1]))
+    if kind == "own":
+        own: list[type[Refuse | Lock | Drop | Condemn | Collect]] = [Refuse, Lock, Drop, Condemn, Collect]
+        return rng.choice(own)(name, partition, stamp)
+    if kind == "forget":
+        return Forget(name, partition, tuple(stamp_of(rng) for _ in range(8)))
     tombstone = rng.random() < 0.15
     shard_index = None if tombstone else rng.choice([None, 0, 1])
     cell = b"" if shard_index is None else rng.randbytes(rng.randrange(90))
     manifest = b"manifest of " + stamp + bytes((tombstone,))
     lock = rng.random() < 0.3
     base = rng.choice([None, None, b"", (stamp[7] // 2).to_bytes(8, "big") + bytes(8)])
-    return Accept(
+    accept = Accept(
         name, partition, stamp, tombstone, stamp, manifest, b"m" * 16, (1, 2, 3), shard_index, cell,
         crc32c(cell), lock=lock, base=base,
     )  # fmt: skip
+    return Restore(accept, rng.random() < 0.5) if kind == "restore" else accept
 
 
 def answers(outcomes: Sequence[Outcome]) -> list[object]:
@@ -74,7 +92,7 @@ async def content(store: ShardStore) -> list[object]:
     versions: dict[ObjectName, tuple[StoredVersion, ...]] = {}
     for partition in range(3):
         found.append(await store.partition_digest(partition))
-        versions |= {row.name: row.versions async for row in store.partition_rows(partition)}
+        versions |= {row.name: row.versions async for rows in store.partition_rows(partition) for row in rows}
     for tenant in ("t", "u"):
         found.append([entry.key for entry in (await store.list(tenant, "bucket", "")).entries])
     for name in sorted(versions, key=ObjectName.context):

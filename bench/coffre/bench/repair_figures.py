@@ -1,0 +1,181 @@
+"""`coffre bench repair`: how fast a node that missed everything is rebuilt, what gets feel of it, what idling costs.
+
+One node of six is not started until the others hold everything. So the rest of the cluster is as after the loss of a
+node, and what that node then rebuilds is all of its part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from coffre.bench import references
+from coffre.bench._workload import Blocks, SmallObjects, latencies, percentile, put_large
+from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.bench.references import Measurement
+from coffre.bench.result import Bound, Row, Target, row_of
+from coffre.client import connect
+from coffre.cluster.clock import Clock
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["FULL", "QUICK", "TARGETS", "RepairScale", "measure_repair"]
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "rebuild_large": Target(Bound.AT_LEAST, 0.4),
+        "rebuild_small": Target(Bound.AT_LEAST, 1.0),
+        "get_p99_during_repair": Target(Bound.AT_MOST, 2.5),
+        "idle_anti_entropy_cpu": Target(Bound.AT_MOST, 1.0),
+    }
+)
+_MIB = 1 << 20
+_LOST = 4
+_SMALL_PER_SECOND = 2000.0
+_CALLERS = 64
+_READERS = 16
+_BUCKET = "bench"
+_POLL_SECONDS = 0.02
+_UNCAPPED: Mapping[str, float] = {"bytes_per_second": 1 << 40, "settling_seconds": 0.001}
+_DEFAULT_CAP: Mapping[str, float] = {"settling_seconds": 0.001}
+
+
+@dataclass(frozen=True, slots=True)
+class RepairScale:
+    """How much. `idle_objects` are what digests are about; a round compares partitions, not objects."""
+
+    large_objects: int
+    large_bytes: int
+    small_objects: int
+    get_seconds: float
+    idle_objects: int
+    idle_rounds: int
+
+
+FULL = RepairScale(80, 64 * _MIB, 100_000, 10.0, 100_000, 60)
+QUICK = RepairScale(2, 4 * _MIB, 200, 0.5, 100, 3)
+
+
+async def measure_repair(directory: Path, scale: RepairScale, seed: int, clock: Clock) -> AsyncIterator[Row]:
+    """Row after row; each on a cluster of its own, of which nothing is left."""
+    bench = _Bench(directory, scale, Blocks(seed), clock)
+    yield row_of(await bench.large(), references.disk_write_sync(directory))
+    reference = Measurement("what it should reach", _SMALL_PER_SECOND, "objects/s", "on two cores")
+    yield row_of(await bench.small(), reference)
+    during, before = await bench.gets()
+    yield row_of(during, before)
+    yield row_of(await bench.idle(), Measurement("bound", 1.0, "s", "what it may be at most"))
+
+
+class _Bench:
+    def __init__(self, directory: Path, scale: RepairScale, blocks: Blocks, clock: Clock) -> None:
+        self._directory = directory
+        self._scale = scale
+        self._blocks = blocks
+        self._clock = clock
+
+    @asynccontextmanager
+    async def _all_but_one(self, repair: Mapping[str, float]) -> AsyncIterator[LocalCluster]:
+        """Five of six nodes."""
+        home = self._directory / "cluster"
+        cluster = LocalCluster.create(home, ClusterShape(repair=repair, partitions=1024), self._clock)
+        try:
+            await cluster.start([number for number in cluster.numbers if number != _LOST])
+            yield cluster
+        finally:
+            await asyncio.to_thread(cluster.stop)
+            shutil.rmtree(home)
+
+    async def _rebuilt(self, cluster: LocalCluster, objects: int) -> float:
+        """Seconds from the moment that the lost node serves until it has so many objects again."""
+        operator = GrpcTransport(cluster.map, cluster.operator_tls())
+        try:
+            await cluster.start([_LOST])
+            start = self._clock.monotonic()
+            while (await operator.repair_status(_LOST, 30.0)).restored_objects < objects:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(_POLL_SECONDS)
+            return self._clock.monotonic() - start
+        finally:
+            await operator.close()
+
+    async def large(self) -> Measurement:
+        count, size_bytes = self._scale.large_objects, self._scale.large_bytes
+        async with self._all_but_one(_UNCAPPED) as cluster:
+            async with await connect(cluster.client_config()) as client:
+                for number in range(count):
+                    await put_large(client, self._blocks, _BUCKET, f"large/{number}", size_bytes)
+            seconds = await self._rebuilt(cluster, count)
+        shard_bytes = size_bytes // cluster.map.policy().k
+        detail = f"one node's part of {count} objects of {size_bytes // _MIB} MiB, 4+2, from 4 others each"
+        return Measurement("rebuild_large", count * shard_bytes / seconds, "bytes/s", detail)
+
+    async def small(self) -> Measurement:
+        count = self._scale.small_objects
+        async with self._all_but_one(_UNCAPPED) as cluster:
+            await self._put_small(cluster, count)
+            seconds = await self._rebuilt(cluster, count)
+        detail = f"one node's part of {count} objects of 4 KiB, 4+2"
+        return Measurement("rebuild_small", count / seconds, "objects/s", detail)
+
+    async def _put_small(self, cluster: LocalCluster, count: int) -> SmallObjects:
+        objects = SmallObjects(self._blocks, _BUCKET, "small")
+        async with await connect(cluster.client_config()) as client:
+            await objects.put_all(client, count, _CALLERS)
+        return objects
+
+    async def gets(self) -> tuple[Measurement, Measurement]:
+        """The slowest gets while the node is rebuilt at the default cap, and before, with five nodes of six."""
+        scale = self._scale
+        async with self._all_but_one(_DEFAULT_CAP) as cluster:
+            objects = await self._put_small(cluster, scale.small_objects)
+            async with await connect(cluster.client_config()) as client:
+
+                async def get(number: int) -> None:
+                    await objects.get(client, number % scale.small_objects)
+
+                before = await latencies(get, callers=_READERS, duration_s=scale.get_seconds)
+                rebuilding = asyncio.create_task(self._rebuilt(cluster, scale.small_objects))
+                during = await latencies(get, callers=_READERS, duration_s=scale.get_seconds)
+                await rebuilding
+        what = f"p99 of gets of 4 KiB, {_READERS} at a time"
+        return (
+            Measurement("get_p99_during_repair", percentile(during, 99), "s", f"{what}, during repair"),
+            Measurement("get_p99", percentile(before, 99), "s", f"{what}, without"),
+        )
+
+    async def idle(self) -> Measurement:
+        """CPU seconds of one node for one round in step: rounds every second, less what a paused node takes."""
+        scale = self._scale
+        async with self._all_but_one({"round_seconds": 1.0, **_DEFAULT_CAP}) as cluster:
+            await cluster.start([_LOST])
+            await self._put_small(cluster, scale.idle_objects)
+            operator = GrpcTransport(cluster.map, cluster.operator_tls())
+            try:
+                busy = await self._cpu_of_rounds(cluster, operator, scale.idle_rounds)
+            finally:
+                await operator.close()
+        detail = f"of a node, {scale.idle_objects} objects, 1,024 partitions; everything else that it does included"
+        return Measurement("idle_anti_entropy_cpu", busy, "s", detail)
+
+    async def _cpu_of_rounds(self, cluster: LocalCluster, operator: GrpcTransport, rounds: int) -> float:
+        async def reached(count: int) -> pb.RepairStatusReply:
+            while (status := await operator.repair_status(1, 30.0)).rounds < count:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_SECONDS * 10)
+            return status
+
+        begun = await reached((await operator.repair_status(1, 30.0)).rounds + 2)
+        before = _cpu_seconds(cluster.pid(1))
+        ended = await reached(begun.rounds + rounds)
+        return (_cpu_seconds(cluster.pid(1)) - before) / (ended.rounds - begun.rounds)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,40 @@
+"""The electorates of a map, with what a node's repair asks of them beside (docs/repair.md)."""
+
+from __future__ import annotations
+
+from coffre.cluster.electorate import Electorate, Voters
+from coffre.cluster.electorate import Electorates as ClusterElectorates
+from coffre.cluster.map import ClusterMap
+
+__all__ = ["Electorate", "Electorates", "Voters"]
+
+
+class Electorates(ClusterElectorates):
+    """Who decides about which objects, by one map."""
+
+    def __init__(self, cluster_map: ClusterMap) -> None:
+        super().__init__(cluster_map)
+        self.map = cluster_map
+
+    def understudies(self, tenant: str, bucket: str, partition: int) -> tuple[int, ...]:
+        """The n nodes behind the primaries in a partition's order: the only ones that writers use as
+        substitutes."""
+        members = self.of(tenant, bucket, partition).everyone
+        rules = self.placement(tenant, bucket)
+        others = [node for node in rules.order(partition) if node not in members]
+        return tuple(others[: rules.policy.n])
+
+    def own_partitions(self, number: int) -> tuple[int, ...]:
+        """The partitions that a node is a primary of, in the newest set of some bucket."""
+        return tuple(
+            partition
+            for partition in range(self.map.partitions)
+            if any(number in electorate.primaries for electorate in self.in_partition(partition))
+        )
+
+    def versions_kept(self, tenant: str, bucket: str) -> int:
+        return self.placement(tenant, bucket).policy.versions_kept
+
+    def nodes(self) -> tuple[int, ...]:
+        """Every node that may hold something."""
+        return tuple(sorted(self.map.consulted))

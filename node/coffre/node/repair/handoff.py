@@ -1,0 +1,129 @@
+"""What a node holds for others goes only when every primary has it, and the shard was read back from one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from coffre.cluster.errors import CoffreError
+from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.codec import crc32c
+from coffre.node.repair.asking import Answers
+from coffre.node.repair.decide import View, is_dead, is_never_acknowledged
+from coffre.node.repair.healing import Scene
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
+from coffre.node.store import ABORTED, SETTLED, Forget, PartitionRow, ShardStore, StoredVersion
+
+__all__ = ["releasable"]
+
+_log = logging.getLogger(__name__)
+
+
+async def releasable(
+    store: ShardStore,
+    scene: Scene,
+    options: RepairOptions,
+    partition: int,
+    rows: Sequence[PartitionRow],
+    now_ms: int,
+) -> list[Forget]:
+    """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had."""
+    if any(electorate.is_moving for electorate in scene.electorates.in_partition(partition)):
+        return []
+    wanted: dict[int, list[ObjectName]] = {}
+    for row in rows:
+        for node in scene.electorate(row.name, partition).primaries:
+            wanted.setdefault(node, []).append(row.name)
+    answers, _ = await scene.asking.versions(wanted, want_cells=True)
+    found: list[Forget] = []
+    for row in rows:
+        electorate = scene.electorate(row.name, partition)
+        said = answers[row.name]
+        if said.keys() != set(electorate.primaries):
+            continue
+        view = View(
+            scene.me,
+            electorate,
+            {**said, scene.me: await store.read(row.name, every=True)},
+            now_ms,
+            scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
+            unfinished_seconds=options.unfinished_seconds,
+        )
+        if await _all_safe(scene, options, row.name, view, said):
+            found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
+    return found
+
+
+async def _all_safe(
+    scene: Scene, options: RepairOptions, name: ObjectName, view: View, said: Answers
+) -> bool:
+    for version in view.own:
+        if version.state == ABORTED or is_dead(view, version.stamp):
+            continue
+        if all(_overtaken(versions, version.stamp) for versions in said.values()):
+            continue
+        if all(_settled(versions, version.stamp) for versions in said.values()):
+            if await _read_back(scene, options, name, version, said):
+                continue
+            return False
+        old = unixtime_ms_of(version.stamp) <= view.now_ms - int(options.unfinished_seconds * 1000)
+        if version.state != SETTLED and old and is_never_acknowledged(view, version.stamp):
+            continue
+        return False
+    return True
+
+
+def _settled(versions: Sequence[StoredVersion], stamp: bytes) -> bool:
+    return any(v.stamp == stamp and v.state == SETTLED for v in versions)
+
+
+def _overtaken(versions: Sequence[StoredVersion], stamp: bytes) -> bool:
+    """Trimmed below a newer settled version."""
+    newer = any(v.stamp > stamp and v.state == SETTLED for v in versions)
+    return newer and not any(v.stamp == stamp for v in versions)
+
+
+async def _read_back(
+    scene: Scene, options: RepairOptions, name: ObjectName, own: StoredVersion, said: Answers
+) -> bool:
+    """Whether the shard that this node holds can be read from a primary, bytes and checksum."""
+    if own.shard_index is None:
+        return True
+    every = [v for versions in said.values() for v in versions]
+    sealed = best_manifest(every, own.stamp)
+    if sealed is None:
+        return False
+    if sealed.one_cell:
+        held = [v for v in every if v.stamp == own.stamp and v.shard_index == own.shard_index]
+        return small_shard(sealed, own.shard_index, held) is not None
+    for node, versions in said.items():
+        if any(v.stamp == own.stamp and v.shard_index == own.shard_index for v in versions) and (
+            await _large_is_whole(scene, options, node, name, sealed, own.shard_index)
+        ):
+            return True
+    return False
+
+
+async def _large_is_whole(
+    scene: Scene, options: RepairOptions, node: int, name: ObjectName, sealed: Sealed, index: int
+) -> bool:
+    shard_crc = segment = 0
+    cells = scene.asking.cells(node, name, sealed.manifest.stamp, index, 0)
+    try:
+        while True:
+            async with asyncio.timeout(options.timeout):
+                cell = await anext(cells, None)
+            if cell is None:
+                break
+            if cell.segment != segment or crc32c(cell.data) != cell.crc:
+                return False
+            segment += 1
+            shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
+    except (CoffreError, TimeoutError) as error:
+        _log.info("a shard cannot be read back", extra={"error": type(error).__name__})
+        return False
+    whole = segment == sealed.segments
+    return whole and shard_crc.to_bytes(4, "little") == sealed.shard_crc(index)

@@ -1,0 +1,356 @@
+"""A batch of names made whole on this node: look at what others hold, decide, rebuild, one group commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.cluster.names import ObjectName
+from coffre.node.repair.asking import Answers, Asking
+from coffre.node.repair.decide import Action, Step, View, choose_index, decide
+from coffre.node.repair.electorate import Electorate, Electorates
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.pace import Pace
+from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
+from coffre.node.store import (
+    ABORTED,
+    Accept,
+    Drop,
+    DropRepair,
+    Lock,
+    Mutation,
+    PartitionDigest,
+    Refuse,
+    Restore,
+    Settle,
+    ShardStore,
+    StoredVersion,
+)
+
+__all__ = ["Healer", "Outcome", "Scene", "Task"]
+
+_log = logging.getLogger(__name__)
+_LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
+_RECORD_BYTES = 512  # what a manifest and its rows come to
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A name to look at. `sources`: primaries that hold all of it as settled, so that k of them are enough to ask.
+    `survivors`: how many good shards are left of its newest version, as far as rows say."""
+
+    name: ObjectName
+    partition: int
+    survivors: int = 0
+    sources: tuple[int, ...] = ()
+    size_bytes: int = 0
+    verify: bool = False  # something was reported of this node's own copy: read it before believing it
+    report: tuple[bytes, int | None] | None = None  # what was reported: stamp and shard index
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The cluster as one round found it: who answered, and with what."""
+
+    me: int
+    electorates: Electorates
+    asking: Asking
+    digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
+
+    def electorate(self, name: ObjectName, partition: int) -> Electorate:
+        return self.electorates.of(name.tenant, name.bucket, partition)
+
+    def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], int]:
+        """Whom to ask for everything about a name, and how many understudies, who may hold a shard, are silent."""
+        members = self.electorate(name, partition).everyone
+        understudies = self.electorates.understudies(name.tenant, name.bucket, partition)
+        holders = {node for node, held in self.digests.items() if partition in held}
+        wanted = (members | set(understudies) | holders) - {self.me}
+        silent = sum(node not in self.digests and node != self.me for node in understudies)
+        return sorted(node for node in wanted if node in self.digests), silent
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a task. `reason`: why it is not done; empty when there is nothing more to do for now."""
+
+    task: Task
+    reason: str = ""
+    restored: int = 0
+    bytes: int = 0
+    again: bool = False  # the replies had no room for it
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What to do about one name."""
+
+    mutations: list[Mutation] = field(default_factory=list)
+    large: list[tuple[Sealed, int, Mapping[int, int], bool]] = field(default_factory=list)
+    restored: int = 0
+    bytes: int = 0
+    reason: str = ""
+    again: bool = False
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether what few nodes said of the name is all that there is to know."""
+        return self.again or (bool(self.mutations) and not self.reason)
+
+
+class Healer:
+    """`heal` changes this node alone."""
+
+    def __init__(self, store: ShardStore, options: RepairOptions, pace: Pace, clock: Clock) -> None:
+        self._store = store
+        self._options = options
+        self._pace = pace
+        self._clock = clock
+        self._places = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    async def heal(self, scene: Scene, tasks: Sequence[Task]) -> list[Outcome]:
+        """Raises what the store raises when it is closed or its disk failed."""
+        before = scene.asking.bytes
+        quick = [task for task in tasks if task.sources]
+        plans = await self._plans(scene, quick, quickly=True)
+        rest = [task for task in tasks if task.name not in plans or not plans[task.name].is_enough]
+        plans |= await self._plans(scene, rest, quickly=False)
+        outcomes = [
+            Outcome(task, plan.reason, plan.restored, plan.bytes, plan.again)
+            for task in tasks
+            for plan in (plans[task.name],)
+        ]
+        await self._apply([(outcome, plans[outcome.task.name].mutations) for outcome in outcomes])
+        await asyncio.gather(
+            *(self._bring_large(scene, outcome, plans[outcome.task.name]) for outcome in outcomes)
+        )
+        await self._drop_reports(outcomes)
+        received = scene.asking.bytes - before
+        await self._pace.spend(received + sum(outcome.bytes for outcome in outcomes))
+        return outcomes
+
+    # ---------------------------------------------------------------- looking
+
+    async def _plans(self, scene: Scene, tasks: Sequence[Task], *, quickly: bool) -> dict[ObjectName, _Plan]:
+        wanted: dict[int, list[ObjectName]] = {}
+        silent: dict[ObjectName, int] = {}
+        for task in tasks:
+            electorate = scene.electorate(task.name, task.partition)
+            nodes, silent[task.name] = scene.nodes_for(task.name, task.partition)
+            if quickly:
+                nodes = _some_of(task.sources, electorate.k, task.name)
+                silent[task.name] = len(electorate.primaries)
+            for node in nodes:
+                wanted.setdefault(node, []).append(task.name)
+        found, again = await scene.asking.versions(wanted, want_cells=True)
+        plans: dict[ObjectName, _Plan] = {}
+        for task in tasks:
+            if task.name in again:
+                plans[task.name] = _Plan(again=True)
+                continue
+            answers: Answers = found.get(task.name, {})
+            answers[scene.me] = await self._own(task)
+            view = View(
+                scene.me,
+                scene.electorate(task.name, task.partition),
+                answers,
+                self._clock.unixtime_ms(),
+                scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
+                silent[task.name],
+                self._options.unfinished_seconds,
+            )
+            plans[task.name] = self._plan(task, view)
+        return plans
+
+    async def _own(self, task: Task) -> Sequence[StoredVersion]:
+        versions = await self._store.read(task.name, every=True, want_cell=task.verify)
+        if not task.verify:
+            return versions
+        return [
+            version._replace(damaged=True) if await self._is_damaged(task.name, version) else version
+            for version in versions
+        ]
+
+    async def _is_damaged(self, name: ObjectName, version: StoredVersion) -> bool:
+        """Read a shard of this node to its end."""
+        if version.damaged or version.state == ABORTED or version.shard_index is None or version.cell:
+            return version.damaged
+        try:
+            async for chunk in self._store.read_cells(name, version.stamp, version.shard_index, 0, 0):
+                await self._pace.spend(sum(len(cell.data) for cell in chunk))
+        except IntegrityError:
+            return True
+        return False
+
+    # ---------------------------------------------------------------- planning
+
+    def _plan(self, task: Task, view: View) -> _Plan:
+        plan = _Plan()
+        for step, stamp in reversed(
+            decide(view)
+        ):  # the oldest first: a newer settled one trims what is below
+            match step:
+                case Step.SETTLE:
+                    plan.mutations.append(Settle(task.name, task.partition, stamp))
+                case Step.LOCK:
+                    plan.mutations.append(Lock(task.name, task.partition, stamp))
+                case Step.REFUSE:
+                    plan.mutations.append(Refuse(task.name, task.partition, stamp))
+                case Step.DROP:
+                    plan.mutations.append(Drop(task.name, task.partition, stamp))
+                case Step.RESTORE | Step.TAKE:
+                    self._bring(task, view, Action(step, stamp), plan)
+        return plan
+
+    def _bring(self, task: Task, view: View, action: Action, plan: _Plan) -> None:
+        """Plan to have a version here, with this node's shard of it."""
+        stamp, electorate = action.stamp, view.electorate
+        held = view.held(stamp)
+        own = held.pop(view.me, None)
+        sealed = best_manifest([*held.values(), *([own] if own else [])], stamp)
+        if sealed is None:
+            plan.reason = "no copy of its manifest can be read"
+            return
+        if sealed.tombstone:
+            accept = _accept(task, sealed, None)
+            replace = own is not None and own.damaged
+            plan.mutations.append(
+                Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept)
+            )
+            plan.restored += 1
+            return
+        if (sealed.manifest.k, sealed.manifest.m) != (electorate.k, electorate.m):
+            plan.reason = "it is coded as no policy of this map"
+            return
+        index = _index_of(view, sealed, held, own)
+        if index is None:
+            plan.reason = "every shard of it has a primary already"
+            return
+        replace = own is not None and own.damaged
+        if not sealed.one_cell:
+            holders = {
+                node: v.shard_index
+                for node, v in held.items()
+                if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
+            }
+            plan.large.append((sealed, index, holders, action.step is Step.RESTORE))
+            return
+        made = small_shard(sealed, index, held.values())
+        if made is None:
+            self._bring_manifest(task, sealed, own, action, plan)
+            plan.reason = "fewer than k good shards answer"
+            return
+        accept = _accept(task, sealed, index, _placed(sealed, view, index))
+        accept.cell, accept.cell_crc = made
+        plan.mutations.append(Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept))
+        plan.restored += 1
+        plan.bytes += len(made[0]) + _RECORD_BYTES
+
+    def _bring_manifest(
+        self, task: Task, sealed: Sealed, own: StoredVersion | None, action: Action, plan: _Plan
+    ) -> None:
+        """Without its shard an established version is still known here; what it replaces is kept until the shard
+        is here, too."""
+        if own is None and action.step is Step.RESTORE:
+            plan.mutations.append(_locked(_accept(task, sealed, None)))
+
+    # ---------------------------------------------------------------- doing
+
+    async def _bring_large(self, scene: Scene, outcome: Outcome, plan: _Plan) -> None:
+        """Rebuild large shards, few at a time: those that are small do not wait for them."""
+        task = outcome.task
+        for sealed, index, holders, established in plan.large:
+            try:
+                async with self._places:
+                    await rebuild_large(
+                        self._store,
+                        scene.asking,
+                        self._pace,
+                        task.name,
+                        sealed,
+                        index,
+                        holders,
+                        self._options.timeout,
+                    )
+                accept = _accept(task, sealed, index)
+                accept.staged = True
+                outcome.restored += 1
+                mutation = Restore(accept, replace=True) if established else _locked(accept)
+                await self._apply([(outcome, [mutation])])
+                # One that was overtaken meanwhile is wanted no more.
+                await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)
+            except CoffreError as error:
+                outcome.reason = f"a large shard cannot be rebuilt ({type(error).__name__})"
+                _log.warning("a large shard cannot be rebuilt: %s", error)
+
+    async def _apply(self, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:
+        mutations = [mutation for _, several in planned for mutation in several]
+        results = iter(await self._store.apply(mutations) if mutations else [])
+        for outcome, several in planned:
+            for _ in several:
+                result = next(results)
+                if result.error is not None:
+                    outcome.reason = f"this node's store refuses it ({type(result.error).__name__})"
+                    outcome.restored = 0
+
+    async def _drop_reports(self, outcomes: Sequence[Outcome]) -> None:
+        done = [o.task for o in outcomes if o.task.report and not o.reason and not o.again]
+        drops = [DropRepair(t.name, t.partition, *t.report) for t in done if t.report is not None]
+        if drops:
+            await self._store.apply(drops)
+
+
+def _some_of(nodes: Sequence[int], count: int, name: ObjectName) -> list[int]:
+    """`count` of the nodes, others for another name: the load of a rebuild is everybody's."""
+    start = len(name.key) + sum(name.context()[-4:])
+    return [nodes[(start + place) % len(nodes)] for place in range(min(count, len(nodes)))]
+
+
+def _index_of(
+    view: View, sealed: Sealed, held: Mapping[int, StoredVersion], own: StoredVersion | None
+) -> int | None:
+    if own is not None and own.shard_index is not None:
+        return own.shard_index
+    primaries = view.electorate.primaries
+    answered: dict[int, int | None] = {
+        node: held[node].shard_index if node in held else None for node in primaries if node in view.answers
+    }
+    return choose_index(view.me, primaries, sealed.placement, answered)
+
+
+def _placed(sealed: Sealed, view: View, index: int) -> tuple[int, ...]:
+    """Where the shards lie, as far as the answers show, and this node's own."""
+    placement = list(sealed.placement)
+    primaries = view.electorate.primaries
+    for node, version in view.held(sealed.manifest.stamp).items():
+        held = version.shard_index
+        if held is not None and held < len(placement) and (node in primaries or not placement[held]):
+            placement[held] = node
+    placement[index] = view.me
+    return tuple(placement)
+
+
+def _accept(
+    task: Task, sealed: Sealed, index: int | None, placement: tuple[int, ...] | None = None
+) -> Accept:
+    manifest = sealed.manifest
+    return Accept(
+        task.name,
+        task.partition,
+        manifest.stamp,
+        sealed.tombstone,
+        manifest.data_id,
+        sealed.raw,
+        sealed.mac,
+        sealed.placement if placement is None else placement,
+        index,
+    )
+
+
+def _locked(accept: Accept) -> Accept:
+    accept.lock = True
+    return accept

@@ -1,0 +1,150 @@
+"""One comparison of a node with the other primaries of its partitions: where digests differ, rows tell what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, field
+
+from coffre.cluster.errors import CoffreError
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.decide import is_pending, needs_look
+from coffre.node.repair.healing import Scene, Task
+from coffre.node.repair.options import RepairOptions
+from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, StoredVersion
+
+__all__ = ["Difference", "compare", "differing"]
+
+_log = logging.getLogger(__name__)
+_SLOT_VERSIONS = 8192  # rows of one slot are held in memory, of this node and of each that differs
+_NOTHING = PartitionDigest()
+_Rows = dict[ObjectName, Sequence[StoredVersion]]
+
+
+@dataclass(slots=True)
+class Difference:
+    """A partition of which not all primaries hold the same. `others`: nodes that hold the same among themselves, and
+    not what this node does. `complete`: R nodes of every set answered, so nothing that was complete is missed.
+    `pending`: something in it is not decided yet."""
+
+    partition: int
+    others: list[tuple[PartitionDigest, list[int]]] = field(default_factory=list)
+    like_own: list[int] = field(default_factory=list)
+    complete: bool = False
+    pending: bool = False
+
+    @property
+    def deviating(self) -> int:
+        return sum(len(nodes) for _, nodes in self.others)
+
+    @property
+    def in_step(self) -> bool:
+        return not self.others
+
+
+def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> Difference:
+    """Compare a partition's digests with those of the primaries that answered.
+
+    While the map changes every node counts as deviating: votes against versions matter then, and digests leave
+    them out.
+    """
+    electorates = scene.electorates.in_partition(partition)
+    moving = any(electorate.is_moving for electorate in electorates)
+    members = frozenset(node for electorate in electorates for node in electorate.everyone)
+    difference = Difference(partition)
+    mine = own.get(partition, _NOTHING)
+    groups: dict[tuple[PartitionDigest, int], list[int]] = {}
+    for node in sorted(members - {scene.me}):
+        if node in scene.digests:
+            digest = scene.digests[node].get(partition, _NOTHING)
+            if moving:
+                groups[digest, node] = [node]
+            elif digest == mine:
+                difference.like_own.append(node)
+            else:
+                groups.setdefault((digest, 0), []).append(node)
+    difference.others = [(digest, nodes) for (digest, _), nodes in groups.items()]
+    answered = scene.digests.keys() | {scene.me}
+    difference.complete = all(electorate.is_heard_from(answered) for electorate in electorates)
+    return difference
+
+
+async def compare(
+    store: ShardStore, scene: Scene, options: RepairOptions, difference: Difference, now_ms: int
+) -> AsyncIterator[Task]:
+    """The names of a partition that this node has to look at. Raises `CoffreError` when no row can be had."""
+    versions = max(digest.versions for digest, _ in difference.others)
+    slots = max(-(-versions // _SLOT_VERSIONS), 1)
+    for slot in range(slots):
+        own: _Rows = {
+            row.name: row.versions
+            async for rows in store.partition_rows(difference.partition, slot=slot, slots=slots)
+            for row in rows
+        }
+        theirs: list[tuple[list[int], _Rows]] = []
+        for _, nodes in difference.others:
+            rows = await _rows_of_any(scene, nodes, difference.partition, slot, slots)
+            if rows is None:
+                difference.complete = False
+            else:
+                theirs.append((nodes, rows))
+        names = own.keys() | {name for _, rows in theirs for name in rows}
+        for name in sorted(names, key=ObjectName.context):
+            task = _task(scene, options, difference, name, own.get(name, ()), theirs, now_ms)
+            if task is not None:
+                yield task
+
+
+async def _rows_of_any(
+    scene: Scene, nodes: Sequence[int], partition: int, slot: int, slots: int
+) -> _Rows | None:
+    """The rows of one of several nodes that hold the same."""
+    for node in nodes:
+        try:
+            rows = scene.asking.rows(node, partition, slot, slots)
+            return {row.name: row.versions async for row in rows}
+        except CoffreError as error:
+            _log.info("no rows of a node", extra={"peer": node, "error": type(error).__name__})
+    return None
+
+
+def _task(
+    scene: Scene,
+    options: RepairOptions,
+    difference: Difference,
+    name: ObjectName,
+    own: Sequence[StoredVersion],
+    theirs: Sequence[tuple[list[int], _Rows]],
+    now_ms: int,
+) -> Task | None:
+    old_ms = now_ms - int(options.unfinished_seconds * 1000)
+    electorate = scene.electorate(name, difference.partition)
+    every = [own, *(rows.get(name, ()) for _, rows in theirs)]
+    difference.pending |= any(map(is_pending, every))
+    if not any(needs_look(own, other, old_ms, changing=electorate.is_moving) for other in every[1:]):
+        return None
+    if partition_of(name, scene.electorates.map.partitions) != difference.partition:
+        _log.warning("another node names an object in a partition that is not its own")
+        return None
+    newest = max(
+        (v.stamp for _, rows in theirs for v in rows.get(name, ()) if v.state == SETTLED), default=b""
+    )
+    if newest and unixtime_ms_of(newest) > now_ms - int(options.settling_seconds * 1000):
+        difference.pending = True
+        return None  # it may be on its way here
+    sources: list[int] = []
+    for nodes, rows in theirs:
+        if _has_shard(rows.get(name, ()), newest):
+            sources += nodes
+    if _has_shard(own, newest):
+        sources += difference.like_own
+    quick = sources if newest and len(sources) >= electorate.k else []
+    return Task(name, difference.partition, len(sources), tuple(quick))
+
+
+def _has_shard(versions: Collection[StoredVersion], stamp: bytes) -> bool:
+    return any(
+        v.stamp == stamp and v.state != ABORTED and (v.shard_index is not None or v.tombstone)
+        for v in versions
+    )

@@ -1,0 +1,96 @@
+"""A walk over a node's own rows: what equal digests do not show, and what it holds for others (docs/repair.md)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.handoff import releasable
+from coffre.node.repair.healing import Scene, Task
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.queue import RepairQueue
+from coffre.node.repair.tombstones import ripe
+from coffre.node.store import ABORTED, SETTLED, Mutation, PartitionRow, ShardStore, StoredVersion
+
+__all__ = ["Sweep", "Swept"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a walk found and did."""
+
+    held_for_others: int = 0  # names, after it
+    forgotten: int = 0
+    condemned: int = 0
+    collected: int = 0
+
+
+class Sweep:
+    """Changes this node alone, and only after everybody who must has answered."""
+
+    def __init__(self, store: ShardStore, options: RepairOptions, queue: RepairQueue, clock: Clock) -> None:
+        self._store = store
+        self._options = options
+        self._queue = queue
+        self._clock = clock
+
+    async def walk(self, scene: Scene) -> Swept:
+        swept = Swept()
+        for partition in sorted(await self._store.digests()):
+            async for rows in self._store.partition_rows(partition):
+                own = [r for r in rows if scene.me in scene.electorate(r.name, partition).primaries]
+                others = [r for r in rows if scene.me not in scene.electorate(r.name, partition).primaries]
+                if own:
+                    await self._own_rows(scene, partition, own, swept)
+                if others:
+                    await self._rows_of_others(scene, partition, others, swept)
+        return swept
+
+    async def _own_rows(
+        self, scene: Scene, partition: int, rows: Sequence[PartitionRow], swept: Swept
+    ) -> None:
+        now_ms = self._clock.unixtime_ms()
+        old_ms = now_ms - int(self._options.unfinished_seconds * 1000)
+        tombstones: dict[ObjectName, StoredVersion] = {}
+        for row in rows:
+            versions = row.versions
+            if len(versions) == 1 and versions[0].tombstone and versions[0].state == SETTLED:
+                if unixtime_ms_of(versions[0].stamp) <= now_ms - int(self._options.retention_seconds * 1000):
+                    tombstones[row.name] = versions[0]
+            elif _is_unfinished(
+                versions, scene.electorates.versions_kept(row.name.tenant, row.name.bucket), old_ms
+            ):
+                self._queue.push(Task(row.name, partition, scene.electorate(row.name, partition).k))
+        if not tombstones:
+            return
+        found = await ripe(scene, partition, tombstones)
+        await self._store.apply([*found.condemn, *found.collect])
+        swept.condemned += len(found.condemn)
+        swept.collected += len(found.collect)
+
+    async def _rows_of_others(
+        self, scene: Scene, partition: int, rows: Sequence[PartitionRow], swept: Swept
+    ) -> None:
+        now_ms = self._clock.unixtime_ms()
+        forget: Sequence[Mutation] = await releasable(
+            self._store, scene, self._options, partition, rows, now_ms
+        )
+        outcomes = await self._store.apply(forget) if forget else []
+        gone = sum(outcome.error is None for outcome in outcomes)
+        swept.forgotten += gone
+        swept.held_for_others += len(rows) - gone
+
+
+def _is_unfinished(versions: Sequence[StoredVersion], versions_kept: int, old_ms: int) -> bool:
+    """Whether something about a name was never decided, or what it replaced never trimmed."""
+    held = [v for v in versions if v.state != ABORTED]
+    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):
+        return True
+    settled = [v for v in held if v.state == SETTLED]
+    return len(settled) > versions_kept or any(v.tombstone for v in settled[:-1])

@@ -1,0 +1,97 @@
+"""What nodes have seen of each other's stores: a node whose disk was lost or rolled back never votes under its name.
+
+docs/repair.md, "A node that forgot".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Collection, Sequence
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError, ConfigurationError
+from coffre.cluster.transport import Transport
+from coffre.node.store import ShardStore, StoreIdentity
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["await_testimony", "judge", "witness"]
+
+_log = logging.getLogger("coffre.node")
+_SEEN = struct.Struct(">16sQ")  # store id, highest commit
+_NOTHING = StoreIdentity(b"", 0)
+_ASK_SECONDS = 0.5
+_TIMEOUT_SECONDS = 3.0
+_TELL_EVERY = 60  # asks between two lines in the log
+
+
+async def witness(store: ShardStore, node_id: str, store_id: bytes, commits: int) -> StoreIdentity:
+    """Remember the highest commit of another node's store, and tell what is remembered.
+
+    The store that was seen first under a name is the only one that may ever have it.
+    """
+    title = f"peer {node_id}"
+    raw = await store.note(title)
+    seen = StoreIdentity(*_SEEN.unpack(raw)) if len(raw) == _SEEN.size else _NOTHING
+    if len(store_id) != 16 or seen.store_id not in (b"", store_id) or commits <= seen.commits:
+        return seen
+    await store.keep_note(title, _SEEN.pack(store_id, commits))
+    return seen
+
+
+def judge(
+    found: StoreIdentity | None, own: StoreIdentity, others: int, answers: Sequence[StoreIdentity]
+) -> bool:
+    """Whether a node may serve, after `answers` of `others` nodes; `found` is what it had on its disk at start.
+
+    False: wait for more answers. Raises `ConfigurationError` when somebody has seen more of it than it has.
+    One answer is enough for a store that remembers; a new one needs those of most, since one node may have missed it.
+    """
+    for seen in answers:
+        if not seen.store_id:
+            continue
+        if found is None or seen.store_id != own.store_id:
+            raise ConfigurationError(
+                "the other nodes have known this node with another disk: what it promised them is lost, so it "
+                "must not come back under its old name; give it a new one (coffre cluster replace)"
+            )
+        if seen.commits > found.commits:
+            raise ConfigurationError(
+                f"this node's disk is older than it was (commit {found.commits}, others have seen "
+                f"{seen.commits}): it has forgotten what it promised, so it must not come back under its old "
+                "name; give it a new one (coffre cluster replace)"
+            )
+    needed = others // 2 + 1 if found is None else 1
+    return len(answers) >= min(needed, others)
+
+
+async def await_testimony(
+    transport: Transport,
+    epoch: int,
+    others: Collection[int],
+    found: StoreIdentity | None,
+    own: StoreIdentity,
+    clock: Clock,
+) -> None:
+    """Ask the other nodes until enough have answered. Raises `ConfigurationError` as `judge` does."""
+    # The number that was found, not today's: an answer must not count commits that this start made.
+    commits = 0 if found is None else found.commits
+    request = pb.DigestsRequest(epoch=epoch, store_id=own.store_id, commits=commits)
+
+    async def ask(node: int) -> StoreIdentity | None:
+        try:
+            reply = await transport.digests(node, request, _TIMEOUT_SECONDS)
+        except CoffreError:
+            return None
+        return StoreIdentity(reply.witnessed_store_id, reply.witnessed_commits)
+
+    asked = 0
+    while True:
+        answers = [answer for answer in await asyncio.gather(*map(ask, others)) if answer is not None]
+        if judge(found, own, len(others), answers):
+            return
+        if asked % _TELL_EVERY == 0:
+            _log.warning("waiting for other nodes", extra={"answers": len(answers), "of": len(others)})
+        asked += 1
+        await clock.sleep(_ASK_SECONDS)

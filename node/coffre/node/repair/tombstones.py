@@ -1,0 +1,74 @@
+"""Which tombstones may be condemned, and which collected: docs/repair.md, "Tombstones"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coffre.cluster.names import ObjectName
+from coffre.node.repair.healing import Scene
+from coffre.node.store import SETTLED, Collect, Condemn, StoredVersion
+
+__all__ = ["Ripe", "ripe"]
+
+
+@dataclass(slots=True)
+class Ripe:
+    """The next step of tombstones that are old enough."""
+
+    condemn: list[Condemn] = field(default_factory=list)
+    collect: list[Collect] = field(default_factory=list)
+
+
+async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, StoredVersion]) -> Ripe:
+    """Decide about this node's tombstones, each the only version of its name here, settled and old enough.
+
+    Nothing while prior placements are consulted, or unless every primary answers.
+    """
+    found = Ripe()
+    electorates = scene.electorates.in_partition(partition)
+    if any(electorate.is_moving for electorate in electorates):
+        return found
+    wanted: dict[int, list[ObjectName]] = {}
+    for name in tombstones:
+        for node in scene.electorate(name, partition).primaries:
+            if node != scene.me:
+                wanted.setdefault(node, []).append(name)
+    answers, _ = await scene.asking.versions(wanted, want_cells=False)
+    nobody_else = _only_primaries_hold(scene, partition)
+    for name, own in tombstones.items():
+        said = answers[name]
+        if said.keys() != set(scene.electorate(name, partition).primaries) - {scene.me}:
+            continue
+        if not own.condemned:
+            if all(_holds_alone(versions, own) for versions in said.values()):
+                found.condemn.append(Condemn(name, partition, own.stamp))
+        elif nobody_else and all(_is_over(versions, own) for versions in said.values()):
+            found.collect.append(Collect(name, partition, own.stamp))
+    return found
+
+
+def _only_primaries_hold(scene: Scene, partition: int) -> bool:
+    """Whether every node of the map answered, and none that is no primary holds rows of the partition."""
+    electorates = scene.electorates.in_partition(partition)
+    # With several electorates a node may be a primary of some names alone: then it cannot be told from digests.
+    primaries = set.intersection(*(set(electorate.primaries) for electorate in electorates))
+    nodes = set(scene.electorates.nodes()) - {scene.me}
+    return nodes <= scene.digests.keys() and not any(
+        partition in held for node, held in scene.digests.items() if node not in primaries
+    )
+
+
+def _holds_alone(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:
+    """The tombstone, settled, and nothing else of the name."""
+    return (
+        len(versions) == 1
+        and versions[0].stamp == own.stamp
+        and versions[0].state == SETTLED
+        and versions[0].tombstone
+    )
+
+
+def _is_over(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:
+    """Condemned there, too, or collected: then it is gone, and with it every row of the name."""
+    return not versions or (_holds_alone(versions, own) and versions[0].condemned)

@@ -1,0 +1,116 @@
+"""Each thing that the doctor is to find, and that it finds nothing in a sound cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from coffre.cluster.cli_errors import ExitCode
+from coffre.cluster.doctor import Finding, Level, NodeReport, examine
+from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.cluster.operator import find_operator_config, load_operator_config
+from coffre.cluster.operator_cli import doctor
+from coffre.proto import coffre_pb2 as pb
+
+NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
+GB = 10**9
+
+
+def node(number: int, state: NodeState = NodeState.ACTIVE) -> MapNode:
+    return MapNode(
+        number, f"n{number}", f"127.0.0.1:{7000 + number}", f"s{number}", "x", "o", "FR", GB, state
+    )
+
+
+POLICY = Policy("1+1", 1, 1, ("FR",), Domain.NODE)
+MAP = ClusterMap("00112233445566aa", 4, 16, (node(1), node(2), node(3, NodeState.REMOVED)), (POLICY,), "1+1")
+
+
+def status(**changes: object) -> pb.StatusReply:
+    reply = pb.StatusReply(
+        epoch=4,
+        version="0.1.0",
+        writable=True,
+        disk_bytes=10 * GB,
+        free_bytes=90 * GB,
+        certificate_expires_unixtime_ms=NOW_MS + 300 * DAY_MS,
+    )
+    reply.MergeFrom(pb.StatusReply(**changes))  # type: ignore[arg-type]
+    return reply
+
+
+SOUND = NodeReport(status(), pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16))
+
+
+def of_first(report: NodeReport) -> list[Finding]:
+    return examine(MAP, {1: report, 2: SOUND}, NOW_MS)
+
+
+def repair(**changes: object) -> NodeReport:
+    return NodeReport(status(), pb.RepairStatusReply(**changes))  # type: ignore[arg-type]
+
+
+def test_a_sound_cluster_has_nothing() -> None:
+    assert of_first(SOUND) == []
+
+
+full = status()
+full.writable = False
+NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
+
+
+@pytest.mark.parametrize(
+    ("report", "level", "text"),
+    [
+        (NodeReport(error="no route"), Level.ERROR, "does not answer: no route"),
+        (NodeReport(full), Level.ERROR, "full"),
+        (NodeReport(status(disk_bytes=900 * GB)), Level.WARNING, "9% free"),
+        (NodeReport(status(damaged=3)), Level.WARNING, "damage 3 times"),
+        (NodeReport(status(epoch=5)), Level.WARNING, "epoch 5"),
+        (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + 9 * DAY_MS)), Level.WARNING, "9 days"),
+        (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + DAY_MS)), Level.ERROR, "1 days"),
+        (NodeReport(status(), skew_ms=-5000), Level.WARNING, "-5.0 s"),
+        (repair(queue=[NEEDS]), Level.ERROR, "7 objects at k+0"),
+        (repair(queue=[pb.RepairNeed(spare_shards=-1, objects=2)]), Level.ERROR, "2 objects of which fewer"),
+        (repair(paused=True), Level.WARNING, "paused"),
+        (repair(parked=[pb.RepairParked(reason="why", objects=4)]), Level.WARNING, "4 objects for now: why"),
+        (repair(rounds=1, partitions=16, partitions_in_step=9), Level.NOTE, "7 of its 16"),
+    ],
+)
+def test_each_finding(report: NodeReport, level: Level, text: str) -> None:
+    (finding,) = of_first(report)
+    assert (finding.level, finding.subject) == (level, "n1")
+    assert text in finding.text
+
+
+def test_releases_that_differ() -> None:
+    (finding,) = of_first(NodeReport(status(version="0.2.0")))
+    assert (finding.level, finding.subject) == (Level.NOTE, "cluster")
+
+
+def test_what_matters_most_comes_first() -> None:
+    worse = repair(queue=[NEEDS], paused=True, rounds=1, partitions=3)
+    assert [finding.level for finding in of_first(worse)] == [Level.ERROR, Level.WARNING, Level.NOTE]
+
+
+@pytest.mark.parametrize("text", ["map = 1", "nonsense", 'map = "m"', 'color = "red"'])
+def test_a_wrong_operator_toml_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "operator.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"operator\.toml"):
+        load_operator_config(path)
+
+
+def test_no_operator_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("COFFRE_OPERATOR_CONFIG", raising=False)
+    with pytest.raises(ConfigurationError, match="operations"):
+        find_operator_config(None)
+    monkeypatch.setenv("COFFRE_OPERATOR_CONFIG", "elsewhere.toml")
+    assert find_operator_config(None) == Path("elsewhere.toml")
+    result = CliRunner().invoke(doctor, [])
+    assert result.exit_code == ExitCode.USAGE

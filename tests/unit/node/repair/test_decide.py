@@ -1,0 +1,362 @@
+"""The table of docs/repair.md row by row, and what must hold of any answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import hypothesis.strategies as st
+import pytest
+from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look
+from coffre.node.repair.electorate import Electorate, Voters
+from coffre.node.store import State, StoredVersion
+from hypothesis import given, settings
+
+A, L, S, X = State.ACCEPTED, State.LOCKED, State.SETTLED, State.ABORTED
+NOW_MS = 1_700_000_000_000
+SIX = Electorate((Voters((1, 2, 3, 4, 5, 6), 4, 2),))  # W 4, R 3, D 5
+ELEVEN = Electorate((Voters(tuple(range(1, 12)), 8, 3),))  # W 6, R 6, D 9
+MOVING = Electorate((Voters((1, 2, 3, 4, 5, 7), 4, 2), Voters((1, 2, 3, 4, 5, 6), 4, 2)))
+
+
+def stamp(number: int, *, young: bool = False) -> bytes:
+    when_ms = NOW_MS - (1000 if young else 7_200_000) + number
+    return when_ms.to_bytes(6, "big") + bytes(10)
+
+
+def held(
+    number: int, state: State, shard: int | None = 0, *, young: bool = False, tombstone: bool = False
+) -> StoredVersion:
+    if state is X:
+        return StoredVersion(X, stamp(number, young=young))
+    return StoredVersion(
+        state, stamp(number, young=young), tombstone, shard_index=None if tombstone else shard
+    )
+
+
+def view(
+    answers: Mapping[int, Sequence[StoredVersion]], electorate: Electorate = SIX, **options: int
+) -> View:
+    return View(1, electorate, {1: (), **answers}, NOW_MS, **options)
+
+
+def steps(seen: View) -> list[tuple[Step, bytes]]:
+    return [(action.step, action.stamp) for action in decide(seen)]
+
+
+def each(nodes: Sequence[int], number: int, state: State, **options: bool) -> dict[int, list[StoredVersion]]:
+    """Node `n` holds shard n - 1."""
+    return {node: [held(number, state, node - 1, **options)] for node in nodes}
+
+
+# ------------------------------------------------------------------ settled, locked
+
+
+def test_settled_anywhere_is_taken() -> None:
+    assert steps(view(each([4], 1, S))) == [(Step.RESTORE, stamp(1))]
+    assert steps(view(each([4], 1, S, young=True))) == [(Step.RESTORE, stamp(1, young=True))]
+
+
+def test_a_claim_that_cannot_be_true_is_not_believed() -> None:
+    """Settled was on W primaries; here all others answered, and one of them says so."""
+    real = {node: [held(1, S, node - 1)] for node in range(1, 7)}
+    liar = held(9, S, tombstone=True)
+    assert steps(view({**real, 4: [liar]})) == []
+    assert steps(view({**real, 4: [held(9, S, 3, young=True), held(1, S, 3)]})) == []
+    three = {node: [liar, *real[node]] for node in (4, 5, 6)}
+    assert steps(view({**real, **three})) == []
+    assert steps(view({1: real[1], 2: real[2], **three})) == [(Step.RESTORE, stamp(9))]  # node 3 may have it
+
+
+def test_settled_against_the_node_s_own_vote() -> None:
+    assert steps(view({**each([4], 1, S), 1: [held(1, X)]})) == [(Step.RESTORE, stamp(1))]
+
+
+def test_a_version_held_whole_is_only_settled() -> None:
+    answers = {**each([4], 2, S), 1: [held(2, A), held(1, S)]}
+    assert steps(view(answers)) == [(Step.SETTLE, stamp(2))]
+    assert steps(view({**each([4], 2, S), 1: [held(2, S)]})) == []
+    assert steps(view({**each([4], 2, S), 1: [held(2, S), held(1, S)]})) == [(Step.SETTLE, stamp(2))]
+
+
+def test_a_shard_that_lacks_or_rots_is_brought() -> None:
+    for own in (held(1, S, None), held(1, S)._replace(damaged=True)):
+        assert steps(view({**each([4], 1, S), 1: [own]})) == [(Step.RESTORE, stamp(1))]
+
+
+@pytest.mark.parametrize(("locked", "shards", "taken"), [(4, 4, True), (3, 4, False), (4, 3, False)])
+def test_votes_establish_with_k_shards_on_locked_nodes(locked: int, shards: int, taken: bool) -> None:
+    answers = each(range(2, 2 + locked), 1, L, young=True)
+    for node in list(answers)[shards:]:
+        answers[node] = [held(1, L, None, young=True)]
+    answers |= {node: each([node], 1, A, young=True)[node] for node in range(2, 7) if node not in answers}
+    assert (steps(view(answers)) == [(Step.RESTORE, stamp(1, young=True))]) is taken
+
+
+def test_two_copies_of_one_shard_are_one_shard() -> None:
+    answers = each([2, 3, 4, 5], 1, L, young=True)
+    answers[5] = [held(1, L, 1, young=True)]
+    assert steps(view(answers)) == []
+
+
+def test_a_locked_tombstone_needs_no_shards() -> None:
+    answers = each([2, 3, 4, 5], 1, L, tombstone=True)
+    assert steps(view(answers)) == [(Step.RESTORE, stamp(1))]
+
+
+def test_a_condemned_tombstone_is_not_pulled() -> None:
+    dying = held(1, S, tombstone=True)._replace(condemned=True)
+    assert steps(view({2: [dying], 3: [dying]})) == []
+
+
+def test_what_is_below_the_newest_established_is_nobody_s_business() -> None:
+    answers = {2: [held(2, S)], 3: [held(1, A)], 1: [held(2, S)]}
+    assert steps(view(answers)) == []
+
+
+def test_kept_versions_are_brought_too() -> None:
+    answers = {2: [held(4, S), held(3, S), held(2, S), held(1, S)], 1: [held(4, S)]}
+    assert steps(view(answers, versions_kept=3)) == [(Step.RESTORE, stamp(3)), (Step.RESTORE, stamp(2))]
+    assert steps(view(answers)) == []
+    ended = {2: [held(4, S), held(3, S, tombstone=True), held(2, S)], 1: [held(4, S)]}
+    assert steps(view(ended, versions_kept=3)) == [(Step.RESTORE, stamp(3))]
+
+
+# ------------------------------------------------------------------ dead
+
+
+def test_r_votes_kill() -> None:
+    dead = each([4, 5, 6], 1, X)
+    assert steps(view(dead)) == [(Step.REFUSE, stamp(1))]
+    assert steps(view({**dead, 1: [held(1, X)]})) == []
+    for state in (A, L):
+        assert steps(view({**dead, 1: [held(1, state)]})) == [(Step.DROP, stamp(1))]
+
+
+def test_r_minus_one_votes_do_not_kill() -> None:
+    answers = {**each([5, 6], 1, X), **each([1, 2, 3, 4], 1, A)}
+    assert steps(view(answers)) == [(Step.LOCK, stamp(1))]
+
+
+def test_too_few_nodes_left_for_k_shards_is_dead() -> None:
+    five = {**each(range(7, 11), 1, X), **each(range(1, 7), 1, A), 11: [held(1, X)]}
+    assert steps(view(five, ELEVEN)) == [(Step.DROP, stamp(1))]
+    assert steps(view({**five, 12: [held(1, A, 6)], 13: [held(1, A, 7)]}, ELEVEN)) == [(Step.LOCK, stamp(1))]
+    assert steps(view(five, ELEVEN, silent_elsewhere=2)) == []
+
+
+# ------------------------------------------------------------------ unfinished
+
+
+def test_a_young_version_is_its_writer_s() -> None:
+    assert steps(view(each([2], 1, A, young=True))) == []
+    assert steps(view(each([1, 2, 3, 4, 5, 6], 1, A, young=True))) == []
+
+
+def test_an_old_version_that_nobody_can_have_acknowledged_is_refused() -> None:
+    answers = {**each([2, 3, 4], 1, A), 5: [], 6: []}
+    assert steps(view(answers)) == [(Step.REFUSE, stamp(1))]
+    holder = {**each([1, 2, 3], 1, A), 4: [], 5: [], 6: []}
+    assert steps(view(holder)) == []  # it waits for R votes
+
+
+def test_silent_nodes_may_hold_it() -> None:
+    assert steps(view({**each([2, 3, 4], 1, A), 5: []}, silent_elsewhere=1)) == []
+    assert steps(view({**each([2, 3, 4], 1, A), 5: []})) == [(Step.REFUSE, stamp(1))]  # four shards at most
+    assert steps(view({**each([1, 2, 3], 1, A), 4: [], 5: []})) == []
+
+
+def test_an_old_version_on_w_is_kept() -> None:
+    answers = each([2, 3, 4, 5], 1, A)
+    assert steps(view({**answers, 6: []})) == [(Step.TAKE, stamp(1))]
+    assert steps(view({**answers, 1: [held(1, A)]})) == [(Step.LOCK, stamp(1))]
+    assert steps(view({**answers, 1: [held(1, A, None)]})) == [(Step.TAKE, stamp(1))]
+    assert steps(view({**answers, 1: [held(1, X)]})) == []
+    assert steps(view({**answers, 1: [held(1, L, 0)]})) == []
+
+
+def test_without_k_shards_nothing_is_promised() -> None:
+    answers = {node: [held(1, A, None if node > 3 else node)] for node in range(1, 7)}
+    assert steps(view(answers, silent_elsewhere=3)) == []
+
+
+def test_w_manifests_and_too_few_shards_are_a_version_that_nobody_was_told_of() -> None:
+    """8+3: six nodes hold manifest and shard, and no node can hold a seventh."""
+    answers = {**each(range(2, 8), 1, A), **{node: [] for node in range(8, 12)}}
+    assert steps(view(answers, ELEVEN)) == [(Step.REFUSE, stamp(1))]
+    assert steps(view(answers, ELEVEN, silent_elsewhere=3)) == []
+
+
+# ------------------------------------------------------------------ while the map changes
+
+
+def test_established_needs_w_in_every_set() -> None:
+    answers = each([2, 3, 4, 7], 1, L, young=True)  # three of the old set
+    assert steps(view(answers, MOVING)) == []
+    assert steps(view(each([2, 3, 4, 5], 1, L, young=True), MOVING)) == [(Step.RESTORE, stamp(1, young=True))]
+
+
+def test_dead_in_any_set_is_dead() -> None:
+    assert steps(view(each([4, 5, 6], 1, X), MOVING)) == [(Step.REFUSE, stamp(1))]
+    assert steps(view(each([4, 5, 7], 1, X), MOVING)) == [(Step.REFUSE, stamp(1))]
+    assert steps(view({**each([5, 6, 7], 1, X), **each([1, 2], 1, A)}, MOVING)) == []
+
+
+# ------------------------------------------------------------------ any answers
+
+states = st.sampled_from([A, L, S, X])
+
+
+@st.composite
+def any_view(draw: st.DrawFn) -> View:
+    electorate = draw(st.sampled_from([SIX, MOVING]))
+    nodes = sorted(electorate.everyone | {8})
+    answers: dict[int, list[StoredVersion]] = {}
+    for node in nodes:
+        if node != 1 and draw(st.booleans()):
+            continue
+        versions = []
+        for number in (3, 2, 1):
+            if draw(st.booleans()):
+                shard = draw(st.sampled_from([None, node % 6, 0]))
+                versions.append(held(number, draw(states), shard, young=draw(st.booleans())))
+        answers[node] = sorted(versions, key=lambda version: version.stamp, reverse=True)
+    return View(1, electorate, answers, NOW_MS, draw(st.sampled_from([1, 2])), draw(st.integers(0, 2)))
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(any_view())
+def test_no_answers_lead_to_a_vote_that_is_not_the_node_s_own(seen: View) -> None:
+    actions = decide(seen)
+    assert len({action.stamp for action in actions}) == len(actions)
+    claimed = {v.stamp for versions in seen.answers.values() for v in versions if v.state is S}
+    newest_settled = max((number for number in claimed if _may_be_on_w(seen, number)), default=b"")
+    for step, number in actions:
+        own = seen.own_version(number)
+        votes = list(seen.held(number).values())
+        found = seen.held(number)
+        if step is Step.REFUSE:
+            # Only what this node never accepted, only above all that is settled, and never what W may hold.
+            assert own is None
+            assert number > newest_settled
+            assert number not in claimed
+            dead = _aborted_on_r(seen, number)
+            assert dead or _fewer_than_w(seen, number) or not _shards_enough(seen, found)
+        if step is Step.DROP:
+            assert own is not None
+            assert own.state in (A, L)
+            assert not any(v.state is S for v in votes)
+        if step in (Step.LOCK, Step.TAKE):
+            assert own is None or own.state is not X
+            assert not _aborted_on_r(seen, number)
+        if step is Step.RESTORE:
+            assert any(v.state is not X for v in votes)
+
+
+def _aborted_on_r(seen: View, number: bytes) -> bool:
+    aborted = {node for node, v in seen.held(number).items() if v.state is X}
+    return any(len(aborted & set(members.nodes)) >= seen.electorate.read for members in seen.electorate.sets)
+
+
+def _fewer_than_w(seen: View, number: bytes) -> bool:
+    holders = {node for node, v in seen.held(number).items() if v.state is not X}
+    silent = seen.electorate.everyone - seen.answers.keys()
+    return any(
+        len((holders | silent) & set(members.nodes)) < seen.electorate.write
+        for members in seen.electorate.sets
+    )
+
+
+def _may_be_on_w(seen: View, number: bytes) -> bool:
+    """Whether W nodes of some set may hold it."""
+    holders = {node for node, v in seen.held(number).items() if v.state is not X}
+    possible = holders | (seen.electorate.everyone - seen.answers.keys())
+    return any(
+        len(possible & set(members.nodes)) >= seen.electorate.write for members in seen.electorate.sets
+    )
+
+
+def _shards_enough(seen: View, found: Mapping[int, StoredVersion]) -> bool:
+    """Whether D nodes may hold a shard."""
+    with_shard = {node for node, v in found.items() if v.state is not X and v.shard_index is not None}
+    silent = seen.electorate.everyone - seen.answers.keys()
+    return len(with_shard | silent) + seen.silent_elsewhere >= seen.electorate.shards
+
+
+# ------------------------------------------------------------------ which shard, which names
+
+
+def test_a_primary_keeps_the_shard_that_the_placement_names() -> None:
+    primaries = (1, 2, 3, 4, 5, 6)
+    assert choose_index(3, primaries, primaries, {1: 0, 2: 1, 3: None}) == 2
+    assert choose_index(3, primaries, (1, 2, 9, 4, 5, 6), {1: 0, 2: 1, 3: None, 4: 3, 5: 4, 6: 5}) == 2
+
+
+def test_primaries_without_a_shard_take_the_free_ones_in_order() -> None:
+    primaries, placement = (5, 2, 7, 4, 1, 6), (5, 2, 3, 4, 8, 6)
+    answered = {5: 0, 2: 1, 7: None, 4: 3, 1: None, 6: 5}
+    assert choose_index(7, primaries, placement, answered) == 2
+    assert choose_index(1, primaries, placement, answered) == 4
+
+
+@given(st.permutations(range(1, 9)), st.data())
+def test_all_compute_the_same_and_no_two_the_same_shard(order: list[int], data: st.DataObject) -> None:
+    primaries, placement = order[:6], data.draw(st.permutations(range(1, 9)))[:6]
+    holders = data.draw(st.lists(st.sampled_from(primaries), unique=True, max_size=5))
+    indexes = data.draw(st.permutations(range(6)))
+    answered: dict[int, int | None] = dict.fromkeys(primaries)
+    answered |= dict(zip(holders, indexes, strict=False))
+    lacking = [node for node in primaries if answered[node] is None]
+    chosen = [choose_index(node, primaries, placement, answered) for node in lacking]
+    assert None not in chosen
+    taken = {index for index in answered.values() if index is not None}
+    assert sorted([*taken, *(i for i in chosen if i is not None)]) == list(range(6))
+
+
+OLD_MS = NOW_MS - 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "looks"),
+    [
+        ([], [held(1, S)], True),
+        ([held(1, S)], [held(1, S, 3)], False),
+        ([held(1, S)], [], False),
+        ([held(1, A)], [held(1, S)], True),
+        ([held(1, S, None)], [held(1, S)], True),
+        ([held(1, S)], [held(1, S, None)], False),
+        ([held(2, S), held(1, S)], [held(2, S)], True),
+        ([held(2, S)], [held(2, S), held(1, A)], False),
+        ([], [held(1, A)], True),
+        ([], [held(1, A, young=True)], False),
+        ([held(1, A, young=True)], [], False),
+        ([held(1, A)], [], True),
+        ([held(1, X)], [held(1, A)], False),
+        ([held(1, X)], [held(1, L)], True),
+        ([held(1, X)], [held(1, S)], True),
+        ([held(2, S)], [held(2, S), held(1, S)], True),
+        ([], [held(1, S, tombstone=True)._replace(condemned=True)], False),
+        ([], [held(1, X)], False),
+    ],
+)
+def test_which_rows_are_looked_at(own: list[StoredVersion], other: list[StoredVersion], looks: bool) -> None:
+    assert needs_look(own, other, OLD_MS) is looks
+
+
+def test_while_the_map_changes_votes_against_versions_are_looked_at() -> None:
+    assert needs_look([], [held(1, X)], OLD_MS, changing=True)
+    assert not needs_look([held(2, S)], [held(1, X)], OLD_MS, changing=True)
+    assert not needs_look([held(1, X)], [held(1, X)], OLD_MS, changing=True)
+
+
+@pytest.mark.parametrize(
+    ("versions", "pending"),
+    [
+        ([], False),
+        ([held(2, S), held(1, A)], False),
+        ([held(2, A), held(1, S)], True),
+        ([held(3, X), held(2, L)], True),
+        ([held(3, X)], False),
+    ],
+)
+def test_what_is_not_decided_yet(versions: list[StoredVersion], pending: bool) -> None:
+    assert is_pending(versions) is pending

@@ -1,0 +1,187 @@
+"""A node makes itself whole, in a cluster in this process: real handlers, memory stores, a network that can be cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.node.repair.options import RepairOptions
+from coffre.node.store import State
+from coffre.proto import coffre_pb2 as pb
+
+MIB = 1 << 20
+AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40)
+MakeCluster = Callable[..., InProcessCluster]
+
+
+@pytest.fixture
+async def make_cluster() -> AsyncIterator[MakeCluster]:
+    made: list[InProcessCluster] = []
+
+    def make(k: int = 4, m: int = 2, **options: int) -> InProcessCluster:
+        made.append(in_process_cluster(k, m, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        await cluster.aclose()
+
+
+def primaries(cluster: InProcessCluster, key: str) -> tuple[int, ...]:
+    name = ObjectName("clinic", "b", key)
+    placement = Placement(cluster.cluster_map, cluster.cluster_map.policy())
+    return placement.primaries(partition_of(name, cluster.cluster_map.partitions))
+
+
+async def in_step(cluster: InProcessCluster) -> bool:
+    digests = [await store.digests() for store in cluster.stores.values()]
+    return all(digest == digests[0] for digest in digests)
+
+
+async def read_with(cluster: InProcessCluster, number: int, key: str) -> bytes:
+    """Read an object from exactly k nodes, one of which is `number`."""
+    nodes = primaries(cluster, key)
+    k = cluster.cluster_map.policy().k
+    others = [node for node in nodes if node != number][: len(nodes) - k]
+    cluster.network.down |= set(others)
+    try:
+        return await cluster.client().get("b", key)
+    finally:
+        cluster.network.down -= set(others)
+
+
+async def fill(cluster: InProcessCluster, turn: str) -> dict[str, bytes]:
+    client = cluster.client()
+    values = {f"{turn}-{i}": os.urandom(50 + 37 * i) for i in range(20)}
+    values |= {f"{turn}-empty": b"", f"{turn}-large": os.urandom(3 * MIB + 5)}
+    for key, value in values.items():
+        await client.put("b", key, value)
+    await client.flush()
+    return values
+
+
+async def test_a_node_that_was_away_pulls_what_it_missed(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2)
+    values = await fill(cluster, "before")
+    client = cluster.client()
+    cluster.network.down.add(3)
+    values |= await fill(cluster, "away")
+    await client.put("b", "before-1", b"overwritten")
+    values["before-1"] = b"overwritten"
+    for gone in ("before-2", "before-large"):
+        await client.delete("b", gone)
+        del values[gone]
+    await client.flush()
+    cluster.network.down.clear()
+    assert not await in_step(cluster)
+    repairer = cluster.repairer(3, AT_ONCE)
+    assert not await repairer.round()
+    assert await in_step(cluster)
+    status = repairer.status()
+    assert status.restored_objects == 25
+    assert not status.parked
+    for key, value in values.items():
+        assert await read_with(cluster, 3, key) == value, key
+    await repairer.round()
+    assert repairer.status().partitions_in_step == cluster.cluster_map.partitions
+
+
+async def test_a_manifest_without_its_shard_gains_it(make_cluster: MakeCluster) -> None:
+    """The node was down for the upload of shards, and up for the manifests."""
+    cluster = make_cluster(4, 2)
+    client = cluster.client()
+    cut = 2
+
+    async def lose_shards(node: int, request: object) -> None:
+        if node == cut and not isinstance(request, pb.BatchRequest):
+            cluster.network.down.add(node)
+        elif node == cut:
+            cluster.network.down.discard(node)
+
+    cluster.network.before = lose_shards
+    value = os.urandom(2 * MIB + 1)
+    await client.put("b", "k", value)
+    await client.flush()
+    cluster.network.heal()
+    versions = await cluster.stores[cut].read(ObjectName("clinic", "b", "k"))
+    assert [version.shard_index for version in versions] == [None]
+    await cluster.repairer(cut, AT_ONCE).round()
+    assert await in_step(cluster)
+    assert await read_with(cluster, cut, "k") == value
+
+
+@pytest.mark.parametrize("key", ["small", "large"])
+async def test_rot_that_a_scrub_finds_is_replaced(make_cluster: MakeCluster, key: str) -> None:
+    cluster = make_cluster(4, 2)
+    client = cluster.client()
+    value = os.urandom(3 * MIB if key == "large" else 300)
+    version = (await client.put("b", key, value)).version
+    await client.flush()
+    name = ObjectName("clinic", "b", key)
+    stamp = bytes.fromhex(str(version))
+    cluster.stores[5].flip_cell(name, stamp, offset=3)
+    repairer = cluster.repairer(5, AT_ONCE)
+    repairer.scrub._options = RepairOptions(scrub_seconds=1e-9)
+    await repairer.scrub.one_pass()
+    assert (await cluster.stores[5].status()).repair_queue == 1
+    await repairer.round()
+    assert (await cluster.stores[5].status()).repair_queue == 0
+    assert await read_with(cluster, 5, key) == value
+    assert repairer.status().scrub_damaged == 1
+
+
+async def test_a_manifest_that_rots_is_replaced(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2)
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.put("b", "gone", b"value")
+    await client.delete("b", "gone")
+    await client.flush()
+    for key in ("k", "gone"):
+        name = ObjectName("clinic", "b", key)
+        (version,) = await cluster.stores[1].read(name)
+        cluster.stores[1].rot_manifest(name, version.stamp)
+        assert (await cluster.stores[1].read(name))[0].damaged
+    await cluster.repairer(1, AT_ONCE).round()
+    for key in ("k", "gone"):
+        (version,) = await cluster.stores[1].read(ObjectName("clinic", "b", key))
+        assert not version.damaged
+        assert version.manifest
+        assert version.state is State.SETTLED
+    assert (await cluster.stores[1].status()).repair_queue == 0
+
+
+async def test_what_cannot_be_rebuilt_is_parked_and_comes_when_it_can(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2)
+    cluster.network.down.add(6)
+    client = cluster.client()
+    await client.put("b", "k", b"v" * 1000)
+    await client.flush()
+    cluster.network.down |= {1, 2}
+    cluster.network.down.discard(6)
+    repairer = cluster.repairer(6, AT_ONCE)
+    await repairer.round()
+    status = repairer.status()
+    assert [(parked.reason, parked.objects) for parked in status.parked] == [
+        ("fewer than k good shards answer", 1)
+    ]
+    assert list(status.nodes_down) == [1, 2]
+    (held,) = await cluster.stores[6].read(ObjectName("clinic", "b", "k"))
+    assert (held.state, held.shard_index) == (State.LOCKED, None)  # its manifest is safer by one
+    cluster.network.down.clear()
+    await repairer.round()
+    assert await in_step(cluster)
+    assert not repairer.status().parked
+
+
+async def test_a_paused_repair_rests(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(2, 1)
+    repairer = cluster.repairer(1, AT_ONCE)
+    repairer.control(pb.RepairControlRequest(action=pb.REPAIR_ACTION_PAUSE, bytes_per_second=5))
+    assert (repairer.status().paused, repairer.status().bytes_per_second) == (True, 5)
+    repairer.control(pb.RepairControlRequest(action=pb.REPAIR_ACTION_START))
+    assert not repairer.status().paused

@@ -1,0 +1,358 @@
+"""Tombstones that go, rows that are held for others, and versions that nobody finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.cluster.errors import CoffreError, NotFound, Unavailable
+from coffre.cluster.names import ObjectName
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.repairer import Repairer
+from coffre.node.store import Abort, Accept, QueueRepair, State
+from coffre.proto import coffre_pb2 as pb
+
+from tests.unit.node.repair.test_repairer import in_step, primaries
+
+MIB = 1 << 20
+AT_ONCE = RepairOptions(
+    settling_seconds=-5.0, bytes_per_second=1 << 40, retention_seconds=-5.0, unfinished_seconds=-5.0
+)
+MakeCluster = Callable[..., InProcessCluster]
+
+
+@pytest.fixture
+async def make_cluster() -> AsyncIterator[MakeCluster]:
+    made: list[InProcessCluster] = []
+
+    def make(k: int = 4, m: int = 2, **options: int) -> InProcessCluster:
+        made.append(in_process_cluster(k, m, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        await cluster.aclose()
+
+
+def repairers(cluster: InProcessCluster, options: RepairOptions = AT_ONCE) -> dict[int, Repairer]:
+    return {number: cluster.repairer(number, options) for number in cluster.stores}
+
+
+def name(key: str) -> ObjectName:
+    return ObjectName("clinic", "b", key)
+
+
+async def holders(cluster: InProcessCluster, key: str) -> set[int]:
+    found = set()
+    for number, store in cluster.stores.items():
+        if await store.read(name(key), every=True):
+            found.add(number)
+    return found
+
+
+async def condemned(cluster: InProcessCluster, key: str) -> set[int]:
+    found = set()
+    for number, store in cluster.stores.items():
+        if any(version.condemned for version in await store.read(name(key))):
+            found.add(number)
+    return found
+
+
+# ------------------------------------------------------------------ tombstones
+
+
+async def deleted(cluster: InProcessCluster, *keys: str) -> None:
+    client = cluster.client()
+    for key in keys:
+        await client.put("b", key, b"value")
+        await client.delete("b", key)
+    await client.flush()
+
+
+async def test_tombstones_are_condemned_by_all_before_any_goes(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await deleted(cluster, "k", "l")
+    each = repairers(cluster)
+    for number in (1, 2, 3, 4, 5):
+        await each[number].walk()
+        assert await condemned(cluster, "k") == set(range(1, number + 1))
+        await each[1].walk()
+        assert len(await holders(cluster, "k")) == 6  # node 6 has not condemned it
+    await each[6].walk()
+    for number in (1, 2, 3):
+        await each[number].walk()
+        assert number not in await holders(cluster, "k")
+    await each[1].round()  # nobody pulls it back
+    assert await holders(cluster, "k") == {4, 5, 6}
+    for number in (4, 5, 6):
+        await each[number].walk()
+    assert await holders(cluster, "k") == await holders(cluster, "l") == set()
+    with pytest.raises(NotFound):
+        await cluster.client().get("b", "k")
+    assert sum(repairer.status().tombstones_collected for repairer in each.values()) == 12
+    await cluster.client().put("b", "k", b"again")
+    assert await cluster.client().get("b", "k") == b"again"
+
+
+async def test_no_tombstone_goes_while_a_primary_is_down_or_lacks_it(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    cluster.network.down.add(4)
+    await client.delete("b", "k")
+    await client.flush()
+    each = repairers(cluster)
+    others = [repairer for number, repairer in each.items() if number != 4]
+    for _ in range(2):
+        for repairer in others:
+            await repairer.walk()
+    assert await condemned(cluster, "k") == set()
+    cluster.network.down.clear()
+    for repairer in others:
+        await repairer.walk()
+    assert await condemned(cluster, "k") == set()  # node 4 still has the object
+    await each[4].round()
+    for _ in range(2):
+        for repairer in each.values():
+            await repairer.walk()
+    assert await holders(cluster, "k") == set()
+
+
+async def test_a_primary_that_stops_answering_in_between_is_not_passed_over(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster()
+    await deleted(cluster, "k")
+
+    async def no_reads(node: int, request: object) -> None:
+        if node == 4 and isinstance(request, pb.BatchRequest):
+            raise Unavailable("gone")
+
+    cluster.network.before = no_reads
+    each = repairers(cluster)
+    for _ in range(2):
+        for repairer in each.values():
+            await repairer.walk()
+    assert await condemned(cluster, "k") == {4}
+
+
+async def test_a_young_tombstone_stays(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await deleted(cluster, "k")
+    for repairer in repairers(cluster, dataclasses.replace(AT_ONCE, retention_seconds=3600.0)).values():
+        await repairer.walk()
+    assert await condemned(cluster, "k") == set()
+
+
+async def test_no_tombstone_goes_while_another_node_may_bring_the_object_back(
+    make_cluster: MakeCluster,
+) -> None:
+    """A node that is no primary holds rows of the partition, or does not answer."""
+    cluster = make_cluster(nodes=7)
+    await deleted(cluster, "k")
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    each = repairers(cluster)
+    for number in members:
+        await each[number].walk()
+    assert await condemned(cluster, "k") == set(members)
+    cluster.network.down.add(outsider)
+    await each[members[0]].walk()
+    assert await holders(cluster, "k") == set(members)
+    cluster.network.down.clear()
+    (version,) = await cluster.stores[members[0]].read(name("k"))
+    stale = Accept(
+        name("k"),
+        cluster.stores[members[0]]._rows[name("k")].partition,
+        (int.from_bytes(version.stamp, "big") - (1 << 90)).to_bytes(16, "big"),
+        False,
+        bytes(16),
+        b"manifest",
+        bytes(16),
+        (1,) * 6,
+        0,
+    )
+    await cluster.stores[outsider].apply([stale])
+    await each[members[0]].walk()
+    assert members[0] in await holders(cluster, "k")
+    await each[outsider].walk()  # it was overtaken everywhere
+    assert await holders(cluster, "k") == set(members)
+    await each[members[0]].walk()
+    assert members[0] not in await holders(cluster, "k")
+
+
+# ------------------------------------------------------------------ held for others
+
+
+@pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
+async def test_a_substitute_lets_go_once_the_primary_has_its_shard(
+    make_cluster: MakeCluster, size_bytes: int
+) -> None:
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    away = members[2]
+    cluster.network.down.add(away)
+    value = os.urandom(size_bytes)
+    client = cluster.client()
+    await client.put("b", "k", value)
+    await client.flush()
+    assert outsider in await holders(cluster, "k")
+    each = repairers(cluster)
+    await each[outsider].walk()
+    cluster.network.down.clear()
+    await each[outsider].walk()
+    assert outsider in await holders(cluster, "k")  # the primary lacks it
+    await each[away].round()
+    (version,) = await cluster.stores[away].read(name("k"))
+    assert version.shard_index is not None
+    stamp = version.stamp
+    cluster.stores[away].flip_cell(name("k"), stamp)
+    await each[outsider].walk()
+    assert outsider in await holders(cluster, "k")  # what the primary has cannot be read back
+    assert each[outsider].status().held_for_others == 1
+    await each[away].round()
+    await each[outsider].walk()
+    assert await holders(cluster, "k") == set(members)
+    assert each[outsider].status().held_for_others == 0
+    assert (await cluster.stores[outsider].status()).live_bytes == 0
+    cluster.network.down |= {outsider, members[0], members[1]}
+    assert await cluster.client().get("b", "k") == value
+
+
+async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    held = await cluster.stores[members[0]].read(name("k"), want_cell=True)
+    partition = cluster.stores[members[0]]._rows[name("k")].partition
+    store = cluster.stores[outsider]
+    version = held[0]
+    assert version.cell is not None
+    accept = Accept(
+        name("k"), partition, version.stamp, False, bytes(16), version.manifest, version.mac,
+        version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc,
+    )  # fmt: skip
+    from coffre.node.store import Forget, Restore
+
+    await store.apply([Restore(accept)])
+    for number in members:
+        await cluster.stores[number].apply([Forget(name("k"), partition, (version.stamp,))])
+    await repairers(cluster)[outsider].walk()
+    assert await holders(cluster, "k") == {outsider}
+
+
+# ------------------------------------------------------------------ unfinished
+
+
+async def unfinished(cluster: InProcessCluster, nodes: int) -> None:
+    """A writer that dies when `nodes` nodes have its version."""
+    client = cluster.client()
+    reached: set[int] = set()
+
+    async def die(node: int, request: object) -> None:
+        if isinstance(request, pb.BatchRequest) and request.operations:
+            kind = request.operations[0].WhichOneof("operation")
+            if kind != "accept" or (node not in reached and len(reached) >= nodes):
+                cluster.network.down.add(node)
+            else:
+                reached.add(node)
+
+    cluster.network.before = die
+    with pytest.raises(CoffreError):
+        await client.put("b", "k", b"value" * 100)
+    cluster.network.heal()
+
+
+async def all_states(cluster: InProcessCluster) -> list[State]:
+    return [v.state for store in cluster.stores.values() for v in await store.read(name("k"), every=True)]
+
+
+async def test_a_version_that_too_few_have_dies_everywhere(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await unfinished(cluster, 3)
+    assert sorted(await all_states(cluster)) == [State.ACCEPTED] * 3
+    each = repairers(cluster)
+    for _ in range(2):
+        for repairer in each.values():
+            await repairer.round()
+            await repairer.walk()
+    assert set(await all_states(cluster)) == {State.ABORTED}
+    assert await in_step(cluster)
+    assert all([(await store.status()).live_bytes == 0 for store in cluster.stores.values()])
+
+
+async def test_a_version_that_w_have_is_finished(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await unfinished(cluster, 4)
+    each = repairers(cluster)
+    for _ in range(3):
+        for repairer in each.values():
+            await repairer.round()
+            await repairer.walk()
+    assert await all_states(cluster) == [State.SETTLED] * 6
+    assert await in_step(cluster)
+    assert await cluster.client().get("b", "k") == b"value" * 100
+
+
+async def test_nobody_decides_about_a_young_version(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await unfinished(cluster, 3)
+    for repairer in repairers(cluster, dataclasses.replace(AT_ONCE, unfinished_seconds=3600.0)).values():
+        await repairer.round()
+        await repairer.walk()
+    assert await all_states(cluster) == [State.ACCEPTED] * 3
+
+
+async def test_a_dead_version_on_a_node_that_comes_back_goes(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    await unfinished(cluster, 1)
+    (holder,) = await holders(cluster, "k")
+    (version,) = await cluster.stores[holder].read(name("k"))
+    partition = cluster.stores[holder]._rows[name("k")].partition
+    for number in [n for n in cluster.stores if n != holder][:3]:
+        await cluster.stores[number].apply([Abort(name("k"), partition, version.stamp)])
+    await repairers(cluster)[holder].walk()
+    assert (await cluster.stores[holder].read(name("k")))[0].state is State.ABORTED
+
+
+# ------------------------------------------------------------------ reports
+
+
+async def test_reports_about_other_nodes_are_passed_on(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    (version,) = await cluster.stores[1].read(name("k"))
+    partition = cluster.stores[1]._rows[name("k")].partition
+    other = next(node for node in version.placement if node != 1)
+    index = version.placement.index(other)
+    report = QueueRepair(name("k"), partition, version.stamp, index)
+    await cluster.stores[1].apply([report])
+    each = repairers(cluster)
+    cluster.network.down.add(other)
+    await each[1].round()
+    assert [repair async for repair in cluster.stores[1].repair_queue()] == [report]
+    cluster.network.down.clear()
+    await each[1].round()
+    assert [repair async for repair in cluster.stores[1].repair_queue()] == []
+    assert [repair async for repair in cluster.stores[other].repair_queue()] == [report]
+    await each[other].round()  # it reads its shard, finds it good, and forgets the report
+    assert [repair async for repair in cluster.stores[other].repair_queue()] == []
+    assert each[other].status().restored_objects == 0
+
+
+async def test_reports_of_what_is_gone_are_forgotten(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    report = QueueRepair(name("never"), 3, bytes(16), 1)
+    await cluster.stores[1].apply([report])
+    await repairers(cluster)[1].round()
+    assert [repair async for repair in cluster.stores[1].repair_queue()] == []

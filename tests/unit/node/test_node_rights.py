@@ -1,0 +1,136 @@
+"""What a node's certificate opens on another node: reads and reports, and nothing that changes a version."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from coffre.cluster.clock import ManualClock
+from coffre.cluster.errors import ClockSkew, InvalidArgument, PermissionDenied, StaleMap
+from coffre.cluster.identity import Identity, NodeAttributes, Role
+from coffre.cluster.map import NodeState
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import expanded
+
+from tests.unit.node.test_handler_refusals import CLUSTER_ID, LAWFUL, MAP, TENANT, request
+
+STAMP = bytes(16)
+WRITES = [
+    pb.Operation(accept=request(LAWFUL).operations[0].accept),
+    pb.Operation(abort=pb.Abort(bucket="b", key="k", stamp=STAMP)),
+    pb.Operation(settle=pb.Settle(bucket="b", key="k", stamp=STAMP)),
+    pb.Operation(),
+]
+
+
+def identity(number: int, **changes: str) -> Identity:
+    attributes = dataclasses.replace(MAP.node(number).attributes, **changes)
+    return Identity(CLUSTER_ID, Role.NODE, attributes.node_id, attributes)
+
+
+def handler(cluster_map: object = MAP) -> tuple[Handler, MemoryStore]:
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    return Handler(1, "n1", store, MapHolder(cluster_map, b""), clock), store  # type: ignore[arg-type]
+
+
+def batch(*operations: pb.Operation, epoch: int = 1, settled: tuple[bytes, ...] = ()) -> pb.BatchRequest:
+    return pb.BatchRequest(epoch=epoch, tenant="clinic", operations=operations, settled=settled)
+
+
+READ = pb.Operation(read=pb.Read(bucket="b", key="k"))
+REPORT = pb.Operation(report=pb.Report(bucket="b", key="k", stamp=STAMP, shard_index=1))
+
+
+async def test_a_node_reads_and_reports_in_any_bucket() -> None:
+    node, store = handler()
+    reply = expanded(await node.batch(identity(2), batch(READ, REPORT)))
+    assert [outcome.code for outcome in reply.outcomes] == [0, 0]
+    assert [repair.shard_index async for repair in store.repair_queue()] == [1]
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: str(write.WhichOneof("operation")))
+async def test_every_write_of_a_node_is_refused_with_all_its_message(write: pb.Operation) -> None:
+    node, store = handler()
+    with pytest.raises(PermissionDenied):
+        await node.batch(identity(2), batch(REPORT, write))
+    assert [repair async for repair in store.repair_queue()] == []
+    assert await store.digests() == {}
+
+
+async def test_marks_of_a_node_are_refused() -> None:
+    node, _ = handler()
+    with pytest.raises(PermissionDenied):
+        await node.batch(identity(2), batch(READ, settled=(STAMP,)))
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        identity(2, site="elsewhere"),
+        identity(2, operator="another"),
+        Identity(CLUSTER_ID, Role.NODE, "n99", NodeAttributes("n99", "s", "s", "o", "FR")),
+        Identity(CLUSTER_ID, Role.OPERATOR, "alice"),
+    ],
+)
+async def test_only_nodes_of_the_map(peer: Identity) -> None:
+    node, _ = handler()
+    with pytest.raises(PermissionDenied):
+        await node.batch(peer, batch(READ))
+    with pytest.raises(PermissionDenied):
+        await node.digests(peer, pb.DigestsRequest(epoch=1))
+    with pytest.raises(PermissionDenied):
+        await anext(node.partition_rows(peer, pb.PartitionRowsRequest(epoch=1)))
+    read = pb.ReadShardRequest(epoch=1, tenant="clinic", bucket="b", key="k", stamp=STAMP)
+    with pytest.raises(PermissionDenied):
+        await anext(node.read_shard(peer, read))
+
+
+async def test_a_removed_node_reads_nothing() -> None:
+    gone = dataclasses.replace(MAP.node(2), state=NodeState.REMOVED)
+    nodes = tuple(gone if node.number == 2 else node for node in MAP.nodes)
+    node, _ = handler(dataclasses.replace(MAP, nodes=nodes))
+    with pytest.raises(PermissionDenied):
+        await node.batch(identity(2), batch(READ))
+
+
+async def test_another_epoch_is_refused() -> None:
+    node, _ = handler()
+    for call in (
+        node.batch(identity(2), batch(READ, epoch=2)),
+        node.digests(identity(2), pb.DigestsRequest(epoch=2)),
+        anext(node.partition_rows(identity(2), pb.PartitionRowsRequest(epoch=2))),
+    ):
+        with pytest.raises(StaleMap):
+            await call
+
+
+async def test_rows_of_what_is_not_there() -> None:
+    node, _ = handler()
+    for wrong in (
+        pb.PartitionRowsRequest(epoch=1, partition=16),
+        pb.PartitionRowsRequest(epoch=1, slot=2, slots=2),
+    ):
+        with pytest.raises(InvalidArgument):
+            await anext(node.partition_rows(identity(2), wrong))
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "code"),
+    [(0, 0), (14 * 60, 0), (-3600, 0), (15 * 60 + 1, ClockSkew.code), (None, InvalidArgument.code)],
+)
+async def test_a_version_that_was_under_way_for_long_is_refused(age_seconds: int | None, code: int) -> None:
+    node, store = handler()
+    clock = node._clock
+    assert isinstance(clock, ManualClock)
+    message = request(LAWFUL)
+    manifest = pb.Manifest.FromString(message.operations[0].accept.sealed.manifest)
+    manifest.stamp = clock.unixtime_ms().to_bytes(6, "big") + bytes(10)
+    message.operations[0].accept.sealed.manifest = manifest.SerializeToString()
+    message.sent_unixtime_ms = 0 if age_seconds is None else clock.unixtime_ms() - age_seconds * 1000
+    reply = expanded(await node.batch(TENANT, message))
+    assert reply.outcomes[0].code == code
+    assert bool(await store.digests()) == (code == 0)
