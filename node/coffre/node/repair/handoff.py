@@ -50,6 +50,8 @@ async def releasable(
             {**said, scene.me: await store.read(row.name, every=True)},
             now_ms,
             scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
+            # Only primaries were asked: any understudy may hold a shard.
+            silent_elsewhere=len(electorate.primaries),
             unfinished_seconds=options.unfinished_seconds,
         )
         if await _all_safe(scene, options, row.name, view, said):

@@ -12,7 +12,7 @@ from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.store import Abort, Accept, QueueRepair, State
+from coffre.node.store import Abort, Accept, Forget, QueueRepair, Restore, State
 from coffre.proto import coffre_pb2 as pb
 
 from tests.unit.node.repair.test_repairer import in_step, primaries
@@ -240,13 +240,39 @@ async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluste
         name("k"), partition, version.stamp, False, bytes(16), version.manifest, version.mac,
         version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc,
     )  # fmt: skip
-    from coffre.node.store import Forget, Restore
-
     await store.apply([Restore(accept)])
     for number in members:
         await cluster.stores[number].apply([Forget(name("k"), partition, (version.stamp,))])
     await repairers(cluster)[outsider].walk()
     assert await holders(cluster, "k") == {outsider}
+
+
+async def test_a_version_that_other_understudies_may_complete_is_not_taken_for_dead(
+    make_cluster: MakeCluster,
+) -> None:
+    """8+3: five primaries refused it, which leaves six, and two understudies hold a shard: k nodes could have it."""
+    cluster = make_cluster(8, 3, nodes=13)
+    members = primaries(cluster, "k")
+    first, second = sorted(set(cluster.stores) - set(members))
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    (version,) = await cluster.stores[members[0]].read(name("k"), want_cell=True)
+    assert version.cell is not None
+    partition = cluster.stores[members[0]]._rows[name("k")].partition
+    accept = Accept(
+        name("k"), partition, version.stamp, False, bytes(16), version.manifest, version.mac,
+        version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc, lock=True,
+    )  # fmt: skip
+    for number in members:
+        await cluster.stores[number].apply([Forget(name("k"), partition, (version.stamp,))])
+    for number in members[:5]:  # one vote short of R
+        await cluster.stores[number].apply([Abort(name("k"), partition, version.stamp)])
+    for number in (first, second):
+        await cluster.stores[number].apply([accept])
+    young = dataclasses.replace(AT_ONCE, unfinished_seconds=3600.0)
+    await repairers(cluster, young)[first].walk()
+    assert first in await holders(cluster, "k")
 
 
 # ------------------------------------------------------------------ unfinished
