@@ -6,14 +6,13 @@ what repair takes (ciphertext and manifests), and change nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     ClockSkew,
     CoffreError,
     IntegrityError,
-    InternalError,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -31,12 +30,12 @@ from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
 from coffre.node.repair.testimony import witness
+from coffre.node.replies import batch_reply, put_version, refusal
 from coffre.node.store import (
     Abort,
     Accept,
     Mark,
     Mutation,
-    Outcome,
     QueueRepair,
     Settle,
     ShardStore,
@@ -44,7 +43,6 @@ from coffre.node.store import (
     StoredVersion,
 )
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.batches import vote_of
 from coffre.proto.shard_stream import ShardChunk, WireCell
 from google.protobuf.message import DecodeError
 
@@ -126,9 +124,9 @@ class Handler:
                     mutations.append(self._mutation(tenant, which, operation, now_ms))
                     found.append(None)
             except CoffreError as error:
-                found.append(_refusal(error))
+                found.append(refusal(error))
         results = await self._store.apply(mutations) if mutations else []
-        return _reply(found, results[marks:])
+        return batch_reply(found, results[marks:])
 
     async def _read(self, tenant: str, read: pb.Read) -> pb.Outcome:
         if read.stamp and len(read.stamp) != STAMP_BYTES:
@@ -137,7 +135,7 @@ class Handler:
         versions = await self._store.read(name, stamp=read.stamp, every=read.all, want_cell=read.want_cell)
         outcome = pb.Outcome()
         for version in versions:
-            _put_version(outcome.versions.add(), version)
+            put_version(outcome.versions.add(), version)
         if read.range_bytes and read.want_cell and versions:
             for cell in await self._range(name, versions[0], read):
                 outcome.versions[0].cells.add(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))
@@ -355,7 +353,7 @@ class Handler:
         for entry in listing.entries:
             row = reply.entries.add(key=entry.key, common_prefix=entry.common_prefix)
             for version in entry.versions:
-                _put_version(row.versions.add(), version)
+                put_version(row.versions.add(), version)
         return reply
 
     async def status(self, peer: Identity) -> pb.StatusReply:
@@ -466,49 +464,3 @@ def _mark(tenant: str, stamp: bytes) -> Mark:
     if len(stamp) != STAMP_BYTES:
         raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
     return Mark(tenant, stamp)
-
-
-def _reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) -> pb.BatchReply:
-    """One byte for each change that was done, a whole outcome for everything else."""
-    votes = bytearray()
-    outcomes: list[pb.Outcome] = []
-    following = iter(results)
-    for outcome in found:
-        if outcome is None:
-            result = next(following)
-            if result.error is None:
-                votes.append(vote_of(result.state or 0, result.has_shard, result.replaces))
-                continue
-            outcome = _refusal(result.error)
-            outcome.newest_stamp = result.newest_stamp
-            if result.state is not None:
-                outcome.state = pb.State.ValueType(result.state)
-        votes.append(0)
-        outcomes.append(outcome)
-    return pb.BatchReply(outcomes=outcomes, votes=bytes(votes))
-
-
-def _refusal(error: CoffreError) -> pb.Outcome:
-    return pb.Outcome(
-        code=error.code or InternalError.code, detail=str(error)
-    )  # code 0 would say that it was done
-
-
-def _put_version(target: pb.Version, version: StoredVersion) -> None:
-    target.state = pb.State.ValueType(version.state)
-    target.stamp = version.stamp
-    if not version.manifest:
-        target.damaged = version.damaged
-        return
-    target.sealed.manifest = version.manifest
-    target.sealed.mac = version.mac
-    target.sealed.placement.extend(version.placement)
-    target.shard_bytes = version.shard_bytes
-    target.damaged = version.damaged
-    if version.condemned:
-        target.condemned = True
-    if version.shard_index is not None:
-        target.shard_index = version.shard_index
-    if version.cell is not None:
-        target.cell = bytes(version.cell.data)
-        target.cell_crc = version.cell.crc

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.store import ABORTED, Accept, StoredCell
+from coffre.node.store import ABORTED, Accept, StoredCell, StoredVersion
 from coffre.node.votes import Entry
 
-__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "record_of"]
+__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "record_of", "version_of"]
 
 
 class Shard:
@@ -70,4 +70,29 @@ def is_damaged(entry: Entry) -> bool:
     shard = record.shard
     return record.manifest_rotten or (
         shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+    )
+
+
+def version_of(entry: Entry, *, want_cell: bool) -> StoredVersion:
+    """A version as readers get it; `damaged` when what is wanted of it does not verify."""
+    if entry.state == ABORTED:
+        return StoredVersion(entry.state, entry.stamp)
+    record = record_of(entry)
+    cell: StoredCell | None = None
+    damaged = record.manifest_rotten
+    if want_cell and not damaged and record.shard is not None and not record.accept.staged:
+        cell = record.shard.cell(0)
+        damaged = cell is None
+    return StoredVersion(
+        entry.state,
+        entry.stamp,
+        entry.tombstone,
+        b"" if record.manifest_rotten else record.accept.manifest,
+        b"" if record.manifest_rotten else record.accept.mac,
+        () if record.manifest_rotten else entry.placement or record.accept.placement,
+        entry.shard_index,
+        entry.shard_bytes,
+        cell,
+        damaged,
+        entry.condemned,
     )

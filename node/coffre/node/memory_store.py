@@ -23,7 +23,7 @@ from coffre.node.limits import (
     slot_of,
 )
 from coffre.node.listing import list_page
-from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of
+from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of, version_of
 from coffre.node.memory_staging import MemoryStagedWriter
 from coffre.node.store import (
     Abort,
@@ -335,29 +335,10 @@ class MemoryStore:
         return tuple(self._version(name, entry, want_cell) for entry in entries)
 
     def _version(self, name: ObjectName, entry: Entry, want_cell: bool) -> StoredVersion:
-        if entry.state == State.ABORTED:
-            return StoredVersion(entry.state, entry.stamp)
-        record = record_of(entry)
-        cell: StoredCell | None = None
-        damaged = record.manifest_rotten
-        if want_cell and not damaged and record.shard is not None and not record.accept.staged:
-            cell = record.shard.cell(0)
-            damaged = cell is None
-        if damaged:
+        version = version_of(entry, want_cell=want_cell)
+        if version.damaged:
             self._report(name, entry)
-        return StoredVersion(
-            entry.state,
-            entry.stamp,
-            entry.tombstone,
-            b"" if record.manifest_rotten else record.accept.manifest,
-            b"" if record.manifest_rotten else record.accept.mac,
-            () if record.manifest_rotten else entry.placement or record.accept.placement,
-            entry.shard_index,
-            entry.shard_bytes,
-            cell,
-            damaged,
-            entry.condemned,
-        )
+        return version
 
     def _report(self, name: ObjectName, entry: Entry) -> None:
         self._damaged += 1
