@@ -16,12 +16,6 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
-OPERATOR_TOML = """\
-map = "cluster.map"
-authority = "pki/ca.crt"
-certificate = "pki/operator.crt"
-key = "pki/operator.key"
-"""
 OBJECT_BYTES = 200_000
 
 
@@ -29,7 +23,6 @@ OBJECT_BYTES = 200_000
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     """Six nodes, of which an object needs three."""
     made = LocalCluster.create(tmp_path / "cluster", ClusterShape(k=2, m=1))
-    (made.directory / "operator.toml").write_text(OPERATOR_TOML)
     async with made:
         yield made
 

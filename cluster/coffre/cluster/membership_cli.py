@@ -24,7 +24,7 @@ from coffre.cluster.changes import (
 from coffre.cluster.cli_errors import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.errors import InvalidArgument, RetryableError, Unsupported
+from coffre.cluster.errors import InvalidArgument, RetryableError
 from coffre.cluster.formation import NodeOffer, offered_attributes, parse_capacity, parse_policy
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.map import ClusterMap, Domain, read_certificate
@@ -48,7 +48,7 @@ from coffre.cluster.membership_report import (
     progress_line,
     reports_as_dicts,
 )
-from coffre.cluster.moves import Move, MoveReports, movement_between
+from coffre.cluster.moves import Move, MoveReports, RepairReports, movement_between
 from coffre.cluster.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
 from coffre.cluster.operator import OperatorConfig, find_operator_config, load_operator_config
 from coffre.cluster.publishing import CoordinatedMapPublisher
@@ -67,7 +67,7 @@ class Access:
     clock: SystemClock
     transport: GrpcTransport
     publisher: MapPublisher
-    reports: MoveReports | None  # None: nodes cannot say how far they have come
+    reports: MoveReports
     reaches_members: bool  # whether who publishes a map need not carry it to the members
 
     async def known(self) -> tuple[ClusterMap, str]:
@@ -110,7 +110,7 @@ async def open_access(config: Path | None) -> AsyncIterator[Access]:
             clock,
         )
     try:
-        yield Access(found, clock, transport, publisher, None, coordinated)
+        yield Access(found, clock, transport, publisher, RepairReports(transport), coordinated)
     finally:
         await transport.close()
 
@@ -208,9 +208,6 @@ async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
             err=True,
         )
     if not current.prior:
-        return
-    if access.reports is None:
-        click.echo("let data move, and end the change with: coffre cluster apply", err=True)
         return
     signer = MapSigner.load(access.config.tls, access.clock)
     finished = await follow_move(access.publisher, signer, access.reports, access.clock, _show_progress())
@@ -356,8 +353,6 @@ def _apply(config: Path | None, as_json: bool) -> None:
             if not current.prior:
                 click.echo(f"epoch {current.epoch}: no change is under way")
                 return
-            if access.reports is None:
-                raise Unsupported("the nodes of this cluster cannot say how far they have come")
             await _finish(access, current, Manner(config, False, True, as_json))
 
     asyncio.run(run())
@@ -376,8 +371,7 @@ def _status(config: Path | None, as_json: bool) -> None:
             progress = None
             if current.prior:
                 move = Move(current)
-                found = await ask_reports(move, access.reports) if access.reports is not None else {}
-                progress = progress_of(move, found)
+                progress = progress_of(move, await ask_reports(move, access.reports))
         (_print_json if as_json else _print_status)(current, nodes, progress)
         if wrong:
             click.echo(f"this may not be the newest map: {wrong}", err=True)

@@ -10,8 +10,9 @@ from typing import Protocol
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.placement import Placement
+from coffre.cluster.transport import Transport
 
-__all__ = ["Course", "Move", "MoveReport", "MoveReports", "Movement", "movement_between"]
+__all__ = ["Course", "Move", "MoveReport", "MoveReports", "Movement", "RepairReports", "movement_between"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,17 @@ class MoveReports(Protocol):
 
     async def moved(self, node: int, timeout: float) -> MoveReport:
         """What the node of that number reports. Raises `CoffreError` when it does not answer in time."""
+
+
+class RepairReports:
+    """What the repair of each node says (docs/repair.md, "A round")."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def moved(self, node: int, timeout: float) -> MoveReport:
+        reply = await self._transport.repair_status(node, timeout)
+        return MoveReport(reply.moved_epoch, frozenset(reply.moved))
 
 
 class Move:
