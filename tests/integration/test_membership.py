@@ -17,12 +17,14 @@ from coffre.client import connect
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 OBJECT_BYTES = 200_000
+PACE_SECONDS = 0.02
+QUICK = {"round_seconds": 0.3, "settling_seconds": 0.2, "bytes_per_second": 1 << 33}
 
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     """Six nodes, of which an object needs three."""
-    made = LocalCluster.create(tmp_path / "cluster", ClusterShape(k=2, m=1))
+    made = LocalCluster.create(tmp_path / "cluster", ClusterShape(k=2, m=1, coordinators=(2,), repair=QUICK))
     async with made:
         yield made
 
@@ -40,20 +42,47 @@ def read_json(cluster: LocalCluster, *arguments: str) -> dict[str, object]:
     return found
 
 
-async def test_an_operator_changes_the_map_of_a_running_cluster(cluster: LocalCluster) -> None:
+async def test_nodes_join_and_leave_while_everything_is_read_and_written(cluster: LocalCluster) -> None:
+    """A drain, a removal and a join: each command returns when all has moved; no read fails, no write is lost."""
     noise = random.Random(7)
+    values = {f"record-{number}": noise.randbytes(OBJECT_BYTES) for number in range(40)}
+    values["large"] = noise.randbytes(2_500_000)
+    stop = asyncio.Event()
     async with await connect(cluster.client_config()) as client:
-        for number in range(60):
-            await client.put("notes", f"record-{number}", noise.randbytes(OBJECT_BYTES))
-        await client.flush()
-        await asyncio.to_thread(plan_and_drain, cluster, cluster.map.node(1).node_id)
-        # The client is told of the new map by the nodes.
-        await client.put("notes", "record-1", b"new")
-        assert await client.get("notes", "record-1") == b"new"
-        assert len(await client.get("notes", "record-2")) == OBJECT_BYTES
+        for key, value in values.items():
+            await client.put("notes", key, value)
+
+        async def use() -> int:
+            used = 0
+            while not stop.is_set():
+                key = noise.choice(sorted(values))
+                assert await client.get("notes", key) == values[key]
+                written, changing = b"%d" % used, f"changing-{used % 100}"
+                await client.put("notes", changing, written)
+                assert await client.get("notes", changing) == written
+                used += 1
+                await asyncio.sleep(PACE_SECONDS)
+            return used
+
+        using = asyncio.create_task(use())
+        try:
+            left, joined = cluster.map.node(1).node_id, cluster.map.node(6).node_id
+            await asyncio.to_thread(drain, cluster, joined)
+            await asyncio.to_thread(remove, cluster, joined)
+            await asyncio.to_thread(replace_by_new, cluster, left)
+        finally:
+            stop.set()
+        assert await using > 20
+        assert client.cluster_map.epoch > 4
+    async with await connect(cluster.client_config()) as client:  # with the map that the operator has now
+        for key, value in values.items():
+            assert await client.get("notes", key) == value
+            places = await client.locate("notes", key)
+            assert {place.state for place in places} == {"ok"}, (key, places)
+            assert not {left, joined} & {place.node_id for place in places}
 
 
-def plan_and_drain(cluster: LocalCluster, node_id: str) -> None:
+def drain(cluster: LocalCluster, node_id: str) -> None:
     nodes = nodes_of(read_json(cluster, "status"))
     assert [node["health"] for node in nodes] == ["up"] * 6
     assert all(abs(node["clock_ahead_seconds"]) < 30 for node in nodes)
@@ -65,21 +94,35 @@ def plan_and_drain(cluster: LocalCluster, node_id: str) -> None:
     assert plan["shards_moved_min"] <= moved
     shares = {node["node_id"]: node for node in plan["nodes"]}
     assert (shares[node_id]["shards_in"], shares[node_id]["shards_out"]) == (0, moved)
-    assert estimate == pytest.approx(held * moved / plan["shards"], rel=0.01)
+    assert estimate == pytest.approx(held * moved / plan["shards"], rel=0.05)
     assert read_json(cluster, "status")["epoch"] == 1
 
     done = run(cluster, "drain", node_id, "--yes")
     assert done.returncode == 0, done.stderr
+    assert "everything has moved" in done.stdout + done.stderr
     assert "it is so already" in run(cluster, "drain", node_id, "--yes").stdout
-    refused = run(cluster, "remove", node_id, "--yes")
-    assert refused.returncode == 1
-    assert "its data is being moved" in refused.stderr
-    for _ in range(20):  # each look takes a while
-        status = read_json(cluster, "status")
-        assert (status["epoch"], status["prior_epochs"]) == (2, [1])
-        if [node["epoch"] for node in nodes_of(status)] == [2] * 6:
+    status = read_json(cluster, "status")
+    assert (status["epoch"], status["prior_epochs"]) == (3, [])
+
+
+def remove(cluster: LocalCluster, node_id: str) -> None:
+    """Once what it held for others was handed over, which takes it a moment."""
+    for _ in range(60):
+        done = run(cluster, "remove", node_id, "--yes")
+        if done.returncode == 0:
             return
-    pytest.fail("the nodes did not take the map that was published")
+        assert "handed over in time" in done.stderr
+    pytest.fail("the node did not hand over what it held")
+
+
+def replace_by_new(cluster: LocalCluster, node_id: str) -> None:
+    number = cluster.map.node(1).number
+    cluster.kill(number)
+    added = cluster.join("node-7", "server-7", "site-1", "operator-1")
+    done = run(cluster, "replace", node_id, f"{added}=1TB", "--lost", "--yes")
+    assert done.returncode == 0, done.stderr
+    status = read_json(cluster, "status")
+    assert status["prior_epochs"] == []
 
 
 def nodes_of(status: dict[str, object]) -> list[dict[str, Any]]:
@@ -89,13 +132,13 @@ def nodes_of(status: dict[str, object]) -> list[dict[str, Any]]:
 
 
 async def test_status_works_while_coordination_does_not(cluster: LocalCluster) -> None:
-    """Node 1 serves it. Changes are refused then, since somebody else's might be missed."""
-    cluster.kill(1)
+    """Node 2 serves it. Changes are refused then, since somebody else's might be missed."""
+    cluster.kill(2)
     looked = await asyncio.to_thread(run, cluster, "status")
     assert looked.returncode == 0, looked.stderr
     assert "down" in looked.stdout
     assert "may not be the newest map" in looked.stderr
     refused = await asyncio.to_thread(
-        run, cluster, "set-capacity", cluster.map.node(2).node_id, "1TB", "--yes"
+        run, cluster, "set-capacity", cluster.map.node(3).node_id, "1TB", "--yes"
     )
     assert refused.returncode == 5, refused.stderr

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,7 @@ from coffre.cluster.pki import (
     issue_node,
     issue_operator,
     issue_tenant,
+    read_authority,
     write_authority,
     write_issued,
 )
@@ -88,10 +89,17 @@ class ClusterShape:
 class LocalCluster:
     """Six nodes, or what the shape says, on loopback. Every process that it starts, it also ends."""
 
-    def __init__(self, directory: Path, cluster_map: ClusterMap, tenants: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cluster_map: ClusterMap,
+        tenants: tuple[str, ...],
+        repair: Mapping[str, int | float | bool],
+    ) -> None:
         self.directory = directory
         self.map = cluster_map
         self._tenants = tenants
+        self._repair = repair
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @classmethod
@@ -122,7 +130,7 @@ class LocalCluster:
         )
         write_issued(issue_operator(authority, "operator", clock), directory / "pki")
         (directory / "operator.toml").write_text(_OPERATOR_TOML)
-        cluster = cls(directory, cluster_map, shape.tenants)
+        cluster = cls(directory, cluster_map, shape.tenants, shape.repair)
         signed = cluster.sign(cluster_map)
         create_map_file(directory / "cluster.map", signed)
         _write_clients(directory, authority, shape, clock)
@@ -185,6 +193,20 @@ class LocalCluster:
             raise ConfigurationError(f"{config} does not say where the map expects the node")
         config.write_text(text.replace(before, f'listen = "{apart}"'), "utf-8")
         return apart
+
+    def join(self, node_id: str, server: str, site: str, operator: str) -> str:
+        """Start one more node, which waits until the map has it; what `coffre cluster add-node` calls it."""
+        (port,) = _free_ports(1)
+        authority = read_authority(self.directory / "pki")
+        attributes = NodeAttributes(node_id, server, site, operator, "FR")
+        write_issued(issue_node(authority, attributes, SystemClock()), self.directory / "pki")
+        number, address = max(self.numbers) + 1, f"127.0.0.1:{port}"
+        node = MapNode(number, node_id, address, server, site, operator, "FR", 1 << 40)
+        signed = (self.directory / "cluster.map").read_bytes()
+        _write_nodes(self.directory, (node,), ClusterShape(coordinators=(), repair=self._repair), signed)
+        self.map = replace(self.map, nodes=(*self.map.nodes, node))
+        self._spawn(number)
+        return f"{self.directory / 'pki' / node_id}.crt={address}"
 
     # ---------------------------------------------------------------- life of the processes
 

@@ -60,7 +60,7 @@ class Downloader:
 
     async def segments(self, found: Found, wanted: range) -> AsyncGenerator[bytes | memoryview]:
         """Yield the plaintext of the `wanted` segments, in order, in constant memory."""
-        places = found.placement(self._views.current.electorate(found.opened.name))
+        places = await self._reader.places(found)
         assembly = _Assembly(self, found, places, wanted)
         opened = found.opened
         cipher = cipher_of(opened)
@@ -95,7 +95,7 @@ class Downloader:
 
         What is missing then is damaged, absent, or later than a hedge would be.
         """
-        places = found.placement(self._views.current.electorate(found.opened.name))
+        places = await self._reader.places(found)
         assembly = _Assembly(self, found, places, range(segment, segment + 1))
         cells = assembly.along(segment)
         missing = [i for i in indexes if i not in cells and not self.is_slow(assembly.places[i])]

@@ -82,7 +82,7 @@ class Lookup:
     async def places(self, name: ObjectName, found: Found) -> Sequence[ShardPlace]:
         """Where each shard of a version lies, and its state."""
         view = self._views.current
-        places = found.placement(view.electorate(name))
+        places = await self._reader.places(found)
         answers = await self._reader.holders(name, found.opened.stamp, places)
         nodes = {node.number: node for node in view.map.nodes}
         result = []

@@ -26,6 +26,7 @@ MESSAGES_IN_FLIGHT_MAX = 2
 WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way, but go in one of their own
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
+FAILURES_COUNTED = 16  # after so many in a row a suspect has long been one for as long as it gets
 STATUS_CODE_MAX = 16  # of gRPC
 _READ_TAG = 0x22  # what a serialized Operation with a Read begins with
 
@@ -242,7 +243,7 @@ class Peer:
         return self._peers.clock.monotonic()
 
     def note_failure(self) -> None:
-        self._failures += 1
+        self._failures = min(self._failures + 1, FAILURES_COUNTED)
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
 

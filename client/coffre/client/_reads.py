@@ -45,14 +45,19 @@ class Found:
     versions: Mapping[int, pb.Version]  # by node number
     cells: CellSet = field(default_factory=CellSet)
 
+    @property
+    def hint(self) -> tuple[int, ...]:
+        """Where the shards went, as somebody notes it who knows that the version is established; else as its writer
+        meant it; empty when that names nodes that are not there any more."""
+        n = self.opened.manifest.k + self.opened.manifest.m
+        noted = [version for version in self.versions.values() if len(version.sealed.placement) == n]
+        noted.sort(key=lambda version: version.state != pb.STATE_SETTLED)
+        return tuple(noted[0].sealed.placement) if noted else ()
+
     def placement(self, electorate: Electorate) -> tuple[int, ...]:
         """The node of each shard: who says to hold it, else the manifest's hint, else the primary."""
         n = self.opened.manifest.k + self.opened.manifest.m
-        places = list(electorate.primaries_of(n))
-        for version in self.versions.values():
-            if len(version.sealed.placement) == n and version.state == pb.STATE_SETTLED:
-                places = list(version.sealed.placement)
-                break
+        places = list(self.hint or electorate.primaries_of(n))
         for node, version in self.versions.items():
             if version.HasField("shard_index") and version.shard_index < n:
                 places[version.shard_index] = node
@@ -384,6 +389,26 @@ class Reader:
         )
         held = holding(raw, replies)
         return {node: held.get(node) for node in replies}
+
+    async def places(self, found: Found) -> tuple[int, ...]:
+        """The node of each shard of a version.
+
+        What the writer noted is believed while it names nobody but primaries; when nodes have come or gone since, or
+        stood in for others, they are asked, since repair has moved shards to where they belong now.
+        """
+        view, name = self._views.current, found.opened.name
+        electorate = view.electorate(name)
+        places = list(found.placement(electorate))
+        sound = electorate.everyone.issuperset(places) and len(set(places)) == len(places)
+        if found.hint and sound and not electorate.is_moving:
+            return tuple(places)
+        nodes = electorate.everyone.union(places, view.understudies(name))
+        answers = await self.holders(name, found.opened.stamp, nodes)
+        for node in sorted(answers, key=lambda node: node in electorate.primaries):
+            held = answers[node]
+            if held is not None and held.HasField("shard_index") and held.shard_index < len(places):
+                places[held.shard_index] = node
+        return tuple(places)
 
     async def fetch_cells(self, name: ObjectName, found: Found, nodes: Iterable[int]) -> None:
         """Add the cells of a one-segment object that `nodes` hold to `found`."""

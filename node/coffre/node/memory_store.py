@@ -219,6 +219,7 @@ class MemoryStore:
             accept.shard_index,
             shard_bytes,
             Record(accept, shard),
+            conditional=accept.base is not None,
         )
         kept = self._options.versions_kept
         verdict = votes.restore(entries, proposal, kept, replace=restore.replace)

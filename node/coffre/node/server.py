@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 import grpc
 from coffre.cluster.clock import Clock
+from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import ConfigurationError, RetryableError
-from coffre.cluster.identity import Role
-from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map
+from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_certificate, read_map, write_map
+from coffre.cluster.map_source import ClusterMaps
 from coffre.cluster.tls import load_identity, load_tls, server_credentials
 from coffre.cluster.transport import Transport
 from coffre.node.config import NodeConfig
@@ -35,6 +38,7 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALLS_MAX = 1024  # every client keeps one open
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
+ADMISSION_SECONDS = 0.5  # between two questions whether this node was added
 
 
 async def serve(
@@ -44,8 +48,10 @@ async def serve(
 
     `new_cluster`: do not ask the other nodes what they have seen of this one before it serves.
     """
+    identity = _own_identity(config, clock)
+    await _await_admission(config, identity, clock)
     cluster_map, signed = read_map(config.map, config.tls.authority)
-    entry = _own_entry(config, cluster_map, clock)
+    entry = _own_entry(identity, cluster_map)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -121,13 +127,42 @@ async def _may_serve(
     return False
 
 
-def _own_entry(config: NodeConfig, cluster_map: ClusterMap, clock: Clock) -> MapNode:
-    """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
+def _own_identity(config: NodeConfig, clock: Clock) -> Identity:
     identity = load_identity(config.tls, clock)
     if identity.role is not Role.NODE or identity.attributes is None:
         raise ConfigurationError(f"{config.tls.certificate} is not a node's certificate")
+    return identity
+
+
+async def _await_admission(config: NodeConfig, identity: Identity, clock: Clock) -> None:
+    """Return when this node's map file has it: a node that is to join asks the others until they know it.
+
+    Raises `ConfigurationError` when the map is of another cluster.
+    """
+    cluster_map, _ = read_map(config.map, config.tls.authority)
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("this node's certificate and the cluster map are of different clusters")
+    if any(node.node_id == identity.name for node in cluster_map.nodes):
+        return
+    _log.info("waiting to be added to the cluster (coffre cluster add-node)", extra={"node": identity.name})
+    authority = read_certificate(config.tls.authority)
+    transport = GrpcTransport(cluster_map, config.tls)
+    try:
+        source = ClusterMaps(transport, RemoteCoordination(transport), authority, clock)
+        while not any(node.node_id == identity.name for node in cluster_map.nodes):
+            found = await source.newer(cluster_map)
+            if found is None:
+                await clock.sleep(ADMISSION_SECONDS)
+                continue
+            cluster_map = found.map
+            await transport.update_map(cluster_map)
+            write_map(config.map, found.signed)
+    finally:
+        await transport.close()
+
+
+def _own_entry(identity: Identity, cluster_map: ClusterMap) -> MapNode:
+    """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
     for entry in cluster_map.nodes:
         if entry.node_id == identity.name:
             if entry.attributes != identity.attributes:

@@ -243,7 +243,8 @@ class Transaction:
         shard_index = accept.shard_index
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
-        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location)
+        conditional = accept.base is not None
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         kept = self._options.versions_kept
         verdict = votes.restore(row.entries, proposal, kept, replace=restore.replace)
         if verdict.stored:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from coffre.client._peers import MESSAGE_BYTES_MAX, OPERATIONS_MAX, WORTH_A_MESSAGE, Peers
+from coffre.client._peers import (
+    MESSAGE_BYTES_MAX,
+    OPERATIONS_MAX,
+    SUSPECT_SECONDS_MAX,
+    WORTH_A_MESSAGE,
+    Peers,
+)
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, InternalError, Unavailable
 from coffre.cluster.exchange import Batch
@@ -218,4 +224,14 @@ async def test_suspicion_passes_with_time(transport: Recorder) -> None:
     peers[1].note_failure()
     assert peers[1].suspect
     clock.advance(11)
+    assert not peers[1].suspect
+
+
+async def test_a_node_that_fails_for_days_stays_a_suspect() -> None:
+    clock = ManualClock()
+    peers = Peers([1], Recorder(), clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    for _ in range(2000):
+        peers[1].note_failure()
+    assert peers[1].suspect
+    clock.advance(SUSPECT_SECONDS_MAX)
     assert not peers[1].suspect

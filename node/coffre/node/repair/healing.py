@@ -60,6 +60,9 @@ class Scene:
     electorates: Electorates
     asking: Asking
     digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
+    fresh_ms: int | None = (
+        None  # versions with later stamps were begun at this epoch; None: nothing is known of that
+    )
 
     def electorate(self, name: ObjectName, partition: int) -> Electorate:
         return self.electorates.of(name.tenant, name.bucket, partition)
@@ -348,6 +351,7 @@ def _accept(
         sealed.mac,
         sealed.placement if placement is None else placement,
         index,
+        base=manifest.base if manifest.conditional else None,
     )
 
 

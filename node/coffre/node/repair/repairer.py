@@ -31,6 +31,9 @@ __all__ = ["Repairer"]
 _log = logging.getLogger(__name__)
 BATCH_NAMES = 256
 _WORKERS = 3
+_HANDOFF_ROUNDS = 20  # between two tries to hand over what is held for others
+# How far a stamp may be ahead of this node's clock: nodes refuse more than 60 s, and their clocks may differ as much.
+_STAMPS_AHEAD_MS = 120_000
 _WATCH_SECONDS = 1.0  # how soon a report, a resume or a new map is noticed
 
 
@@ -64,6 +67,8 @@ class Repairer:
         self._failed: set[int] = set()  # partitions of which something could not be done in this round
         self._moved: set[int] = set()
         self._swept_at = clock.monotonic()
+        self._walk_due = False
+        self._fresh_ms = 0
         self._busy_since = clock.monotonic()
 
     # ---------------------------------------------------------------- for ever
@@ -125,15 +130,19 @@ class Repairer:
         if self._electorates is None or self._electorates.map is not cluster_map:
             self._electorates = Electorates(cluster_map)
             self._moved.clear()
+            self._fresh_ms = 0
             self._queue.unpark()
+            self._walk_due = True  # what it held until now may be somebody else's from now on
         identity = await self._store.identity()
         asking = Asking(self._transport, cluster_map.epoch, self._options.timeout, self._clock, identity)
         others = [node for node in self._electorates.nodes() if node != self._number]
         digests = await asking.digests(others)
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
+        if frozenset(digests) != self._answered or not self._fresh_ms:
+            self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
-        return Scene(self._number, self._electorates, asking, digests)
+        return Scene(self._number, self._electorates, asking, digests, self._fresh_ms)
 
     async def _fill_and_work(self, scene: Scene, behind: Sequence[Difference]) -> bool:
         """Rows are compared while workers take from the queue what was found. True when not all of it fit."""
@@ -207,7 +216,11 @@ class Repairer:
     # ---------------------------------------------------------------- walks
 
     async def _walk_if_due(self, scene: Scene) -> None:
-        if self._clock.monotonic() - self._swept_at >= self._options.sweep_seconds:
+        interval = self._options.sweep_seconds
+        if self._status.held_for_others:
+            interval = min(interval, _HANDOFF_ROUNDS * self._options.round_seconds)
+        if self._walk_due or self._clock.monotonic() - self._swept_at >= interval:
+            self._walk_due = False
             await self.walk(scene)
 
     async def walk(self, scene: Scene | None = None) -> None:

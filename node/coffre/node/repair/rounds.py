@@ -121,7 +121,11 @@ def _task(
     old_ms = now_ms - int(options.unfinished_seconds * 1000)
     electorate = scene.electorate(name, difference.partition)
     every = [own, *(rows.get(name, ()) for _, rows in theirs)]
-    difference.pending |= any(map(is_pending, every))
+    fresh_ms = scene.fresh_ms
+    undecided = [
+        [v for v in versions if fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms] for versions in every
+    ]
+    difference.pending |= any(map(is_pending, undecided))
     if not any(needs_look(own, other, old_ms, changing=electorate.is_moving) for other in every[1:]):
         return None
     if partition_of(name, scene.electorates.map.partitions) != difference.partition:
@@ -131,7 +135,7 @@ def _task(
         (v.stamp for _, rows in theirs for v in rows.get(name, ()) if v.state == SETTLED), default=b""
     )
     if newest and unixtime_ms_of(newest) > now_ms - int(options.settling_seconds * 1000):
-        difference.pending = True
+        difference.pending |= fresh_ms is None or unixtime_ms_of(newest) <= fresh_ms
         return None  # it may be on its way here
     sources: list[int] = []
     for nodes, rows in theirs:
