@@ -65,6 +65,10 @@ sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
 test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
+.PHONY: chaos
+chaos: setup  ## real nodes killed, paused, cut off, filled and damaged under load, then checked (SECONDS=600, SEED=1)
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: bench
 bench: setup  ## measure the published figures; writes bench/results/latest.json
 	@$(BIN)/coffre bench figures $(ARGS)

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -71,7 +71,10 @@ key = "../../pki/{node_id}.key"
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
     """How many nodes where, and how objects are coded. `store` and `repair` go into the sections of
-    every node's configuration that are called so."""
+    every node's configuration that are called so.
+
+    `addresses`: where the nodes listen, free ports of loopback unless given.
+    """
 
     nodes: int = 6
     sites: int = 3
@@ -84,6 +87,7 @@ class ClusterShape:
     store: Mapping[str, int] = field(default_factory=dict)
     coordinators: tuple[int, ...] = (1,)  # of one number: embedded; it is not there while that node is down
     repair: Mapping[str, int | float | bool] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
 
 
 class LocalCluster:
@@ -101,6 +105,7 @@ class LocalCluster:
         self._tenants = tenants
         self._repair = repair
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
 
     @classmethod
     def create(cls, directory: Path, shape: ClusterShape, clock: Clock | None = None) -> LocalCluster:
@@ -219,6 +224,7 @@ class LocalCluster:
 
     def _spawn(self, number: int) -> None:
         command = [
+            *self.prefix_of(number),
             str(Path(sys.executable).with_name("coffre")),
             "node",
             "run",
@@ -325,7 +331,8 @@ def _issue_nodes(
 ) -> tuple[MapNode, ...]:
     write_authority(authority, directory / "pki")
     nodes = []
-    for number, port in enumerate(_free_ports(shape.nodes), start=1):
+    addresses = shape.addresses or tuple(f"127.0.0.1:{port}" for port in _free_ports(shape.nodes))
+    for number, address in enumerate(addresses, start=1):
         site = (number - 1) % shape.sites
         attributes = NodeAttributes(
             f"node-{number}", f"server-{number}", f"site-{site + 1}", f"operator-{site + 1}", "FR"
@@ -335,7 +342,7 @@ def _issue_nodes(
             MapNode(
                 number,
                 attributes.node_id,
-                f"127.0.0.1:{port}",
+                address,
                 attributes.server,
                 attributes.site,
                 attributes.operator,
