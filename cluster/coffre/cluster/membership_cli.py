@@ -200,7 +200,7 @@ def _agreed(manner: Manner) -> bool:
     return manner.yes or click.confirm("Go on?")
 
 
-async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
+async def _finish(access: Access, current: ClusterMap, manner: Manner, *, waits: bool = False) -> None:
     """Wait for the move that the map is in, if any, and end it."""
     if not access.reaches_members:
         click.echo(
@@ -208,6 +208,9 @@ async def _finish(access: Access, current: ClusterMap, manner: Manner) -> None:
             err=True,
         )
     if not current.prior:
+        return
+    if not access.reaches_members and not waits:
+        click.echo("let data move, and end the change with: coffre cluster apply", err=True)
         return
     signer = MapSigner.load(access.config.tls, access.clock)
     finished = await follow_move(access.publisher, signer, access.reports, access.clock, _show_progress())
@@ -353,7 +356,7 @@ def _apply(config: Path | None, as_json: bool) -> None:
             if not current.prior:
                 click.echo(f"epoch {current.epoch}: no change is under way")
                 return
-            await _finish(access, current, Manner(config, False, True, as_json))
+            await _finish(access, current, Manner(config, False, True, as_json), waits=True)
 
     asyncio.run(run())
 

@@ -23,7 +23,7 @@ from coffre.node.repair.reports import Reports
 from coffre.node.repair.rounds import Difference, compare, differing
 from coffre.node.repair.scrub import Scrub
 from coffre.node.repair.sweep import Sweep
-from coffre.node.store import ShardStore
+from coffre.node.store import PartitionDigest, ShardStore
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Repairer"]
@@ -31,6 +31,7 @@ __all__ = ["Repairer"]
 _log = logging.getLogger(__name__)
 BATCH_NAMES = 256
 _WORKERS = 3
+_BUSY_ROUNDS = 10  # between two looks at the rows of a partition whose digests change all the time
 _HANDOFF_ROUNDS = 20  # between two tries to hand over what is held for others
 # How far a stamp may be ahead of this node's clock: nodes refuse more than 60 s, and their clocks may differ as much.
 _STAMPS_AHEAD_MS = 120_000
@@ -66,6 +67,8 @@ class Repairer:
         self._status = pb.RepairStatusReply(paused=self._options.paused)
         self._failed: set[int] = set()  # partitions of which something could not be done in this round
         self._moved: set[int] = set()
+        # By partition: the digests of the last round, and in which one rows were compared last. At most one of each.
+        self._looked: dict[int, tuple[object, int]] = {}
         self._swept_at = clock.monotonic()
         self._walk_due = False
         self._fresh_ms = 0
@@ -119,17 +122,34 @@ class Repairer:
         self._busy_since = self._clock.monotonic()
         await self._reports.take(scene)
         # Where most primaries deviate, fewest good shards are left.
-        behind = sorted((d for d in found if not d.in_step), key=lambda d: -d.deviating)
+        behind = sorted(
+            (d for d in found if not d.in_step and self._is_worth_rows(scene, own, d)),
+            key=lambda d: -d.deviating,
+        )
         overflowed = await self._fill_and_work(scene, behind)
         await self._walk_if_due(scene)
         self._note_round(scene, found)
         return overflowed
+
+    def _is_worth_rows(self, scene: Scene, own: dict[int, PartitionDigest], found: Difference) -> bool:
+        """Whether to look at the rows of a partition whose digests differ: not in every round while it is written."""
+        if any(electorate.is_moving for electorate in scene.electorates.in_partition(found.partition)):
+            return True
+        digests = own.get(found.partition), tuple(digest for digest, _ in found.others)
+        before, looked = self._looked.get(found.partition, (None, 0))
+        rounds = self._status.rounds
+        worth = before is None or before == digests or rounds - looked >= _BUSY_ROUNDS
+        self._looked[found.partition] = digests, rounds if worth else looked
+        if not worth:
+            found.pending = True
+        return worth
 
     async def _scene(self) -> Scene:
         cluster_map = self._maps.map
         if self._electorates is None or self._electorates.map is not cluster_map:
             self._electorates = Electorates(cluster_map)
             self._moved.clear()
+            self._looked.clear()
             self._fresh_ms = 0
             self._queue.unpark()
             self._walk_due = True  # what it held until now may be somebody else's from now on
@@ -139,6 +159,7 @@ class Repairer:
         digests = await asking.digests(others)
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
+            self._looked.clear()
         if frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
