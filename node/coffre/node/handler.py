@@ -314,14 +314,16 @@ class Handler:
     async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
         self._check_node(peer)
         seen = await witness(self._store, peer.name, request.store_id, request.commits)
+        comparable = self.serving and request.epoch == self._maps.map.epoch
+        if request.epoch > self._maps.map.epoch:
+            self._maps.behind.set()
         reply = pb.DigestsReply(
             epoch=self._maps.map.epoch,
-            starting=not self.serving,
+            starting=not comparable,  # then it testifies, at any epoch: who was down may have an old map
             witnessed_store_id=seen.store_id,
             witnessed_commits=seen.commits,
         )
-        if self.serving:
-            self._check_epoch(request.epoch)
+        if comparable:
             reply.digests = pack_digests(await self._store.digests())
         return reply
 

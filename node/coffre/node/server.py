@@ -89,6 +89,7 @@ async def serve(
                 await health_servicer.enter_graceful_shutdown()
                 servicer.end_exchanges()
                 coordination.end_watches()
+                await server.stop(STOP_GRACE_SECONDS)
                 for task in background:
                     task.cancel()
                 await asyncio.gather(*background, return_exceptions=True)

@@ -101,11 +101,23 @@ async def test_another_epoch_is_refused() -> None:
     node, _ = handler()
     for call in (
         node.batch(identity(2), batch(READ, epoch=2)),
-        node.digests(identity(2), pb.DigestsRequest(epoch=2)),
         anext(node.partition_rows(identity(2), pb.PartitionRowsRequest(epoch=2))),
     ):
         with pytest.raises(StaleMap):
             await call
+
+
+async def test_a_node_testifies_to_one_that_has_an_old_map() -> None:
+    """Or who was down while the map changed could never begin to serve again."""
+    node, _ = handler()
+    asked = pb.DigestsRequest(epoch=1, store_id=b"s" * 16, commits=7)
+    assert not (await node.digests(identity(2), asked)).starting
+    for epoch in (0, 2):
+        asked.epoch = epoch
+        reply = await node.digests(identity(2), asked)
+        assert reply.starting
+        assert not reply.digests
+        assert (reply.witnessed_store_id, reply.witnessed_commits) == (b"s" * 16, 7)
 
 
 async def test_rows_of_what_is_not_there() -> None:
