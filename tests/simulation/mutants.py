@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "a vote to keep is not final",
         "coffre.node.votes",
-        "    if present.state != ACCEPTED:\n        return Verdict(entries, state=present.state",
-        "    if present.state not in (ACCEPTED, LOCKED):\n        return Verdict(entries, state=present.state",
+        "        return Verdict(entries, state=LOCKED)\n    if present.state != ACCEPTED:\n",
+        "        return Verdict(entries, state=LOCKED)\n    if present.state not in (ACCEPTED, LOCKED):\n",
         16,
         quick=True,
     ),
