@@ -86,8 +86,8 @@ def never_acknowledged(
     holders = holding(stamp, replies)
     if not electorate.may_be_established(silent.union(holders)):
         return True
-    if opened.tombstone:
-        return False
+    if opened.tombstone or electorate.is_moving:
+        return False  # while the map changes, shards may lie with substitutes of an earlier epoch
     k = opened.manifest.k
     held = (*holders.values(), *holding(stamp, beyond).values())
     shards = sum(version.HasField("shard_index") or version.damaged for version in held)

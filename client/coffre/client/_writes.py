@@ -263,7 +263,9 @@ def _fate(electorate: Electorate, votes: Mapping[int, int], elsewhere: Collectio
         return Fate.ESTABLISHED
     aborted = {node for node, state in votes.items() if state == pb.STATE_ABORTED}
     if electorate.is_dead_by(aborted) or (
-        elsewhere is not None and len(electorate.everyone.union(elsewhere) - aborted) < electorate.k_min
+        elsewhere is not None
+        and not electorate.is_moving  # or shards may lie with substitutes of an earlier epoch
+        and len(electorate.everyone.union(elsewhere) - aborted) < electorate.k_min
     ):
         return Fate.DEAD
     kept = {node for node, state in votes.items() if state == pb.STATE_LOCKED}

@@ -40,10 +40,12 @@ class Voters:
 class Electorate:
     """All sets that are consulted about one partition, the newest first; mostly there is one.
 
-    New shards go to the newest set, under its k and m. Collections of node numbers may name nodes of no set.
+    New shards go to the newest set, under its k and m. Collections of node numbers may name nodes of no set. `oldest`:
+    the set that every epoch since consults, the last of `sets` unless given.
     """
 
     sets: tuple[Voters, ...]
+    oldest: Voters | None = None
     primaries: tuple[int, ...] = field(init=False)  # of the newest set
     everyone: frozenset[int] = field(init=False)  # of all sets
     k: int = field(init=False)  # of the newest set, as m, write and read
@@ -52,10 +54,12 @@ class Electorate:
     write: int = field(init=False)
     read: int = field(init=False)
     _bars: tuple[tuple[frozenset[int], int, int], ...] = field(init=False, repr=False)  # nodes, W, R
+    _base: tuple[frozenset[int], int, int] = field(init=False, repr=False)  # the same of the oldest set
 
     def __post_init__(self) -> None:
-        newest = self.sets[0]
+        newest, oldest = self.sets[0], self.oldest or self.sets[-1]
         for name, value in (
+            ("_base", (frozenset(oldest.nodes), oldest.write, oldest.read)),
             ("primaries", newest.nodes),
             ("everyone", frozenset(node for voters in self.sets for node in voters.nodes)),
             ("k", newest.k),
@@ -92,19 +96,22 @@ class Electorate:
         return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars)
 
     def may_be_established(self, holders_or_silent: Collection[int]) -> bool:
-        """Whether it may have reached W in every set, if all who may hold it do.
+        """Whether it may have reached W wherever it had to, if all who may hold it do.
 
-        False: it was provably never seen, since in some set they are fewer than W.
+        An earlier epoch did not consult the newer sets, so only the oldest one, which all of them consulted, can prove
+        that a version was never seen: that fewer than W of it may hold it.
         """
-        return self.is_established_by(holders_or_silent)
+        nodes, write, _ = self._base
+        return len(nodes.intersection(holders_or_silent)) >= write
 
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""
         return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)
 
     def is_dead_by(self, aborted: Collection[int]) -> bool:
-        """Whether these votes keep a version from W for ever: R in any set."""
-        return any(len(voters.intersection(aborted)) >= read for voters, _, read in self._bars)
+        """Whether these votes kept a version from W for ever, at whichever epoch it was begun: R in the oldest set."""
+        nodes, _, read = self._base
+        return len(nodes.intersection(aborted)) >= read
 
 
 class Electorates:
@@ -152,5 +159,5 @@ class Electorates:
         for place, name in enumerate(policies):
             placement = self._placement(place, name)
             nodes, policy = placement.primaries(partition), placement.policy
-            sets.setdefault((frozenset(nodes), policy.k), Voters(nodes, policy.k, policy.m))
-        return Electorate(tuple(sets.values()))
+            oldest = sets.setdefault((frozenset(nodes), policy.k), Voters(nodes, policy.k, policy.m))
+        return Electorate(tuple(sets.values()), oldest)

@@ -53,6 +53,18 @@ def test_what_is_dead_can_never_be_established(electorate: Electorate, aborted: 
         assert electorate.is_dead_by(aborted)
 
 
+@given(electorates, voters(), some_nodes, some_nodes)
+def test_what_was_complete_at_an_earlier_epoch_is_never_given_up_for_what_a_newer_set_lacks(
+    electorate: Electorate, added: Voters, wrote: set[int], aborted: set[int]
+) -> None:
+    """It was complete without the newer set, so votes and absence there say nothing of it."""
+    following = Electorate((added, *electorate.sets))
+    if electorate.is_established_by(wrote):
+        assert following.may_be_established(wrote)
+        if not aborted & wrote:
+            assert not following.is_dead_by(aborted)
+
+
 def test_one_set_counts_as_before() -> None:
     electorate = Electorate((Voters((1, 2, 3, 4, 5, 6), 4, 2),))
     assert (electorate.k, electorate.m, electorate.shards, electorate.write, electorate.read) == (
@@ -87,6 +99,17 @@ def test_a_moving_partition_needs_both_sets() -> None:
     assert not electorate.is_heard_from([4, 5, 6])
     assert electorate.is_dead_by([2, 3])
     assert not electorate.is_dead_by([3, 4])
+    assert not electorate.is_dead_by([4, 5, 6])
+    assert electorate.may_be_established([1, 2])
+    assert not electorate.may_be_established([3, 4, 5, 6])
+
+
+def test_the_oldest_set_may_be_one_that_comes_again() -> None:
+    before, between = Voters((1, 2, 3), 2, 1), Voters((4, 5, 6), 2, 1)
+    electorate = Electorate((before, between), before)
+    assert electorate.may_be_established([1, 2])
+    assert electorate.is_dead_by([2, 3])
+    assert not electorate.is_dead_by([4, 5, 6])
 
 
 @pytest.mark.parametrize(("n", "nodes"), [(3, (4, 5, 6)), (4, (1, 2, 3, 7)), (5, (4, 5, 6, 4, 5))])

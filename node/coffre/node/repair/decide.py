@@ -165,8 +165,11 @@ class _Tally:
 
     @property
     def can_stand(self) -> bool:
-        """Whether votes to keep it can make it established now: on W of every set that answered, and k shards."""
-        held = self._electorate.is_established_by(self.held.keys())
+        """Whether it may have been acknowledged, by what answered alone, and k shards are left: votes can keep it.
+
+        New primaries, which lack what was complete before the map changed, take it for that.
+        """
+        held = self._electorate.may_be_established(self.held.keys())
         return held and (self.tombstone or self.shards >= self._k)
 
 
