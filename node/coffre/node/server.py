@@ -69,6 +69,11 @@ async def serve(
         servicer = Servicer(handler, cluster_map.cluster_id)
         coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
         server, health_servicer = _server(config, servicer, coordination, clock)
+        for service in (
+            SERVICE,
+            "",
+        ):  # the library's word for the second is SERVING until somebody says otherwise
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         try:
             if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, stop):
