@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from coffre.bench.figures._session import Group, Session
-from coffre.bench.local_cluster import LocalCluster, disk_bytes
+from coffre.bench.local_cluster import ClusterShape, LocalCluster, disk_bytes
 from coffre.bench.references import Measurement
 from coffre.bench.result import Bound, Target, row_of
 from coffre.cluster.errors import InternalError
@@ -27,14 +27,19 @@ _SHARD_DIRECTORIES = ("volumes", "large")
 
 
 async def _measure(session: Session, wanted: Sequence[str]) -> None:
-    """The node makes its own data directory before it is filled, and serves what was filled in afterwards."""
+    """The node makes its own data directory before it is filled, and serves what was filled in afterwards.
+
+    The others run, since a node does not serve before they have testified to it; their repair is paused, since
+    what is filled in here is nowhere else.
+    """
     scale = session.scale
-    async with session.idle_cluster() as cluster:
+    async with session.idle_cluster(ClusterShape(repair={"paused": True})) as cluster:
         data, arguments = cluster.data(_NODE), [str(cluster.data(_NODE)), str(scale.indexed_shards)]
         try:
-            await _start_s(cluster)
+            await cluster.start()
+            await asyncio.to_thread(cluster.kill, _NODE, signal.SIGTERM)
             await _fill(session, arguments)
-            session.say(f"  {cluster.disk_bytes() / 1e9:.1f} GB on disk")
+            session.say(f"  {disk_bytes(data) / 1e9:.1f} GB on disk")
             if _BYTES in wanted:
                 _add(session, _BYTES, _index_bytes(data) / scale.indexed_shards)
             if _START in wanted:

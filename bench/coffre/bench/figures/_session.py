@@ -180,11 +180,11 @@ class Session:
             yield cluster
 
     @asynccontextmanager
-    async def idle_cluster(self) -> AsyncIterator[LocalCluster]:
-        """The same, not started."""
+    async def idle_cluster(self, shape: ClusterShape | None = None) -> AsyncIterator[LocalCluster]:
+        """The same, or one of another shape, not started."""
         home = self.options.directory / "cluster"
         async with AsyncExitStack() as exits:
-            cluster = LocalCluster.create(home, ClusterShape(), self.clock)
+            cluster = LocalCluster.create(home, shape or ClusterShape(), self.clock)
             exits.callback(shutil.rmtree, home)
             yield cluster
 
