@@ -21,6 +21,7 @@ from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.memory_store import MemoryStore
+from coffre.node.recent import WINDOW_MS, window_start_ms
 from coffre.node.store import (
     Abort,
     Accept,
@@ -796,6 +797,37 @@ async def test_digests_tell_content_and_not_its_order(store: ShardStore) -> None
     assert await store.partition_digest(8) == PartitionDigest()
     await store.apply([abort(9, "d"), accept(9, "e", partition=9)])
     assert set(await store.digests()) == {7, 9}
+
+
+async def test_digests_leave_out_what_is_young(store: ShardStore, clock: ManualClock) -> None:
+    """A store that took a new version, one that trimmed the old one for it, and one that has not heard of it agree."""
+    now_ms = clock.unixtime_ms()
+    boundary_ms = window_start_ms(now_ms)
+    old, young = (boundary_ms - 1) << 16, now_ms << 16
+
+    await store.apply([accept(old, "a"), settle(old, "a"), accept(old, "b")])
+    settled = (await store.digests())[7].digest
+    assert (await store.digests(boundary_ms))[7].digest == settled
+    await store.apply(
+        [accept(young, "a"), accept(young, "new", tombstone=True), accept(young, "x", partition=9)]
+    )
+    assert (await store.digests())[7].digest != settled
+    found = await store.digests(boundary_ms)
+    assert found[7] == PartitionDigest(settled, 4)
+    assert found[9] == PartitionDigest(bytes(16), 1)  # there is something all the same
+    await store.apply([settle(young, "a")])  # trims the old one
+    assert (await store.digests(boundary_ms))[7] == PartitionDigest(settled, 3)
+    assert (await store.digests(boundary_ms + WINDOW_MS))[7] == (await store.digests())[7]
+    await store.apply([accept(old, "late")])  # it was missing, and is old: that shows
+    assert (await store.digests(boundary_ms))[7].digest != settled
+    clock.advance(1000)
+    await store.apply([accept((clock.unixtime_ms()) << 16, "b")])
+    assert (
+        len((await store.digests(boundary_ms))[7].digest) == 16
+    )  # what is too long ago is not known any more
+    assert (await store.digests(boundary_ms))[7].digest == (await store.digests(boundary_ms + 900_000))[
+        7
+    ].digest
 
 
 async def test_every_key_of_a_partition(store: ShardStore) -> None:

@@ -324,7 +324,8 @@ class Handler:
             witnessed_commits=seen.commits,
         )
         if comparable:
-            reply.digests = pack_digests(await self._store.digests())
+            before_ms = request.before_unixtime_ms or None
+            reply.digests = pack_digests(await self._store.digests(before_ms))
         return reply
 
     async def partition_rows(

@@ -16,6 +16,7 @@ import lmdb
 from coffre.cluster.errors import ConfigurationError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.marks import Marks
+from coffre.node.recent import Recent
 from coffre.node.rows import (
     REST_BYTES_MAX,
     Counters,
@@ -131,6 +132,7 @@ class Index:
         self._roots: dict[tuple[str, str], bytes] = {}
         # Digest and versions of partitions (65,536 at most), as committed; for the committer's thread.
         self.counted: dict[int, list[int]] = {}
+        self.recent = Recent()
         try:
             self.env = lmdb.open(
                 str(path),

@@ -286,9 +286,9 @@ class LmdbStore:
             return PartitionDigest()
         return PartitionDigest(*DIGEST.unpack(unseal(prefix, value)))
 
-    async def digests(self) -> Mapping[int, PartitionDigest]:
+    async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         self._check_open()
-        return await self._loop.run_in_executor(self._threads, self._reader.digests)
+        return await self._loop.run_in_executor(self._threads, self._reader.digests, before_ms)
 
     async def partition_rows(
         self, partition: int, *, slot: int = 0, slots: int = 1

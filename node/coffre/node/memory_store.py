@@ -19,12 +19,12 @@ from coffre.node.limits import (
     ROWS_AT_ONCE,
     check,
     check_stage,
-    digest_of,
     slot_of,
 )
 from coffre.node.listing import list_page
 from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of, version_of
 from coffre.node.memory_staging import MemoryStagedWriter
+from coffre.node.recent import Recent, change_of
 from coffre.node.store import (
     Abort,
     Accept,
@@ -64,6 +64,7 @@ class MemoryStore:
         self, clock: Clock, options: StoreOptions | None = None, *, store_id: bytes = bytes(16)
     ) -> None:
         self._clock = clock
+        self._recent = Recent()
         self._store_id = store_id
         self._options = options or StoreOptions()
         self._rows: dict[ObjectName, Row] = {}
@@ -302,9 +303,11 @@ class MemoryStore:
         row = self._rows.setdefault(name, Row(partition))
         holder = self._partitions.setdefault(partition, Partition())
         counted, wanted = votes.kinds(row.entries), votes.kinds(entries)
-        for stamp, kind in counted ^ wanted:
-            holder.digest ^= digest_of(name.context(), stamp, kind)
-        holder.versions += len(wanted) - len(counted)
+        if counted != wanted:
+            change = change_of(partition, name.context(), counted, wanted)
+            holder.digest ^= change[2]
+            holder.versions += len(wanted) - len(counted)
+            self._recent.add((change,), self._clock.unixtime_ms())
         keys = self._keys.setdefault((name.tenant, name.bucket), [])
         key = name.key.encode()
         if not entries:
@@ -405,14 +408,13 @@ class MemoryStore:
         return Listing(tuple(entries), page.more)
 
     async def partition_digest(self, partition: int) -> PartitionDigest:
-        self._check_open()
-        held = self._partitions.get(partition, Partition())
-        return PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
+        return (await self.digests()).get(partition, PartitionDigest())
 
-    async def digests(self) -> Mapping[int, PartitionDigest]:
+    async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         self._check_open()
+        young = {} if before_ms is None else self._recent.since(before_ms)
         return {
-            number: PartitionDigest(held.digest.to_bytes(16, "big"), held.versions)
+            number: PartitionDigest((held.digest ^ young.get(number, 0)).to_bytes(16, "big"), held.versions)
             for number, held in sorted(self._partitions.items())
             if held.versions
         }

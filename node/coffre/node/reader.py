@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import lmdb
@@ -18,7 +19,7 @@ from coffre.codec import crc32c
 from coffre.node import votes
 from coffre.node.index import Index, partition_prefix
 from coffre.node.large_shards import LargeShardReader
-from coffre.node.limits import ROWS_AT_ONCE, slot_of
+from coffre.node.limits import ROWS_AT_ONCE, digest_xor, slot_of
 from coffre.node.listing import Page, PageRow, list_page
 from coffre.node.marks import MarkView
 from coffre.node.open_shards import OpenShards
@@ -431,14 +432,20 @@ class Reader:
             return None
         return None if row is None else PartitionRow(name, votes.bare(row.entries))
 
-    def digests(self) -> Mapping[int, PartitionDigest]:
+    def digests(self, before_ms: int | None) -> Mapping[int, PartitionDigest]:
         """Of every partition with versions. Raises `IntegrityError`."""
         found: dict[int, PartitionDigest] = {}
-        with self._index.reading() as txn, txn.cursor(db=self._index.digests) as cursor:
-            for key, value in cursor:
-                digest = PartitionDigest(*DIGEST.unpack(unseal(key, value)))
-                if digest.versions:
-                    found[int.from_bytes(key, "big")] = digest
+        with ExitStack() as exits:
+            with self._index.recent.lock:
+                txn = exits.enter_context(self._index.reading())
+                young = {} if before_ms is None else self._index.recent.since(before_ms)
+            for key, value in exits.enter_context(txn.cursor(db=self._index.digests)):
+                digest, versions = DIGEST.unpack(unseal(key, value))
+                if versions:
+                    partition = int.from_bytes(key, "big")
+                    if partition in young:
+                        digest = digest_xor(digest, young[partition])
+                    found[partition] = PartitionDigest(digest, versions)
         return found
 
     async def repair_queue(self) -> AsyncIterator[QueueRepair]:

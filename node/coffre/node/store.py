@@ -427,8 +427,12 @@ class ShardStore(Protocol):
 
     async def partition_digest(self, partition: int) -> PartitionDigest: ...
 
-    async def digests(self) -> Mapping[int, PartitionDigest]:
-        """Of every partition that has versions here."""
+    async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
+        """Of every partition that has versions here.
+
+        `before_ms`: leave out of the digests (not of `versions`) what changed with a newest version from that time on,
+        as far as it is known (`coffre.node.recent`).
+        """
 
     def partition_rows(
         self, partition: int, *, slot: int = 0, slots: int = 1

@@ -15,6 +15,7 @@ from coffre.node.index import Index, WriteKeys, partition_prefix
 from coffre.node.large_files import LargeFiles
 from coffre.node.limits import check, digest_of, kind_of
 from coffre.node.marks import WriterId
+from coffre.node.recent import Change, change_of
 from coffre.node.records import LargeShard, decode_record, encode_record
 from coffre.node.repair_rows import RepairRows
 from coffre.node.rows import (
@@ -97,6 +98,7 @@ class Transaction:
         self._listed: dict[bytes, bytes] = {}  # rows of the partitions table to add
         self._marks: dict[WriterId, bytes] = {}  # those that moved
         self._digests: dict[int, list[int]] = {}
+        self._changes: list[Change] = []  # of digests
         self._live: dict[int, int] = {}
         self._segments: list[tuple[int, int, list[bytes]]] = []  # volume, offset, buffers
         self._lengths: dict[int, int] = {}
@@ -210,8 +212,10 @@ class Transaction:
         self._first[key] = encode_first(key, partition, accept.stamp, state, tombstone, shard_index, place)
         self._listed[partition_prefix(partition) + key] = b""
         digest = self._digest(partition)
-        digest[0] ^= digest_of(context, accept.stamp, kind_of(tombstone, shard_index is not None))
+        delta = digest_of(context, accept.stamp, kind_of(tombstone, shard_index is not None))
+        digest[0] ^= delta
         digest[1] += 1
+        self._changes.append((partition, accept.stamp, delta))
         self._repairs.drop(context, accept.stamp, shard_index)
         return _FIRST[accept.lock, shard_index is not None]
 
@@ -347,10 +351,11 @@ class Transaction:
         counted, wanted = votes.kinds(before), votes.kinds(after)
         if counted == wanted:
             return
+        change = change_of(partition, context, counted, wanted)
         digest = self._digest(partition)
-        for stamp, kind in counted ^ wanted:
-            digest[0] ^= digest_of(context, stamp, kind)
+        digest[0] ^= change[2]
         digest[1] += len(wanted) - len(counted)
+        self._changes.append(change)
 
     def _digest(self, partition: int) -> list[int]:
         digest = self._digests.get(partition)
@@ -441,7 +446,9 @@ class Transaction:
             if copy != record:
                 raise InternalError("a copied record does not read back as it was written")
             decode_record(copy, len(copy))
-        self.txn.commit()
+        with index.recent.lock:
+            self.txn.commit()
+            index.recent.add(self._changes, self.now_ms)
         self._volumes.table.update(after)
         for number in self.dropped:
             del self._volumes.table[number]

@@ -1059,21 +1059,25 @@ class DigestsRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    BEFORE_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     store_id: _builtins.bytes
     """of the caller, so that this node can testify later"""
     commits: _builtins.int
     """the caller's last commit, a number that only grows"""
+    before_unixtime_ms: _builtins.int
+    """leave out what is younger; 0: nothing"""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         store_id: _builtins.bytes = ...,
         commits: _builtins.int = ...,
+        before_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "epoch", b"epoch", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_unixtime_ms", b"before_unixtime_ms", "commits", b"commits", "epoch", b"epoch", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,11 +44,15 @@ class Asking:
         self.epoch = epoch
         self.bytes = 0  # of cells and manifests that came
 
-    async def digests(self, nodes: Iterable[int]) -> dict[int, dict[int, PartitionDigest]]:
-        """By node and partition; nodes that do not answer are left out."""
+    async def digests(
+        self, nodes: Iterable[int], before_ms: int | None = None
+    ) -> dict[int, dict[int, PartitionDigest]]:
+        """By node and partition (`ShardStore.digests`); nodes that do not answer are left out."""
         asked = tuple(nodes)
         own = self._identity
-        request = pb.DigestsRequest(epoch=self.epoch, store_id=own.store_id, commits=own.commits)
+        request = pb.DigestsRequest(
+            epoch=self.epoch, store_id=own.store_id, commits=own.commits, before_unixtime_ms=before_ms or 0
+        )
 
         async def ask(node: int) -> dict[int, PartitionDigest] | None:
             try:

@@ -60,6 +60,7 @@ class Scene:
     electorates: Electorates
     asking: Asking
     digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
+    before_ms: int | None = None  # what the digests leave out
     fresh_ms: int | None = (
         None  # versions with later stamps were begun at this epoch; None: nothing is known of that
     )

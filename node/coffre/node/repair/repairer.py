@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, InvalidArgument
+from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
 from coffre.node.mapholder import MapHolder
+from coffre.node.recent import window_start_ms
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.electorate import Electorates
 from coffre.node.repair.healing import Healer, Outcome, Scene, Task
@@ -115,7 +117,7 @@ class Repairer:
     async def round(self) -> bool:
         """Compare everything once and repair what differs. True when there is more to do at once."""
         scene = await self._scene()
-        own = dict(await self._store.digests())
+        own = dict(await self._store.digests(scene.before_ms))
         partitions = scene.electorates.own_partitions(self._number)
         found = [differing(scene, own, partition) for partition in partitions]
         self._failed = set()
@@ -135,7 +137,8 @@ class Repairer:
         """Whether to look at the rows of a partition whose digests differ: not in every round while it is written."""
         if any(electorate.is_moving for electorate in scene.electorates.in_partition(found.partition)):
             return True
-        digests = own.get(found.partition), tuple(digest for digest, _ in found.others)
+        mine = own.get(found.partition, PartitionDigest())
+        digests = mine.digest, tuple(held.digest for held, _ in found.others)
         before, looked = self._looked.get(found.partition, (None, 0))
         rounds = self._status.rounds
         worth = before is None or before == digests or rounds - looked >= _BUSY_ROUNDS
@@ -156,14 +159,21 @@ class Repairer:
         identity = await self._store.identity()
         asking = Asking(self._transport, cluster_map.epoch, self._options.timeout, self._clock, identity)
         others = [node for node in self._electorates.nodes() if node != self._number]
-        digests = await asking.digests(others)
+        before_ms = self._before_ms(cluster_map)
+        digests = await asking.digests(others, before_ms)
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
             self._looked.clear()
         if frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
-        return Scene(self._number, self._electorates, asking, digests, self._fresh_ms)
+        return Scene(self._number, self._electorates, asking, digests, before_ms, self._fresh_ms)
+
+    def _before_ms(self, cluster_map: ClusterMap) -> int | None:
+        """What is younger is not compared, since it may be on its way; while the map changes, everything counts."""
+        if cluster_map.prior:
+            return None
+        return window_start_ms(self._clock.unixtime_ms() - int(self._options.settling_seconds * 1000))
 
     async def _fill_and_work(self, scene: Scene, behind: Sequence[Difference]) -> bool:
         """Rows are compared while workers take from the queue what was found. True when not all of it fit."""

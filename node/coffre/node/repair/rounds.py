@@ -54,17 +54,16 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
     members = frozenset(node for electorate in electorates for node in electorate.everyone)
     difference = Difference(partition)
     mine = own.get(partition, _NOTHING)
-    groups: dict[tuple[PartitionDigest, int], list[int]] = {}
+    groups: dict[tuple[bytes, int], tuple[PartitionDigest, list[int]]] = {}
     for node in sorted(members - {scene.me}):
         if node in scene.digests:
             digest = scene.digests[node].get(partition, _NOTHING)
-            if moving:
-                groups[digest, node] = [node]
-            elif digest == mine:
+            if not moving and digest.digest == mine.digest:
                 difference.like_own.append(node)
             else:
-                groups.setdefault((digest, 0), []).append(node)
-    difference.others = [(digest, nodes) for (digest, _), nodes in groups.items()]
+                group = groups.setdefault((digest.digest, node if moving else 0), (digest, []))
+                group[1].append(node)
+    difference.others = list(groups.values())
     answered = scene.digests.keys() | {scene.me}
     difference.complete = all(electorate.is_heard_from(answered) for electorate in electorates)
     return difference

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
+from coffre.node.recent import WINDOW_MS
 from coffre.node.repair.options import RepairOptions
 from coffre.node.store import State
 from coffre.proto import coffre_pb2 as pb
@@ -88,6 +90,44 @@ async def test_a_node_that_was_away_pulls_what_it_missed(make_cluster: MakeClust
         assert await read_with(cluster, 3, key) == value, key
     await repairer.round()
     assert repairer.status().partitions_in_step == cluster.cluster_map.partitions
+
+
+class Later(SystemClock):
+    """A wall clock that can be ahead."""
+
+    ahead_ms = 0
+
+    def unixtime_ms(self) -> int:
+        return super().unixtime_ms() + self.ahead_ms
+
+
+async def test_what_is_being_written_costs_no_look_at_rows(make_cluster: MakeCluster) -> None:
+    """Digests differ all the time while there are writes; a round compares what is older, and finds it in step."""
+    cluster = make_cluster(4, 2)
+    client, clock = cluster.client(), Later()
+    await fill(cluster, "before")
+    cluster.network.down.add(3)
+    await client.put("b", "before-1", b"node 3 has not heard of this")
+    await client.put("b", "young", b"nor of this")
+    await client.flush()
+    cluster.network.heal()
+    assert not await in_step(cluster)
+    repairer = cluster.repairer(3, RepairOptions(settling_seconds=60), clock=clock)
+    asked: list[object] = []
+
+    async def note(node: int, request: object) -> None:
+        if isinstance(request, pb.PartitionRowsRequest):
+            asked.append(request)
+
+    cluster.network.before = note
+    await repairer.round()
+    assert not asked
+    assert repairer.status().partitions_in_step == cluster.cluster_map.partitions
+    assert not repairer.status().restored_objects
+    clock.ahead_ms = 60_000 + 2 * WINDOW_MS
+    await repairer.round()
+    assert repairer.status().restored_objects == 2
+    assert await in_step(cluster)
 
 
 async def test_a_manifest_without_its_shard_gains_it(make_cluster: MakeCluster) -> None:
