@@ -30,7 +30,7 @@ from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
 from coffre.node.repair.testimony import witness
-from coffre.node.replies import batch_reply, put_version, refusal
+from coffre.node.replies import batch_reply, put_version, refuse
 from coffre.node.store import (
     Abort,
     Accept,
@@ -104,10 +104,11 @@ class Handler:
             )
         mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled if current]
         marks = len(mutations)
-        found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation
+        reply = pb.BatchReply()
+        found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation; others lie in the reply
         reply_bytes = 0
         now_ms = self._clock.unixtime_ms()
-        for operation in operations:
+        for done, operation in enumerate(operations):
             try:
                 which = operation.WhichOneof("operation")
                 if not current and which != "abort":
@@ -115,31 +116,34 @@ class Handler:
                 if which == "read":
                     if reply_bytes >= REPLY_BYTES:
                         raise ResourceExhausted("this reply is full: ask again")
-                    outcome = await self._read(tenant, operation.read)
-                    reply_bytes += outcome.ByteSize()
-                    found.append(outcome)
+                    found.append(reply.outcomes.add())
+                    reply_bytes += await self._read(tenant, operation.read, reply.outcomes[-1])
                 else:
                     if which == "accept":
                         self._check_age(request.sent_unixtime_ms, now_ms)
                     mutations.append(self._mutation(tenant, which, operation, now_ms))
                     found.append(None)
             except CoffreError as error:
-                found.append(refusal(error))
+                if len(found) == done:
+                    found.append(reply.outcomes.add())
+                refuse(reply.outcomes[-1], error)
         results = await self._store.apply(mutations) if mutations else []
-        return batch_reply(found, results[marks:])
+        return batch_reply(reply, found, results[marks:])
 
-    async def _read(self, tenant: str, read: pb.Read) -> pb.Outcome:
+    async def _read(self, tenant: str, read: pb.Read, outcome: pb.Outcome) -> int:
+        """Put what this node has into an outcome; about how many bytes that are."""
         if read.stamp and len(read.stamp) != STAMP_BYTES:
             raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
         name = ObjectName(tenant, read.bucket, read.key)
         versions = await self._store.read(name, stamp=read.stamp, every=read.all, want_cell=read.want_cell)
-        outcome = pb.Outcome()
+        size_bytes = 0
         for version in versions:
-            put_version(outcome.versions.add(), version)
+            size_bytes += put_version(outcome.versions.add(), version)
         if read.range_bytes and read.want_cell and versions:
             for cell in await self._range(name, versions[0], read):
                 outcome.versions[0].cells.add(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))
-        return outcome
+                size_bytes += len(cell.data)
+        return size_bytes
 
     async def _range(self, name: ObjectName, version: StoredVersion, read: pb.Read) -> list[StoredCell]:
         """Those cells of a larger shard that a short range lies in; none where there are none to be had."""

@@ -9,11 +9,22 @@ from coffre.node.store import Outcome, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import vote_of
 
-__all__ = ["batch_reply", "put_version", "refusal"]
+__all__ = ["batch_reply", "put_version", "refuse"]
+
+_VERSION_BYTES = 64  # of what a version says of itself, beside manifest and cell
 
 
-def batch_reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) -> pb.BatchReply:
-    """One byte for each change that was done, a whole outcome for everything else."""
+def batch_reply(
+    reply: pb.BatchReply, found: Sequence[pb.Outcome | None], results: Sequence[Outcome]
+) -> pb.BatchReply:
+    """One byte for each change that was done, a whole outcome for everything else.
+
+    `found`: an outcome of `reply` for each operation, or None for one of `results`. Without results the reply is
+    complete as it is, and nothing is copied.
+    """
+    if not results:
+        reply.votes = bytes(len(found))
+        return reply
     votes = bytearray()
     outcomes: list[pb.Outcome] = []
     following = iter(results)
@@ -23,7 +34,8 @@ def batch_reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) 
             if result.error is None:
                 votes.append(vote_of(result.state or 0, result.has_shard, result.replaces))
                 continue
-            outcome = refusal(result.error)
+            outcome = pb.Outcome()
+            refuse(outcome, result.error)
             outcome.newest_stamp = result.newest_stamp
             if result.state is not None:
                 outcome.state = pb.State.ValueType(result.state)
@@ -32,18 +44,20 @@ def batch_reply(found: Sequence[pb.Outcome | None], results: Sequence[Outcome]) 
     return pb.BatchReply(outcomes=outcomes, votes=bytes(votes))
 
 
-def refusal(error: CoffreError) -> pb.Outcome:
-    return pb.Outcome(
-        code=error.code or InternalError.code, detail=str(error)
-    )  # code 0 would say that it was done
+def refuse(outcome: pb.Outcome, error: CoffreError) -> None:
+    """Make an error of an outcome, whatever it was."""
+    outcome.Clear()
+    outcome.code = error.code or InternalError.code  # code 0 would say that it was done
+    outcome.detail = str(error)
 
 
-def put_version(target: pb.Version, version: StoredVersion) -> None:
+def put_version(target: pb.Version, version: StoredVersion) -> int:
+    """Fill in a version; about how many bytes that are."""
     target.state = pb.State.ValueType(version.state)
     target.stamp = version.stamp
     if not version.manifest:
         target.damaged = version.damaged
-        return
+        return _VERSION_BYTES
     target.sealed.manifest = version.manifest
     target.sealed.mac = version.mac
     target.sealed.placement.extend(version.placement)
@@ -56,3 +70,5 @@ def put_version(target: pb.Version, version: StoredVersion) -> None:
     if version.cell is not None:
         target.cell = bytes(version.cell.data)
         target.cell_crc = version.cell.crc
+        return _VERSION_BYTES + len(version.manifest) + len(version.cell.data)
+    return _VERSION_BYTES + len(version.manifest)
