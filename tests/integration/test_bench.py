@@ -81,7 +81,13 @@ def test_figures_of_repair(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = {row["id"]: row for row in json.loads(output.read_text())["rows"]}
-    assert list(rows) == ["rebuild_large", "rebuild_small", "get_p99_during_repair", "idle_anti_entropy_cpu"]
+    assert list(rows) == [
+        "rebuild_large",
+        "rebuild_small",
+        "get_p99_during_repair",
+        "join_moved",
+        "idle_anti_entropy_cpu",
+    ]
     assert all(row["value"] > 0 for row in rows.values())
     assert not directory.exists()
     assert not nodes_below(directory)

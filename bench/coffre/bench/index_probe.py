@@ -1,8 +1,9 @@
 """A node's store in a process of its own: filled with shards through its own seam, and asked for some of them.
 
-    python -m coffre.bench.index_probe fill DATA_DIRECTORY SHARDS
+    python -m coffre.bench.index_probe fill DATA_DIRECTORY SHARDS [SHARD_INDEX]
     python -m coffre.bench.index_probe lookup DATA_DIRECTORY SHARDS LOOKUPS SEED
 
+The same objects are filled in everywhere; with SHARD_INDEX it is that shard of each, as on the nodes of one cluster.
 `fill` prints one line of JSON each time another part is durable, {"shards": so far}; `lookup` prints
 {"p99_s": seconds}, and fails when a shard is not there as it was filled in.
 """
@@ -52,7 +53,7 @@ def _stamp(number: int) -> bytes:
     return (number + 1).to_bytes(16, "big")
 
 
-def _mutations(first: int, last: int) -> Iterator[Mutation]:
+def _mutations(first: int, last: int, shard_index: int | None) -> Iterator[Mutation]:
     """What brings one shard each of so many objects, and says that they are established."""
     for number in range(first, last):
         digest = _digest(number)
@@ -67,7 +68,7 @@ def _mutations(first: int, last: int) -> Iterator[Mutation]:
             _MANIFEST,
             _MAC,
             _PLACEMENT,
-            number % len(_PLACEMENT),
+            number % len(_PLACEMENT) if shard_index is None else shard_index,
             _CELL,
             _CELL_CRC,
         )
@@ -83,13 +84,15 @@ async def _store(directory: Path) -> AsyncIterator[LmdbStore]:
         await store.close()
 
 
-async def fill(directory: Path, shards: int, told: Callable[[int], None]) -> None:
+async def fill(
+    directory: Path, shards: int, told: Callable[[int], None], shard_index: int | None = None
+) -> None:
     """Fill the store of a data directory; says from time to time how many shards are durable. Raises `CoffreError`."""
     tells = 0
     async with _store(directory) as store:
         for first in range(0, shards, _BATCH_SHARDS):
             last = min(first + _BATCH_SHARDS, shards)
-            for outcome in await store.apply(list(_mutations(first, last))):
+            for outcome in await store.apply(list(_mutations(first, last, shard_index))):
                 if outcome.error is not None:
                     raise outcome.error
             if last * _TELLS // shards > tells:
@@ -127,15 +130,20 @@ def _tell(content: dict[str, float]) -> None:
 def main(arguments: list[str]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         match arguments:
-            case ["fill", directory, shards] if shards.isdigit() and int(shards):
-                runner.run(fill(Path(directory), int(shards), lambda done: _tell({"shards": done})))
+            case ["fill", directory, shards, *index] if (
+                all(text.isdigit() for text in (shards, *index)) and int(shards) and len(index) <= 1
+            ):
+                shard_index = int(index[0]) if index else None
+                runner.run(
+                    fill(Path(directory), int(shards), lambda done: _tell({"shards": done}), shard_index)
+                )
             case ["lookup", directory, shards, lookups, seed] if (
                 all(text.isdigit() for text in (shards, lookups, seed)) and int(shards) and int(lookups)
             ):
                 _tell({"p99_s": runner.run(lookup(Path(directory), int(shards), int(lookups), int(seed)))})
             case _:
                 sys.stderr.write(
-                    "usage: python -m coffre.bench.index_probe fill DATA_DIRECTORY SHARDS\n"
+                    "usage: python -m coffre.bench.index_probe fill DATA_DIRECTORY SHARDS [SHARD_INDEX]\n"
                     "       python -m coffre.bench.index_probe lookup DATA_DIRECTORY SHARDS LOOKUPS SEED\n"
                 )
                 return 2

@@ -29,6 +29,7 @@ from coffre.bench.figures import (
     _large,
     measure_figures,
 )
+from coffre.bench.index_process import run_probe
 from coffre.bench.references import Measurement
 from coffre.bench.result import Bound, Quantity, Row, Target, one_line
 from coffre.cluster.clock import SystemClock
@@ -223,7 +224,7 @@ async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) ->
 async def test_an_index_probe_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no directory")
     with pytest.raises(InternalError, match="index probe ended with status 1: error: the data directory"):
-        await _index._probe("fill", str(tmp_path / "data"), "10", told=lambda found: None)
+        await run_probe("fill", str(tmp_path / "data"), "10", told=lambda found: None)
 
 
 async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) -> None:

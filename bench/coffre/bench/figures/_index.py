@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import statistics
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
 from coffre.bench.figures._session import Group, Session
+from coffre.bench.index_process import run_probe
 from coffre.bench.local_cluster import ClusterShape, LocalCluster, disk_bytes
 from coffre.bench.references import Measurement
 from coffre.bench.result import Bound, Target, row_of
-from coffre.cluster.errors import InternalError
 
 __all__ = ["INDEX"]
 
@@ -48,7 +46,9 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
             if _LOOKUP in wanted:
                 session.say(f"measuring {_LOOKUP}, {scale.index_lookups} lookups")
                 arguments += [str(scale.index_lookups), str(session.seed)]
-                await _probe("lookup", *arguments, told=lambda found: _add(session, _LOOKUP, found["p99_s"]))
+                await run_probe(
+                    "lookup", *arguments, told=lambda found: _add(session, _LOOKUP, found["p99_s"])
+                )
         finally:
             await asyncio.to_thread(cluster.stop)
 
@@ -62,7 +62,7 @@ async def _fill(session: Session, arguments: Sequence[str]) -> None:
         shards = int(found["shards"])
         session.say(f"  {shards} shards, {shards / (perf_counter() - begun):.0f}/s")
 
-    await _probe("fill", *arguments, told=told)
+    await run_probe("fill", *arguments, told=told)
 
 
 async def _start_s(cluster: LocalCluster) -> float:
@@ -88,32 +88,6 @@ def _add(session: Session, name: str, value: float) -> None:
             Measurement("bound", bound, unit, "what it may be at most"),
         )
     )
-
-
-async def _probe(*arguments: str, told: Callable[[Mapping[str, float]], None]) -> None:
-    """Run coffre.bench.index_probe and hand on each line that it prints.
-
-    Raises `InternalError` with what it complained of when it fails.
-    """
-    probe = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coffre.bench.index_probe", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert probe.stdout is not None
-    assert probe.stderr is not None
-    try:
-        async for line in probe.stdout:
-            told(json.loads(line))
-        complaint = (await probe.stderr.read()).decode("utf-8", "replace").strip()
-        if status := await probe.wait():
-            reason = complaint.rpartition("\n")[2] or "no reason given"
-            raise InternalError(f"the index probe ended with status {status}: {reason}")
-    finally:
-        if probe.returncode is None:
-            probe.kill()
-            await probe.wait()
 
 
 INDEX = Group({name: Target(Bound.AT_MOST, 1.0) for name in _BOUNDS}, _measure)

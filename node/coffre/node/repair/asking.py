@@ -23,7 +23,7 @@ from coffre.node.store import (
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import outcomes_of
 
-__all__ = ["Answers", "Asking"]
+__all__ = ["Answers", "Asking", "bytes_of"]
 
 _log = logging.getLogger(__name__)
 _FULL = ResourceExhausted.code
@@ -42,7 +42,12 @@ class Asking:
         self._timeout = timeout
         self._clock = clock
         self.epoch = epoch
-        self.bytes = 0  # of cells and manifests that came
+        self._received_bytes = 0
+
+    def take_received_bytes(self) -> int:
+        """Bytes of cells and manifests that came since the last call."""
+        received, self._received_bytes = self._received_bytes, 0
+        return received
 
     async def digests(
         self, nodes: Iterable[int], before_ms: int | None = None
@@ -127,7 +132,7 @@ class Asking:
                 again.add(name)
             elif not outcome.code:
                 versions = tuple(map(_version_of, outcome.versions))
-                self.bytes += sum(v.shard_bytes if v.cell else len(v.manifest) for v in versions)
+                self._received_bytes += bytes_of(versions)
                 found.append((name, versions))
         return found
 
@@ -141,8 +146,11 @@ class Asking:
 
     async def cells(
         self, node: int, name: ObjectName, stamp: bytes, shard_index: int, first: int
-    ) -> AsyncIterator[StoredCell]:
-        """Cells of a large shard from a segment on; their checksums are still to be verified. Raises `CoffreError`."""
+    ) -> AsyncIterator[Sequence[StoredCell]]:
+        """Cells of a large shard from a segment on, some at a time; their checksums are still to be verified.
+
+        Raises `CoffreError`.
+        """
         request = pb.ReadShardRequest(
             epoch=self.epoch,
             tenant=name.tenant,
@@ -154,11 +162,16 @@ class Asking:
         )
         # No time is set for a whole shard, which may take hours at the rate that repair has.
         async for chunk in self._transport.read_shard(node, request, _SHARD_SECONDS):
-            for cell in chunk.cells:
-                yield StoredCell(cell.segment, cell.crc, cell.data)
+            self._received_bytes += sum(len(cell.data) for cell in chunk.cells)
+            yield [StoredCell(cell.segment, cell.crc, cell.data) for cell in chunk.cells]
 
 
 _SHARD_SECONDS = 24 * 3600.0
+
+
+def bytes_of(versions: Iterable[StoredVersion]) -> int:
+    """What the manifests and cells of an answer come to."""
+    return sum(len(v.manifest) + (len(v.cell.data) if v.cell else 0) for v in versions)
 
 
 def _version_of(version: pb.Version) -> StoredVersion:

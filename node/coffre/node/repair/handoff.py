@@ -113,17 +113,18 @@ async def _large_is_whole(
     scene: Scene, options: RepairOptions, node: int, name: ObjectName, sealed: Sealed, index: int
 ) -> bool:
     shard_crc = segment = 0
-    cells = scene.asking.cells(node, name, sealed.manifest.stamp, index, 0)
+    chunks = scene.asking.cells(node, name, sealed.manifest.stamp, index, 0)
     try:
         while True:
             async with asyncio.timeout(options.timeout):
-                cell = await anext(cells, None)
-            if cell is None:
+                cells = await anext(chunks, None)
+            if not cells:
                 break
-            if cell.segment != segment or crc32c(cell.data) != cell.crc:
-                return False
-            segment += 1
-            shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
+            for cell in cells:
+                if cell.segment != segment or crc32c(cell.data) != cell.crc:
+                    return False
+                segment += 1
+                shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
     except (CoffreError, TimeoutError) as error:
         _log.info("a shard cannot be read back", extra={"error": type(error).__name__})
         return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.asking import Answers, Asking
+from coffre.node.repair.asking import Answers, Asking, bytes_of
 from coffre.node.repair.decide import Action, Step, View, choose_index, decide
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
@@ -35,19 +35,21 @@ __all__ = ["Healer", "Outcome", "Scene", "Task"]
 
 _log = logging.getLogger(__name__)
 _LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
+_WITNESSES = 2  # who tell their manifest beside a node that a shard is copied from
 _RECORD_BYTES = 512  # what a manifest and its rows come to
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """A name to look at. `sources`: primaries that hold all of it as settled, so that k of them are enough to ask.
+    `copy_of`: a node that holds the very shard that this one lacks: nobody else has to send a shard.
     `survivors`: how many good shards are left of its newest version, as far as rows say."""
 
     name: ObjectName
     partition: int
     survivors: int = 0
     sources: tuple[int, ...] = ()
-    size_bytes: int = 0
+    copy_of: int | None = None
     verify: bool = False  # something was reported of this node's own copy: read it before believing it
     report: tuple[bytes, int | None] | None = None  # what was reported: stamp and shard index
 
@@ -96,7 +98,8 @@ class _Plan:
     mutations: list[Mutation] = field(default_factory=list)
     large: list[tuple[Sealed, int, Mapping[int, int], bool]] = field(default_factory=list)
     restored: int = 0
-    bytes: int = 0
+    bytes: int = 0  # of small shards
+    received: int = 0  # bytes of manifests and cells from others
     reason: str = ""
     again: bool = False
 
@@ -118,11 +121,11 @@ class Healer:
 
     async def heal(self, scene: Scene, tasks: Sequence[Task]) -> list[Outcome]:
         """Raises what the store raises when it is closed or its disk failed."""
-        before = scene.asking.bytes
         quick = [task for task in tasks if task.sources]
-        plans = await self._plans(scene, quick, quickly=True)
-        rest = [task for task in tasks if task.name not in plans or not plans[task.name].is_enough]
-        plans |= await self._plans(scene, rest, quickly=False)
+        first = await self._plans(scene, quick, quickly=True)
+        rest = [task for task in tasks if task.name not in first or not first[task.name].is_enough]
+        second = await self._plans(scene, rest, quickly=False)
+        plans = first | second
         outcomes = [
             Outcome(task, plan.reason, plan.restored, plan.bytes, plan.again)
             for task in tasks
@@ -133,14 +136,15 @@ class Healer:
             *(self._bring_large(scene, outcome, plans[outcome.task.name]) for outcome in outcomes)
         )
         await self._drop_reports(outcomes)
-        received = scene.asking.bytes - before
-        await self._pace.spend(received + sum(outcome.bytes for outcome in outcomes))
+        received = sum(plan.received for plan in (*first.values(), *second.values()))
+        await self._pace.spend(received + sum(plan.bytes for plan in plans.values()))
         return outcomes
 
     # ---------------------------------------------------------------- looking
 
     async def _plans(self, scene: Scene, tasks: Sequence[Task], *, quickly: bool) -> dict[ObjectName, _Plan]:
-        wanted: dict[int, list[ObjectName]] = {}
+        shards: dict[int, list[ObjectName]] = {}  # whom to ask for all of it, and whom for manifests alone
+        manifests: dict[int, list[ObjectName]] = {}
         silent: dict[ObjectName, int] = {}
         for task in tasks:
             electorate = scene.electorate(task.name, task.partition)
@@ -148,15 +152,24 @@ class Healer:
             if quickly:
                 nodes = _some_of(task.sources, electorate.k, task.name)
                 silent[task.name] = len(electorate.primaries)
+                if task.copy_of is not None:
+                    for node in [node for node in nodes if node != task.copy_of][:_WITNESSES]:
+                        manifests.setdefault(node, []).append(task.name)
+                    nodes = [task.copy_of]
             for node in nodes:
-                wanted.setdefault(node, []).append(task.name)
-        found, again = await scene.asking.versions(wanted, want_cells=True)
+                shards.setdefault(node, []).append(task.name)
+        found, again = await scene.asking.versions(shards, want_cells=True)
+        if manifests:
+            others, _ = await scene.asking.versions(manifests, want_cells=False)
+            for name, said in others.items():
+                found[name].update(said)
         plans: dict[ObjectName, _Plan] = {}
         for task in tasks:
             if task.name in again:
                 plans[task.name] = _Plan(again=True)
                 continue
             answers: Answers = found.get(task.name, {})
+            received = sum(map(bytes_of, answers.values()))
             answers[scene.me] = await self._own(task)
             view = View(
                 scene.me,
@@ -168,6 +181,7 @@ class Healer:
                 self._options.unfinished_seconds,
             )
             plans[task.name] = self._plan(task, view)
+            plans[task.name].received = received
         return plans
 
     async def _own(self, task: Task) -> Sequence[StoredVersion]:
@@ -270,7 +284,7 @@ class Healer:
         for sealed, index, holders, established in plan.large:
             try:
                 async with self._places:
-                    await rebuild_large(
+                    size_bytes = await rebuild_large(
                         self._store,
                         scene.asking,
                         self._pace,
@@ -283,6 +297,7 @@ class Healer:
                 accept = _accept(task, sealed, index)
                 accept.staged = True
                 outcome.restored += 1
+                outcome.bytes += size_bytes
                 mutation = Restore(accept, replace=True) if established else _locked(accept)
                 await self._apply([(outcome, [mutation])])
                 # One that was overtaken meanwhile is wanted no more.

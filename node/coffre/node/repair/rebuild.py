@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import combinations, islice
@@ -122,26 +122,35 @@ def small_shard(sealed: Sealed, index: int, versions: Iterable[StoredVersion]) -
 
 @dataclass(slots=True)
 class _Source:
-    """One node's shard, read cell by cell."""
+    """One node's shard, read chunk by chunk."""
 
     node: int
     index: int
-    cells: AsyncIterator[StoredCell] | None = None
+    chunks: AsyncIterator[Sequence[StoredCell]] | None = None
+    at_hand: deque[StoredCell] = field(default_factory=deque)  # verified, in order; at most one chunk
     crcs: list[int] = field(default_factory=list)
     whole: bool = True  # from its first segment on
 
-    async def next(self, segment: int, timeout: float) -> StoredCell:
-        """Raises `CoffreError`, `IntegrityError` for a cell that is not the next one or does not verify."""
-        assert self.cells is not None
+    async def fetch(self, segment: int, timeout: float) -> None:
+        """Have at least one cell at hand, the first of which is that of `segment`.
+
+        Raises `CoffreError`, `IntegrityError` for a cell that is not the next one or does not verify.
+        """
+        if self.at_hand:
+            return
+        assert self.chunks is not None
         try:
             async with asyncio.timeout(timeout):
-                cell = await anext(self.cells, None)
+                cells = await anext(self.chunks, None)
         except TimeoutError:
             raise Unavailable("a source of a shard has stopped") from None
-        if cell is None or cell.segment != segment or crc32c(cell.data) != cell.crc:
-            raise IntegrityError("a source of a shard sent something else")
-        self.crcs.append(cell.crc)
-        return cell
+        if not cells:
+            raise IntegrityError("a source of a shard ended early")
+        for following, cell in enumerate(cells, segment):
+            if cell.segment != following or crc32c(cell.data) != cell.crc:
+                raise IntegrityError("a source of a shard sent something else")
+            self.crcs.append(cell.crc)
+        self.at_hand.extend(cells)
 
 
 async def rebuild_large(
@@ -153,8 +162,8 @@ async def rebuild_large(
     index: int,
     holders: Mapping[int, int],
     timeout: float,
-) -> None:
-    """Stage shard `index` of a version here, copied from a node that holds it or made from k others.
+) -> int:
+    """Stage shard `index` of a version here, copied from a node that holds it or made from k others; its bytes.
 
     `holders`: shard index by node. Raises `IntegrityError` when no combination gives the right shard, or the last error
     of the sources when too few are left; nothing is staged then.
@@ -172,9 +181,10 @@ async def rebuild_large(
             sources, spare = every[:k], every[k:]
             if len(sources) < k:
                 raise Unavailable("too few good shards answer")
-        suspects = await _Build(store, asking, pace, name, sealed, index, timeout).run(sources, spare)
+        build = _Build(store, asking, pace, name, sealed, index, timeout)
+        suspects = await build.run(sources, spare)
         if not suspects:
-            return
+            return build.size_bytes
         bad |= suspects
 
 
@@ -198,6 +208,7 @@ class _Build:
         self._sealed = sealed
         self._index = index
         self._timeout = timeout
+        self.size_bytes = 0
 
     async def run(self, sources: list[_Source], spare: list[_Source]) -> set[int]:
         """Stage the shard. Returns the nodes to do without, when it did not work with these."""
@@ -208,14 +219,16 @@ class _Build:
         try:
             for source in sources:
                 self._open(source, 0)
-            for segment in range(self._sealed.segments):
-                cells = await self._cells(sources, spare, failed, segment)
-                if cells is None:
+            while len(crcs) < self._sealed.segments:
+                cells = await self._next(sources, spare, failed, len(crcs))
+                if not cells:
                     return failed
-                made = self._make(cells)
-                crcs.append(made.crc)
-                await writer.write([made])
-                await self._pace.spend(len(made.data) * (len(cells) + 1))
+                made = [self._make(several) for several in cells]
+                crcs += [cell.crc for cell in made]
+                await writer.write(made)
+                made_bytes = sum(len(cell.data) for cell in made)
+                self.size_bytes += made_bytes
+                await self._pace.spend(made_bytes * (len(sources) + 1))
             if _crc_of_shard(crcs) != self._sealed.shard_crc(self._index):
                 return self._liars(sources)
             await writer.commit()
@@ -227,38 +240,36 @@ class _Build:
 
     def _open(self, source: _Source, segment: int) -> None:
         stamp = self._sealed.manifest.stamp
-        source.cells = self._asking.cells(source.node, self._name, stamp, source.index, segment)
+        source.chunks = self._asking.cells(source.node, self._name, stamp, source.index, segment)
         source.whole = segment == 0
 
     async def _close(self, source: _Source) -> None:
-        if source.cells is not None:
-            async with aclosing(source.cells):  # type: ignore[type-var]  # an async generator
+        if source.chunks is not None:
+            async with aclosing(source.chunks):  # type: ignore[type-var]  # an async generator
                 pass
 
-    async def _cells(
+    async def _next(
         self, sources: list[_Source], spare: list[_Source], failed: set[int], segment: int
-    ) -> dict[int, StoredCell] | None:
-        """The cells of one segment from all sources; a source that fails gives its place to a spare one."""
-        found: dict[int, StoredCell] = {}
-        answers = await asyncio.gather(
-            *(source.next(segment, self._timeout) for source in sources), return_exceptions=True
-        )
-        for place, answer in enumerate(answers):
-            while not isinstance(answer, StoredCell):
-                if not isinstance(answer, CoffreError):
-                    raise answer
+    ) -> list[dict[int, StoredCell]]:
+        """The cells of the next segments, by shard index, as many as are there of all sources; none when too few
+        sources are left. A source that fails gives its place to a spare one."""
+        fetches = (source.fetch(segment, self._timeout) for source in sources)
+        answers = await asyncio.gather(*fetches, return_exceptions=True)
+        for place, error in enumerate(answers):
+            while error is not None:
+                if not isinstance(error, CoffreError):
+                    raise error
                 failed.add(sources[place].node)
                 await self._close(sources[place])
                 if not spare:
-                    return None
+                    return []
                 sources[place] = spare.pop(0)
                 self._open(sources[place], segment)
-                try:
-                    answer = await sources[place].next(segment, self._timeout)
-                except CoffreError as error:
-                    answer = error
-            found[sources[place].index] = answer
-        return found
+                (error,) = await asyncio.gather(
+                    sources[place].fetch(segment, self._timeout), return_exceptions=True
+                )
+        count = min(self._sealed.segments - segment, *(len(source.at_hand) for source in sources))
+        return [{source.index: source.at_hand.popleft() for source in sources} for _ in range(count)]
 
     def _make(self, cells: Mapping[int, StoredCell]) -> StoredCell:
         if self._index in cells:
@@ -272,7 +283,7 @@ class _Build:
         codec(manifest.k, manifest.m).reconstruct_into(
             {index: cell.data for index, cell in cells.items()}, {self._index: made}
         )
-        return StoredCell(segment, crc32c(made), bytes(made))
+        return StoredCell(segment, crc32c(made), memoryview(made))
 
     def _liars(self, sources: list[_Source]) -> set[int]:
         """The sources whose shards are not the ones that the manifest names; all, when that shows of none."""

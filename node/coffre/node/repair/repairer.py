@@ -229,6 +229,7 @@ class Repairer:
         except CoffreError as error:
             _log.warning("a batch of repairs failed: %s", error)
             outcomes = [Outcome(task, type(error).__name__) for task in tasks]
+        self._status.received_bytes += scene.asking.take_received_bytes()
         for outcome in outcomes:
             self._note(outcome)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.cluster.errors import CoffreError
@@ -143,7 +143,26 @@ def _task(
     if _has_shard(own, newest):
         sources += difference.like_own
     quick = sources if newest and len(sources) >= electorate.k else []
-    return Task(name, difference.partition, len(sources), tuple(quick))
+    copy_of = None
+    if quick and electorate.is_moving:
+        held = {node: _shard_index(rows.get(name, ()), newest) for nodes, rows in theirs for node in nodes}
+        copy_of = _holder_of_own(scene.me, electorate.primaries, held)
+    return Task(name, difference.partition, len(sources), tuple(quick), copy_of=copy_of)
+
+
+def _holder_of_own(me: int, primaries: Sequence[int], held: Mapping[int, int | None]) -> int | None:
+    """The node whose shard is the one that this node will take, where it is the only primary without one.
+
+    `held`: shard index by node that answered.
+    """
+    if any(held.get(node) is None for node in primaries if node != me):
+        return None
+    free = set(range(len(primaries))) - {held[node] for node in primaries if node != me}
+    return next((node for node, index in held.items() if free == {index}), None)
+
+
+def _shard_index(versions: Collection[StoredVersion], stamp: bytes) -> int | None:
+    return next((v.shard_index for v in versions if v.stamp == stamp and v.state != ABORTED), None)
 
 
 def _has_shard(versions: Collection[StoredVersion], stamp: bytes) -> bool:
