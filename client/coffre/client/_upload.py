@@ -265,7 +265,7 @@ class Uploader:
         """Reserve a node that may take shard `index` instead of the one that failed."""
         staging = self._under_way[draft.manifest.data_id]
         view, places = staging.view, staging.places
-        allowed = view.understudies(draft.name)
+        allowed = view.substitutes(draft.name)
         partition = partition_of(draft.name, view.map.partitions)
         for node in view.placement(draft.name).substitutes(partition, places, index):
             if node not in staging.tried and node in allowed:

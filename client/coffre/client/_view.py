@@ -52,6 +52,11 @@ class View:
         others = (node for node in order if node not in electorate.everyone)
         return tuple(islice(others, placement.policy.n))
 
+    def substitutes(self, name: ObjectName) -> frozenset[int]:
+        """The nodes that may take a shard that is meant for another: all of them are asked by readers."""
+        electorate = self.electorate(name)
+        return electorate.everyone.difference(electorate.primaries).union(self.understudies(name))
+
 
 class Views:
     """The view that new work is begun with, and the way to the next one."""

@@ -295,7 +295,7 @@ class _Sender:
             for node in electorate.everyone:
                 self._send(node, None, common)
             return
-        self._tried.update(electorate.everyone, shards.placement)
+        self._tried.update(electorate.primaries, shards.placement)
         if shards.is_staged:
             for index, node in enumerate(shards.placement):
                 if node in self._view.peers:  # or it left the cluster after the shard was staged there
@@ -338,7 +338,7 @@ class _Sender:
         if index is None or shards is None or shards.is_staged:
             return
         name = self._draft.name
-        allowed, placement = self._view.understudies(name), self._view.placement(name)
+        allowed, placement = self._view.substitutes(name), self._view.placement(name)
         partition = partition_of(name, self._view.map.partitions)
         for substitute in placement.substitutes(partition, shards.placement, index):
             if substitute not in self._tried and substitute in allowed:

@@ -14,7 +14,7 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.map import ClusterMap, Policy
-from coffre.cluster.membership import drain_node, finish_move, remove_node, set_policy
+from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
@@ -147,3 +147,24 @@ async def test_a_put_that_misses_the_majority_of_an_older_set_fails(cluster: InP
             refused += 1
     assert refused
     assert taken
+
+
+async def test_while_a_new_primary_is_down_its_shard_goes_to_the_one_before() -> None:
+    """Five nodes of which a partition has four: whoever is no primary any more is the only other node there is."""
+    cluster = in_process_cluster(3, 1, nodes=5)
+    without = finish_move(drain_node(cluster.cluster_map, "n5"))
+    joining = cluster.cluster_map.node(5)
+    with_it = add_node(without, joining.attributes, joining.address, joining.capacity_bytes)
+    client = move(cluster, with_it)
+    cluster.network.down.add(5)
+    large = bytes(range(256)) * 16_384  # several segments
+    for key in KEYS:
+        await client.put("notes", key, key.encode())
+        await client.put("images", key, large)
+    for key in KEYS:
+        assert await client.get("notes", key) == key.encode()
+        assert await client.get("images", key) == large
+        for bucket in ("notes", "images"):
+            places = await client.locate(bucket, key)
+            assert [place.state for place in places] == ["ok"] * 4, places
+    await cluster.aclose()
