@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 from coffre.cluster.clock import ManualClock
@@ -17,15 +20,23 @@ from coffre.cluster.coordination import (
     RemoteCoordination,
 )
 from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Identity, NodeAttributes
+from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.testing import make_members
 from coffre.cluster.tls import server_credentials
 from coffre.node.coordination import CoordinationHandler
+from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
 from coffre.node.server import MESSAGE_BYTES_MAX
 from coffre.node.servicer import CoordinationServicer
 from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
+
+from tests.simulation.agreement import Agreement, StoreProcess
+from tests.simulation.coordinators import MemberTransport
+from tests.simulation.journal import Journal
+from tests.simulation.network import Network
+from tests.simulation.virtual_time import VirtualLoop
 
 __all__ = ["STORES", "Store", "seeded_entropy"]
 
@@ -80,9 +91,7 @@ async def remote(directory: Path) -> AsyncGenerator[Store]:
         ]
     )
     port = server.add_secure_port("127.0.0.1:0", server_credentials(members.files("n1")))
-    node = MapNode(1, "n1", f"127.0.0.1:{port}", "server-1", "site-1", "operator-1", "FR", 1 << 40)
-    policy = Policy("1-1", 1, 1, ("FR",), Domain.NODE)
-    cluster_map = ClusterMap("test", 1, 16, (node,), (policy,), "1-1", (1,))
+    cluster_map = _map_of(port)
     handler = _OpenHandler(backing, MapHolder(cluster_map, b""), clock)
     add_CoordinationServicer_to_server(CoordinationServicer(handler, "test"), server)  # type: ignore[arg-type]
     await server.start()
@@ -95,6 +104,48 @@ async def remote(directory: Path) -> AsyncGenerator[Store]:
     await backing.close()
 
 
+@asynccontextmanager
+async def simulated(_: Path) -> AsyncGenerator[Store]:
+    """As clients of a simulated world have it: through a node, over the simulated network."""
+    clock = ManualClock()
+    loop = cast(VirtualLoop, asyncio.get_running_loop())  # nobody is killed here: any loop does
+
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    backing = StoreProcess(loop, clock, seeded_entropy("simulated"), pause)
+    cluster_map = _map_of(1)
+    maps = MapHolder(cluster_map, b"")
+    network = Network(random.Random(1), Journal(loop.time))
+    network.nodes = {1: _Coordinator(1, Handler(1, "n1", MemoryStore(clock), maps, clock))}
+    agreement = Agreement(backing, network.nodes, maps, clock, handler=_OpenHandler)
+    alice = Identity("test", Role.OPERATOR, "alice")
+    store = RemoteCoordination(MemberTransport(network, alice, "alice", agreement, cluster_map))
+    yield Store(store, clock)
+    await store.close()
+    await backing.close()
+
+
+@dataclass(slots=True)
+class _Coordinator:
+    """A node as the simulated network sees it."""
+
+    number: int
+    handler: Handler
+    up: bool = True
+    incarnation: int = 0
+    slowness: float = 1.0
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        return asyncio.create_task(work)
+
+
+def _map_of(port: int) -> ClusterMap:
+    node = MapNode(1, "n1", f"127.0.0.1:{port}", "server-1", "site-1", "operator-1", "FR", 1 << 40)
+    policy = Policy("1-1", 1, 1, ("FR",), Domain.NODE)
+    return ClusterMap("test", 1, 16, (node,), (policy,), "1-1", (1,))
+
+
 class _OpenHandler(CoordinationHandler):
     """Lets everybody use every key; who may use which is tested elsewhere."""
 
@@ -102,4 +153,4 @@ class _OpenHandler(CoordinationHandler):
         assert peer.name == "alice"
 
 
-STORES = {"memory": memory, "embedded": embedded, "remote": remote}
+STORES = {"memory": memory, "embedded": embedded, "remote": remote, "simulated": simulated}

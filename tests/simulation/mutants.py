@@ -206,6 +206,72 @@ MUTANTS = (
         2,
         quick=True,
     ),
+    Mutant(
+        "a condition is checked before the lock alone",
+        "coffre.client._conditions",
+        "                draft.manifest.base = await self._decide(draft.name, condition, thorough=refused)\n",
+        "                found = await self._lookup.patiently(lambda: self._reader.resolve(draft.name))\n"
+        "                draft.manifest.base = found.opened.stamp.to_bytes() if found else b''\n",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "a condition ignores tombstones",
+        "coffre.client._conditions",
+        "        if self.version is not None and (tombstone or self.version != newest):\n",
+        "        if self.version is not None and self.version != newest:\n",
+        181,
+    ),
+    Mutant(
+        "a conditional write needs no lock",
+        "coffre.client._conditions",
+        "        async with self._locks.hold(draft.name, self._lock_patience) as lock:\n",
+        "        from contextlib import nullcontext\n"
+        "        from unittest.mock import Mock\n"
+        "        async with nullcontext(Mock()) as lock:\n",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "the lock is not held over the write",
+        "coffre.cluster.coordination.locks",
+        "                    yield LockHeld(token, self._session, lease)\n",
+        "                    await self._release(claim)\n"
+        "                    yield LockHeld(token, self._session, lease)\n",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "the lock is taken out of turn",
+        "coffre.cluster.coordination.locks",
+        "            if not before:\n",
+        "            if True:\n",
+        0,
+        quick=True,
+    ),
+    Mutant(
+        "nodes do not look at the base",
+        "coffre.node.votes",
+        "    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):\n",
+        "    if False:\n",
+        16,
+        quick=True,
+    ),
+    Mutant(
+        "nodes leave conditional writes to the lock",
+        "coffre.node.votes",
+        "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
+        "(entry.stamp > base for entry in entries if entry.state != ABORTED and not entry.conditional)",
+        180,
+    ),
+    Mutant(
+        "a base ignores what is not settled",
+        "coffre.node.votes",
+        "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
+        "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
+        11,
+        quick=True,
+    ),
 )
 
 

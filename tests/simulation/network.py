@@ -79,6 +79,7 @@ class Network:
     def __init__(self, rng: random.Random, journal: Journal, quality: Quality | None = None) -> None:
         self._rng = rng
         self._cut_until: dict[tuple[str, str], float] = {}
+        self._held_until: dict[str, float] = {}
         self._transports: list[SimulatedTransport] = []
         self.journal = journal
         self.quality = quality or Quality()
@@ -92,9 +93,14 @@ class Network:
         """Let nothing pass in one direction until then."""
         self._cut_until[sender, receiver] = max(until, self._cut_until.get((sender, receiver), 0.0))
 
+    def hold(self, sender: str, until: float) -> None:
+        """Let nothing that a member sends leave before then, as if it were paused."""
+        self._held_until[sender] = max(until, self._held_until.get(sender, 0.0))
+
     def heal(self) -> None:
         """No partitions any more, and nothing is lost or doubled; delays stay."""
         self._cut_until.clear()
+        self._held_until.clear()
         self.quality = Quality(self.quality.delay, self.quality.spread)
 
     def reset(self, node: int) -> None:
@@ -111,8 +117,10 @@ class Network:
         if quality.spread:
             delay += rng.expovariate(1 / quality.spread)
         delay *= slowness
-        cut_until = self._cut_until.get((sender, receiver), 0.0)
-        wait = cut_until - asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if sender in self._held_until:
+            delay += max(0.0, self._held_until[sender] - now)
+        wait = self._cut_until.get((sender, receiver), 0.0) - now
         if wait > 0:
             return None if rng.random() < quality.stay_behind else wait + delay
         return delay

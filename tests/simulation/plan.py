@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coffre.cluster.errors import PolicyViolation
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.placement import Placement
 
+from tests.simulation.agreement import AgreementPlan, draw_agreement
 from tests.simulation.network import Quality
 
 __all__ = ["Fault", "Plan", "draw_plan"]
@@ -50,11 +51,12 @@ class Plan:
     large: float  # part of the puts that have several segments
     pause: float  # mean between two operations of a worker
     versions_kept: int
+    agreement: AgreementPlan
     repaired: bool = False  # somebody repairs, so full redundancy must return
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
-        faults = " ".join(fault.value for fault in self.faults)
+        faults = " ".join(kind.value for kind in (*self.faults, *self.agreement.troubles))
         return (
             f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
         )
@@ -65,9 +67,11 @@ def draw_plan(seed: int) -> Plan:
     enabled = [fault for fault in Fault if rng.random() < 0.45]
     hurry = rng.choice([0.3, 1.0, 3.0])  # how much happens at once
     versions_kept = rng.choice([1, 1, 1, 2])
+    cluster_map = _draw_map(rng, versions_kept)
+    agreement = draw_agreement(seed, cluster_map, hurry)
     return Plan(
         seed,
-        _draw_map(rng, versions_kept),
+        replace(cluster_map, coordinators=agreement.coordinators),
         Quality(
             delay=rng.choice([0.0002, 0.001, 0.01]),
             spread=rng.choice([0.0005, 0.003, 0.02]),
@@ -87,6 +91,7 @@ def draw_plan(seed: int) -> Plan:
         large=rng.choice([0.0, 0.1, 0.3]),
         pause=hurry * rng.choice([0.01, 0.1, 0.3]),
         versions_kept=versions_kept,
+        agreement=agreement,
     )
 
 

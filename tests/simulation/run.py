@@ -6,10 +6,12 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
+from tests.simulation.conditional import ConditionalWorker, examine_conditions
 from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.redundancy import shortcomings
 from tests.simulation.segments import tiny_segments
+from tests.simulation.troubles import Troubles
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
 from tests.simulation.weather import Weather
 from tests.simulation.workload import Worker, keys_of
@@ -101,6 +103,8 @@ class _Run:
             self._start(world.member(), plan.operations)
         weather = Weather(world, self._replace)
         storms = [world.loop.create_task(weather.blow(fault)) for fault in plan.faults]
+        troubles = Troubles(world)
+        storms += [world.loop.create_task(troubles.blow(trouble)) for trouble in plan.agreement.troubles]
         while self._working:
             await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in self._working if task.done()]:
@@ -119,7 +123,7 @@ class _Run:
     def _start(self, member: Member, operations: int) -> None:
         for number in range(self._world.plan.workers):
             name = f"{member.name}.{number + 1}"
-            worker = Worker(self._world, member, name, self._world.chance(f"work of {name}"))
+            worker = ConditionalWorker(self._world, member, name)
             self._working[member.actor.spawn(worker.run(operations))] = member
 
     async def _replace(self, member: Member) -> None:
@@ -143,6 +147,7 @@ class _Run:
         for key in keys_of(world):
             await worker.put(key)
             await worker.get(key, must=True)
+        await examine_conditions(world)
         for other in world.members:
             if other.alive:
                 await other.client.aclose()

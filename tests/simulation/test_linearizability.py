@@ -24,7 +24,7 @@ def read(value: int | None, began: int, ended: int) -> Operation:
 
 
 def swap(
-    expected: int | None, value: int, began: int, ended: int = NEVER, *, refused: bool = False
+    expected: int | None, value: int | None, began: int, ended: int = NEVER, *, refused: bool = False
 ) -> Operation:
     return Operation(Kind.SWAP, "k", "swapper", began, value, expected, refused, ended)
 
@@ -45,6 +45,8 @@ GOOD = {
     ],
     "create once": [swap(None, 1, 1, 4), swap(None, 2, 2, 5, refused=True), read(1, 6, 7)],
     "swaps in a chain": [swap(None, 1, 1, 2), swap(1, 2, 3, 4), swap(1, 3, 5, 6, refused=True), read(2, 7, 8)],
+    "a conditional delete": [put(1, 1, 2), swap(1, None, 3, 4), swap(None, 2, 5, 6), read(2, 7, 8)],
+    "an unknown conditional delete shows late": [put(1, 1, 2), swap(1, None, 3), read(1, 4, 5), read(None, 6, 7)],
     "an unknown swap explains a refusal": [put(1, 1, 2), swap(1, 2, 3), swap(1, 3, 4, 5, refused=True)],
 }  # fmt: skip
 BAD = {
@@ -65,6 +67,9 @@ BAD = {
     "two winners of a create": [swap(None, 1, 1, 4), swap(None, 2, 2, 5)],
     "two winners of a swap": [put(1, 1, 2), swap(1, 2, 3, 6), swap(1, 3, 4, 7)],
     "a swap that was refused without a reason": [put(1, 1, 2), swap(1, 2, 3, 4, refused=True)],
+    "a conditional delete of another version": [put(1, 1, 2), put(2, 3, 4), swap(1, None, 5, 6)],
+    "a swap over a write that it did not see": [put(1, 1, 2), put(2, 3, 6), swap(1, 3, 4, 7), read(3, 8, 9)],
+    "an unknown swap of what is gone shows": [put(1, 1, 2), put(2, 3, 4), swap(1, 3, 5), read(3, 6, 7)],
     "a list misses what was there all the time": [put(1, 1, 2), read(None, 3, 4), read(1, 5, 6)],
 }  # fmt: skip
 
@@ -110,6 +115,8 @@ def some_history(rng: random.Random) -> list[Operation]:
             ended = NEVER
         seen = rng.choice([None, 0, 1, 2])
         value = seen if kind is Kind.READ else place
+        if kind is Kind.SWAP and rng.random() < 0.3:
+            value = None  # a conditional delete
         refused = kind is Kind.SWAP and ended != NEVER and rng.random() < 0.4
         history.append(Operation(kind, "k", "c", began, value, seen, refused, ended))
     return history

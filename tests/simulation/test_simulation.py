@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.__main__ import parse_seeds, report
+from tests.simulation.agreement import Trouble
 from tests.simulation.plan import Fault
 from tests.simulation.run import run_seed
 
@@ -30,7 +31,7 @@ def test_no_promise_is_broken(first: int) -> None:
 def test_every_fault_happens_and_work_gets_done() -> None:
     results = [run_seed(seed) for seed in range(1000, 1015)]
     faults = sum((result.faults for result in results), Counter[str]())
-    assert set(faults) == {fault.value for fault in Fault}
+    assert set(faults) == {kind.value for kind in (*Fault, *Trouble)}
     assert sum(result.operations for result in results) > 60 * len(results)
 
 

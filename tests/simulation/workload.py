@@ -61,36 +61,48 @@ class Worker:
 
     # ---------------------------------------------------------------- writing
 
-    async def put(self, key: str) -> None:
-        world = self.world
-        value = world.history.tick()
-        large = self.rng.random() < world.plan.large
+    def something(self) -> tuple[int, bytes]:
+        """A value that was never written, and what an object holds that stands for it."""
+        value = self.world.history.tick()
+        large = self.rng.random() < self.world.plan.large
         size_bytes = (
             self.rng.randrange(SEGMENT_BYTES, 20 * SEGMENT_BYTES) if large else self.rng.randrange(300)
         )
-        data = body(value, size_bytes)
-        operation = world.history.begin(Kind.PUT, key, self.name, value, f"{len(data)} bytes")
-        await self._write(operation, self.member.client.put(BUCKET, key, data, content_type=str(value)))
+        return value, body(value, size_bytes)
 
-    async def delete(self, key: str) -> None:
+    async def put(self, key: str, *, must: bool = False) -> None:
+        value, data = self.something()
+        operation = self.world.history.begin(Kind.PUT, key, self.name, value, f"{len(data)} bytes")
+        call = self.member.client.put(BUCKET, key, data, content_type=str(value))
+        await self._write(operation, call, must=must)
+
+    async def delete(self, key: str, *, must: bool = False) -> None:
         operation = self.world.history.begin(Kind.DELETE, key, self.name)
-        await self._write(operation, self.member.client.delete(BUCKET, key))
+        await self._write(operation, self.member.client.delete(BUCKET, key), must=must)
 
-    async def _write(self, operation: Operation, call: Coroutine[Any, Any, ObjectInfo]) -> None:
+    async def _write(
+        self, operation: Operation, call: Coroutine[Any, Any, ObjectInfo], *, must: bool = False
+    ) -> None:
         history = self.world.history
         self._note("begins", operation.kind.value, operation.key, operation.value)
         try:
             info = await call
         except OutcomeUnknown as error:
+            self._missed(operation, error, must=must)
             self._note("cannot tell of", operation.kind.value, operation.key, operation.value, error)
         except CoffreError as error:
             self._refused(error)
+            self._missed(operation, error, must=must)
             self._note("failed to", operation.kind.value, operation.key, operation.value, repr(error))
             history.drop(operation)
         else:
             history.end(operation)
             self.world.acknowledged.add(info.version)
             self._note("has", operation.kind.value, operation.key, operation.value, info.version)
+
+    def _missed(self, operation: Operation, error: CoffreError, *, must: bool) -> None:
+        if must:
+            self.world.fail(f"{operation} failed although everything that it needs answers: {error!r}")
 
     # ---------------------------------------------------------------- reading
 

@@ -6,6 +6,7 @@ A member of any other kind (a repairer, say) is one more `Actor`, with a transpo
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
@@ -14,16 +15,19 @@ from typing import Any
 
 from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import DriftingClock
+from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
 
+from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
+from tests.simulation.coordinators import MemberTransport
 from tests.simulation.disk import SimulatedStore
 from tests.simulation.history import History
 from tests.simulation.journal import Journal
-from tests.simulation.network import Network, SimulatedTransport
+from tests.simulation.network import Network
 from tests.simulation.plan import Plan
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
@@ -95,7 +99,7 @@ class Member:
         name: str,
         actor: Actor,
         client: AsyncClient,
-        transport: SimulatedTransport,
+        transport: MemberTransport,
         clock: DriftingClock,
     ) -> None:
         self.name = name
@@ -129,6 +133,8 @@ class World:
         self.network = Network(self.chance("network"), self.journal, plan.quality)
         self.hosts = {entry.number: self._host(entry) for entry in self.cluster_map.nodes}
         self.network.nodes.update(self.hosts)
+        self.agreement = self._agreement()
+        self.witness = Witness(self.agreement.store, self.fail, strict=plan.agreement.keeps_leases)
         self._keys = KeyRing.generate(self.chance("keys").randbytes)
 
     def chance(self, purpose: str) -> random.Random:
@@ -152,8 +158,22 @@ class World:
         clock.set_wrong_by(rng.uniform(-1, 1) * self.plan.offset)
         return clock
 
-    def transport(self, identity: Identity, name: str) -> SimulatedTransport:
-        return SimulatedTransport(self.network, identity, name)
+    def transport(self, identity: Identity, name: str) -> MemberTransport:
+        return MemberTransport(self.network, identity, name, self.agreement, self.cluster_map)
+
+    def _agreement(self) -> Agreement:
+        plan, rng = self.plan.agreement, self.chance("disk of coordination")
+        self.lease_clock = LeaseClock(self.loop.time, 1 + plan.drift)
+
+        async def pause() -> None:
+            pace = rng.expovariate(1 / plan.sync_seconds)
+            await asyncio.sleep(pace)
+
+        entropy = self.chance("entropy of coordination").randbytes
+        store = StoreProcess(self.loop, self.lease_clock, entropy, pause)
+        maps = MapHolder(self.cluster_map, b"")
+        clock = self.clock("coordinators")
+        return Agreement(store, self.network.nodes, maps, clock, embedded=plan.embedded)
 
     def _host(self, entry: MapNode) -> Host:
         name = f"node {entry.number}"
@@ -180,8 +200,11 @@ class World:
                 options=ClientOptions(compress_level=None),
                 clock=clock,
                 entropy=self.chance(f"entropy of {name}").randbytes,
+                coordination=RemoteCoordination(transport),
             )
         )
+        assert client._conditional._locks is not None
+        client._conditional._locks = WitnessedLocks(client._conditional._locks, self.witness, name)
         member = Member(name, actor, client, transport, clock)
         self.members.append(member)
         return member
@@ -191,6 +214,9 @@ class World:
     def heal(self) -> None:
         """Everything runs, is reachable and has room; clocks are right again. Damage stays."""
         self.network.heal()
+        self.agreement.store.heal()
+        self.witness.on_belief = None
+        self.lease_clock.set_slowness(1.0)
         for host in self.hosts.values():
             host.store.slowness = 1.0
             host.store.set_capacity(None)

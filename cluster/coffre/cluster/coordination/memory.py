@@ -21,14 +21,14 @@ from coffre.cluster.coordination.seam import (
 )
 from coffre.cluster.errors import Unavailable
 
-__all__ = ["MemoryCoordination"]
+__all__ = ["MemoryCoordination", "MemoryRows"]
 
 
-class _MemoryRows:
-    """Rows in a dict, and their keys in order."""
+class MemoryRows:
+    """Rows in a dict, and their keys in order. The first change has the revision after `first_revision`."""
 
-    def __init__(self) -> None:
-        self.revision = 0
+    def __init__(self, first_revision: int = 0) -> None:
+        self.revision = first_revision
         self._rows: dict[str, Row] = {}
         self._keys: list[str] = []
         self._leases: dict[int, LeaseRow] = {}
@@ -77,7 +77,7 @@ class MemoryCoordination:
     watches end; leases run on, as they would behind a broken network."""
 
     def __init__(self, clock: Clock, entropy: Callable[[int], bytes]) -> None:
-        self._engine = Engine(_MemoryRows(), clock, entropy)
+        self._engine = Engine(MemoryRows(), clock, entropy)
         self._down = False
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from coffre.cluster.coordination.seam import (
     RANGE_LIMIT_MAX,
@@ -30,17 +30,33 @@ from coffre.cluster.errors import (
     RetryableError,
     Unavailable,
 )
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.map import ClusterMap
 from coffre.proto import coordination_pb2 as pb
 
 if TYPE_CHECKING:
     from coffre.proto.coordination_pb2_grpc import CoordinationAsyncStub
 
-__all__ = ["RemoteCoordination"]
+__all__ = ["Coordinators", "RemoteCoordination"]
 
 TIMEOUT_SECONDS = 2.0
 _Reply = TypeVar("_Reply")
 _Call = Callable[["CoordinationAsyncStub", bool], Awaitable[_Reply]]
+
+
+class Coordinators(Protocol):
+    """The way to the coordinators: `GrpcTransport`, or its twin in the simulator."""
+
+    @property
+    def cluster_map(self) -> ClusterMap:
+        """The map that names them."""
+
+    async def coordinate(
+        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+    ) -> _Reply:
+        """One call to the coordination service of a node. `call` sets the timeout itself."""
+
+    def watch(self, node: int, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchReply]:
+        """What the coordination service of a node tells, for as long as the connection lasts."""
 
 
 class RemoteCoordination:
@@ -49,7 +65,7 @@ class RemoteCoordination:
     One is used until it fails; then the next one. Only what may be done twice is tried again.
     """
 
-    def __init__(self, transport: GrpcTransport, *, timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, transport: Coordinators, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._transport = transport
         self._timeout = timeout
         self._turn = 0
