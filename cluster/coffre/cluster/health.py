@@ -7,6 +7,7 @@ a grace that an administrator sets, and even then an administrator decides.
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -69,7 +70,8 @@ class _Peer:
     )
     failures: int = 0  # in a row
     failing_since: float | None = None
-    stalled_until: float | None = None
+    stalled_until: float = -math.inf
+    fallen: bool = False  # since its last answer in time: what shows the same fall again is not counted
 
 
 class HealthTracker:
@@ -86,24 +88,25 @@ class HealthTracker:
         seen.failures = 0
         seen.failing_since = None
         seen.latencies.append((now, latency_seconds))
-        if latency_seconds >= self.limits.stall_seconds:
-            # What waited through the same stall is one fall, however many messages that were.
-            if seen.stalled_until is None or now - latency_seconds > seen.stalled_until:
-                seen.falls.append(now)
-            seen.stalled_until = now
+        self._note_wait(seen, now, latency_seconds)
+        seen.fallen = latency_seconds >= self.limits.stall_seconds
 
-    def failed(self, peer: int) -> None:
-        """The peer could not be reached, or gave no answer in time."""
+    def failed(self, peer: int, waited_seconds: float = 0.0) -> None:
+        """The peer could not be reached, or gave no answer in time, after so long a wait."""
         seen, now = self._peer(peer), self._clock.monotonic()
+        self._note_wait(seen, now, waited_seconds)
         seen.failures += 1
         if seen.failing_since is None:
             seen.failing_since = now
         if seen.failures == self.limits.failures:
-            seen.falls.append(now)
+            self._count_fall(seen, now)
 
     def restarted(self, peer: int) -> None:
-        """The peer came back as another process: a fall, though nobody may have asked it meanwhile."""
-        self._peer(peer).falls.append(self._clock.monotonic())
+        """The peer is another process than when it answered last: a fall, if none was noticed meanwhile.
+
+        To be told before the answer that showed it.
+        """
+        self._count_fall(self._peer(peer), self._clock.monotonic())
 
     def forget(self, peers: Iterable[int]) -> None:
         """Peers that left the map."""
@@ -150,6 +153,20 @@ class HealthTracker:
         if seen is None:
             seen = self._peers[peer] = _Peer(falls=deque(maxlen=self.limits.flaps))
         return seen
+
+    def _note_wait(self, seen: _Peer, now: float, waited_seconds: float) -> None:
+        """A wait so long is a fall; what waited through the same stall is one, however many messages that were."""
+        if waited_seconds < self.limits.stall_seconds:
+            return
+        if now - waited_seconds > seen.stalled_until:
+            self._count_fall(seen, now)
+        seen.stalled_until = now
+
+    @staticmethod
+    def _count_fall(seen: _Peer, now: float) -> None:
+        if not seen.fallen:
+            seen.falls.append(now)
+            seen.fallen = True
 
     def _recent_falls(self, seen: _Peer) -> int:
         since = self._clock.monotonic() - self.limits.flap_window_seconds

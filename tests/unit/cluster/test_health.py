@@ -151,11 +151,27 @@ def test_who_stops_again_and_again_is_flapping_though_every_answer_comes() -> No
 
 
 def test_a_node_that_restarts_again_and_again_is_flapping() -> None:
-    found, _ = tracker()
+    found, clock = tracker()
     for _ in range(LIMITS.flaps):
         assert found.health(1) is Health.UP
+        clock.advance(10)
         found.restarted(1)
+        found.answered(1, 0.002)
     assert found.health(1) is Health.FLAPPING
+
+
+def test_one_outage_is_counted_once_however_it_shows() -> None:
+    found, clock = tracker()
+    for _ in range(LIMITS.failures + 1):
+        clock.advance(5)
+        found.failed(1, 2.0)  # it waited in vain each time
+    clock.advance(5)
+    found.restarted(1)
+    found.answered(1, 0.002)
+    assert found.falls(1) == 1
+    clock.advance(5)
+    found.failed(1, 2.0)
+    assert found.falls(1) == 2, "one wait in vain is another stall"
 
 
 def test_who_left_is_forgotten() -> None:
