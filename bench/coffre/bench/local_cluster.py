@@ -70,8 +70,8 @@ key = "../../pki/{node_id}.key"
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """How many nodes where, and how objects are coded. `store` and `repair` go into the sections of
-    every node's configuration that are called so.
+    """How many nodes where, and how objects are coded. `store`, `repair` and `watch` go into the
+    sections of every node's configuration that are called so.
 
     `addresses`: where the nodes listen, free ports of loopback unless given.
     """
@@ -87,6 +87,7 @@ class ClusterShape:
     store: Mapping[str, int] = field(default_factory=dict)
     coordinators: tuple[int, ...] = (1,)  # of one number: embedded; it is not there while that node is down
     repair: Mapping[str, int | float | bool] = field(default_factory=dict)
+    watch: Mapping[str, int | float] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
 
 
@@ -373,6 +374,8 @@ def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape,
         text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
         text += "\n[repair]\n"
         text += "".join(f"{name} = {str(value).lower()}\n" for name, value in shape.repair.items())
+        text += "\n[watch]\n"
+        text += "".join(f"{name} = {value}\n" for name, value in shape.watch.items())
         if node.number in shape.coordinators:
             text += '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
         (home / "node.toml").write_text(text)

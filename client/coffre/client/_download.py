@@ -153,8 +153,12 @@ class Downloader:
         return node not in self._peers or self._peers[node].suspect
 
     def is_slow(self, node: int) -> bool:
-        """Whether a node is to be asked last: it failed lately, or keeps others waiting longer than a hedge would."""
-        return self.is_suspect(node) or self._peers[node].reads.lags(self._hedge_delay)
+        """Whether a node is to be asked last: it failed lately, has been slow for a while or kept going away, or keeps
+        others waiting longer than a hedge would."""
+        if node not in self._peers:
+            return True
+        peer = self._peers[node]
+        return peer.is_set_aside or peer.reads.lags(self._hedge_delay)
 
     def note_failure(self, node: int) -> None:
         self._peers[node].note_failure()

@@ -138,7 +138,7 @@ class Lister:
     def _cover(self, view: View, tenant: str, bucket: str) -> frozenset[int]:
         """Few nodes among which every partition has R primaries; suspects only where it takes them."""
         suspects = frozenset(
-            peer.number for peer in view.peers.all() if peer.suspect or peer.reads.lags(SLOW_SECONDS)
+            peer.number for peer in view.peers.all() if peer.is_set_aside or peer.reads.lags(SLOW_SECONDS)
         )
         wanted = (view.map.epoch, tenant, bucket, suspects)
         found = self._covers_found.get(wanted)

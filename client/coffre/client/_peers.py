@@ -13,6 +13,7 @@ from typing import Protocol
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError
+from coffre.cluster.health import Health, HealthTracker
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.proto import coffre_pb2 as pb
@@ -27,6 +28,10 @@ WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
 FAILURES_COUNTED = 16  # after so many in a row a suspect has long been one for as long as it gets
+JUDGED_SECONDS = 0.25  # how long a judgement of all nodes holds
+TRIAL_SECONDS = (
+    1.0  # between two reads that a slow node is asked beside the others, to see whether it still is
+)
 STATUS_CODE_MAX = 16  # of gRPC
 _READ_TAG = 0x22  # what a serialized Operation with a Read begins with
 
@@ -179,6 +184,10 @@ class Lane:
         self._sent.append(sent)
         try:
             reply = await self._peer.exchange([operation for operation, _ in batch], marks)
+            if (
+                self is self._peer.reads
+            ):  # how long a write takes is the disk's matter, and no reader waits for it
+                self._peer.note_answer(self._peer.now() - sent)
             if reply.outcomes:
                 self._deliver(batch, reply)
             else:
@@ -229,11 +238,30 @@ class Peer:
         self._peers = peers
         self._failures = 0
         self._suspect_until = 0.0
+        self._trial_at = 0.0
 
     @property
     def suspect(self) -> bool:
         """True for a while after failures; suspects are asked last."""
         return self._failures > 0 and self._peers.clock.monotonic() < self._suspect_until
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether reads ask it last: a suspect, or it has been slow beside the others or kept going away lately.
+
+        Writes go to it as to any other: what it lacks would have to be repaired.
+        """
+        return self.number in self._peers.aside or self.suspect
+
+    def takes_trial(self) -> bool:
+        """Whether a slow node should be asked beside the others now, with nobody waiting for it; once in a while."""
+        if self.number not in self._peers.aside:
+            return False
+        now = self.now()
+        if now < self._trial_at:
+            return False
+        self._trial_at = now + TRIAL_SECONDS
+        return True
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -246,6 +274,11 @@ class Peer:
         self._failures = min(self._failures + 1, FAILURES_COUNTED)
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
+        self._peers.note_failure(self.number)
+
+    def note_answer(self, latency_seconds: float) -> None:
+        """A read was answered so late."""
+        self._peers.note_answer(self.number, latency_seconds)
 
     async def exchange(self, operations: list[bytes], marks: list[bytes]) -> pb.BatchReply:
         """One round trip with serialized operations. Raises `CoffreError`."""
@@ -310,6 +343,28 @@ class Peers:
         self.numbers = frozenset(numbers)
         self._peers = {number: Peer(number, self) for number in sorted(self.numbers)}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._health = HealthTracker(clock)
+        self._judged_until = 0.0
+        # Slow or flapping. Who is down is a suspect for a while instead.
+        self.aside: frozenset[int] = frozenset()
+
+    def note_answer(self, number: int, latency_seconds: float) -> None:
+        self._health.answered(number, latency_seconds)
+        self._judge()
+
+    def note_failure(self, number: int) -> None:
+        self._health.failed(number)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Look at everybody again, not with each message."""
+        now = self.clock.monotonic()
+        if now < self._judged_until:
+            return
+        self._judged_until = now + JUDGED_SECONDS
+        self.aside = frozenset(
+            number for number in self._peers if self._health.health(number) in (Health.SLOW, Health.FLAPPING)
+        )
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

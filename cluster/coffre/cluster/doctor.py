@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.witnesses import Testimony, lonely_accusers, testimonies
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Finding", "Level", "NodeReport", "examine"]
@@ -49,21 +50,46 @@ class NodeReport:
 def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: int) -> list[Finding]:
     """Findings, what matters most first."""
     findings: list[Finding] = []
+    said = testimonies({n: report.status for n, report in reports.items() if report.status is not None})
     for node in cluster_map.nodes:
         if node.state is NodeState.REMOVED:
             continue
         report = reports.get(node.number, NodeReport(error="it was not asked"))
+        testimony = said.get(node.number)
         if report.status is None:
-            findings.append(Finding(Level.ERROR, node.node_id, f"does not answer: {report.error}"))
+            text = f"does not answer: {report.error}" + _of_outage(testimony)
+            findings.append(Finding(Level.ERROR, node.node_id, text))
             continue
+        if testimony is not None:
+            level = Level.WARNING if testimony.is_shared else Level.NOTE
+            findings.append(Finding(level, node.node_id, f"is {testimony.text}"))
         findings += _of_status(node.node_id, report.status, cluster_map.epoch, now_ms)
         if abs(report.skew_ms) > CLOCK_SKEW_MS_MAX:
             text = f"its clock is {report.skew_ms / 1000:+.1f} s off this machine's: set the clocks (NTP)"
             findings.append(Finding(Level.WARNING, node.node_id, text))
         if report.repair is not None:
             findings += _of_repair(node.node_id, report.repair)
+    findings += [
+        Finding(
+            Level.NOTE,
+            cluster_map.node(number).node_id,
+            f"says that {count} nodes are not well which most others see well: look at its network",
+        )
+        for number, count in sorted(lonely_accusers(said).items())
+    ]
     findings += _of_all(reports)
     return sorted(findings, key=lambda finding: -finding.level)
+
+
+def _of_outage(testimony: Testimony | None) -> str:
+    if testimony is None:
+        return ""
+    text = f"; {testimony.text}"
+    if testimony.lost:
+        text += (
+            ": longer than an outage is waited for. Start it, or give its place to another (cluster replace)"
+        )
+    return text
 
 
 def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> list[Finding]:

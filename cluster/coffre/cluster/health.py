@@ -7,6 +7,7 @@ a grace that an administrator sets, and even then an administrator decides.
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -45,22 +46,32 @@ class HealthLimits:
     flap_window_seconds: float = 600.0
     slow_factor: float = 5.0  # median latency, relative to the median of all peers' medians
     slow_seconds: float = 0.1  # and no peer is slow below this
+    slow_window_seconds: float = 60.0  # older answers say nothing of now
+    slow_answers: int = 3  # and fewer say nothing at all
+    stall_seconds: float = 1.0  # an answer that took so long counts as if the peer had been down
 
     def __post_init__(self) -> None:
-        whole = self.failures >= 1 and self.flaps >= 1
-        positive = min(self.grace_seconds, self.flap_window_seconds, self.slow_seconds) >= 0
+        whole = min(self.failures, self.flaps, self.slow_answers) >= 1
+        positive = (
+            min(self.grace_seconds, self.flap_window_seconds, self.slow_seconds, self.slow_window_seconds)
+            >= 0
+        )
         if not whole or not positive or self.slow_factor < 1:
             raise InvalidArgument(
-                "limits of health are not below 0; failures, flaps and the slow factor at least 1"
+                "limits of health are not below 0; failures, flaps, answers and the slow factor at least 1"
             )
 
 
 @dataclass(slots=True)
 class _Peer:
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES_KEPT))
+    falls: deque[float]  # when it went down, stalled or restarted, the latest ones
+    latencies: deque[tuple[float, float]] = field(  # when it answered, and how late
+        default_factory=lambda: deque(maxlen=_LATENCIES_KEPT)
+    )
     failures: int = 0  # in a row
     failing_since: float | None = None
-    falls: deque[float] = field(default_factory=deque)  # when it went down, the latest ones
+    stalled_until: float = -math.inf
+    fallen: bool = False  # since its last answer in time: what shows the same fall again is not counted
 
 
 class HealthTracker:
@@ -73,19 +84,29 @@ class HealthTracker:
 
     def answered(self, peer: int, latency_seconds: float) -> None:
         """The peer answered, so much later."""
-        seen = self._peer(peer)
+        seen, now = self._peer(peer), self._clock.monotonic()
         seen.failures = 0
         seen.failing_since = None
-        seen.latencies.append(latency_seconds)
+        seen.latencies.append((now, latency_seconds))
+        self._note_wait(seen, now, latency_seconds)
+        seen.fallen = latency_seconds >= self.limits.stall_seconds
 
-    def failed(self, peer: int) -> None:
-        """The peer could not be reached, or gave no answer in time."""
+    def failed(self, peer: int, waited_seconds: float = 0.0) -> None:
+        """The peer could not be reached, or gave no answer in time, after so long a wait."""
         seen, now = self._peer(peer), self._clock.monotonic()
+        self._note_wait(seen, now, waited_seconds)
         seen.failures += 1
         if seen.failing_since is None:
             seen.failing_since = now
         if seen.failures == self.limits.failures:
-            seen.falls.append(now)
+            self._count_fall(seen, now)
+
+    def restarted(self, peer: int) -> None:
+        """The peer is another process than when it answered last: a fall, if none was noticed meanwhile.
+
+        To be told before the answer that showed it.
+        """
+        self._count_fall(self._peer(peer), self._clock.monotonic())
 
     def forget(self, peers: Iterable[int]) -> None:
         """Peers that left the map."""
@@ -116,7 +137,12 @@ class HealthTracker:
     def latency_seconds(self, peer: int) -> float | None:
         """The median of the latest answers."""
         seen = self._peers.get(peer)
-        return statistics.median(seen.latencies) if seen is not None and seen.latencies else None
+        return self._median(seen) if seen is not None else None
+
+    def falls(self, peer: int) -> int:
+        """How often a peer went away within the window, as far as is kept: `flaps` at most."""
+        seen = self._peers.get(peer)
+        return self._recent_falls(seen) if seen is not None else 0
 
     def set_aside(self) -> frozenset[int]:
         """Peers that are to be asked last."""
@@ -128,19 +154,47 @@ class HealthTracker:
             seen = self._peers[peer] = _Peer(falls=deque(maxlen=self.limits.flaps))
         return seen
 
-    def _is_flapping(self, seen: _Peer) -> bool:
+    def _note_wait(self, seen: _Peer, now: float, waited_seconds: float) -> None:
+        """A wait so long is a fall; what waited through the same stall is one, however many messages that were."""
+        if waited_seconds < self.limits.stall_seconds:
+            return
+        if now - waited_seconds > seen.stalled_until:
+            self._count_fall(seen, now)
+        seen.stalled_until = now
+
+    @staticmethod
+    def _count_fall(seen: _Peer, now: float) -> None:
+        if not seen.fallen:
+            seen.falls.append(now)
+            seen.fallen = True
+
+    def _recent_falls(self, seen: _Peer) -> int:
         since = self._clock.monotonic() - self.limits.flap_window_seconds
-        return sum(fall >= since for fall in seen.falls) >= self.limits.flaps
+        return sum(fall >= since for fall in seen.falls)
+
+    def _is_flapping(self, seen: _Peer) -> bool:
+        return self._recent_falls(seen) >= self.limits.flaps
+
+    def _recent_latencies(self, seen: _Peer) -> list[float]:
+        since = self._clock.monotonic() - self.limits.slow_window_seconds
+        return [latency for when, latency in seen.latencies if when >= since]
+
+    def _median(self, seen: _Peer) -> float | None:
+        latencies = self._recent_latencies(seen)
+        return statistics.median(latencies) if latencies else None
 
     def _is_slow(self, seen: _Peer) -> bool:
-        if not seen.latencies:
+        latencies = self._recent_latencies(seen)
+        if len(latencies) < self.limits.slow_answers:
             return False
-        own = statistics.median(seen.latencies)
+        own = statistics.median(latencies)
         if own < self.limits.slow_seconds:
             return False
         others = [
-            statistics.median(one.latencies)
+            median
             for one in self._peers.values()
-            if one.latencies and one.failures < self.limits.failures
+            if one is not seen and one.failures < self.limits.failures
+            for median in (self._median(one),)
+            if median is not None
         ]
-        return own > self.limits.slow_factor * statistics.median(others)
+        return bool(others) and own > self.limits.slow_factor * statistics.median(others)

@@ -10,6 +10,7 @@ from coffre.cluster.health import Health
 from coffre.cluster.map import ClusterMap, MapNode
 from coffre.cluster.moves import Movement
 from coffre.cluster.node_survey import SurveyedNode
+from coffre.cluster.witnesses import Testimony, testimonies
 from rich.table import Table
 
 __all__ = [
@@ -190,8 +191,19 @@ def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -
     """One row for each node that was not removed."""
     moving = ("moved",) if progress is not None else ()
     table = Table(
-        "node", "state", "health", "version", "epoch", "used", "capacity", "shards", "clock", *moving
+        "node",
+        "state",
+        "health",
+        "say the others",
+        "version",
+        "epoch",
+        "used",
+        "capacity",
+        "shards",
+        "clock",
+        *moving,
     )
+    said = _testimonies(reports)
     for report in reports:
         node, status = report.node, report.status
         moved = []
@@ -205,8 +217,14 @@ def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -
             used = f"{text_of_bytes(status.live_bytes)} ({status.live_bytes / node.capacity_bytes:.0%})"
             cells = [status.version, str(status.epoch), used, capacity, str(status.shards), _clock(report)]
         health = report.health.value + ("" if report.health is Health.UP else " !")
-        table.add_row(node.node_id, node.state.name.lower(), health, *cells, *moved)
+        testimony = said.get(node.number)
+        others = "-" if testimony is None else testimony.text + (" !" if testimony.is_shared else "")
+        table.add_row(node.node_id, node.state.name.lower(), health, others, *cells, *moved)
     return table
+
+
+def _testimonies(reports: Sequence[SurveyedNode]) -> dict[int, Testimony]:
+    return testimonies({report.node.number: report.status for report in reports if report.status is not None})
 
 
 def _clock(report: SurveyedNode) -> str:
@@ -218,6 +236,7 @@ def _clock(report: SurveyedNode) -> str:
 
 def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
+    said = _testimonies(reports)
     for report in reports:
         node, status = report.node, report.status
         row: dict[str, object] = {
@@ -239,6 +258,14 @@ def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]
                 "free_bytes": status.free_bytes,
                 "shards": status.shards,
                 "writable": status.writable,
+            }
+        if (testimony := said.get(node.number)) is not None:
+            row["say_the_others"] = {
+                "condition": testimony.condition,
+                "witnesses": list(testimony.witnesses),
+                "asked": testimony.asked,
+                "seconds": testimony.seconds,
+                "lost": testimony.lost,
             }
         rows.append(row)
     return rows

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.tls import TlsFiles
+from coffre.node.peer_watch import WatchOptions
 from coffre.node.repair.options import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions
 
@@ -22,6 +23,7 @@ _TOP = {
     "tls": dict,
     "store": dict,
     "repair": dict,
+    "watch": dict,
     "coordination": dict,
 }
 _STORE = {
@@ -35,6 +37,7 @@ _REPAIR = {
     field.name: {"paused": bool, "bytes_per_second": int}.get(field.name, float)
     for field in fields(RepairOptions)
 }
+_WATCH = {field.name: {"flaps": int}.get(field.name, float) for field in fields(WatchOptions)}
 _LEVELS = {"debug", "info", "warning", "error"}
 
 
@@ -66,6 +69,7 @@ class NodeConfig:
     tls: TlsFiles
     store: StoreOptions
     repair: RepairOptions
+    watch: WatchOptions
     log_level: str = "info"
     coordination: CoordinationConfig | None = None  # which this node serves to others
 
@@ -79,10 +83,11 @@ def load_node_config(path: Path) -> NodeConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
     _check(path, "", raw, _TOP)
-    tls, store, repair = (raw.get(section, {}) for section in ("tls", "store", "repair"))
+    tls, store, repair, watch = (raw.get(section, {}) for section in ("tls", "store", "repair", "watch"))
     _check(path, "tls.", tls, {"authority": str, "certificate": str, "key": str})
     _check(path, "store.", store, _STORE)
     _check(path, "repair.", repair, _REPAIR)
+    _check(path, "watch.", watch, _WATCH)
     options = RepairOptions(**repair)
     if options.retention_seconds < RETENTION_SECONDS_MIN:
         raise ConfigurationError(
@@ -104,9 +109,21 @@ def load_node_config(path: Path) -> NodeConfig:
         tls=TlsFiles(base / tls["authority"], base / tls["certificate"], base / tls["key"]),
         store=StoreOptions(**store),
         repair=options,
+        watch=_watch(path, watch),
         log_level=level,
         coordination=_coordination(path, raw["coordination"]) if "coordination" in raw else None,
     )
+
+
+def _watch(path: Path, raw: dict[str, float]) -> WatchOptions:
+    options = WatchOptions(**raw)  # type: ignore[arg-type]  # checked above
+    try:
+        options.limits()
+    except InvalidArgument as error:
+        raise ConfigurationError(f"{path}: watch: {error}") from None
+    if options.ask_seconds <= 0:
+        raise ConfigurationError(f"{path}: watch.ask_seconds is above 0")
+    return options
 
 
 def _coordination(path: Path, raw: dict[str, object]) -> CoordinationConfig:

@@ -28,6 +28,7 @@ from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.mapholder import MapHolder
+from coffre.node.peer_watch import PeerWatch
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
 from coffre.node.repair.testimony import witness
 from coffre.node.replies import batch_reply, put_version, refuse
@@ -70,7 +71,9 @@ class Handler:
         self._maps = maps
         self._clock = clock
         self.repairs: RepairSwitch | None = None
+        self.watch: PeerWatch | None = None
         self.certificate_expires_ms = 0
+        self.started_ms = clock.unixtime_ms()
         self.serving = True
 
     @property
@@ -369,7 +372,7 @@ class Handler:
                 "a node's counters are for operators and nodes; this is a tenant's certificate"
             )
         status = await self._store.status()
-        return pb.StatusReply(
+        reply = pb.StatusReply(
             node_number=self._number,
             node_id=self._node_id,
             epoch=self._maps.map.epoch,
@@ -385,7 +388,11 @@ class Handler:
             repair_queue=status.repair_queue,
             unixtime_ms=self._clock.unixtime_ms(),
             certificate_expires_unixtime_ms=self.certificate_expires_ms,
+            started_unixtime_ms=self.started_ms,
         )
+        if self.watch is not None:
+            self.watch.tell(reply)
+        return reply
 
     async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:
         return self._admit_operator(peer).status()

@@ -22,6 +22,7 @@ from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
 from coffre.node.membership import Membership
+from coffre.node.peer_watch import PeerWatch
 from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.testimony import await_testimony
 from coffre.node.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
@@ -64,6 +65,7 @@ async def serve(
         transport = await member.open(entropy)
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
         handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
+        handler.watch = watch = PeerWatch(entry.number, maps, transport, clock, config.watch)
         handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
         handler.serving = new_cluster
         servicer = Servicer(handler, cluster_map.cluster_id)
@@ -81,6 +83,7 @@ async def serve(
                 background = [
                     asyncio.create_task(_reclaim_forever(store, clock)),
                     asyncio.create_task(repairer.run()),
+                    asyncio.create_task(watch.run()),
                     *member.start(),
                 ]
                 await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)

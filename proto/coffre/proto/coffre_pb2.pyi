@@ -113,6 +113,29 @@ REPAIR_ACTION_START: RepairAction.ValueType  # 1
 REPAIR_ACTION_PAUSE: RepairAction.ValueType  # 2
 Global___RepairAction: _TypeAlias = RepairAction  # noqa: Y015
 
+class _PeerCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeerConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PeerCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PEER_CONDITION_UNSPECIFIED: _PeerCondition.ValueType  # 0
+    PEER_CONDITION_SLOW: _PeerCondition.ValueType  # 1
+    """answers, much later than the others"""
+    PEER_CONDITION_FLAPPING: _PeerCondition.ValueType  # 2
+    """answers now, and kept going away"""
+    PEER_CONDITION_DOWN: _PeerCondition.ValueType  # 3
+
+class PeerCondition(_PeerCondition, metaclass=_PeerConditionEnumTypeWrapper): ...
+
+PEER_CONDITION_UNSPECIFIED: PeerCondition.ValueType  # 0
+PEER_CONDITION_SLOW: PeerCondition.ValueType  # 1
+"""answers, much later than the others"""
+PEER_CONDITION_FLAPPING: PeerCondition.ValueType  # 2
+"""answers now, and kept going away"""
+PEER_CONDITION_DOWN: PeerCondition.ValueType  # 3
+Global___PeerCondition: _TypeAlias = PeerCondition  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1438,6 +1461,46 @@ class StatusRequest(_message.Message):
 Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
 
 @_typing.final
+class SeenPeer(_message.Message):
+    """What a node makes of another one that does not look well from there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NUMBER_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    LATENCY_SECONDS_FIELD_NUMBER: _builtins.int
+    FALLS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    node_number: _builtins.int
+    condition: Global___PeerCondition.ValueType
+    seconds: _builtins.float
+    """for so long"""
+    latency_seconds: _builtins.float
+    """the median of its latest answers; 0: there are none"""
+    falls: _builtins.int
+    """how often it went away lately, as far as is counted"""
+    lost: _builtins.bool
+    """down for longer than an outage is waited for"""
+    def __init__(
+        self,
+        *,
+        node_number: _builtins.int = ...,
+        condition: Global___PeerCondition.ValueType = ...,
+        seconds: _builtins.float = ...,
+        latency_seconds: _builtins.float = ...,
+        falls: _builtins.int = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "falls", b"falls", "latency_seconds", b"latency_seconds", "lost", b"lost", "node_number", b"node_number", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenPeer: _TypeAlias = SeenPeer  # noqa: Y015
+
+@_typing.final
 class StatusReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1456,6 +1519,9 @@ class StatusReply(_message.Message):
     REPAIR_QUEUE_FIELD_NUMBER: _builtins.int
     UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    STARTED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    PEERS_WATCHED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     node_number: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
@@ -1472,6 +1538,14 @@ class StatusReply(_message.Message):
     unixtime_ms: _builtins.int
     certificate_expires_unixtime_ms: _builtins.int
     """of the node's own; 0: not known"""
+    started_unixtime_ms: _builtins.int
+    """when its process began to serve; 0: not known"""
+    peers_watched: _builtins.int
+    """other nodes that it looks at"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenPeer]:
+        """those of them that do not look well"""
+
     def __init__(
         self,
         *,
@@ -1490,10 +1564,13 @@ class StatusReply(_message.Message):
         repair_queue: _builtins.int = ...,
         unixtime_ms: _builtins.int = ...,
         certificate_expires_unixtime_ms: _builtins.int = ...,
+        started_unixtime_ms: _builtins.int = ...,
+        peers_watched: _builtins.int = ...,
+        peers: _abc.Iterable[Global___SeenPeer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "repair_queue", b"repair_queue", "shards", b"shards", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "shards", b"shards", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

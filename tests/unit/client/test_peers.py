@@ -235,3 +235,90 @@ async def test_a_node_that_fails_for_days_stays_a_suspect() -> None:
     assert peers[1].suspect
     clock.advance(SUSPECT_SECONDS_MAX)
     assert not peers[1].suspect
+
+
+class Latencies(LoopbackTransport):
+    """Answers each read so late as `seconds` says of the node, by the clock of the test."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(Identity("00112233445566aa", Role.TENANT, "t"), {})
+        self._clock = clock
+        self.seconds: dict[int, float] = {}
+
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        self._clock.advance(self.seconds.get(node, 0.002))
+        operations = pb.BatchRequest.FromString(request.SerializeToString()).operations
+        return pb.BatchReply(outcomes=[pb.Outcome() for _ in operations])
+
+
+async def test_a_slow_node_is_set_aside_for_reads_and_comes_back_by_itself() -> None:
+    clock = ManualClock()
+    transport = Latencies(clock)
+    peers = Peers(range(1, 7), transport, clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+
+    async def ask(nodes: range, times: int) -> None:
+        for _ in range(times):
+            for node in nodes:
+                await peers[node].reads.submit(read("k"))
+
+    await ask(range(1, 7), 5)
+    assert not peers.aside
+    transport.seconds[3] = 0.2
+    await ask(range(1, 7), 20)
+    assert {peer.number for peer in peers.all() if peer.is_set_aside} == {3}
+    assert not peers[3].suspect, "writes go on"
+    assert peers[3].takes_trial()
+    assert not peers[3].takes_trial(), "one at a time"
+    assert not peers[2].takes_trial(), "who is trusted needs none"
+    transport.seconds[3] = 0.002
+    trials = 0
+    while peers[3].is_set_aside:
+        clock.advance(1.0)
+        await ask(range(1, 3), 1)
+        if peers[3].takes_trial():
+            trials += 1
+            await peers[3].reads.submit(read("k"))
+    assert 1 < trials < 40
+
+
+async def test_a_slow_node_that_nobody_asks_any_more_is_forgiven() -> None:
+    clock = ManualClock()
+    transport = Latencies(clock)
+    transport.seconds[3] = 0.2
+    peers = Peers(range(1, 4), transport, clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    for _ in range(10):
+        for peer in peers.all():
+            await peer.reads.submit(read("k"))
+    assert peers[3].is_set_aside
+    clock.advance(61)
+    await peers[1].reads.submit(read("k"))
+    assert not peers[3].is_set_aside
+
+
+async def test_writes_say_nothing_of_how_late_a_node_is() -> None:
+    clock = ManualClock()
+    transport = Latencies(clock)
+    transport.seconds[3] = 0.2
+    peers = Peers(range(1, 4), transport, clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    for _ in range(10):
+        for peer in peers.all():
+            await peer.writes.submit(read("k"))
+    assert not peers.aside
+
+
+async def test_a_node_that_keeps_going_away_is_set_aside_though_it_answers_now() -> None:
+    clock = ManualClock()
+    peers = Peers(range(1, 4), Latencies(clock), clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    for _ in range(3):
+        assert not peers[2].is_set_aside
+        peers[2].note_failure()
+        peers[2].note_failure()
+        for _ in range(2):  # nodes are judged now and then, not with each message
+            clock.advance(20)
+            for peer in peers.all():
+                await peer.reads.submit(read("k"))
+    assert peers[2].is_set_aside
+    assert not peers[2].suspect
+    clock.advance(600)
+    await peers[2].reads.submit(read("k"))
+    assert not peers[2].is_set_aside

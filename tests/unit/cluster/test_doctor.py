@@ -86,6 +86,50 @@ def test_each_finding(report: NodeReport, level: Level, text: str) -> None:
     assert text in finding.text
 
 
+def seen(
+    number: int, condition: pb.PeerCondition.ValueType, seconds: float = 200, lost: bool = False
+) -> pb.SeenPeer:
+    return pb.SeenPeer(node_number=number, condition=condition, seconds=seconds, lost=lost)
+
+
+FIVE = ClusterMap("00112233445566aa", 4, 16, tuple(map(node, range(1, 6))), (POLICY,), "1+1")
+
+
+def of_five(peers: dict[int, list[pb.SeenPeer]], silent: int = 0) -> list[Finding]:
+    reports = {
+        number: NodeReport(status(peers_watched=4, peers=peers.get(number, [])), SOUND.repair)
+        for number in range(1, 6)
+    }
+    if silent:
+        reports[silent] = NodeReport(error="no route")
+    return examine(FIVE, reports, NOW_MS)
+
+
+def test_what_most_say_of_a_node_is_a_warning_about_it() -> None:
+    accused = [seen(3, pb.PEER_CONDITION_FLAPPING)]
+    assert of_five({1: accused, 2: accused, 4: [seen(3, pb.PEER_CONDITION_SLOW, 10)]}) == [
+        Finding(Level.WARNING, "n3", "is flapping, say 3 of 4 nodes, for 3 min")
+    ]
+
+
+def test_one_witness_brands_nobody() -> None:
+    accusations = [seen(number, pb.PEER_CONDITION_SLOW) for number in (1, 2, 4)]
+    found = of_five({3: [*accusations, seen(3, pb.PEER_CONDITION_DOWN)]})
+    assert {finding.level for finding in found} == {Level.NOTE}
+    assert [finding.text for finding in found if finding.subject == "n3"] == [
+        "says that 3 nodes are not well which most others see well: look at its network"
+    ]
+
+
+def test_an_outage_is_waited_for_and_then_called_lost() -> None:
+    for lost in (False, True):
+        accused = [seen(3, pb.PEER_CONDITION_DOWN, 3000, lost)]
+        (finding,) = of_five({1: accused, 2: accused, 4: accused, 5: accused}, silent=3)
+        assert finding.level is Level.ERROR
+        assert "down, say 4 of 4 nodes, for 50 min" in finding.text
+        assert ("cluster replace" in finding.text) is lost
+
+
 def test_releases_that_differ() -> None:
     (finding,) = of_first(NodeReport(status(version="0.2.0")))
     assert (finding.level, finding.subject) == (Level.NOTE, "cluster")

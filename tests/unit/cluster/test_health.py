@@ -110,6 +110,70 @@ def test_one_late_answer_is_not_slow() -> None:
     assert found.health(1) is Health.UP
 
 
+def test_old_answers_say_nothing_of_now() -> None:
+    found, clock = tracker()
+    for _ in range(8):
+        found.answered(1, 0.5)
+    assert found.health(1) is Health.SLOW
+    clock.advance(LIMITS.slow_window_seconds + 1)
+    for peer in range(2, 7):
+        found.answered(peer, 0.002)
+    assert found.health(1) is Health.UP
+    assert found.latency_seconds(1) is None
+
+
+def test_one_of_two_can_be_slow() -> None:
+    clock = ManualClock()
+    found = HealthTracker(clock, LIMITS)
+    for _ in range(3):
+        assert found.health(1) in (Health.UNKNOWN, Health.UP)
+        found.answered(1, 0.5)
+        found.answered(2, 0.002)
+    assert found.health(1) is Health.SLOW
+    assert found.health(2) is Health.UP
+
+
+def test_who_stops_again_and_again_is_flapping_though_every_answer_comes() -> None:
+    found, clock = tracker()
+    for _ in range(LIMITS.flaps):
+        assert found.health(1) is Health.UP
+        clock.advance(30)
+        for _ in range(5):
+            found.answered(1, 2.0)  # all of one stall
+        clock.advance(30)
+        for _ in range(32):
+            found.answered(1, 0.002)
+    assert found.health(1) is Health.FLAPPING
+    assert found.falls(1) == LIMITS.flaps
+    clock.advance(LIMITS.flap_window_seconds)
+    found.answered(1, 0.002)
+    assert found.health(1) is Health.UP
+
+
+def test_a_node_that_restarts_again_and_again_is_flapping() -> None:
+    found, clock = tracker()
+    for _ in range(LIMITS.flaps):
+        assert found.health(1) is Health.UP
+        clock.advance(10)
+        found.restarted(1)
+        found.answered(1, 0.002)
+    assert found.health(1) is Health.FLAPPING
+
+
+def test_one_outage_is_counted_once_however_it_shows() -> None:
+    found, clock = tracker()
+    for _ in range(LIMITS.failures + 1):
+        clock.advance(5)
+        found.failed(1, 2.0)  # it waited in vain each time
+    clock.advance(5)
+    found.restarted(1)
+    found.answered(1, 0.002)
+    assert found.falls(1) == 1
+    clock.advance(5)
+    found.failed(1, 2.0)
+    assert found.falls(1) == 2, "one wait in vain is another stall"
+
+
 def test_who_left_is_forgotten() -> None:
     found, _ = tracker()
     fall(found, 1)
@@ -118,7 +182,8 @@ def test_who_left_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"failures": 0}, {"flaps": 0}, {"grace_seconds": -1}, {"slow_factor": 0.5}]
+    "change",
+    [{"failures": 0}, {"flaps": 0}, {"grace_seconds": -1}, {"slow_factor": 0.5}, {"slow_answers": 0}],
 )
 def test_limits_that_cannot_be(change: dict[str, float]) -> None:
     with pytest.raises(InvalidArgument):
