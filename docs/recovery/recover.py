@@ -144,7 +144,7 @@ def _messages() -> tuple[type[Any], type[Any]]:
     fields = [("format", u32), ("kind", u32), ("stamp", raw), ("data_id", raw), ("size_bytes", u64)]
     fields += [("segment_bytes", u32), ("k", u32), ("m", u32), ("key_id", text), ("wrapped_key", raw)]
     fields += [("shard_crcs", raw), ("sealed_metadata", raw), ("sealing", u32)]
-    fields += [("conditional", kinds.TYPE_BOOL), ("base", raw)]
+    fields += [("conditional", kinds.TYPE_BOOL), ("base", raw), ("recodes", raw)]
     for number, (name, kind) in enumerate(fields, 1):
         manifest.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
     metadata = file.message_type.add(name="Metadata")

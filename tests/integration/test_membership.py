@@ -142,3 +142,40 @@ async def test_status_works_while_coordination_does_not(cluster: LocalCluster) -
         run, cluster, "set-capacity", cluster.map.node(3).node_id, "1TB", "--yes"
     )
     assert refused.returncode == 5, refused.stderr
+
+
+async def test_a_bucket_gets_another_coding_while_it_is_used(cluster: LocalCluster) -> None:
+    """set-policy and `bucket recode` as an operator and a tenant type them; a node joins in between, and one leaves."""
+    noise = random.Random(11)
+    values = {f"record-{number}": noise.randbytes(20_000) for number in range(30)}
+    values["large"] = noise.randbytes(2_500_000)
+    async with await connect(cluster.client_config()) as client:
+        for key, value in values.items():
+            await client.put("images", key, value)
+        before = {key: await client.head("images", key) for key in values}
+        done = await asyncio.to_thread(run, cluster, "set-policy", "clinic/images", "4+2", "--new", "--yes")
+        assert done.returncode == 0, done.stderr
+        assert "everything has moved" in done.stdout + done.stderr
+        assert (await client.get("images", "large")) == values["large"]
+        left = cluster.map.node(6).node_id
+        added = await asyncio.to_thread(cluster.join, "node-7", "server-7", "site-3", "operator-6")
+        done = await asyncio.to_thread(run, cluster, "replace", left, f"{added}=1TB", "--yes")
+        assert done.returncode == 0, done.stderr
+        await asyncio.to_thread(remove, cluster, left)  # what is coded 2+1 was handed over
+        dry = await asyncio.to_thread(recode, cluster, "images", "--dry-run")
+        assert f"{len(values)} objects" in dry
+        said = await asyncio.to_thread(recode, cluster)
+        assert f"{len(values)} of {len(values)} objects" in said
+        for key, value in values.items():
+            assert await client.get("images", key) == value
+            assert len(await client.locate("images", key)) == 6
+            assert await client.head("images", key) == before[key]
+        again = json.loads(await asyncio.to_thread(recode, cluster, "--json"))
+        assert again["images"]["objects"] == 0
+
+
+def recode(cluster: LocalCluster, *arguments: str) -> str:
+    command = [COFFRE, "--config", str(cluster.client_config()), "bucket", "recode", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -184,16 +184,17 @@ MUTANTS = (
     Mutant(
         "give up after the acknowledgement",
         "coffre.client._writes",
-        "            self._established(view, draft.name, stamp, shards, round_)\n            return True",
-        "            await self.give_up(draft.name, stamp, round_.electorate.everyone, elsewhere=None)\n"
-        "            self._established(view, draft.name, stamp, shards, round_)\n            return True",
+        "                self._established(view, draft.name, stamp, shards, round_)\n                return True",
+        "                await self.give_up(draft.name, stamp, round_.electorate.everyone, k=1, elsewhere=None)\n"
+        "                self._established(view, draft.name, stamp, shards, round_)\n                return True",
         0,
         quick=True,
     ),
     Mutant(
         "nothing is given up",
         "coffre.client._writes",
-        "        fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)",
+        "        fate = await self.give_up(\n"
+        "            draft.name, stamp, holders, k=draft.manifest.k, elsewhere=elsewhere, every=staged\n        )",
         "        fate = Fate.DEAD",
         3,
         quick=True,

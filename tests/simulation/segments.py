@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from coffre.client import _streams, async_client
+from coffre.client import _puts, _streams, async_client
 
 __all__ = ["SEGMENT_BYTES", "tiny_segments"]
 
@@ -17,6 +17,6 @@ SEGMENT_BYTES = 512
 def tiny_segments() -> Iterator[None]:
     """Let clients cut what they write into segments of `SEGMENT_BYTES`."""
     with ExitStack() as stack:
-        for module in (_streams, async_client):
+        for module in (_streams, _puts, async_client):
             stack.enter_context(patch.object(module, "SEGMENT_BYTES", SEGMENT_BYTES))
         yield

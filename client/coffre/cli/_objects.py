@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "json_option", "print_json", "quiet_option", "run"]
 
 _T = TypeVar("_T")
 _FILES_IN_FLIGHT = 16
 _STDIN_CHUNK_BYTES = 1 << 20
 
 
-def _run(ctx: click.Context, work: Callable[[AsyncClient], Awaitable[_T]]) -> _T:
+def run(ctx: click.Context, work: Callable[[AsyncClient], Awaitable[_T]]) -> _T:
     """Connect, do the work, close."""
     config_path = find_config(ctx.obj)
 
@@ -54,7 +54,7 @@ def _split(target: str, *, key_required: bool = True) -> tuple[str, str]:
     return bucket, key
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
@@ -140,9 +140,9 @@ def put(
 
             return [info async for info in _bounded(files, one)]
 
-    infos = _run(ctx, work)
+    infos = run(ctx, work)
     if as_json:
-        _print_json([dataclasses.asdict(info) for info in infos])
+        print_json([dataclasses.asdict(info) for info in infos])
     elif not quiet:
         for info in infos:
             click.echo(f"{info.bucket}/{info.key}  {info.size_bytes} bytes  version {info.version}")
@@ -227,7 +227,7 @@ def get(
         with _progress(total_bytes, "fetching", quiet=quiet) as advance:
             return await client.get_file(bucket, key, path, version=version, progress=advance)
 
-    size_bytes = _run(ctx, work)
+    size_bytes = run(ctx, work)
     if str(path) != "-" and not quiet:
         click.echo(f"{path}  {size_bytes} bytes")
 
@@ -276,7 +276,7 @@ def ls(ctx: click.Context, target: str, recursive: bool, detailed: bool, as_json
             else:
                 click.echo(_printable(entry.key))
 
-    _run(ctx, work)
+    run(ctx, work)
 
 
 def _printable(key: str) -> str:
@@ -325,7 +325,7 @@ def rm(
             for name in found:
                 await delete(client, bucket, name)
 
-    _run(ctx, work)
+    run(ctx, work)
 
 
 @click.command()
@@ -337,9 +337,9 @@ def rm(
 def stat(ctx: click.Context, target: str, version: str | None, as_json: bool) -> None:
     """Show what is known of an object."""
     bucket, key = _split(target)
-    info = _run(ctx, lambda client: client.head(bucket, key, version=version))
+    info = run(ctx, lambda client: client.head(bucket, key, version=version))
     if as_json:
-        _print_json(dataclasses.asdict(info))
+        print_json(dataclasses.asdict(info))
         return
     click.echo(f"object   {info.bucket}/{_printable(info.key)}")
     click.echo(f"size     {info.size_bytes} bytes")
@@ -359,11 +359,11 @@ def stat(ctx: click.Context, target: str, version: str | None, as_json: bool) ->
 def versions(ctx: click.Context, target: str, as_json: bool) -> None:
     """List the versions of an object that are still kept, newest first."""
     bucket, key = _split(target)
-    infos = _run(ctx, lambda client: client.versions(bucket, key))
+    infos = run(ctx, lambda client: client.versions(bucket, key))
     if not infos:
         raise NotFound(f"{target} does not exist")
     if as_json:
-        _print_json([dataclasses.asdict(info) for info in infos])
+        print_json([dataclasses.asdict(info) for info in infos])
         return
     for info in infos:
         what = "deleted" if info.deleted else f"{info.size_bytes} bytes"
@@ -378,9 +378,9 @@ def versions(ctx: click.Context, target: str, as_json: bool) -> None:
 def locate(ctx: click.Context, target: str, as_json: bool) -> None:
     """Show node, site, operator and state of every shard of an object."""
     bucket, key = _split(target)
-    places = _run(ctx, lambda client: client.locate(bucket, key))
+    places = run(ctx, lambda client: client.locate(bucket, key))
     if as_json:
-        _print_json([dataclasses.asdict(place) for place in places])
+        print_json([dataclasses.asdict(place) for place in places])
         return
     table = Table("shard", "kind", "node", "site", "operator", "state", "bytes on disk")
     for place in places:
@@ -388,39 +388,6 @@ def locate(ctx: click.Context, target: str, as_json: bool) -> None:
         row = (str(place.shard_index), kind, place.node_id, place.site, place.operator, place.state)
         table.add_row(*row, str(place.size_bytes))
     Console().print(table)
-
-
-@click.group()
-def bucket() -> None:
-    """Buckets that were created on purpose; objects can be put into any other, too."""
-
-
-@bucket.command("create")
-@click.argument("name")
-@click.option("--policy", default="", help="A storage policy of the map; the default one unless given.")
-@click.pass_context
-@one_line_errors
-def create_bucket(ctx: click.Context, name: str, policy: str) -> None:
-    """Enter a bucket."""
-    _run(ctx, lambda client: client.create_bucket(name, policy=policy))
-
-
-@bucket.command("list")
-@click.pass_context
-@one_line_errors
-def list_buckets(ctx: click.Context) -> None:
-    """The buckets that were created."""
-    for name in _run(ctx, lambda client: client.list_buckets()):
-        click.echo(name)
-
-
-@bucket.command("delete")
-@click.argument("name")
-@click.pass_context
-@one_line_errors
-def delete_bucket(ctx: click.Context, name: str) -> None:
-    """Forget that a bucket was created. Its objects are not touched."""
-    _run(ctx, lambda client: client.delete_bucket(name))
 
 
 @click.group()
@@ -470,7 +437,5 @@ def show(path: Path) -> None:
 
 
 COMMANDS: dict[str, click.Command] = {
-    command.name: command
-    for command in (put, get, ls, rm, stat, locate, versions, bucket, keyring)
-    if command.name
+    command.name: command for command in (put, get, ls, rm, stat, locate, versions, keyring) if command.name
 }

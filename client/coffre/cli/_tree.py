@@ -17,6 +17,7 @@ _OBJECT_COMMANDS = {
     "stat": "Show what is known of an object.",
     "locate": "Show where every shard of an object lies.",
     "versions": "List the versions of an object that are still kept.",
+    "bucket": "Make, list and forget buckets; code objects anew after a change of policy.",
     "keyring": "Make and rotate the key ring.",
 }
 
@@ -35,8 +36,10 @@ class _Tree(click.Group):
         if cmd_name == "completion":
             return completion
         if cmd_name in _OBJECT_COMMANDS:
-            from coffre.cli import _objects
+            from coffre.cli import _buckets, _objects
 
+            if cmd_name == "bucket":
+                return _buckets.bucket
             return _objects.COMMANDS[cmd_name]
         for point in entry_points(group="coffre.commands", name=cmd_name):
             command = point.load()

@@ -9,7 +9,7 @@
 from coffre.client.async_client import AsyncClient
 from coffre.client.config import ClientConfig, connect, connect_sync, load_client_config
 from coffre.client.keys import KeyProvider, KeyRing, WrappedKey
-from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace
+from coffre.client.model import ClientOptions, ListPage, ObjectInfo, RecodeReport, ShardPlace
 from coffre.client.sync_client import Client
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "KeyRing",
     "ListPage",
     "ObjectInfo",
+    "RecodeReport",
     "ShardPlace",
     "WrappedKey",
     "connect",

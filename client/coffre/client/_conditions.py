@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from coffre.client._lookup import Lookup
 from coffre.client._reads import Reader
-from coffre.client._sealing import Draft
-from coffre.client._writes import Shards, Writer
+from coffre.client._sealing import Draft, OpenManifest
+from coffre.client._writes import Shards, Verify, Writer
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination.locks import KeyLocks
 from coffre.cluster.errors import AlreadyExists, InvalidArgument, PreconditionFailed, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 
-__all__ = ["Condition", "ConditionalWriter", "condition_of"]
+__all__ = ["Condition", "ConditionalWriter", "Untouched", "condition_of"]
 
 RETRY_SECONDS = 0.02
 
@@ -25,13 +26,26 @@ class Condition:
 
     version: Stamp | None
 
-    def base(self, newest: Stamp | None, *, tombstone: bool, name: ObjectName) -> bytes:
+    def base(self, newest: OpenManifest | None, name: ObjectName) -> bytes:
         """The base of a version decided on `newest`. Raises `AlreadyExists`, `PreconditionFailed`."""
-        if self.version is None and newest is not None and not tombstone:
+        live = newest is not None and not newest.tombstone
+        if self.version is None and live:
             raise AlreadyExists(f"{name.bucket}/{name.key} exists")
-        if self.version is not None and (tombstone or self.version != newest):
+        if self.version is not None and not (live and self._is_met(newest)):
             raise PreconditionFailed(f"{name.bucket}/{name.key} is not at version {self.version} any more")
-        return newest.to_bytes() if newest is not None else b""
+        return newest.stamp.to_bytes() if newest is not None else b""
+
+    def _is_met(self, newest: OpenManifest | None) -> bool:
+        """Whether a version is the one that was asked for, coded anew or not."""
+        return newest is not None and newest.identity == self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched(Condition):
+    """The newest version is this very one, not another with the same content: for who codes it anew."""
+
+    def _is_met(self, newest: OpenManifest | None) -> bool:
+        return newest is not None and newest.stamp == self.version
 
 
 def condition_of(if_absent: bool, if_version: str | None) -> Condition | None:
@@ -69,20 +83,38 @@ class ConditionalWriter:
         """Fail early, before data is moved: the condition did not hold just now."""
         await self._decide(name, condition)
 
-    async def establish(self, draft: Draft, shards: Shards | None, condition: Condition) -> Stamp:
-        """Write a version if the condition holds, and return its stamp. Raises as `Condition.base` and `Writer`."""
+    async def establish(
+        self, draft: Draft, shards: Shards | None, condition: Condition, verify: Verify | None = None
+    ) -> Stamp:
+        """Write a version if the condition holds, and return its stamp. Raises as `Condition.base` and `Writer`.
+
+        `verify`: as for `Writer.establish_once`; it runs without the lock, so that nobody waits for it.
+        """
         if self._locks is None:
             raise Unavailable("conditional writes need coordination, and this client has none")
-        async with self._locks.hold(draft.name, self._lock_patience) as lock:
+        async with AsyncExitStack() as stack:
+            lock = await stack.enter_async_context(self._locks.hold(draft.name, self._lock_patience))
+            unlocked: Verify | None = None
+            verified = False
+            if verify is not None:
+
+                async def unlocked(stamp: Stamp) -> None:
+                    nonlocal verified
+                    verified = True
+                    await stack.aclose()
+                    await verify(stamp)
+
             deadline = self._clock.monotonic() + self._patience
             refused = False
             while True:
                 draft.manifest.base = await self._decide(draft.name, condition, thorough=refused)
                 draft.manifest.conditional = True
                 lock.check()
-                stamp = await self._writer.establish_once(draft, shards, deadline)
+                stamp = await self._writer.establish_once(draft, shards, deadline, unlocked)
                 if stamp is not None:
                     return stamp
+                if verified:  # and given up by others, who wanted to write: they go first
+                    raise PreconditionFailed(f"{draft.name.bucket}/{draft.name.key} is being written")
                 if self._clock.monotonic() >= deadline:
                     raise Unavailable(
                         "nodes hold other writes of this key, which are not established: try again"
@@ -92,6 +124,4 @@ class ConditionalWriter:
 
     async def _decide(self, name: ObjectName, condition: Condition, *, thorough: bool = False) -> bytes:
         found = await self._lookup.patiently(lambda: self._reader.resolve(name, thorough=thorough))
-        if found is None:
-            return condition.base(None, tombstone=False, name=name)
-        return condition.base(found.opened.stamp, tombstone=found.opened.tombstone, name=name)
+        return condition.base(None if found is None else found.opened, name)

@@ -47,9 +47,11 @@ class Downloader:
                 return open_segment(opened, cipher, 0, cells.good)
             except IntegrityError:
                 pass  # a cell lies: more of them tell which
-        electorate = self._views.current.electorate(opened.name)
-        places = found.placement(electorate)
-        await self._reader.fetch_cells(opened.name, found, electorate.everyone.union(places))
+        view = self._views.current
+        places = found.placement(view)
+        await self._reader.fetch_cells(
+            opened.name, found, view.electorate(opened.name).everyone.union(places)
+        )
         missing = set(range(manifest.k + manifest.m)) - set(cells.good)
         self._report(opened, missing & cells.bad, places)
         if len(cells.good) < manifest.k:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from coffre.client._replies import Replies, holding, shards_of
 from coffre.client._sealing import OpenManifest
@@ -13,7 +13,14 @@ from coffre.cluster.placement import Placement
 from coffre.cluster.ranges import pieces_of_range
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["expected_cells", "is_lost", "lawful", "never_acknowledged", "require_quorum"]
+__all__ = [
+    "expected_cells",
+    "is_lost",
+    "is_unlocked_recoding",
+    "lawful",
+    "never_acknowledged",
+    "require_quorum",
+]
 
 
 def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
@@ -66,12 +73,25 @@ def expected_cells(want_range: range, k: int) -> set[int]:
     return {piece.shard_index for piece in pieces}
 
 
-def is_lost(electorate: Electorate, stamp: bytes, replies: Replies) -> bool:
-    """Whether fewer than k shards of an object can be had, whoever holds its manifest."""
-    silent = len(electorate.everyone) - len(replies)
-    held = holding(stamp, replies).values()
-    objects = any(version.HasField("shard_index") for version in held)
-    return objects and len(shards_of(stamp, replies)) + silent < electorate.k_min
+def is_lost(opened: OpenManifest, replies: Replies, asked: Collection[int]) -> bool:
+    """Whether fewer than k shards of a version can be had, whoever holds its manifest.
+
+    `asked`: all nodes that may hold one. The object's own k counts, whatever codes its bucket now.
+    """
+    if opened.tombstone:
+        return False
+    silent = len(set(asked) - replies.keys())
+    return len(shards_of(opened.stamp.to_bytes(), replies)) + silent < opened.manifest.k
+
+
+def is_unlocked_recoding(electorate: Electorate, opened: OpenManifest, replies: Replies) -> bool:
+    """Whether this is a version coded anew of which it is certain that it is not established: those are by LOCKED votes
+    alone (docs/recoding.md), and too few may have locked it."""
+    if not opened.manifest.recodes:
+        return False
+    held = holding(opened.stamp.to_bytes(), replies)
+    locked = {node for node, version in held.items() if version.state >= pb.STATE_LOCKED}
+    return not electorate.may_be_established(electorate.everyone - replies.keys() | locked)
 
 
 def never_acknowledged(

@@ -8,14 +8,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.client._cells import CellSet, rebuild_cells
-from coffre.client._evidence import expected_cells, is_lost, lawful, never_acknowledged, require_quorum
+from coffre.client._evidence import (
+    expected_cells,
+    is_lost,
+    is_unlocked_recoding,
+    lawful,
+    never_acknowledged,
+    require_quorum,
+)
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._view import View, Views
 from coffre.client._writes import Fate, Shards, Writer
 from coffre.cluster.clock import Clock
-from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
@@ -54,10 +60,11 @@ class Found:
         noted.sort(key=lambda version: version.state != pb.STATE_SETTLED)
         return tuple(noted[0].sealed.placement) if noted else ()
 
-    def placement(self, electorate: Electorate) -> tuple[int, ...]:
-        """The node of each shard: who says to hold it, else the manifest's hint, else the primary."""
-        n = self.opened.manifest.k + self.opened.manifest.m
-        places = list(self.hint or electorate.primaries_of(n))
+    def placement(self, view: View) -> tuple[int, ...]:
+        """The node of each shard: who says to hold it, else the manifest's hint, else where it belongs."""
+        k, m = self.opened.manifest.k, self.opened.manifest.m
+        n = k + m
+        places = list(self.hint or view.homes(self.opened.name, k, m))
         for node, version in self.versions.items():
             if version.HasField("shard_index") and version.shard_index < n:
                 places[version.shard_index] = node
@@ -113,7 +120,9 @@ class Reader:
         grace: float | None = SILENCE_SECONDS
         for _ in range(RESTARTS_MAX):
             try:
-                return await self._resolve_slowly(view, name, want_cell=want_cell, grace=grace)
+                return await self._resolve_slowly(
+                    view, name, want_cell=want_cell, grace=grace, thorough=thorough
+                )
             except Conflict:
                 continue  # something newer was settled meanwhile
             except Unavailable:
@@ -123,9 +132,10 @@ class Reader:
         raise Unavailable("the object changes faster than it can be read")
 
     async def find(self, name: ObjectName, stamp: Stamp, *, want_cell: bool = False) -> Found | None:
-        """Return one given version when it is established, still kept and not deleted since, else None."""
+        """Return one given version, or what it was coded anew as, when it is established, still kept and not deleted
+        since, else None."""
         for found in await self.history(name, down_to=stamp):
-            if found.opened.stamp == stamp:
+            if found.opened.identity == stamp:
                 return found
         return None
 
@@ -138,11 +148,12 @@ class Reader:
         if newest is None:
             return []
         history = [newest]
-        if newest.opened.tombstone or newest.opened.stamp == down_to:
+        if newest.opened.tombstone or newest.opened.identity == down_to:
             return history
         view = self._views.current
         electorate = view.electorate(name)
-        replies = await self._ask(view, electorate.everyone, name, every=True)
+        nodes = electorate.everyone.union(view.elsewhere(name))
+        replies = await self._ask(view, nodes, name, every=True)
         require_quorum(electorate, replies)
         top = newest.opened.stamp.to_bytes()
         stamps = {
@@ -151,12 +162,11 @@ class Reader:
         for stamp in sorted(stamps, reverse=True):
             if len(history) == view.placement(name).policy.versions_kept:
                 break
-            if (
-                self._is_established(name, stamp, replies)
-                or electorate.is_established_by(holding(stamp, replies))
-            ) and not is_lost(electorate, stamp, replies):
+            if self._is_established(name, stamp, replies) or electorate.is_established_by(
+                holding(stamp, replies)
+            ):
                 found = await self._open(view, name, stamp, replies)
-                if found is not None:
+                if found is not None and not is_lost(found.opened, replies, nodes):
                     if found.opened.tombstone:
                         break
                     history.append(found)
@@ -244,10 +254,10 @@ class Reader:
     # ---------------------------------------------------------------- the slow path
 
     async def _resolve_slowly(
-        self, view: View, name: ObjectName, *, want_cell: bool, grace: float | None
+        self, view: View, name: ObjectName, *, want_cell: bool, grace: float | None, thorough: bool
     ) -> Found | None:
         electorate = view.electorate(name)
-        others = view.understudies(name)
+        others = view.elsewhere(name)
         errors: list[CoffreError] = []
         replies, beyond = await asyncio.gather(
             self._ask(view, electorate.everyone, name, want_cell=want_cell, errors=errors, grace=grace),
@@ -269,6 +279,18 @@ class Reader:
             found.versions = {**holding(stamp, beyond), **found.versions}
             if self._is_established(name, stamp, replies):
                 return found
+            if is_unlocked_recoding(electorate, found.opened, replies):
+                # What it was made from is below it, and says the same; nobody was told of it.
+                if thorough:
+                    await self._writer.give_up(
+                        name,
+                        found.opened.stamp,
+                        electorate.everyone,
+                        k=found.opened.manifest.k,
+                        elsewhere=holding(stamp, beyond).keys() | set(others) - beyond.keys(),
+                    )
+                dead.add(stamp)
+                continue
             voted = any(v.stamp == stamp and v.state == pb.STATE_ABORTED for r in replies.values() for v in r)
             if voted:
                 elsewhere = holding(stamp, beyond).keys() | set(others) - beyond.keys()
@@ -276,6 +298,7 @@ class Reader:
                     name,
                     found.opened.stamp,
                     electorate.everyone,
+                    k=found.opened.manifest.k,
                     elsewhere=None if found.opened.tombstone else elsewhere,
                 )
                 if fate is Fate.UNKNOWN:
@@ -300,7 +323,7 @@ class Reader:
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
         k = opened.manifest.k
         holders = {**holding(stamp, beyond), **holding(stamp, replies)}
-        primaries = electorate.primaries_of(k + opened.manifest.m)
+        primaries = view.homes(name, k, opened.manifest.m)
         placement = lawful(view.placement(name), primaries, holders)
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
         nodes = tuple(dict.fromkeys((*electorate.everyone, *holding(stamp, beyond), *placement)))
@@ -398,18 +421,19 @@ class Reader:
     async def places(self, found: Found) -> tuple[int, ...]:
         """The node of each shard of a version.
 
-        What the writer noted is believed while it names nobody but primaries; when nodes have come or gone since, or
-        stood in for others, they are asked, since repair has moved shards to where they belong now.
+        What the writer noted is believed while it names nobody but nodes at which shards of it belong; when nodes have
+        come or gone since, or stood in for others, they are asked: repair has moved shards to where they belong now.
         """
         view, name = self._views.current, found.opened.name
         electorate = view.electorate(name)
-        places = list(found.placement(electorate))
-        sound = electorate.everyone.issuperset(places) and len(set(places)) == len(places)
+        places = list(found.placement(view))
+        homes = view.homes(name, found.opened.manifest.k, found.opened.manifest.m)
+        sound = set(homes).issuperset(places) and len(set(places)) == len(places)
         if found.hint and sound and not electorate.is_moving:
             return tuple(places)
-        nodes = electorate.everyone.union(places, view.understudies(name))
+        nodes = electorate.everyone.union(places, homes, view.elsewhere(name))
         answers = await self.holders(name, found.opened.stamp, nodes)
-        for node in sorted(answers, key=lambda node: node in electorate.primaries):
+        for node in sorted(answers, key=lambda node: node in homes):
             held = answers[node]
             if held is not None and held.HasField("shard_index") and held.shard_index < len(places):
                 places[held.shard_index] = node

@@ -66,6 +66,11 @@ class Round:
         """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
         return {node for node, said in self._said.items() if said != _REFUSED}
 
+    def add_holders(self, other: Round) -> None:
+        """Whoever may hold the version by another round may do so by this one."""
+        for node in other.possible_holders:
+            self._said[node] = self._said.get(node, 0) | _TOOK
+
     @property
     def stale(self) -> bool:
         """Whether a node has another map: then the same Accept again is no use."""

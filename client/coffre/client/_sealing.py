@@ -84,6 +84,11 @@ class OpenManifest:
         return self.manifest.kind == pb.KIND_TOMBSTONE
 
     @property
+    def identity(self) -> Stamp:
+        """The version that this is to users: of one that was coded anew, the one whose content it has."""
+        return Stamp.from_bytes(self.manifest.recodes) if self.manifest.recodes else self.stamp
+
+    @property
     def segments(self) -> int:
         return segment_count(self.manifest.size_bytes, self.manifest.segment_bytes)
 
@@ -110,9 +115,9 @@ class OpenManifest:
         return ObjectInfo(
             self.name.bucket,
             self.name.key,
-            str(self.stamp),
+            str(self.identity),
             self.manifest.size_bytes,
-            self.stamp.unixtime_ms,
+            self.identity.unixtime_ms,
             metadata.content_type,
             dict(metadata.user),
             self.tombstone,

@@ -111,6 +111,10 @@ class CellCoder:
         return self._segments == MESSAGE_SEGMENTS_MAX or self._cell_bytes >= MESSAGE_BYTES
 
     @property
+    def shards(self) -> int:
+        return len(self._memories)
+
+    @property
     def is_empty(self) -> bool:
         return not self._segments
 
@@ -275,12 +279,15 @@ class Uploader:
         return None
 
     async def stage(self, draft: Draft, segments: AsyncIterator[bytes]) -> Shards:
-        """Stream the object; fill in the draft's size and checksums; return where the shards are.
+        """Stream the object; fill in the draft's coding, size and checksums; return where the shards are.
 
+        Coding and places are those of one view: another map that comes meanwhile changes neither.
         Raises the nodes' error when fewer than D shards are synced; what was staged is then dropped.
         """
         view = self._views.current
-        places = list(view.electorate(draft.name).primaries)
+        electorate = view.electorate(draft.name)
+        draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
+        places = list(electorate.primaries)
         self._under_way[draft.manifest.data_id] = _Staging(view, places, set(places))
         streams = [_ShardStream(self, draft, index, node) for index, node in enumerate(places)]
         try:
@@ -301,6 +308,7 @@ class Uploader:
     ) -> None:
         draft.set_sealing(pb.SEALING_CELL)
         coder = CellCoder(draft, draft.manifest.k, draft.manifest.m, self._compress_level)
+        assert len(streams) == coder.shards
         shard_crcs = [0] * len(streams)
         needed = draft.manifest.k + 1
         size_bytes = 0

@@ -44,6 +44,22 @@ class View:
         """So many nodes may be silent, whichever they are, without any object of the bucket being out of reach."""
         return self._electorates.silent_max(tenant, bucket)
 
+    def homes(self, name: ObjectName, k: int, m: int) -> tuple[int, ...]:
+        """k + m nodes to look at for the shards of a version that is coded so: where they belong.
+
+        When the map has no such policy they are only where to begin, and repeat.
+        """
+        homes = self._electorates.homes(k, m, partition_of(name, self.map.partitions))
+        return homes or (self.electorate(name).primaries * (k + m))[: k + m]
+
+    def elsewhere(self, name: ObjectName) -> tuple[int, ...]:
+        """Nodes that decide nothing about an object and may hold a shard: understudies, and those that keep what is
+        coded otherwise than the bucket's policy says."""
+        keepers = self._electorates.keepers(name.tenant, name.bucket, partition_of(name, self.map.partitions))
+        return tuple(
+            dict.fromkeys((*self.understudies(name), *sorted(keepers - self.electorate(name).everyone)))
+        )
+
     def understudies(self, name: ObjectName) -> tuple[int, ...]:
         """The n nodes after the primaries in a partition's order: shards go nowhere else, so readers need to ask
         nobody else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coffre.client._rounds import Part, Round
@@ -26,10 +26,13 @@ from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import accept_operation, accept_operations
 
-__all__ = ["Fate", "Shards", "Writer"]
+__all__ = ["Fate", "Shards", "Verify", "Writer"]
 
 ATTEMPTS_MAX = 100
 STALE_SECONDS = 0.1
+
+Verify = Callable[[Stamp], Awaitable[None]]
+"""Reads back what was written under a stamp, or raises `CoffreError`: then it does not stand."""
 
 
 class Fate(enum.Enum):
@@ -84,21 +87,29 @@ class Writer:
                 await self._clock.sleep(0.001 * min(attempt, 50))
         raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
 
-    async def establish_once(self, draft: Draft, shards: Shards | None, deadline: float) -> Stamp | None:
+    async def establish_once(
+        self, draft: Draft, shards: Shards | None, deadline: float, verify: Verify | None = None
+    ) -> Stamp | None:
         """Write a version under one stamp, above the draft's base; None when another version, or a newer map, stood
-        in the way, and this one is dead. Raises as `establish`."""
+        in the way, and this one is dead. Raises as `establish`.
+
+        With `verify`, it is established once that has returned and W primaries have locked it, not before: the rule of
+        re-codings (docs/recoding.md).
+        """
         if draft.manifest.base:
             self._issuer.observe(Stamp.from_bytes(draft.manifest.base))
         stamp = self._issuer.issue()
         stands = False
         try:
-            stands = await self._try(draft, shards, stamp, deadline)
+            stands = await self._try(draft, shards, stamp, deadline, verify)
         finally:
             if not stands:
                 self._issuer.given_up(stamp)
         return stamp if stands else None
 
-    async def _try(self, draft: Draft, shards: Shards | None, stamp: Stamp, deadline: float) -> bool:
+    async def _try(
+        self, draft: Draft, shards: Shards | None, stamp: Stamp, deadline: float, verify: Verify | None
+    ) -> bool:
         """Write a version under one stamp; False when a newer one, or a newer map, stood in the way. Raises as
         `establish`."""
         view = self._views.current
@@ -111,13 +122,19 @@ class Writer:
         if conditional and round_.aborted and not round_.enough:
             await round_.finish(self._patience)  # leftovers on a few nodes do not matter
         if round_.enough and (conditional or not round_.aborted):
-            self._established(view, draft.name, stamp, shards, round_)
-            return True
+            locking = round_ if verify is None else await self._verified(view, draft, shards, stamp, verify)
+            if locking.enough:
+                self._established(view, draft.name, stamp, shards, round_)
+                return True
+            locking.add_holders(round_)
+            round_ = locking
         renewed = round_.is_stale and await self._views.renew(view)
         holders = round_.possible_holders
         staged = shards is not None and shards.is_staged
         elsewhere = None if shards is None else holders
-        fate = await self.give_up(draft.name, stamp, holders, elsewhere=elsewhere, every=staged)
+        fate = await self.give_up(
+            draft.name, stamp, holders, k=draft.manifest.k, elsewhere=elsewhere, every=staged
+        )
         if fate is Fate.ESTABLISHED:
             await self._confirm(draft, shards, stamp)
             self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, shards))
@@ -133,6 +150,24 @@ class Writer:
         if round_.newest:
             self._issuer.observe(Stamp.from_bytes(round_.newest))
         return False
+
+    async def _verified(
+        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, verify: Verify
+    ) -> Round:
+        """Let it be read back, then have it locked. When it is not right, it is given up, and the error is raised."""
+        try:
+            await verify(stamp)
+        except CoffreError:
+            holders = view.electorate(draft.name).everyone.union(shards.placement if shards else ())
+            staged = shards is not None and shards.is_staged
+            await self.give_up(
+                draft.name, stamp, holders, k=draft.manifest.k, elsewhere=holders, every=staged
+            )
+            raise
+        locking = await self._accept(view, draft, shards, stamp, lock=True)
+        if not locking.enough:
+            await locking.finish(self._patience)
+        return locking
 
     def _check_coding(self, draft: Draft, view: View) -> None:
         electorate, manifest = view.electorate(draft.name), draft.manifest
@@ -196,14 +231,16 @@ class Writer:
         stamp: Stamp,
         holders: Iterable[int],
         *,
+        k: int,
         elsewhere: Collection[int] | None,
         every: bool = False,
     ) -> Fate:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
-        `elsewhere`: nodes that may hold a shard, beside the electorate; None for a tombstone, which has none. Votes are
-        final, so a version is dead too when too few nodes are left that could ever hold k shards of it. `every`: hear
-        all nodes that answer, since the next stamp needs the staged shards that an Abort gives back.
+        `k`: of the version, whatever codes its bucket by now. `elsewhere`: nodes that may hold a shard, beside the
+        electorate; None for a tombstone, which has none. Votes are final, so a version is dead too when too few nodes
+        are left that could ever hold k shards of it. `every`: hear all nodes that answer, since the next stamp needs
+        the staged shards that an Abort gives back.
         """
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
@@ -229,7 +266,7 @@ class Writer:
                     stale = stale or isinstance(error, StaleMap)
                     if error is None and not future.result().code:
                         votes[node] = future.result().state
-                fate = _fate(electorate, votes, elsewhere)
+                fate = _fate(electorate, votes, k, elsewhere)
                 if fate is not Fate.UNKNOWN and not (every and waiting):
                     return fate
             if self._clock.monotonic() >= deadline or len(votes) >= len(electorate.everyone):
@@ -257,7 +294,9 @@ class Writer:
                 view.peers[node].writes.submit_lazily(operation)
 
 
-def _fate(electorate: Electorate, votes: Mapping[int, int], elsewhere: Collection[int] | None) -> Fate:
+def _fate(
+    electorate: Electorate, votes: Mapping[int, int], k: int, elsewhere: Collection[int] | None
+) -> Fate:
     """What the votes of an electorate decide, whatever the others say."""
     if pb.STATE_SETTLED in votes.values():
         return Fate.ESTABLISHED
@@ -265,7 +304,7 @@ def _fate(electorate: Electorate, votes: Mapping[int, int], elsewhere: Collectio
     if electorate.is_dead_by(aborted) or (
         elsewhere is not None
         and not electorate.is_moving  # or shards may lie with substitutes of an earlier epoch
-        and len(electorate.everyone.union(elsewhere) - aborted) < electorate.k_min
+        and len(electorate.everyone.union(elsewhere) - aborted) < k
     ):
         return Fate.DEAD
     kept = {node for node, state in votes.items() if state == pb.STATE_LOCKED}

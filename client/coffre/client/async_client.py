@@ -19,29 +19,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coffre.client._conditions import Condition, ConditionalWriter, condition_of
+from coffre.client._conditions import ConditionalWriter, condition_of
 from coffre.client._download import Downloader
 from coffre.client._listing import Lister, parse_token
 from coffre.client._lookup import Lookup
 from coffre.client._maps import Background, MapSource
 from coffre.client._peers import Peers
+from coffre.client._puts import Putter
 from coffre.client._ranges import RangeReader, short_range
 from coffre.client._reads import Found, Reader
-from coffre.client._sealing import Draft, Sealer
+from coffre.client._recoding import Recoder
+from coffre.client._sealing import Sealer
 from coffre.client._stamps import Issuer
 from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
-    ByteBudget,
     each,
     file_chunks,
-    segmented,
 )
-from coffre.client._upload import Uploader, code_whole
+from coffre.client._upload import Uploader
 from coffre.client._view import Views
-from coffre.client._writes import Shards, Writer
+from coffre.client._writes import Writer
 from coffre.client.keys import KeyProvider
-from coffre.client.model import ClientOptions, ListPage, ObjectInfo, ShardPlace, check_metadata, check_text
+from coffre.client.model import (
+    ClientOptions,
+    ListPage,
+    ObjectInfo,
+    RecodeReport,
+    ShardPlace,
+    check_metadata,
+    check_text,
+)
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.coordination import Coordination
 from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, list_buckets
@@ -52,18 +60,15 @@ from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
-    OutcomeUnknown,
     Unavailable,
 )
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant
 from coffre.cluster.transport import Transport
-from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
 
-SMALL_BYTES_IN_FLIGHT = 32 << 20
 MAPS_PAUSE_SECONDS = 0.5  # before coordination is asked for maps again
 LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
 _T = TypeVar("_T")
@@ -103,20 +108,9 @@ class AsyncClient:
         self._following = False
         issuer = Issuer(clock, entropy)
 
-        def peers_of(cluster_map: ClusterMap) -> Peers:
-            return Peers(
-                cluster_map.consulted,
-                transport,
-                clock,
-                epoch=cluster_map.epoch,
-                tenant=tenant,
-                timeout=options.timeout,
-                shards=SHARDS_MAX,
-                marks=issuer.marks,
-            )
-
-        self._views = views = Views(cluster_map, peers_of, transport, maps)
-        self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
+        self._views = views = Views(
+            cluster_map, _peers_of(transport, clock, tenant, options.timeout, issuer), transport, maps
+        )
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
         self._sealer = Sealer(keys, entropy)
@@ -125,20 +119,36 @@ class AsyncClient:
         self._reader = Reader(views, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay)
         level, stall = options.compress_level, options.stall_timeout
         self._uploader = Uploader(views, clock, self._pool, compress_level=level, stall_timeout=stall)
-        self._ranges = RangeReader(
-            Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
-        )
+        downloader = Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
+        self._ranges = RangeReader(downloader)
         self._lister = Lister(views, self._reader, self._sealer)
         self._lookup = Lookup(views, self._reader, clock, patience)
         self._session = Session(coordination, clock) if coordination is not None else None
+        locks = (
+            KeyLocks(coordination, self._session, clock, entropy) if coordination and self._session else None
+        )
         self._conditional = ConditionalWriter(
             self._writer,
             self._reader,
             self._lookup,
-            KeyLocks(coordination, self._session, clock, entropy) if coordination and self._session else None,
+            locks,
             clock,
             patience=patience,
             lock_patience=options.lock_patience,
+        )
+        self._putter = Putter(
+            views, self._writer, self._conditional, self._uploader, self._reader, compress_level=level
+        )
+        self._recoder = Recoder(
+            views,
+            clock,
+            self._sealer,
+            self._reader,
+            self._lookup,
+            self._lister,
+            downloader,
+            self._putter,
+            locks,
         )
 
     @property
@@ -214,44 +224,9 @@ class AsyncClient:
         if condition is not None:
             await self._conditional.check(name, condition)
         draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
-        electorate = self._views.current.electorate(name)
-        draft.manifest.segment_bytes = SEGMENT_BYTES
-        draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
-        first, segments = await segmented(data)
-        if segments is not None:
-            shards = await self._uploader.stage(draft, segments)
-            stamp = await self._establish_staged(draft, shards, condition)
-        else:
-            stamp = await self._put_one_segment(draft, first, condition)
+        stamp = await self._putter.put(draft, data, condition)
         size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
         return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
-
-    async def _establish(self, draft: Draft, shards: Shards | None, condition: Condition | None) -> Stamp:
-        if condition is None:
-            stamp = await self._writer.establish(draft, shards)
-        else:
-            stamp = await self._conditional.establish(draft, shards, condition)
-        self._reader.note_established(draft.name, stamp)
-        return stamp
-
-    async def _establish_staged(self, draft: Draft, shards: Shards, condition: Condition | None) -> Stamp:
-        try:
-            return await self._establish(draft, shards, condition)
-        except CoffreError as error:
-            if not isinstance(error, OutcomeUnknown):  # else it may stand, and then needs every shard
-                await self._uploader.drop(draft, shards.placement)
-            raise
-
-    async def _put_one_segment(
-        self, draft: Draft, plain: bytes | bytearray | memoryview, condition: Condition | None
-    ) -> Stamp:
-        """Seal and code an object of one segment, and write it."""
-        await self._budget.take(len(plain))
-        try:
-            coded = code_whole(draft, plain, self._options.compress_level)
-            return await self._establish(draft, Shards([], coded.cells, coded.crcs), condition)
-        finally:
-            self._budget.give_back(len(plain))
 
     async def put_file(
         self,
@@ -299,7 +274,7 @@ class AsyncClient:
         condition = condition_of(False, if_version)
         self._follow_maps()
         draft = await self._sealer.draft(name, pb.KIND_TOMBSTONE)
-        stamp = await self._establish(draft, None, condition)
+        stamp = await self._putter.establish(draft, None, condition)
         return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
 
     # ---------------------------------------------------------------- buckets
@@ -321,6 +296,30 @@ class AsyncClient:
     async def delete_bucket(self, bucket: str) -> None:
         """Forget that a bucket was created; objects in it are not touched. Raises `NotFound`."""
         await delete_bucket(self._agreed(), self._tenant, bucket)
+
+    async def recode(
+        self,
+        bucket: str,
+        *,
+        dry_run: bool = False,
+        bytes_per_second: float | None = None,
+        progress: Callable[[RecodeReport], None] | None = None,
+    ) -> RecodeReport:
+        """Code objects anew that have another k and m than the bucket's policy says now (docs/recoding.md).
+
+        May be interrupted anywhere and repeated. `dry_run`: only say how much there is. `bytes_per_second`: of
+        plaintext, at most. `progress` hears of every object. Raises `Conflict` while another client is at it.
+        """
+        check_bucket(bucket)
+        self._follow_maps()
+        if dry_run:
+            return await self._recoder.survey(self._tenant, bucket)
+        return await self._recoder.run(
+            self._tenant,
+            bucket,
+            bytes_per_second=bytes_per_second,
+            progress=progress or (lambda report: None),
+        )
 
     def _agreed(self) -> Coordination:
         if self._coordination is None:
@@ -474,6 +473,26 @@ class AsyncClient:
 
 
 # -------------------------------------------------------------------- small things
+
+
+def _peers_of(
+    transport: Transport, clock: Clock, tenant: str, timeout: float, issuer: Issuer
+) -> Callable[[ClusterMap], Peers]:
+    """How the lanes to all nodes of a map are made."""
+
+    def peers_of(cluster_map: ClusterMap) -> Peers:
+        return Peers(
+            cluster_map.consulted,
+            transport,
+            clock,
+            epoch=cluster_map.epoch,
+            tenant=tenant,
+            timeout=timeout,
+            shards=SHARDS_MAX,
+            marks=issuer.marks,
+        )
+
+    return peers_of
 
 
 def _listing_position(entry: ObjectInfo | str) -> bytes:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["ClientOptions", "ListPage", "ObjectInfo", "ShardPlace", "check_metadata", "check_text"]
+__all__ = [
+    "ClientOptions",
+    "ListPage",
+    "ObjectInfo",
+    "RecodeReport",
+    "ShardPlace",
+    "check_metadata",
+    "check_text",
+]
 
 METADATA_BYTES_MAX = 8 << 10
 
@@ -59,6 +67,20 @@ class ShardPlace:
     operator: str
     state: str  # "ok", "damaged", "missing" or "unreachable"
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecodeReport:
+    """How far the re-coding of a bucket has come. Bytes are of plaintext."""
+
+    policy: str  # what its objects are to be coded by
+    objects: int = 0  # that were coded otherwise when it began
+    size_bytes: int = 0
+    done_objects: int = 0  # coded anew
+    done_bytes: int = 0
+    overtaken: int = 0  # written or deleted by others meanwhile
+    failed: Mapping[str, str] = field(default_factory=dict)  # why, by key; at most 100 of them
+    failures: int = 0
 
 
 def check_text(what: str, text: str) -> None:

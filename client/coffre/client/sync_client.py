@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from coffre.client.async_client import AsyncClient
-from coffre.client.model import ListPage, ObjectInfo, ShardPlace
+from coffre.client.model import ListPage, ObjectInfo, RecodeReport, ShardPlace
 from coffre.cluster.errors import CoffreError, InvalidArgument
 
 __all__ = ["Client"]
@@ -140,6 +140,18 @@ class Client:
 
     def delete_bucket(self, bucket: str) -> None:
         self._run(self._client.delete_bucket(bucket))
+
+    def recode(
+        self,
+        bucket: str,
+        *,
+        dry_run: bool = False,
+        bytes_per_second: float | None = None,
+        progress: Callable[[RecodeReport], None] | None = None,
+    ) -> RecodeReport:
+        return self._run(
+            self._client.recode(bucket, dry_run=dry_run, bytes_per_second=bytes_per_second, progress=progress)
+        )
 
     def get(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None

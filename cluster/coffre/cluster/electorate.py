@@ -6,9 +6,12 @@ docs/consistency.md has the words and the argument: "Words and arithmetic", "Cha
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
+from coffre.cluster.errors import PolicyViolation
 from coffre.cluster.map import SHARDS_MAX, ClusterMap
 from coffre.cluster.placement import Placement
 
@@ -50,7 +53,6 @@ class Electorate:
     everyone: frozenset[int] = field(init=False)  # of all sets
     k: int = field(init=False)  # of the newest set, as m, write and read
     m: int = field(init=False)
-    k_min: int = field(init=False)  # of any set: no object can be read from fewer shards
     write: int = field(init=False)
     read: int = field(init=False)
     _bars: tuple[tuple[frozenset[int], int, int], ...] = field(init=False, repr=False)  # nodes, W, R
@@ -64,7 +66,6 @@ class Electorate:
             ("everyone", frozenset(node for voters in self.sets for node in voters.nodes)),
             ("k", newest.k),
             ("m", newest.m),
-            ("k_min", min(voters.k for voters in self.sets)),
             ("write", newest.write),
             ("read", newest.read),
             ("_bars", tuple((frozenset(v.nodes), v.write, v.read) for v in self.sets)),
@@ -80,16 +81,6 @@ class Electorate:
     def is_moving(self) -> bool:
         """Whether several sets are consulted."""
         return len(self.sets) > 1
-
-    def primaries_of(self, n: int) -> tuple[int, ...]:
-        """n nodes to look for the shards of a version of n shards: the newest set that codes so many.
-
-        Without one (the version is from before all of them) they are only where to begin, and repeat.
-        """
-        for voters in self.sets:
-            if len(voters.nodes) == n:
-                return voters.nodes
-        return (self.primaries * n)[:n]
 
     def is_established_by(self, nodes: Collection[int]) -> bool:
         """Whether a version that these nodes hold (or locked) reaches W in every set."""
@@ -128,6 +119,7 @@ class Electorates:
                 place = (bucket.tenant, bucket.bucket)
                 self._own[place] = tuple(of.policy_of(*place).name for of in self._maps)
         self._courses = tuple(dict.fromkeys((self._default, *self._own.values())))
+        self._policies = {(policy.k, policy.m): policy.name for policy in cluster_map.policies}
         self._of = lru_cache(maxsize=_CACHED)(self._compute)
 
     def of(self, tenant: str, bucket: str, partition: int) -> Electorate:
@@ -141,6 +133,56 @@ class Electorates:
     def placement(self, tenant: str, bucket: str) -> Placement:
         """The rules by which new shards of a bucket's objects are placed."""
         return self._placement(0, self._own.get((tenant, bucket), self._default)[0])
+
+    def homes(self, k: int, m: int, partition: int) -> tuple[int, ...]:
+        """Where the shards of a partition's objects that are coded so belong, whatever codes their bucket now: the
+        primaries by the policy of that k and m. Empty when the map has none, or too few nodes are left for it."""
+        name = self._policies.get((k, m))
+        if name is None:
+            return ()
+        try:
+            return self._placement(0, name).primaries(partition)
+        except PolicyViolation:
+            return ()
+
+    def codings(self, tenant: str, bucket: str) -> tuple[tuple[int, int], ...]:
+        """The k and m that objects of a bucket may have beside those of its policy; none for a bucket that never had a
+        policy of its own. A map does not say which ones its objects do have."""
+        if (tenant, bucket) not in self._own:
+            return ()
+        own = self._own[tenant, bucket][0]
+        return tuple(coding for coding, name in self._policies.items() if name != own)
+
+    def keepers(self, tenant: str, bucket: str, partition: int) -> frozenset[int]:
+        """Nodes that may hold shards of a bucket's objects that are coded otherwise than its policy says: the homes of
+        these, and who stood in for them."""
+        found: set[int] = set()
+        for k, m in self.codings(tenant, bucket):
+            homes = self.homes(k, m, partition)
+            if homes:
+                order = self._placement(0, self._policies[k, m]).order(partition)
+                others = (node for node in order if node not in homes)
+                found.update(homes, islice(others, k + m))
+        return frozenset(found)
+
+    def homes_in_partition(self, partition: int) -> frozenset[int]:
+        """The homes of all objects in a partition that may be coded otherwise than their bucket's policy says."""
+        codings = {coding for place in self._own for coding in self.codings(*place)}
+        return frozenset(node for k, m in codings for node in self.homes(k, m, partition))
+
+    def homes_while_moving(self, partition: int) -> dict[tuple[int, int], list[tuple[int, ...]]]:
+        """By k and m, where shards of objects that may be coded otherwise than their bucket's policy says belong by the
+        newest map, and belonged by prior ones: places that differ, the newest first. Shards may be at any of them."""
+        found: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        for k, m in {coding for place in self._own for coding in self.codings(*place)}:
+            name = self._policies[k, m]
+            for place, one in enumerate(self._maps):
+                if any(policy.name == name for policy in one.policies):
+                    with suppress(PolicyViolation):
+                        homes = self._placement(place, name).primaries(partition)
+                        if homes not in found.setdefault((k, m), []):
+                            found[k, m].append(homes)
+        return found
 
     def silent_max(self, tenant: str, bucket: str) -> int:
         """So many nodes may be silent, whichever they are, and every partition is still heard from."""

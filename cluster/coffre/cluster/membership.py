@@ -113,11 +113,9 @@ def set_policy(
     elif new_policy is not None and new_policy != known[name]:
         raise InvalidArgument(f"policy {name} is in the map with other rules; policies are not changed")
     buckets = {(one.tenant, one.bucket): one for one in current.bucket_policies}
-    own = BucketPolicy(tenant, bucket, name)
-    if name == current.default_policy:
-        buckets.pop((tenant, bucket), None)
-    else:
-        buckets[tenant, bucket] = own
+    # A bucket that had a policy of its own stays in the list: its objects may be coded by that one (docs/recoding.md).
+    if name != current.default_policy or (tenant, bucket) in buckets:
+        buckets[tenant, bucket] = BucketPolicy(tenant, bucket, name)
     return _next(
         current, policies=policies, bucket_policies=tuple(buckets[place] for place in sorted(buckets))
     )
@@ -141,6 +139,7 @@ def _next(current: ClusterMap, **changes: Any) -> ClusterMap:
     for name in proposed.policies_in_use:
         # Whether a placement exists is the same for every partition: the caps alone decide.
         Placement(proposed, proposed.policy(name)).primaries(0)
+    _check_older_codings(current, proposed)
     if not same_placements(current, proposed):
         if len(current.prior) == PRIOR_MAX:
             raise Conflict(
@@ -148,6 +147,29 @@ def _next(current: ClusterMap, **changes: Any) -> ClusterMap:
             )
         proposed = proposed.with_prior((current.as_prior(), *current.prior))
     return _checked(current, proposed)
+
+
+def _check_older_codings(current: ClusterMap, proposed: ClusterMap) -> None:
+    """Raise `PolicyViolation` when shards of objects that may be coded by a policy of before would have no place."""
+    if not current.bucket_policies:
+        return
+    for policy in current.policies:
+        if policy.name not in proposed.policies_in_use and _has_places(current, policy):
+            try:
+                Placement(proposed, policy).primaries(0)
+            except PolicyViolation as error:
+                raise PolicyViolation(
+                    f"objects may still be coded by policy {policy.name}; code them anew first "
+                    f"(coffre bucket recode): {error}"
+                ) from None
+
+
+def _has_places(cluster_map: ClusterMap, policy: Policy) -> bool:
+    try:
+        Placement(cluster_map, policy).primaries(0)
+    except PolicyViolation:
+        return False
+    return True
 
 
 def _checked(current: ClusterMap, proposed: ClusterMap) -> ClusterMap:
@@ -214,7 +236,10 @@ def _check_drained(current: ClusterMap, node: MapNode, shards_held: int | None) 
 
 
 def _check_enough_left(proposed: ClusterMap) -> None:
-    """Raise `PolicyViolation` when a partition would be left without R nodes of a set, or k nodes to read from."""
+    """Raise `PolicyViolation` when a partition would be left without R nodes of a set, or k nodes to read from.
+
+    Shards of objects that are coded otherwise than their bucket's policy says count, too.
+    """
     gone = {node.number for node in proposed.nodes if node.state is NodeState.REMOVED}
     electorates = Electorates(proposed)
     short = 0
@@ -227,6 +252,9 @@ def _check_enough_left(proposed: ClusterMap) -> None:
             ):
                 short += 1
                 break
+        else:
+            places = electorates.homes_while_moving(partition)
+            short += any(len(set(homes) - gone) < k for (k, _), every in places.items() for homes in every)
     if short:
         raise PolicyViolation(
             f"of {short} partitions too few nodes would be left to read what they hold: more than m of their primaries "

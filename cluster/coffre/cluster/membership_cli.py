@@ -331,7 +331,10 @@ def _set_policy(
     operator_cap: int,
     versions_kept: int,
 ) -> Wish:
-    """Give a bucket another storage policy, for what is written from now on."""
+    """Give a bucket another storage policy, for what is written from now on.
+
+    What is there is coded anew by who has the tenant's keys: `coffre bucket recode`.
+    """
     tenant, slash, name = bucket.partition("/")
     if not slash:
         raise InvalidArgument(f"{bucket!r} is not a bucket: TENANT/BUCKET")

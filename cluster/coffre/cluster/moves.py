@@ -131,7 +131,7 @@ class Move:
     """The move that a map is in: which node must report which partitions.
 
     A partition whose sets are all equal has nothing to move: whatever was complete under a prior map is in the one set
-    that every epoch consults.
+    that every epoch consults. Shards of objects that are coded otherwise than their bucket's policy says move, too.
     """
 
     def __init__(self, cluster_map: ClusterMap) -> None:
@@ -143,6 +143,10 @@ class Move:
                 for electorate in electorates.in_partition(partition):
                     if electorate.is_moving:
                         for node in electorate.primaries:
+                            self._expected.setdefault(node, set()).add(partition)
+                for homes in electorates.homes_while_moving(partition).values():
+                    if len(homes) > 1:
+                        for node in homes[0]:
                             self._expected.setdefault(node, set()).add(partition)
 
     @property

@@ -222,6 +222,8 @@ class Handler:
         else:
             raise Unsupported(f"manifest kind {kind} is not known to this node")
         base = _base(manifest) if manifest.conditional else None
+        if manifest.recodes and (not base or len(manifest.recodes) != STAMP_BYTES or manifest.recodes > base):
+            raise InvalidArgument("a version that is coded anew is decided on the one that it is made from")
         return Accept(
             name,
             partition,

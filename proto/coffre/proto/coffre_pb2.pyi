@@ -200,6 +200,7 @@ class Manifest(_message.Message):
     SEALING_FIELD_NUMBER: _builtins.int
     CONDITIONAL_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    RECODES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """2 when sealing is not SEALING_SEGMENT, else 1"""
     kind: Global___Kind.ValueType
@@ -226,6 +227,8 @@ class Manifest(_message.Message):
     """decided on `base`: a node that holds anything newer than that refuses it"""
     base: _builtins.bytes
     """stamp of the established version that it was decided on, empty: there was none"""
+    recodes: _builtins.bytes
+    """stamp of the version whose content this is, coded anew (docs/recoding.md); mostly empty"""
     def __init__(
         self,
         *,
@@ -244,10 +247,11 @@ class Manifest(_message.Message):
         sealing: Global___Sealing.ValueType = ...,
         conditional: _builtins.bool = ...,
         base: _builtins.bytes = ...,
+        recodes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "conditional", b"conditional", "data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "sealed_metadata", b"sealed_metadata", "sealing", b"sealing", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "conditional", b"conditional", "data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "recodes", b"recodes", "sealed_metadata", b"sealed_metadata", "sealing", b"sealing", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -111,6 +112,26 @@ async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProces
     cluster.network.down.add(8)
     for key in KEYS:
         assert await after.get("notes", key) == key.encode()
+
+
+@pytest.mark.parametrize("size_bytes", [1000, 3 << 20])
+async def test_a_policy_that_changes_while_a_put_waits_for_its_data(
+    cluster: InProcessCluster, size_bytes: int
+) -> None:
+    """Coding and places are those of one map, whichever that is when the data comes."""
+    changed = coded_anew(cluster)
+    client = cluster.client()
+    data = os.urandom(size_bytes)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        move(cluster, changed)
+        await client._views.adopt(changed)
+        yield data
+
+    await client.put("notes", "late", slowly())
+    assert await client.get("notes", "late") == data
+    found = await client._lookup.found(ObjectName("clinic", "notes", "late"), None)
+    assert (found.opened.manifest.k, found.opened.manifest.m) == (4, 2)
 
 
 async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:

@@ -21,6 +21,7 @@ def test_the_names_of_the_package() -> None:
         "KeyRing",
         "ListPage",
         "ObjectInfo",
+        "RecodeReport",
         "ShardPlace",
         "WrappedKey",
         "connect",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from itertools import combinations, permutations
 
-import pytest
 from coffre.cluster.electorate import Electorate, Electorates, Voters
 from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.placement import Placement
@@ -112,12 +111,6 @@ def test_the_oldest_set_may_be_one_that_comes_again() -> None:
     assert not electorate.is_dead_by([4, 5, 6])
 
 
-@pytest.mark.parametrize(("n", "nodes"), [(3, (4, 5, 6)), (4, (1, 2, 3, 7)), (5, (4, 5, 6, 4, 5))])
-def test_versions_of_an_older_coding_are_looked_for_where_they_were(n: int, nodes: tuple[int, ...]) -> None:
-    electorate = Electorate((Voters((4, 5, 6), 2, 1), Voters((1, 2, 3, 7), 2, 2)))
-    assert electorate.primaries_of(n) == nodes
-
-
 @given(st.lists(voters(), min_size=2, max_size=5), st.data())
 def test_epochs_that_share_a_set_meet(sets: list[Voters], data: st.DataObject) -> None:
     """A write that is complete under one epoch is met by every read under the next, which begins or ends a move."""
@@ -189,6 +182,32 @@ def test_a_bucket_with_a_policy_of_its_own() -> None:
     assert electorates.placement("clinic", "images").policy == FOUR_TWO
     assert electorates.in_partition(5) == (others, own)
     assert (electorates.silent_max("clinic", "notes"), electorates.silent_max("clinic", "images")) == (1, 3)
+
+
+def test_shards_have_their_homes_by_their_own_coding() -> None:
+    after = map_of(9, 2, bucket_policies=(BucketPolicy("clinic", "notes", "2+1"),))
+    electorates = Electorates(after)
+    homes = electorates.homes(4, 2, 5)
+    assert homes == Placement(after, FOUR_TWO).primaries(5)
+    assert electorates.homes(2, 1, 5) == electorates.of("clinic", "notes", 5).primaries
+    assert electorates.homes(8, 3, 5) == ()
+    assert electorates.codings("clinic", "notes") == ((4, 2),)
+    assert electorates.codings("clinic", "images") == ()
+    assert electorates.keepers("clinic", "notes", 5) > set(homes)  # and who may have stood in
+    assert electorates.keepers("clinic", "images", 5) == frozenset()
+    assert electorates.homes_in_partition(5) == frozenset(homes)
+    assert Electorates(map_of(4)).homes(4, 2, 5) == ()  # too few nodes
+
+
+def test_shards_of_another_coding_may_be_at_two_places_while_data_moves() -> None:
+    own = (BucketPolicy("clinic", "notes", "2+1"),)
+    before = map_of(40, bucket_policies=own)
+    after = map_of(41, 2, bucket_policies=own, prior=(before,))
+    places = [Electorates(after).homes_while_moving(partition)[4, 2] for partition in range(64)]
+    for partition, homes in enumerate(places):
+        assert homes[0] == Placement(after, FOUR_TWO).primaries(partition)
+        assert homes[-1] == Placement(before, FOUR_TWO).primaries(partition)
+    assert {len(homes) for homes in places} == {1, 2}
 
 
 def test_a_bucket_whose_policy_is_taken_back() -> None:

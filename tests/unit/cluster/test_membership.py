@@ -9,7 +9,7 @@ import pytest
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import Conflict, InvalidArgument, NotFound, PolicyViolation
 from coffre.cluster.identity import NodeAttributes
-from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, NodeState, Policy
 from coffre.cluster.membership import (
     add_node,
     drain_node,
@@ -226,13 +226,26 @@ def test_the_policy_of_a_bucket() -> None:
     with pytest.raises(InvalidArgument, match="other rules"):
         set_policy(changed, "clinic", "notes", "2+1", dataclasses.replace(two_one, versions_kept=3))
     back = set_policy(changed, "clinic", "notes", "4+2")
-    assert back.bucket_policies == ()
+    assert back.policy_of("clinic", "notes") == FOUR_TWO
+    assert back.bucket_policies == (BucketPolicy("clinic", "notes", "4+2"),)  # it may have objects of 2+1
+    assert set_policy(back, "clinic", "notes", "4+2") is back
     assert set_policy(NINE, "clinic", "notes", "4+2") is NINE
 
 
 def test_a_policy_that_the_nodes_cannot_keep() -> None:
     with pytest.raises(PolicyViolation, match="8\\+3 cannot be kept"):
         set_policy(NINE, "clinic", "notes", "8+3", Policy("8+3", 8, 3, ("FR",)))
+
+
+def test_nodes_that_older_objects_need_do_not_leave() -> None:
+    """Nothing would have a place any more for what is coded 4+2, though the bucket has another policy now."""
+    six = map_of(6)
+    two_one = Policy("2+1", 2, 1, ("FR",), Domain.SITE)
+    moved = finish_move(set_policy(six, "clinic", "notes", "2+1", two_one))
+    changed = dataclasses.replace(moved, default_policy="2+1")
+    with pytest.raises(PolicyViolation, match="may still be coded by policy 4\\+2"):
+        drain_node(changed, "n6")
+    assert drain_node(dataclasses.replace(changed, bucket_policies=()), "n6").epoch == changed.epoch + 1
 
 
 # ------------------------------------------------------------------ many changes

@@ -95,6 +95,19 @@ async def test_a_cell_damaged_on_the_way_is_refused(cell: bytes) -> None:
     assert await send(LAWFUL, cell) == (IntegrityError.code, 0)
 
 
+@pytest.mark.parametrize(("recodes", "code"), [(bytes(16), 0), (b"\0", 3), (b"\xff" * 16, 3)])
+async def test_a_version_coded_anew_is_decided_on_an_older_one(recodes: bytes, code: int) -> None:
+    asked = request(LAWFUL)
+    manifest = pb.Manifest.FromString(asked.operations[0].accept.sealed.manifest)
+    manifest.conditional, manifest.base, manifest.recodes = True, bytes(15) + b"\1", recodes
+    asked.operations[0].accept.sealed.manifest = manifest.SerializeToString()
+    handler = Handler(1, "n1", MemoryStore(SystemClock()), MapHolder(MAP, b""), SystemClock())
+    assert expanded(await handler.batch(TENANT, asked)).outcomes[0].code == code
+    manifest.conditional = False
+    asked.operations[0].accept.sealed.manifest = manifest.SerializeToString()
+    assert expanded(await handler.batch(TENANT, asked)).outcomes[0].code == InvalidArgument.code
+
+
 async def test_a_coding_that_is_not_the_buckets_is_refused() -> None:
     """Only what was begun under another policy may be completed."""
     policies = (POLICY, Policy("5+3", 5, 3, ("FR",), Domain.SITE))

@@ -6,13 +6,14 @@ Pure functions. Whatever they return is a vote that is this node's own to give, 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.node import votes
 from coffre.node.repair.electorate import Electorate
+from coffre.node.repair.rebuild import best_manifest
 from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, StoredVersion
 from coffre.node.votes import Entry
 
@@ -20,6 +21,7 @@ __all__ = [
     "Action",
     "Step",
     "View",
+    "bare_stamps",
     "choose_index",
     "decide",
     "is_dead",
@@ -37,6 +39,7 @@ class Step(enum.Enum):
     TAKE = "take"  # it will be established: accept it with `lock`, with this node's shard
     LOCK = "lock"
     REFUSE = "refuse"
+    GIVE_UP = "give up"  # vote ABORTED though it is held: only on what its writer cannot have acknowledged
     DROP = "drop"
 
 
@@ -49,7 +52,8 @@ class Action(NamedTuple):
 class View:
     """What is known of one name. `answers`: all versions that each node holds which answered, this one too; nodes
     that are not in it are silent. `silent_elsewhere`: how many nodes that are no primaries, and may hold a
-    shard, did not answer."""
+    shard, did not answer. `homes`: by k and m, where the shards of versions that are coded so belong; without any they
+    belong to the primaries."""
 
     me: int
     electorate: Electorate
@@ -58,6 +62,25 @@ class View:
     versions_kept: int = 1
     silent_elsewhere: int = 0
     unfinished_seconds: float = 3600.0
+    homes: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this node has a say here; else it looks at the name only for shards that belong to it."""
+        return self.me in self.electorate.primaries
+
+    def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
+        """The nodes that should have a shard each of a version of this k and m; None: it is not known."""
+        if coding is None or not self.homes:
+            return self.electorate.primaries
+        return self.homes.get(coding, ())
+
+    def coding_of(self, stamp: bytes) -> tuple[int, int] | None:
+        """The k and m of a version, as most of those that hold its manifest have it."""
+        if len(self.homes) < 2:  # there is but one
+            return next(iter(self.homes), None)
+        sealed = best_manifest(self.held(stamp).values(), stamp)
+        return None if sealed is None else (sealed.manifest.k, sealed.manifest.m)
 
     def held(self, stamp: bytes) -> dict[int, StoredVersion]:
         """Who answered that it holds a version, or voted against it."""
@@ -81,6 +104,7 @@ class _Tally:
 
     def __init__(self, view: View, stamp: bytes) -> None:
         self._view = view
+        self._stamp = stamp
         self._electorate = view.electorate
         found = view.held(stamp)
         self.aborted = {node for node, version in found.items() if version.state == ABORTED}
@@ -89,6 +113,19 @@ class _Tally:
         self.condemned = any(version.condemned for version in self.held.values())
         self.settled = any(version.state == SETTLED for version in self.held.values())
         self._locked = {node for node, version in self.held.items() if version.state >= LOCKED}
+        coding = None if self.tombstone else view.coding_of(stamp)
+        self.homes = view.homes_of(coding)
+        every = [voters.k for voters in view.electorate.sets] + [k for k, _ in view.homes]
+        # Shards that are certainly enough to read it, and fewer than which certainly are not.
+        self._k_most, self._k_least = (max(every), min(every)) if coding is None else (coding[0], coding[0])
+
+    @property
+    def lacks(self) -> bool:
+        """Whether this node's copy is missing, or not all that it should be."""
+        own = self.held.get(self._view.me)
+        if own is None:
+            return self._view.is_voter or self._view.me in self.homes
+        return own.damaged or (own.shard_index is None and not own.tombstone and self._view.me in self.homes)
 
     @property
     def _can_be_settled(self) -> bool:
@@ -97,11 +134,6 @@ class _Tally:
             len(self.held.keys() & set(voters.nodes)) + len(self._silent(voters.nodes)) >= voters.write
             for voters in self._electorate.sets
         )
-
-    @property
-    def _k(self) -> int:
-        """Shards that are enough to read it, whichever set coded it."""
-        return max(voters.k for voters in self._electorate.sets)
 
     def _silent(self, members: Iterable[int]) -> set[int]:
         return set(members) - self._view.answers.keys()
@@ -125,7 +157,7 @@ class _Tally:
         if self.condemned or (self.settled and self._can_be_settled):
             return True
         by_votes = self._electorate.is_established_by(self._locked)
-        return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k)
+        return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k_most)
 
     @property
     def dead(self) -> bool:
@@ -134,12 +166,17 @@ class _Tally:
             return True
         if self._electorate.is_moving or not self.held or self.tombstone:
             return False
-        left = set(self._electorate.primaries) - self.aborted
-        return len(left) + self._elsewhere() < self._electorate.k
+        left = self._keepers - self.aborted
+        return len(left) + self._elsewhere() < self._k_least
+
+    @property
+    def _keepers(self) -> set[int]:
+        """Nodes at which shards of it belong."""
+        return {*self._electorate.primaries, *self.homes}
 
     def _elsewhere(self) -> int:
-        """Nodes that are no primaries and hold a shard, or may."""
-        members = self._electorate.everyone
+        """Nodes that are none of these and hold a shard, or may."""
+        members = self._electorate.everyone.union(self.homes)
         with_shard = [n for n, v in self.held.items() if n not in members and v.shard_index is not None]
         return len(with_shard) + self._view.silent_elsewhere
 
@@ -152,16 +189,24 @@ class _Tally:
         if self._electorate.is_moving or not self.held or self.tombstone:
             return False
         members = self._electorate.primaries
-        silent = self._silent(members)
-        here = [n for n in members if n in self.held and self._may_have_shard(n)]
-        possible = len(here) + len(silent) + self._elsewhere()
-        locked = len(self._locked & set(members)) + len(silent)
-        few = locked < self._electorate.write or possible < self._electorate.k
-        return possible < self._electorate.shards and few
+        here = [n for n in self._keepers if n in self.held and self._may_have_shard(n)]
+        possible = len(here) + len(self._silent(self._keepers)) + self._elsewhere()
+        locked = len(self._locked & set(members)) + len(self._silent(members))
+        few = locked < self._electorate.write or possible < self._k_least
+        return possible < self._k_least + 1 and few
 
     def _may_have_shard(self, node: int) -> bool:
         version = self.held[node]
         return version.shard_index is not None or version.damaged
+
+    @property
+    def is_unlocked_recoding(self) -> bool:
+        """Whether it is a version that somebody coded anew, and nobody who answers has locked: then nobody was told of
+        it, and anybody may give it up (docs/recoding.md)."""
+        if self._locked:
+            return False
+        sealed = best_manifest(self.held.values(), self._stamp)
+        return sealed is not None and bool(sealed.manifest.recodes)
 
     @property
     def can_stand(self) -> bool:
@@ -170,7 +215,7 @@ class _Tally:
         New primaries, which lack what was complete before the map changed, take it for that.
         """
         held = self._electorate.may_be_established(self.held.keys())
-        return held and (self.tombstone or self.shards >= self._k)
+        return held and (self.tombstone or self.shards >= self._k_most)
 
 
 def decide(view: View) -> list[Action]:
@@ -183,7 +228,7 @@ def decide(view: View) -> list[Action]:
         own = view.own_version(stamp)
         if tally.established:
             return actions + _established(view, stamps[place:], tally)
-        if tally.settled:
+        if tally.settled or not view.is_voter:
             continue  # somebody says so against all others: no vote is given on such grounds
         if tally.dead:
             if own is None:
@@ -192,14 +237,25 @@ def decide(view: View) -> list[Action]:
                 actions.append(Action(Step.DROP, stamp))
         elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
             continue
+        elif tally.is_unlocked_recoding:
+            actions.append(Action(Step.REFUSE if own is None else Step.GIVE_UP, stamp))
         elif tally.can_stand:
-            if own is None or _lacks(own):
+            if tally.lacks:
                 actions.append(Action(Step.TAKE, stamp))
-            elif own.state == ACCEPTED:
+            elif own is not None and own.state == ACCEPTED:
                 actions.append(Action(Step.LOCK, stamp))
         elif tally.never_acknowledged and own is None:
             actions.append(Action(Step.REFUSE, stamp))  # whoever holds it waits until R have refused it
     return actions
+
+
+def bare_stamps(view: View) -> list[bytes]:
+    """Settled versions of which this node should have no shard, as whoever coded their objects placed them."""
+    if len(view.homes) < 2:
+        return []
+    stamps = {v.stamp for versions in view.answers.values() for v in versions if v.state == SETTLED}
+    tallies = {stamp: _Tally(view, stamp) for stamp in stamps}
+    return [stamp for stamp, tally in tallies.items() if not tally.tombstone and view.me not in tally.homes]
 
 
 def is_dead(view: View, stamp: bytes) -> bool:
@@ -210,11 +266,6 @@ def is_dead(view: View, stamp: bytes) -> bool:
 def is_never_acknowledged(view: View, stamp: bytes) -> bool:
     """Whether the answers show that nobody was ever told of a version."""
     return _Tally(view, stamp).never_acknowledged
-
-
-def _lacks(own: StoredVersion) -> bool:
-    """Whether a primary's copy is not all that it should be."""
-    return own.damaged or (own.shard_index is None and not own.tombstone)
 
 
 def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Action]:
@@ -228,7 +279,7 @@ def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Ac
             if not ended and kept < view.versions_kept:
                 kept += 1
                 ended = tally.tombstone
-                if own is None or own.state == ABORTED or _lacks(own):
+                if tally.lacks:
                     actions += _hold(view, stamp, tally)
         elif own is not None and own.state != ABORTED and (tally.dead or _is_over(view, stamp, tally)):
             actions.append(Action(Step.DROP, stamp))
@@ -244,9 +295,11 @@ def _is_over(view: View, stamp: bytes, tally: _Tally) -> bool:
 def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:
     """Bring an established version, or note that it is established."""
     own = view.own_version(stamp)
-    if own is None or own.state == ABORTED or _lacks(own):
+    if tally.lacks:
         # A condemned tombstone is on its way out: every primary had it.
         return [] if tally.condemned and own is None else [Action(Step.RESTORE, stamp)]
+    if own is None or own.state == ABORTED:
+        return []  # neither its manifest nor a shard of it belongs here
     entries = tuple(
         Entry(v.stamp, v.state, v.tombstone, v.shard_index, 0, None if v.state == ABORTED else v.stamp)
         for v in view.own
@@ -289,12 +342,17 @@ def is_pending(versions: Sequence[StoredVersion]) -> bool:
 
 
 def needs_look(
-    own: Sequence[StoredVersion], other: Sequence[StoredVersion], old_ms: int, *, changing: bool = False
+    own: Sequence[StoredVersion],
+    other: Sequence[StoredVersion],
+    old_ms: int,
+    *,
+    changing: bool = False,
+    complete: Container[bytes] = (),
 ) -> bool:
     """Whether the rows of this node and of another primary differ in something that this node may have to act on.
 
     `old_ms`: versions that are not settled and younger are their writers' business. `changing`: while the map changes,
-    votes against versions count, too.
+    votes against versions count, too. `complete`: stamps of versions of which this node has no shard, by right.
     """
     mine = {version.stamp: version for version in own}
     settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
@@ -307,6 +365,7 @@ def needs_look(
             continue
         if held is None or (held.state == ABORTED and version.state >= LOCKED):
             old = version.state == SETTLED or unixtime_ms_of(stamp) <= old_ms
+            old = old and (held is not None or stamp not in complete)
             if old and (stamp > settled or version.state == SETTLED):
                 return True
         elif held.state != ABORTED and held.state < SETTLED == version.state:
@@ -315,7 +374,7 @@ def needs_look(
     for stamp, version in mine.items():
         if version.state == ABORTED:
             continue
-        if version.shard_index is None and not version.tombstone:
+        if version.shard_index is None and not version.tombstone and stamp not in complete:
             return True
         unsettled = version.state < SETTLED and unixtime_ms_of(stamp) <= old_ms
         if unsettled or (stamp < newest_theirs and stamp not in theirs):

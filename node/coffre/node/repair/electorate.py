@@ -25,12 +25,20 @@ class Electorates(ClusterElectorates):
         return tuple(others[: rules.policy.n])
 
     def own_partitions(self, number: int) -> tuple[int, ...]:
-        """The partitions that a node is a primary of, in the newest set of some bucket."""
+        """The partitions that a node is a primary of, in the newest set of some bucket, or in which shards of objects
+        that are coded otherwise belong to it."""
         return tuple(
             partition
             for partition in range(self.map.partitions)
             if any(number in electorate.primaries for electorate in self.in_partition(partition))
+            or number in self.homes_in_partition(partition)
         )
+
+    def is_home(self, number: int, tenant: str, bucket: str, partition: int) -> bool:
+        """Whether shards of the bucket's objects may belong to a node because they are coded otherwise than its policy
+        says."""
+        codings = self.codings(tenant, bucket)
+        return any(number in self.homes(k, m, partition) for k, m in codings)
 
     def versions_kept(self, tenant: str, bucket: str) -> int:
         return self.placement(tenant, bucket).policy.versions_kept

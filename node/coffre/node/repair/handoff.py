@@ -33,41 +33,57 @@ async def releasable(
     """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had."""
     if any(electorate.is_moving for electorate in scene.electorates.in_partition(partition)):
         return []
+    own = {row.name: await store.read(row.name, every=True) for row in rows}
+    homes = {name: _homes(scene, partition, versions) for name, versions in own.items()}
     wanted: dict[int, list[ObjectName]] = {}
     for row in rows:
-        for node in scene.electorate(row.name, partition).primaries:
+        for node in {*scene.electorate(row.name, partition).primaries, *homes[row.name]} - {scene.me}:
             wanted.setdefault(node, []).append(row.name)
     answers, _ = await scene.asking.versions(wanted, want_cells=True)
     found: list[Forget] = []
     for row in rows:
         electorate = scene.electorate(row.name, partition)
         said = answers[row.name]
-        if said.keys() != set(electorate.primaries):
+        if not said.keys() >= set(electorate.primaries):
             continue
         view = View(
             scene.me,
             electorate,
-            {**said, scene.me: await store.read(row.name, every=True)},
+            {**said, scene.me: own[row.name]},
             now_ms,
             scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
             # Only primaries were asked: any understudy may hold a shard.
             silent_elsewhere=len(electorate.primaries),
             unfinished_seconds=options.unfinished_seconds,
+            homes=scene.homes(partition),
         )
         if await _all_safe(scene, options, row.name, view, said):
             found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
     return found
 
 
+def _homes(scene: Scene, partition: int, versions: Sequence[StoredVersion]) -> set[int]:
+    """The nodes to which shards of these versions belong, by their k and m."""
+    found: set[int] = set()
+    for version in versions:
+        sealed = best_manifest([version], version.stamp)
+        if sealed is not None and not sealed.tombstone:
+            found.update(scene.electorates.homes(sealed.manifest.k, sealed.manifest.m, partition))
+    return found
+
+
 async def _all_safe(
     scene: Scene, options: RepairOptions, name: ObjectName, view: View, said: Answers
 ) -> bool:
+    primaries = [said[node] for node in view.electorate.primaries]
     for version in view.own:
         if version.state == ABORTED or is_dead(view, version.stamp):
             continue
-        if all(_overtaken(versions, version.stamp) for versions in said.values()):
+        if all(_overtaken(versions, version.stamp) for versions in primaries):
             continue
-        if all(_settled(versions, version.stamp) for versions in said.values()):
+        if view.me in view.homes_of(view.coding_of(version.stamp)):
+            return False  # it is at its place, though this node is no primary of the name
+        if all(_settled(versions, version.stamp) for versions in primaries):
             if await _read_back(scene, options, name, version, said):
                 continue
             return False

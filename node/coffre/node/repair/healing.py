@@ -11,13 +11,14 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, Asking, bytes_of
-from coffre.node.repair.decide import Action, Step, View, choose_index, decide
+from coffre.node.repair.decide import Action, Step, View, bare_stamps, choose_index, decide
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
 from coffre.node.store import (
     ABORTED,
+    Abort,
     Accept,
     Drop,
     DropRepair,
@@ -31,9 +32,10 @@ from coffre.node.store import (
     StoredVersion,
 )
 
-__all__ = ["Healer", "Outcome", "Scene", "Task"]
+__all__ = ["Bare", "Healer", "Outcome", "Scene", "Task"]
 
 _log = logging.getLogger(__name__)
+_BARE_MAX = 1 << 18
 _LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
 _WITNESSES = 2  # who tell their manifest beside a node that a shard is copied from
 _RECORD_BYTES = 512  # what a manifest and its rows come to
@@ -54,6 +56,22 @@ class Task:
     report: tuple[bytes, int | None] | None = None  # what was reported: stamp and shard index
 
 
+class Bare:
+    """Stamps of versions of which this node was found to have no shard, and to need none: their objects are coded in
+    another way than their buckets' policies say. Rows do not tell that, so each is looked at once a map. Bounded."""
+
+    def __init__(self) -> None:
+        self._stamps: dict[bytes, None] = {}
+
+    def __contains__(self, stamp: object) -> bool:
+        return stamp in self._stamps
+
+    def add(self, stamp: bytes) -> None:
+        if len(self._stamps) >= _BARE_MAX:
+            del self._stamps[next(iter(self._stamps))]
+        self._stamps[stamp] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The cluster as one round found it: who answered, and with what."""
@@ -66,6 +84,7 @@ class Scene:
     fresh_ms: int | None = (
         None  # versions with later stamps were begun at this epoch; None: nothing is known of that
     )
+    bare: Bare = field(default_factory=lambda: Bare())
 
     def electorate(self, name: ObjectName, partition: int) -> Electorate:
         return self.electorates.of(name.tenant, name.bucket, partition)
@@ -73,11 +92,17 @@ class Scene:
     def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], int]:
         """Whom to ask for everything about a name, and how many understudies, who may hold a shard, are silent."""
         members = self.electorate(name, partition).everyone
-        understudies = self.electorates.understudies(name.tenant, name.bucket, partition)
+        understudies = set(self.electorates.understudies(name.tenant, name.bucket, partition))
+        understudies |= self.electorates.keepers(name.tenant, name.bucket, partition) - members
         holders = {node for node, held in self.digests.items() if partition in held}
-        wanted = (members | set(understudies) | holders) - {self.me}
+        wanted = (members | understudies | holders) - {self.me}
         silent = sum(node not in self.digests and node != self.me for node in understudies)
         return sorted(node for node in wanted if node in self.digests), silent
+
+    def homes(self, partition: int) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Where shards belong, by k and m, for every policy of the map."""
+        codings = [(policy.k, policy.m) for policy in self.electorates.map.policies]
+        return {coding: self.electorates.homes(*coding, partition) for coding in codings}
 
 
 @dataclass(slots=True)
@@ -179,9 +204,13 @@ class Healer:
                 scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
                 silent[task.name],
                 self._options.unfinished_seconds,
+                scene.homes(task.partition),
             )
-            plans[task.name] = self._plan(task, view)
-            plans[task.name].received = received
+            plans[task.name] = plan = self._plan(task, view)
+            plan.received = received
+            if not plan.large and not plan.reason:
+                for stamp in bare_stamps(view):
+                    scene.bare.add(stamp)
         return plans
 
     async def _own(self, task: Task) -> Sequence[StoredVersion]:
@@ -218,6 +247,8 @@ class Healer:
                     plan.mutations.append(Lock(task.name, task.partition, stamp))
                 case Step.REFUSE:
                     plan.mutations.append(Refuse(task.name, task.partition, stamp))
+                case Step.GIVE_UP:
+                    plan.mutations.append(Abort(task.name, task.partition, stamp))
                 case Step.DROP:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
                 case Step.RESTORE | Step.TAKE:
@@ -226,7 +257,7 @@ class Healer:
 
     def _bring(self, task: Task, view: View, action: Action, plan: _Plan) -> None:
         """Plan to have a version here, with this node's shard of it."""
-        stamp, electorate = action.stamp, view.electorate
+        stamp = action.stamp
         held = view.held(stamp)
         own = held.pop(view.me, None)
         sealed = best_manifest([*held.values(), *([own] if own else [])], stamp)
@@ -241,14 +272,21 @@ class Healer:
             )
             plan.restored += 1
             return
-        if (sealed.manifest.k, sealed.manifest.m) != (electorate.k, electorate.m):
-            plan.reason = "it is coded as no policy of this map"
+        homes = view.homes_of((sealed.manifest.k, sealed.manifest.m))
+        if not homes:
+            plan.reason = "it is coded as no policy of this map, or too few nodes are left for that policy"
+        replace = own is not None and own.damaged
+        if view.me not in homes:  # its shards belong elsewhere; who decides about it knows it all the same
+            accept = _accept(task, sealed, None)
+            plan.mutations.append(
+                Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept)
+            )
+            plan.restored += 1
             return
-        index = _index_of(view, sealed, held, own)
+        index = _index_of(view, homes, sealed, held, own)
         if index is None:
             plan.reason = "every shard of it has a primary already"
             return
-        replace = own is not None and own.damaged
         if not sealed.one_cell:
             holders = {
                 node: v.shard_index
@@ -262,7 +300,7 @@ class Healer:
             self._bring_manifest(task, sealed, own, action, plan)
             plan.reason = "fewer than k good shards answer"
             return
-        accept = _accept(task, sealed, index, _placed(sealed, view, index))
+        accept = _accept(task, sealed, index, _placed(sealed, view, homes, index))
         accept.cell, accept.cell_crc = made
         plan.mutations.append(Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept))
         plan.restored += 1
@@ -330,24 +368,26 @@ def _some_of(nodes: Sequence[int], count: int, name: ObjectName) -> list[int]:
 
 
 def _index_of(
-    view: View, sealed: Sealed, held: Mapping[int, StoredVersion], own: StoredVersion | None
+    view: View,
+    homes: tuple[int, ...],
+    sealed: Sealed,
+    held: Mapping[int, StoredVersion],
+    own: StoredVersion | None,
 ) -> int | None:
     if own is not None and own.shard_index is not None:
         return own.shard_index
-    primaries = view.electorate.primaries
     answered: dict[int, int | None] = {
-        node: held[node].shard_index if node in held else None for node in primaries if node in view.answers
+        node: held[node].shard_index if node in held else None for node in homes if node in view.answers
     }
-    return choose_index(view.me, primaries, sealed.placement, answered)
+    return choose_index(view.me, homes, sealed.placement, answered)
 
 
-def _placed(sealed: Sealed, view: View, index: int) -> tuple[int, ...]:
+def _placed(sealed: Sealed, view: View, homes: tuple[int, ...], index: int) -> tuple[int, ...]:
     """Where the shards lie, as far as the answers show, and this node's own."""
     placement = list(sealed.placement)
-    primaries = view.electorate.primaries
     for node, version in view.held(sealed.manifest.stamp).items():
         held = version.shard_index
-        if held is not None and held < len(placement) and (node in primaries or not placement[held]):
+        if held is not None and held < len(placement) and (node in homes or not placement[held]):
             placement[held] = node
     placement[index] = view.me
     return tuple(placement)

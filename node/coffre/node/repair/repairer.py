@@ -17,7 +17,7 @@ from coffre.node.mapholder import MapHolder
 from coffre.node.recent import window_start_ms
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.electorate import Electorates
-from coffre.node.repair.healing import Healer, Outcome, Scene, Task
+from coffre.node.repair.healing import Bare, Healer, Outcome, Scene, Task
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.queue import RepairQueue
@@ -74,6 +74,7 @@ class Repairer:
         self._swept_at = clock.monotonic()
         self._walk_due = False
         self._fresh_ms = 0
+        self._bare = Bare()
         self._busy_since = clock.monotonic()
 
     # ---------------------------------------------------------------- for ever
@@ -153,6 +154,7 @@ class Repairer:
             self._electorates = Electorates(cluster_map)
             self._moved.clear()
             self._looked.clear()
+            self._bare = Bare()
             self._fresh_ms = 0
             self._queue.unpark()
             self._walk_due = True  # what it held until now may be somebody else's from now on
@@ -167,7 +169,7 @@ class Repairer:
         if frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
-        return Scene(self._number, self._electorates, asking, digests, before_ms, self._fresh_ms)
+        return Scene(self._number, self._electorates, asking, digests, before_ms, self._fresh_ms, self._bare)
 
     def _before_ms(self, cluster_map: ClusterMap) -> int | None:
         """What is younger is not compared, since it may be on its way; while the map changes, everything counts."""

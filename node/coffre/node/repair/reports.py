@@ -37,7 +37,10 @@ class Reports:
     async def _take_one(self, scene: Scene, repair: QueueRepair) -> bool:
         """True when there is nothing more to remember of a report."""
         electorate = scene.electorate(repair.name, repair.partition)
-        if scene.me not in electorate.primaries:
+        name = repair.name
+        if scene.me not in electorate.primaries and not scene.electorates.is_home(
+            scene.me, name.tenant, name.bucket, repair.partition
+        ):
             return True  # its primaries make themselves whole; what this node holds for them goes by itself
         held = await self._store.read(repair.name, stamp=repair.stamp)
         own = held[0] if held else None

@@ -52,6 +52,7 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
     electorates = scene.electorates.in_partition(partition)
     moving = any(electorate.is_moving for electorate in electorates)
     members = frozenset(node for electorate in electorates for node in electorate.everyone)
+    members |= scene.electorates.homes_in_partition(partition)
     difference = Difference(partition)
     mine = own.get(partition, _NOTHING)
     groups: dict[tuple[bytes, int], tuple[PartitionDigest, list[int]]] = {}
@@ -119,13 +120,21 @@ def _task(
 ) -> Task | None:
     old_ms = now_ms - int(options.unfinished_seconds * 1000)
     electorate = scene.electorate(name, difference.partition)
+    is_voter = scene.me in electorate.primaries
+    if not is_voter and not scene.electorates.is_home(
+        scene.me, name.tenant, name.bucket, difference.partition
+    ):
+        return None
     every = [own, *(rows.get(name, ()) for _, rows in theirs)]
     fresh_ms = scene.fresh_ms
     undecided = [
         [v for v in versions if fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms] for versions in every
     ]
     difference.pending |= any(map(is_pending, undecided))
-    if not any(needs_look(own, other, old_ms, changing=electorate.is_moving) for other in every[1:]):
+    if not any(
+        needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
+        for other in every[1:]
+    ):
         return None
     if partition_of(name, scene.electorates.map.partitions) != difference.partition:
         _log.warning("another node names an object in a partition that is not its own")

@@ -36,7 +36,7 @@ def held(
 def view(
     answers: Mapping[int, Sequence[StoredVersion]], electorate: Electorate = SIX, **options: int
 ) -> View:
-    return View(1, electorate, {1: (), **answers}, NOW_MS, **options)
+    return View(1, electorate, {1: (), **answers}, NOW_MS, **options)  # type: ignore[arg-type]
 
 
 def steps(seen: View) -> list[tuple[Step, bytes]]:
