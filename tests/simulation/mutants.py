@@ -58,14 +58,14 @@ MUTANTS = (
         "coffre.client._rounds",
         "return self.electorate.is_established_by(self._holders)",
         "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
-        19,
+        25,
     ),
     Mutant(
         "one answer too few for a read",
         "coffre.cluster.electorate",
         "return len(self.nodes) - self.write + 1",
         "return len(self.nodes) - self.write",
-        1,
+        2,
         quick=True,
     ),
     Mutant(
@@ -73,7 +73,7 @@ MUTANTS = (
         "coffre.client._reads",
         "await self._complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
-        3,
+        10,
         quick=True,
     ),
     Mutant(
@@ -81,7 +81,7 @@ MUTANTS = (
         "coffre.client._reads",
         "v.stamp == stamp and v.state == pb.STATE_SETTLED\n",
         "v.stamp == stamp and v.state != pb.STATE_ABORTED\n",
-        3,
+        5,
         quick=True,
     ),
     Mutant(
@@ -98,7 +98,7 @@ MUTANTS = (
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
-        4,
+        19,
         quick=True,
     ),
     Mutant(
@@ -121,7 +121,7 @@ MUTANTS = (
         "coffre.node.memory_store",
         "if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):\n            self._sync()",
         "if any(isinstance(mutation, Abort) for mutation in mutations):\n            self._sync()",
-        5,
+        3,
         quick=True,
     ),
     Mutant(
@@ -129,15 +129,14 @@ MUTANTS = (
         "coffre.client._stamps",
         "            if first.settle is None:\n",
         "            if first.settle is None and len(self._open) == 1:\n",
-        1,
-        quick=True,
+        151,
     ),
     Mutant(
         "a mark passes over what was given up",
         "coffre.client._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
-        65,
+        19,
     ),
     Mutant(
         "settled before it is established",
@@ -145,7 +144,7 @@ MUTANTS = (
         "        round_ = await self._accept(view, draft, shards, stamp)\n",
         "        round_ = await self._accept(view, draft, shards, stamp)\n"
         "        self.settle(draft.name, stamp, shards)\n",
-        6,
+        0,
         quick=True,
     ),
     Mutant(
@@ -196,7 +195,7 @@ MUTANTS = (
         "        fate = await self.give_up(\n"
         "            draft.name, stamp, holders, k=draft.manifest.k, elsewhere=elsewhere, every=staged\n        )",
         "        fate = Fate.DEAD",
-        3,
+        5,
         quick=True,
     ),
     Mutant(
@@ -239,7 +238,7 @@ MUTANTS = (
         "                    yield LockHeld(token, self._session, lease)\n",
         "                    await self._release(claim)\n"
         "                    yield LockHeld(token, self._session, lease)\n",
-        0,
+        1,
         quick=True,
     ),
     Mutant(
