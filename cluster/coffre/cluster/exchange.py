@@ -30,7 +30,7 @@ class Exchange:
         self._waiting: dict[int, asyncio.Future[pb.BatchReply]] = {}
         self._number = 0
         self._writing = asyncio.Lock()
-        self._begun = False  # something was written
+        self._writes: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
         self._reading = self._loop.create_task(self._read())
         self.error: CoffreError | None = None  # why nothing more can be sent
@@ -40,43 +40,35 @@ class Exchange:
 
         A caller that is cancelled gives up the answer alone; the batch may still be carried out.
         """
+        if self.error is not None:
+            raise self.error
         number = self._number = (self._number + 1) % _NUMBERS
         batch.number = number
         reply: asyncio.Future[pb.BatchReply] = self._loop.create_future()
         self._waiting[number] = reply
         timer = self._loop.call_later(timeout, self._expire, reply, timeout)
+        writing = self._loop.create_task(self._write(batch, reply))
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
         try:
-            async with self._writing:
-                if self.error is None:
-                    await (self._call.write(batch) if self._begun else self._write_first(batch, reply))
             return await reply
-        except (aio.AioRpcError, asyncio.InvalidStateError):
-            return await reply  # the call ended; its status, which `_read` is told, says why
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return await reply  # a write that the end of the call cut short
         finally:
             timer.cancel()
             self._waiting.pop(number, None)
             if self._idle is not None and not self._waiting and not self._idle.done():
                 self._idle.set_result(None)
 
-    async def _write_first(self, batch: Batch, reply: asyncio.Future[pb.BatchReply]) -> None:
-        """Write until there is a reply, or a reason why there is none.
-
-        grpc.aio lets a first write wait for ever when its call is cancelled before the headers were sent, as of a node
-        that takes connections and says nothing.
-        """
-        writing = self._loop.create_task(self._call.write(batch))
+    async def _write(self, batch: Batch, reply: asyncio.Future[pb.BatchReply]) -> None:
+        """A task of its own: grpc.aio ends the whole call when a task is cancelled that writes to it."""
         try:
-            await asyncio.wait((writing, reply), return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                self._begun = True
-                writing.result()
-        finally:
-            writing.cancel()
+            async with self._writing:
+                if not reply.done():
+                    await self._call.write(batch)
+        except (aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the call ended; its status, which `_read` is told, says why
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for the caller
+            if not reply.done():
+                reply.set_exception(error)
 
     async def finish(self, grace: float | None) -> None:
         """Let what is under way end, for `grace` seconds at most (None: not at all), and close the call."""
@@ -84,7 +76,7 @@ class Exchange:
             self._idle = self._loop.create_future()
             await asyncio.wait([self._idle], timeout=grace)
         self._end(Cancelled(f"the connection to {self._node} was closed during the call"))
-        await asyncio.wait([self._reading])
+        await asyncio.wait([self._reading, *self._writes])
 
     def _expire(self, reply: asyncio.Future[pb.BatchReply], timeout: float) -> None:
         if not reply.done():
@@ -117,3 +109,5 @@ class Exchange:
                 reply.set_exception(self.error)
                 reply.exception()  # its caller may have been cancelled
         self._call.cancel()
+        for writing in self._writes:
+            writing.cancel()  # a first write waits for ever when its call ends before the headers were sent

@@ -323,6 +323,19 @@ async def test_a_caller_that_gives_up_disturbs_no_other(open_stage: Open) -> Non
         assert stage.echo.exchanges == 1
 
 
+async def test_a_caller_may_give_up_at_any_moment_of_its_message(open_stage: Open) -> None:
+    """grpc.aio ends a whole call when a task is cancelled that writes to it."""
+    async with open_stage() as stage:
+        for turns in range(40):
+            leaving = asyncio.create_task(stage.transport.batch(1, pb.BatchRequest(tenant="leaves"), 30))
+            staying = asyncio.create_task(stage.transport.batch(1, pb.BatchRequest(tenant="stays"), 30))
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            leaving.cancel()
+            assert (await staying).outcomes[0].detail == "stays"
+        assert stage.echo.exchanges == 1
+
+
 async def test_a_close_ends_batches_with_an_error_and_no_cancellation(open_stage: Open) -> None:
     async with open_stage() as stage:
         stage.echo.hold = asyncio.Event()
