@@ -9,7 +9,13 @@ from coffre.cluster.names import ObjectName
 from coffre.node.repair.healing import Scene
 from coffre.node.store import ABORTED, SETTLED, PartitionDigest, StoredVersion
 
-__all__ = ["Census", "count_name"]
+__all__ = ["Census", "count_name", "is_first"]
+
+
+def is_first(scene: Scene, partition: int) -> bool:
+    """Whether this node is the first primary of a partition that answers."""
+    primaries = scene.electorates.in_partition(partition)[0].primaries
+    return scene.me == next((n for n in primaries if n == scene.me or n in scene.digests), None)
 
 
 class Census:
@@ -27,11 +33,10 @@ class Census:
 
     def is_ours(self, scene: Scene, partition: int) -> bool:
         """Whether this node counts a partition; if not, what it counted before is another's to say."""
-        primaries = scene.electorates.in_partition(partition)[0].primaries
-        first = next(node for node in primaries if node == scene.me or node in scene.digests)
-        if first != scene.me:
+        if not is_first(scene, partition):
             self._counts.pop(partition, None)
-        return first == scene.me
+            return False
+        return True
 
     def note_in_step(self, scene: Scene, partition: int, digest: PartitionDigest) -> None:
         """All primaries that answer hold the same versions, each with its shard."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.duplicates import report_duplicates
 from coffre.node.repair.handoff import releasable
 from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
@@ -16,9 +17,12 @@ from coffre.node.repair.queue import RepairQueue
 from coffre.node.repair.tombstones import ripe
 from coffre.node.store import ABORTED, SETTLED, Mutation, PartitionRow, ShardStore, StoredVersion
 
-__all__ = ["Sweep", "Swept"]
+__all__ = ["DUPLICATES_WALKS", "Sweep", "Swept"]
 
 _log = logging.getLogger(__name__)
+DUPLICATES_WALKS = (
+    8  # in so many walks every partition is looked through once for shards that are there twice
+)
 
 
 @dataclass(slots=True)
@@ -39,10 +43,15 @@ class Sweep:
         self._options = options
         self._queue = queue
         self._clock = clock
+        self._walks = 0
 
     async def walk(self, scene: Scene) -> Swept:
         swept = Swept()
-        for partition in sorted(await self._store.digests()):
+        digests = await self._store.digests()
+        self._walks += 1
+        for partition in sorted(digests):
+            if (partition + self._walks) % DUPLICATES_WALKS == 0:
+                await report_duplicates(self._store, scene, partition, digests[partition])
             async for rows in self._store.partition_rows(partition):
                 own = [r for r in rows if scene.me in scene.electorate(r.name, partition).primaries]
                 others = [r for r in rows if scene.me not in scene.electorate(r.name, partition).primaries]
