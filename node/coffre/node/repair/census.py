@@ -33,7 +33,9 @@ class Census:
 
     def is_ours(self, scene: Scene, partition: int) -> bool:
         """Whether this node counts a partition; if not, what it counted before is another's to say."""
-        if not is_first(scene, partition):
+        # Where policies code in several ways, neither digests nor rows say which k is a version's.
+        codings = {(policy.k, policy.m) for policy in scene.electorates.map.policies}
+        if len(codings) > 1 or not is_first(scene, partition):
             self._counts.pop(partition, None)
             return False
         return True

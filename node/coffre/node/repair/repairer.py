@@ -275,6 +275,9 @@ class Repairer:
         scene = scene or await self._scene()
         swept = await self._sweep.walk(scene)
         self._status.held_for_others = swept.held_for_others
+        del self._status.violations[:]
+        for reason, objects in sorted(swept.breaches.items()):
+            self._status.violations.add(reason=reason, objects=objects)
         self._status.tombstones_collected += swept.collected
         await self._fill_and_work(scene, ())
 

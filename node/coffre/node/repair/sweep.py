@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
@@ -33,6 +34,8 @@ class Swept:
     forgotten: int = 0
     condemned: int = 0
     collected: int = 0
+    # What it holds for others against the policy, by reason.
+    breaches: Counter[str] = field(default_factory=Counter)
 
 
 class Sweep:
@@ -88,7 +91,7 @@ class Sweep:
     ) -> None:
         now_ms = self._clock.unixtime_ms()
         forget: Sequence[Mutation] = await releasable(
-            self._store, scene, self._options, partition, rows, now_ms
+            self._store, scene, self._options, partition, rows, now_ms, swept.breaches
         )
         outcomes = await self._store.apply(forget) if forget else []
         gone = sum(outcome.error is None for outcome in outcomes)

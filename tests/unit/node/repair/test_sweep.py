@@ -263,6 +263,36 @@ async def test_a_substitute_lets_go_once_the_primary_has_its_shard(
     assert await cluster.client().get("b", "k") == value
 
 
+async def test_what_lies_against_the_policy_is_told_until_it_has_moved(make_cluster: MakeCluster) -> None:
+    """A substitute whose certificate says another country by now."""
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    cluster.network.down.add(members[2])
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    each = repairers(cluster)
+    await each[outsider].walk()
+    assert each[outsider].status().held_for_others == 1
+    assert not each[outsider].status().violations, "a substitute is lawful"
+    before = cluster.cluster_map
+    nodes = [
+        dataclasses.replace(node, jurisdiction="US") if node.number == outsider else node
+        for node in before.nodes
+    ]
+    cluster.handlers[outsider].maps.adopt(dataclasses.replace(before, nodes=tuple(nodes)), b"")
+    await each[outsider].walk()
+    (violation,) = each[outsider].status().violations
+    assert violation.objects == 1
+    assert "in US" in violation.reason
+    cluster.network.heal()
+    await each[members[2]].round()
+    await each[outsider].walk()
+    assert not each[outsider].status().violations
+    assert outsider not in await holders(cluster, "k")
+
+
 async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(nodes=7)
     members = primaries(cluster, "k")
