@@ -77,6 +77,7 @@ def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: 
         )
         for number, count in sorted(lonely_accusers(said).items())
     ]
+    findings += _of_census(cluster_map, reports)
     findings += _of_all(reports)
     return sorted(findings, key=lambda finding: -finding.level)
 
@@ -130,9 +131,34 @@ def _of_repair(node: str, repair: pb.RepairStatusReply) -> list[Finding]:
     for parked in repair.parked:
         text = f"cannot repair {parked.objects} objects for now: {parked.reason}"
         findings.append(Finding(Level.WARNING, node, text))
+    for violation in repair.violations:
+        text = f"holds shards of {violation.objects} objects against the policy: {violation.reason}"
+        findings.append(Finding(Level.WARNING, node, text))
     behind = repair.partitions - repair.partitions_in_step
     if behind and repair.rounds:
         findings.append(Finding(Level.NOTE, node, f"{behind} of its {repair.partitions} partitions differ"))
+    return findings
+
+
+def _of_census(cluster_map: ClusterMap, reports: Mapping[int, NodeReport]) -> list[Finding]:
+    """Each partition is counted by one node, the first of its primaries that answered."""
+    counts: Counter[int] = Counter()
+    repairs = [report.repair for report in reports.values() if report.repair is not None]
+    for repair in repairs:
+        counts.update({need.spare_shards: need.objects for need in repair.census})
+    findings: list[Finding] = []
+    if lost := sum(count for spare, count in counts.items() if spare < 0):
+        text = f"of {lost} versions fewer than k shards answer: they cannot be read for now"
+        findings.append(Finding(Level.ERROR, "cluster", text))
+    if bare := counts[0]:
+        text = f"{bare} versions are at k+0: one more loss and they cannot be read"
+        findings.append(Finding(Level.ERROR, "cluster", text))
+    counted = sum(repair.census_partitions for repair in repairs)
+    if len(repairs) == len(reports) and counted < cluster_map.partitions:
+        text = (
+            f"{cluster_map.partitions - counted} of {cluster_map.partitions} partitions are not counted now"
+        )
+        findings.append(Finding(Level.NOTE, "cluster", text))
     return findings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -124,6 +124,26 @@ class Placement:
         Draining nodes are allowed: what lies on them lies there lawfully until it has moved.
         """
         self._checked(tuple(placement))
+
+    def breach(self, held: Mapping[int, int]) -> str | None:
+        """What is against the policy where shards really lie (shard index by node), or None.
+
+        Several nodes may hold the same shard while one is handed over, so distinct shards are counted.
+        """
+        groups: dict[tuple[_Cap, str], set[int]] = {}
+        for number, index in held.items():
+            node = self._known(number)
+            if node.jurisdiction not in self._policy.jurisdictions:
+                return f"a shard lies in {node.jurisdiction}, where policy {self._policy.name} allows none"
+            for cap in self._caps:
+                groups.setdefault((cap, cap.group_of(node)), set()).add(index)
+        for (cap, group), indexes in groups.items():
+            if len(indexes) > cap.limit:
+                return (
+                    f"{len(indexes)} shards of an object lie in {cap.what} {group}; policy {self._policy.name} "
+                    f"allows {cap.limit}"
+                )
+        return None
 
     # ---------------------------------------------------------------- computed once per argument
 

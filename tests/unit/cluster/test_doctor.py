@@ -42,7 +42,9 @@ def status(**changes: object) -> pb.StatusReply:
     return reply
 
 
-SOUND = NodeReport(status(), pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16))
+SOUND = NodeReport(
+    status(), pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16, census_partitions=8)
+)
 
 
 def of_first(report: NodeReport) -> list[Finding]:
@@ -50,7 +52,7 @@ def of_first(report: NodeReport) -> list[Finding]:
 
 
 def repair(**changes: object) -> NodeReport:
-    return NodeReport(status(), pb.RepairStatusReply(**changes))  # type: ignore[arg-type]
+    return NodeReport(status(), pb.RepairStatusReply(census_partitions=8, **changes))  # type: ignore[arg-type]
 
 
 def test_a_sound_cluster_has_nothing() -> None:
@@ -75,6 +77,11 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
         (NodeReport(status(), skew_ms=-5000), Level.WARNING, "-5.0 s"),
         (repair(queue=[NEEDS]), Level.ERROR, "7 objects at k+0"),
         (repair(queue=[pb.RepairNeed(spare_shards=-1, objects=2)]), Level.ERROR, "2 objects of which fewer"),
+        (
+            repair(violations=[pb.RepairParked(reason="3 in site x", objects=5)]),
+            Level.WARNING,
+            "5 objects against the policy: 3 in site x",
+        ),
         (repair(paused=True), Level.WARNING, "paused"),
         (repair(parked=[pb.RepairParked(reason="why", objects=4)]), Level.WARNING, "4 objects for now: why"),
         (repair(rounds=1, partitions=16, partitions_in_step=9), Level.NOTE, "7 of its 16"),

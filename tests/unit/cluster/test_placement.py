@@ -298,3 +298,16 @@ def test_a_leave_moves_only_what_the_node_had() -> None:
     for partition in range(512):
         old, new = before.primaries(partition), after.primaries(partition)
         assert (old == new) if 1 not in old else len(set(new) - set(old)) == 1
+
+
+def test_a_breach_is_of_distinct_shards_where_they_really_lie() -> None:
+    nodes = six_nodes()
+    policy = policy_of(4, 2)
+    placement = Placement(make_map([*nodes, make_node(7, jurisdiction="US", site="x")], policy), policy)
+    assert placement.breach({n: n - 1 for n in range(1, 7)}) is None
+    assert placement.breach({1: 0, 4: 3}) is None, "not all of them need to be known"
+    both = [*nodes, make_node(7, site="paris")]
+    placement_of_seven = Placement(make_map(both, policy), policy)
+    assert placement_of_seven.breach({1: 0, 4: 3, 7: 3}) is None, "handed over: one of them will go"
+    assert "3 shards of an object lie in site paris" in (placement_of_seven.breach({1: 0, 4: 3, 7: 5}) or "")
+    assert "US" in (placement.breach({1: 0, 7: 1}) or "")

@@ -28,6 +28,7 @@ __all__ = [
     "is_never_acknowledged",
     "is_pending",
     "needs_look",
+    "other_index",
 ]
 
 
@@ -329,6 +330,29 @@ def choose_index(
     others = [node for node in lacking if node not in named or named[node] in taken]
     chosen = dict(zip(others, free, strict=False))
     return chosen.get(me)
+
+
+def other_index(view: View, stamp: bytes) -> int | None:
+    """The shard that this node should hold instead of its own, which an earlier primary holds, too; None: its own.
+
+    Only while all primaries answer that they hold the version as settled, each with a good shard: who has none takes
+    a free one first. Every node computes the same from the same answers.
+    """
+    electorate = view.electorate
+    if electorate.is_moving:
+        return None
+    held = view.held(stamp)
+    taken: set[int] = set()
+    repeating: list[int] = []
+    for node in electorate.primaries:
+        version = held.get(node)
+        if version is None or version.state != SETTLED or version.damaged or version.shard_index is None:
+            return None
+        if version.shard_index in taken:
+            repeating.append(node)
+        taken.add(version.shard_index)
+    free = (index for index in range(len(electorate.primaries)) if index not in taken)
+    return dict(zip(repeating, free, strict=False)).get(view.me)
 
 
 def is_pending(versions: Sequence[StoredVersion]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from coffre.cluster.errors import CoffreError
@@ -29,8 +30,12 @@ async def releasable(
     partition: int,
     rows: Sequence[PartitionRow],
     now_ms: int,
+    breaches: Counter[str],
 ) -> list[Forget]:
-    """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had."""
+    """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had.
+
+    Of those that stay, `breaches` counts the ones whose shards lie, with this node's, where the policy forbids it.
+    """
     if any(electorate.is_moving for electorate in scene.electorates.in_partition(partition)):
         return []
     own = {row.name: await store.read(row.name, every=True) for row in rows}
@@ -45,6 +50,7 @@ async def releasable(
         electorate = scene.electorate(row.name, partition)
         said = answers[row.name]
         if not said.keys() >= set(electorate.primaries):
+            _note_breach(scene, row.name, own[row.name], said, breaches)
             continue
         view = View(
             scene.me,
@@ -59,6 +65,8 @@ async def releasable(
         )
         if await _all_safe(scene, options, row.name, view, said):
             found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
+        else:
+            _note_breach(scene, row.name, own[row.name], said, breaches)
     return found
 
 
@@ -70,6 +78,32 @@ def _homes(scene: Scene, partition: int, versions: Sequence[StoredVersion]) -> s
         if sealed is not None and not sealed.tombstone:
             found.update(scene.electorates.homes(sealed.manifest.k, sealed.manifest.m, partition))
     return found
+
+
+def _note_breach(
+    scene: Scene,
+    name: ObjectName,
+    versions: Sequence[StoredVersion],
+    said: Answers,
+    breaches: Counter[str],
+) -> None:
+    """What is against the bucket's policy in where the newest version lies that this node holds a shard of."""
+    own = [v for v in versions if v.state != ABORTED and v.shard_index is not None]
+    newest = max(own, key=lambda version: version.stamp, default=None)
+    sealed = None if newest is None else best_manifest([newest], newest.stamp)
+    placement = scene.electorates.placement(name.tenant, name.bucket)
+    coding = placement.policy.k, placement.policy.m
+    if newest is None or sealed is None or (sealed.manifest.k, sealed.manifest.m) != coding:
+        return  # coded by another policy, it lies by that one
+    held = {
+        node: version.shard_index
+        for node, some in {**said, scene.me: own}.items()
+        for version in some
+        if version.stamp == newest.stamp and version.state != ABORTED and version.shard_index is not None
+    }
+    breach = placement.breach(held)
+    if breach is not None:
+        breaches[breach] += 1
 
 
 async def _all_safe(

@@ -11,7 +11,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, Asking, bytes_of
-from coffre.node.repair.decide import Action, Step, View, bare_stamps, choose_index, decide
+from coffre.node.repair.decide import Action, Step, View, bare_stamps, choose_index, decide, other_index
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
@@ -253,6 +253,8 @@ class Healer:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
                 case Step.RESTORE | Step.TAKE:
                     self._bring(task, view, Action(step, stamp), plan)
+        if task.report is not None and not plan.mutations and not plan.large:
+            self._change_index(task, view, task.report[0], plan)
         return plan
 
     def _bring(self, task: Task, view: View, action: Action, plan: _Plan) -> None:
@@ -287,24 +289,52 @@ class Healer:
         if index is None:
             plan.reason = "every shard of it has a primary already"
             return
+        if not self._bring_shard(task, view, sealed, index, action.step is Step.RESTORE, replace, plan):
+            self._bring_manifest(task, sealed, own, action, plan)
+            plan.reason = "fewer than k good shards answer"
+
+    def _bring_shard(
+        self,
+        task: Task,
+        view: View,
+        sealed: Sealed,
+        index: int,
+        established: bool,
+        replace: bool,
+        plan: _Plan,
+    ) -> bool:
+        """Plan to have a shard here. False when too few others answer with one."""
+        held = view.held(sealed.manifest.stamp)
+        held.pop(view.me, None)
         if not sealed.one_cell:
             holders = {
                 node: v.shard_index
                 for node, v in held.items()
                 if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
             }
-            plan.large.append((sealed, index, holders, action.step is Step.RESTORE))
-            return
+            plan.large.append((sealed, index, holders, established))
+            return True
         made = small_shard(sealed, index, held.values())
         if made is None:
-            self._bring_manifest(task, sealed, own, action, plan)
-            plan.reason = "fewer than k good shards answer"
-            return
+            return False
+        homes = view.homes_of((sealed.manifest.k, sealed.manifest.m))
         accept = _accept(task, sealed, index, _placed(sealed, view, homes, index))
         accept.cell, accept.cell_crc = made
-        plan.mutations.append(Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept))
+        plan.mutations.append(Restore(accept, replace) if established else _locked(accept))
         plan.restored += 1
         plan.bytes += len(made[0]) + _RECORD_BYTES
+        return True
+
+    def _change_index(self, task: Task, view: View, stamp: bytes, plan: _Plan) -> None:
+        """Take another shard instead of one that an earlier primary holds, too, where one is missing."""
+        index = other_index(view, stamp)
+        if index is None:
+            return
+        sealed = best_manifest(view.held(stamp).values(), stamp)
+        if sealed is None or (sealed.manifest.k, sealed.manifest.m) != (view.electorate.k, view.electorate.m):
+            return  # its shards lie by another policy, not with all of these primaries
+        if not self._bring_shard(task, view, sealed, index, True, True, plan):
+            plan.reason = "fewer than k good shards answer"
 
     def _bring_manifest(
         self, task: Task, sealed: Sealed, own: StoredVersion | None, action: Action, plan: _Plan

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from coffre.cluster.clock import Clock
@@ -16,6 +17,7 @@ from coffre.cluster.transport import Transport
 from coffre.node.mapholder import MapHolder
 from coffre.node.recent import window_start_ms
 from coffre.node.repair.asking import Asking
+from coffre.node.repair.census import Census
 from coffre.node.repair.electorate import Electorates
 from coffre.node.repair.healing import Bare, Healer, Outcome, Scene, Task
 from coffre.node.repair.options import RepairOptions
@@ -62,6 +64,7 @@ class Repairer:
         self._queue = RepairQueue(clock)
         self._healer = Healer(store, self._options, self._pace, clock)
         self._reports = Reports(store, self._queue)
+        self._census = Census()
         self._sweep = Sweep(store, self._options, self._queue, clock)
         self.scrub = Scrub(store, self._options, clock)
         self._electorates: Electorates | None = None
@@ -121,6 +124,10 @@ class Repairer:
         own = dict(await self._store.digests(scene.before_ms))
         partitions = scene.electorates.own_partitions(self._number)
         found = [differing(scene, own, partition) for partition in partitions]
+        for difference in found:
+            if difference.in_step:
+                held = own.get(difference.partition, PartitionDigest())
+                self._census.note_in_step(scene, difference.partition, held)
         self._failed = set()
         self._busy_since = self._clock.monotonic()
         await self._reports.take(scene)
@@ -155,6 +162,7 @@ class Repairer:
             self._moved.clear()
             self._looked.clear()
             self._bare = Bare()
+            self._census.clear()
             self._fresh_ms = 0
             self._queue.unpark()
             self._walk_due = True  # what it held until now may be somebody else's from now on
@@ -210,6 +218,8 @@ class Repairer:
         """Queue what a partition lacks here. True when the queue was full."""
         overflowed = False
         now_ms = self._clock.unixtime_ms()
+        if self._census.is_ours(scene, difference.partition):
+            difference.counts = Counter()
         try:
             async for task in compare(self._store, scene, self._options, difference, now_ms):
                 if self._queue.is_parked(task.name) or not self._queue.push(task):
@@ -218,6 +228,8 @@ class Repairer:
                 if len(self._queue) % BATCH_NAMES == 0:
                     async with changed:
                         changed.notify_all()
+            if difference.counts is not None:
+                self._census.note_rows(difference.partition, difference.counts)
         except CoffreError as error:
             _log.warning("a partition cannot be compared: %s", error)
             self._failed.add(difference.partition)
@@ -263,6 +275,9 @@ class Repairer:
         scene = scene or await self._scene()
         swept = await self._sweep.walk(scene)
         self._status.held_for_others = swept.held_for_others
+        del self._status.violations[:]
+        for reason, objects in sorted(swept.breaches.items()):
+            self._status.violations.add(reason=reason, objects=objects)
         self._status.tombstones_collected += swept.collected
         await self._fill_and_work(scene, ())
 
@@ -295,6 +310,9 @@ class Repairer:
             reply.queue.add(spare_shards=spare, objects=objects)
         for reason, objects in sorted(self._queue.parked_by_reason().items()):
             reply.parked.add(reason=reason, objects=objects)
+        for spare, versions in sorted(self._census.by_spare_shards().items()):
+            reply.census.add(spare_shards=spare, objects=versions)
+        reply.census_partitions = self._census.partitions
         waiting = len(self._queue)
         restored = self._status.restored_objects
         if waiting:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
 from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
@@ -33,6 +35,9 @@ class Difference:
     like_own: list[int] = field(default_factory=list)
     complete: bool = False
     pending: bool = False
+    counts: Counter[int] = field(
+        default_factory=Counter
+    )  # names by shards beyond k, as far as rows were compared
 
     @property
     def deviating(self) -> int:
@@ -91,9 +96,26 @@ async def compare(
                 theirs.append((nodes, rows))
         names = own.keys() | {name for _, rows in theirs for name in rows}
         for name in sorted(names, key=ObjectName.context):
+            _count(scene, difference, name, own.get(name, ()), theirs)
             task = _task(scene, options, difference, name, own.get(name, ()), theirs, now_ms)
             if task is not None:
                 yield task
+
+
+def _count(
+    scene: Scene,
+    difference: Difference,
+    name: ObjectName,
+    own: Sequence[StoredVersion],
+    theirs: Sequence[tuple[list[int], _Rows]],
+) -> None:
+    if difference.counts is None:
+        return
+    held = [(nodes, rows.get(name, ())) for nodes, rows in theirs]
+    held.append((difference.like_own, own))
+    spare = count_name(scene, name, difference.partition, own, held)
+    if spare is not None:
+        difference.counts[spare] += 1
 
 
 async def _rows_of_any(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.duplicates import report_duplicates
 from coffre.node.repair.handoff import releasable
 from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
@@ -16,9 +18,12 @@ from coffre.node.repair.queue import RepairQueue
 from coffre.node.repair.tombstones import ripe
 from coffre.node.store import ABORTED, SETTLED, Mutation, PartitionRow, ShardStore, StoredVersion
 
-__all__ = ["Sweep", "Swept"]
+__all__ = ["DUPLICATES_WALKS", "Sweep", "Swept"]
 
 _log = logging.getLogger(__name__)
+DUPLICATES_WALKS = (
+    8  # in so many walks every partition is looked through once for shards that are there twice
+)
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class Swept:
     forgotten: int = 0
     condemned: int = 0
     collected: int = 0
+    # What it holds for others against the policy, by reason.
+    breaches: Counter[str] = field(default_factory=Counter)
 
 
 class Sweep:
@@ -39,10 +46,15 @@ class Sweep:
         self._options = options
         self._queue = queue
         self._clock = clock
+        self._walks = 0
 
     async def walk(self, scene: Scene) -> Swept:
         swept = Swept()
-        for partition in sorted(await self._store.digests()):
+        digests = await self._store.digests()
+        self._walks += 1
+        for partition in sorted(digests):
+            if (partition + self._walks) % DUPLICATES_WALKS == 0:
+                await report_duplicates(self._store, scene, partition, digests[partition])
             async for rows in self._store.partition_rows(partition):
                 own = [r for r in rows if scene.me in scene.electorate(r.name, partition).primaries]
                 others = [r for r in rows if scene.me not in scene.electorate(r.name, partition).primaries]
@@ -79,7 +91,7 @@ class Sweep:
     ) -> None:
         now_ms = self._clock.unixtime_ms()
         forget: Sequence[Mutation] = await releasable(
-            self._store, scene, self._options, partition, rows, now_ms
+            self._store, scene, self._options, partition, rows, now_ms, swept.breaches
         )
         outcomes = await self._store.apply(forget) if forget else []
         gone = sum(outcome.error is None for outcome in outcomes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import hypothesis.strategies as st
 import pytest
-from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look
+from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look, other_index
 from coffre.node.repair.electorate import Electorate, Voters
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
@@ -360,3 +360,33 @@ def test_while_the_map_changes_votes_against_versions_are_looked_at() -> None:
 )
 def test_what_is_not_decided_yet(versions: list[StoredVersion], pending: bool) -> None:
     assert is_pending(versions) is pending
+
+
+# ------------------------------------------------------------------ shards that are there twice
+
+
+def holding(shards: Mapping[int, int | None], me: int, electorate: Electorate = SIX) -> View:
+    return View(me, electorate, {node: [held(1, S, shard)] for node, shard in shards.items()}, NOW_MS)
+
+
+def test_the_later_of_two_holders_takes_what_is_missing() -> None:
+    shards = {1: 0, 2: 1, 3: 2, 4: 2, 5: 1, 6: 5}  # 3 and 4 are missing
+    assert {me: other_index(holding(shards, me), stamp(1)) for me in shards} == {
+        **dict.fromkeys((1, 2, 3, 6)),
+        4: 3,
+        5: 4,
+    }
+
+
+def test_nobody_changes_its_shard_unless_all_primaries_hold_one() -> None:
+    shards: dict[int, int | None] = {1: 0, 2: 1, 3: 2, 4: 2, 5: 4, 6: 5}
+    assert other_index(holding(shards, 4), stamp(1)) == 3
+    silent = {node: shard for node, shard in shards.items() if node != 6}
+    assert other_index(holding(silent, 4), stamp(1)) is None
+    assert other_index(holding({**shards, 6: None}, 4), stamp(1)) is None
+    assert other_index(holding({**shards, 7: 3}, 4, MOVING), stamp(1)) is None
+    damaged = holding(shards, 4)
+    answers = {**damaged.answers, 5: [held(1, S, 4)._replace(damaged=True)]}
+    assert other_index(View(4, SIX, answers, NOW_MS), stamp(1)) is None
+    unsettled = {**damaged.answers, 5: [held(1, L, 4)]}
+    assert other_index(View(4, SIX, unsettled, NOW_MS), stamp(1)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -12,6 +13,7 @@ from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.node.recent import WINDOW_MS
 from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.repairer import Repairer
 from coffre.node.store import State
 from coffre.proto import coffre_pb2 as pb
 
@@ -225,3 +227,49 @@ async def test_a_paused_repair_rests(make_cluster: MakeCluster) -> None:
     assert (repairer.status().paused, repairer.status().bytes_per_second) == (True, 5)
     repairer.control(pb.RepairControlRequest(action=pb.REPAIR_ACTION_START))
     assert not repairer.status().paused
+
+
+async def census(cluster: InProcessCluster, repairers: dict[int, Repairer]) -> tuple[dict[int, int], int]:
+    """After a round of each: versions by shards beyond k, summed over all nodes, and the partitions they counted."""
+    total: Counter[int] = Counter()
+    partitions = 0
+    for number, repairer in repairers.items():
+        if number not in cluster.network.down:
+            await repairer.round()
+            status = repairer.status()
+            total.update({need.spare_shards: need.objects for need in status.census})
+            partitions += status.census_partitions
+    return {spare: count for spare, count in total.items() if count}, partitions
+
+
+async def test_every_version_is_counted_once_by_its_good_shards(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2, nodes=8)
+    versions = len(await fill(cluster, "k"))
+    repairers = {number: cluster.repairer(number, AT_ONCE) for number in cluster.stores}
+    partitions = cluster.cluster_map.partitions
+    assert await census(cluster, repairers) == ({2: versions}, partitions)
+    cluster.network.down |= {1, 2}
+    found, counted = await census(cluster, repairers)
+    assert counted == partitions
+    expected = Counter(
+        2 - len(cluster.network.down.intersection(primaries(cluster, f"k-{what}")))
+        for what in (*range(20), "empty", "large")
+    )
+    assert found == expected
+    cluster.network.heal()
+    assert await census(cluster, repairers) == ({2: versions}, partitions)
+
+
+async def test_what_one_node_lacks_is_counted_by_rows(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2)
+    await fill(cluster, "before")
+    cluster.network.down.add(6)
+    await fill(cluster, "away")
+    cluster.network.heal()
+    repairers = {number: cluster.repairer(number, AT_ONCE) for number in (1, 2, 3, 4, 5)}
+    found, _ = await census(cluster, repairers)
+    assert found[1] >= 1, "node 6 has not made itself whole"
+    assert 0 not in found
+    await cluster.repairer(6, AT_ONCE).round()
+    repairers[6] = cluster.repairer(6, AT_ONCE)
+    assert (await census(cluster, repairers))[0] == {2: 44}

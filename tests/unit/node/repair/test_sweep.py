@@ -12,6 +12,7 @@ from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
+from coffre.node.repair.sweep import DUPLICATES_WALKS
 from coffre.node.store import Abort, Accept, Forget, QueueRepair, Restore, State
 from coffre.proto import coffre_pb2 as pb
 
@@ -140,6 +141,44 @@ async def test_a_primary_that_stops_answering_in_between_is_not_passed_over(
     assert await condemned(cluster, "k") == {4}
 
 
+async def test_nothing_comes_back_with_a_node_that_was_away_for_longer_than_everything(
+    make_cluster: MakeCluster,
+) -> None:
+    """Longer than tombstones are kept, and than versions may be unfinished: both are over at once here."""
+    cluster = make_cluster(4, 2, nodes=7)
+    client = cluster.client()
+    keys = [f"k{i}" for i in range(12)]
+    for key in keys:
+        await client.put("b", key, b"value of " + key.encode())
+    await client.flush()
+    away = 3
+    cluster.network.down.add(away)
+    for key in keys[:6]:
+        await client.delete("b", key)
+    for key in keys[6:9]:
+        await client.put("b", key, b"overwritten")
+    await client.flush()
+    each = repairers(cluster)
+    for _ in range(4):
+        for number in each.keys() - {away}:
+            await each[number].round()
+            await each[number].walk()
+    cluster.network.heal()
+    for _ in range(4):
+        for number in (away, *sorted(each.keys() - {away})):
+            await each[number].round()
+            await each[number].walk()
+            reader = cluster.client()
+            for key in keys[:6]:
+                with pytest.raises(NotFound):
+                    await reader.get("b", key)
+    for key in keys[:6]:
+        assert not await holders(cluster, key), "in the end nothing is left of it, nowhere"
+    for key in keys[6:9]:
+        assert await cluster.client().get("b", key) == b"overwritten"
+    assert {e.key async for e in cluster.client().list("b") if not isinstance(e, str)} == set(keys[6:])
+
+
 async def test_a_young_tombstone_stays(make_cluster: MakeCluster) -> None:
     cluster = make_cluster()
     await deleted(cluster, "k")
@@ -222,6 +261,36 @@ async def test_a_substitute_lets_go_once_the_primary_has_its_shard(
     assert (await cluster.stores[outsider].status()).live_bytes == 0
     cluster.network.down |= {outsider, members[0], members[1]}
     assert await cluster.client().get("b", "k") == value
+
+
+async def test_what_lies_against_the_policy_is_told_until_it_has_moved(make_cluster: MakeCluster) -> None:
+    """A substitute whose certificate says another country by now."""
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    cluster.network.down.add(members[2])
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    each = repairers(cluster)
+    await each[outsider].walk()
+    assert each[outsider].status().held_for_others == 1
+    assert not each[outsider].status().violations, "a substitute is lawful"
+    before = cluster.cluster_map
+    nodes = [
+        dataclasses.replace(node, jurisdiction="US") if node.number == outsider else node
+        for node in before.nodes
+    ]
+    cluster.handlers[outsider].maps.adopt(dataclasses.replace(before, nodes=tuple(nodes)), b"")
+    await each[outsider].walk()
+    (violation,) = each[outsider].status().violations
+    assert violation.objects == 1
+    assert "in US" in violation.reason
+    cluster.network.heal()
+    await each[members[2]].round()
+    await each[outsider].walk()
+    assert not each[outsider].status().violations
+    assert outsider not in await holders(cluster, "k")
 
 
 async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluster: MakeCluster) -> None:
@@ -374,6 +443,74 @@ async def test_reports_about_other_nodes_are_passed_on(make_cluster: MakeCluster
     await each[other].round()  # it reads its shard, finds it good, and forgets the report
     assert [repair async for repair in cluster.stores[other].repair_queue()] == []
     assert each[other].status().restored_objects == 0
+
+
+async def indexes(cluster: InProcessCluster, key: str) -> dict[int, int | None]:
+    """By primary, in their order, the shard that it holds."""
+    return {n: (await cluster.stores[n].read(name(key)))[0].shard_index for n in primaries(cluster, key)}
+
+
+async def repeat_shard(cluster: InProcessCluster, key: str, node: int, index: int) -> None:
+    """Let a node hold a shard that another one holds, instead of its own, as if it had chosen so."""
+    here = (await cluster.stores[node].read(name(key)))[0]
+    holder = next(n for n, held in (await indexes(cluster, key)).items() if held == index)
+    (there,) = await cluster.stores[holder].read(name(key), want_cell=True)
+    manifest = pb.Manifest.FromString(here.manifest)
+    accept = Accept(
+        name(key),
+        cluster.stores[node]._rows[name(key)].partition,
+        here.stamp,
+        False,
+        manifest.data_id,
+        here.manifest,
+        here.mac,
+        here.placement,
+        index,
+    )
+    if there.cell is not None:
+        accept.cell, accept.cell_crc = bytes(there.cell.data), there.cell.crc
+    else:
+        staged = await cluster.stores[node].stage("clinic", manifest.data_id, index)
+        async for cells in cluster.stores[holder].read_cells(name(key), here.stamp, index, 0, 0):
+            await staged.write(cells)
+        await staged.commit()
+        accept.staged = True
+    (outcome,) = await cluster.stores[node].apply([Restore(accept, replace=True)])
+    assert outcome.error is None
+
+
+@pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
+async def test_a_shard_that_two_primaries_hold_gives_way_to_the_one_that_is_missing(
+    make_cluster: MakeCluster, size_bytes: int
+) -> None:
+    cluster = make_cluster(4, 2, nodes=7)
+    client = cluster.client()
+    value = os.urandom(size_bytes)
+    await client.put("b", "k", value)
+    await client.put("b", "other", b"untouched")
+    await client.flush()
+    before = await indexes(cluster, "k")
+    first, *_, later = primaries(cluster, "k")
+    await repeat_shard(cluster, "k", later, 2)
+    each = repairers(cluster)
+    for number in each:
+        await each[number].round()
+    assert (await indexes(cluster, "k"))[later] == 2, "equal digests do not show it"
+    down = next(node for node in primaries(cluster, "k") if node not in (first, later))
+    cluster.network.down.add(down)
+    for _ in range(DUPLICATES_WALKS):
+        await each[first].walk()
+    await each[later].round()
+    assert (await indexes(cluster, "k"))[later] == 2, "who is silent may hold what seems to be missing"
+    cluster.network.heal()
+    for _ in range(DUPLICATES_WALKS):
+        await each[first].walk()
+    await each[later].round()
+    assert await indexes(cluster, "k") == before
+    assert [repair async for repair in cluster.stores[later].repair_queue()] == []
+    for gone in [node for node in primaries(cluster, "k") if node not in (first, later)][:2]:
+        cluster.network.down.add(gone)
+    assert await cluster.client().get("b", "k") == value
 
 
 async def test_reports_of_what_is_gone_are_forgotten(make_cluster: MakeCluster) -> None:
