@@ -56,6 +56,7 @@ def _node_message(node: MapNode) -> pb.MapNode:
         jurisdiction=node.jurisdiction,
         capacity_bytes=node.capacity_bytes,
         state=pb.NodeState.ValueType(node.state),
+        generation=node.generation,
     )
 
 
@@ -192,6 +193,7 @@ def _decode_node(node: pb.MapNode) -> MapNode:
         node.jurisdiction,
         node.capacity_bytes,
         state,
+        node.generation,
     )
 
 
