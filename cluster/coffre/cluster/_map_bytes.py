@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 __all__ = ["decode_map", "encode_map"]
 
 MAP_FORMAT = 1
+GENERATIONS_FORMAT = 2  # once a generation is not 0: who does not know of them would accept what is shut out
 _Place = TypeVar("_Place", bound=Hashable)
 _Item = TypeVar("_Item")
 
@@ -31,7 +32,7 @@ _Item = TypeVar("_Item")
 def encode_map(cluster_map: ClusterMap) -> bytes:
     """The payload of a signed map: a serialized coffre.v1.ClusterMap."""
     message = pb.ClusterMap(
-        format=MAP_FORMAT,
+        format=GENERATIONS_FORMAT if any(node.generation for node in cluster_map.nodes) else MAP_FORMAT,
         cluster_id=cluster_map.cluster_id,
         epoch=cluster_map.epoch,
         partitions=cluster_map.partitions,
@@ -56,6 +57,7 @@ def _node_message(node: MapNode) -> pb.MapNode:
         jurisdiction=node.jurisdiction,
         capacity_bytes=node.capacity_bytes,
         state=pb.NodeState.ValueType(node.state),
+        generation=node.generation,
     )
 
 
@@ -102,7 +104,7 @@ def decode_map(payload: bytes) -> ClusterMap:
         message = pb.ClusterMap.FromString(payload)
     except DecodeError:
         raise IntegrityError("the cluster map cannot be read") from None
-    if message.format != MAP_FORMAT:
+    if message.format not in (MAP_FORMAT, GENERATIONS_FORMAT):
         raise Unsupported(f"cluster map format {message.format} is not known to this release")
     # Before anything is built: a map of a million nodes is refused by its size.
     _check_counts(message.nodes, message.policies, message.bucket_policies)
@@ -192,6 +194,7 @@ def _decode_node(node: pb.MapNode) -> MapNode:
         node.jurisdiction,
         node.capacity_bytes,
         state,
+        node.generation,
     )
 
 

@@ -83,6 +83,7 @@ class MapNode:
     jurisdiction: str  # ISO 3166-1 alpha-2
     capacity_bytes: int
     state: NodeState = NodeState.ACTIVE
+    generation: int = 0  # of its certificate: no other one is accepted
 
     def __post_init__(self) -> None:
         _ = self.attributes  # checks them
@@ -96,7 +97,9 @@ class MapNode:
     @property
     def attributes(self) -> NodeAttributes:
         """What the node's certificate must say."""
-        return NodeAttributes(self.node_id, self.server, self.site, self.operator, self.jurisdiction)
+        return NodeAttributes(
+            self.node_id, self.server, self.site, self.operator, self.jurisdiction, self.generation
+        )
 
 
 @dataclass(frozen=True, slots=True)

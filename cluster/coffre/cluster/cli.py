@@ -20,7 +20,7 @@ from coffre.cluster.formation import (
     parse_policy,
     survey,
 )
-from coffre.cluster.identity import NodeAttributes, identity_of_certificate
+from coffre.cluster.identity import GENERATION_MAX, NodeAttributes, identity_of_certificate
 from coffre.cluster.map import ClusterMap, Domain, create_map_file, read_map, read_unverified_map
 from coffre.cluster.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
 from coffre.cluster.pki import (
@@ -93,13 +93,27 @@ def _written(issued: IssuedCertificate, directory: Path) -> None:
 @click.option(
     "--jurisdiction", required=True, help="ISO 3166-1 alpha-2 code of the site's country, such as FR."
 )
+@click.option(
+    "--generation",
+    type=click.IntRange(0, GENERATION_MAX),
+    default=0,
+    show_default=True,
+    help="One more than before, to shut out the certificates before it (coffre cluster renew).",
+)
 @_days
 @one_line_errors
 def issue_node_command(
-    name: str, directory: Path, server: str, site: str, operator: str, jurisdiction: str, days: int
+    name: str,
+    directory: Path,
+    server: str,
+    site: str,
+    operator: str,
+    jurisdiction: str,
+    generation: int,
+    days: int,
 ) -> None:
     """NAME is the node's id for life."""
-    attributes = NodeAttributes(name, server, site, operator, jurisdiction)
+    attributes = NodeAttributes(name, server, site, operator, jurisdiction, generation)
     _written(issue_node(read_authority(directory), attributes, SystemClock(), days), directory)
 
 
@@ -137,7 +151,7 @@ def pki_show(file: Path) -> None:
         if identity.attributes is not None:
             node = identity.attributes
             rows |= {"server": node.server, "site": node.site, "operator": node.operator}
-            rows["jurisdiction"] = node.jurisdiction
+            rows |= {"jurisdiction": node.jurisdiction, "generation": str(node.generation)}
     rows["valid from"] = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
     rows["valid until"] = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
     rows["serial"] = f"{certificate.serial_number:x}"

@@ -110,6 +110,7 @@ def form_map(
                 attributes.operator,
                 attributes.jurisdiction,
                 offer.capacity_bytes,
+                generation=attributes.generation,
             )
         )
     numbers = {node.node_id: node.number for node in nodes}

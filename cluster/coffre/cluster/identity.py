@@ -19,6 +19,7 @@ from coffre.cluster.names import check_tenant
 from cryptography import x509
 
 __all__ = [
+    "GENERATION_MAX",
     "Identity",
     "NodeAttributes",
     "Role",
@@ -40,11 +41,13 @@ _URI = re.compile(
     rf"coffre://(?P<cluster>{_LABEL})/"
     rf"(?:node/(?P<node>{_LABEL})\?server=(?P<server>{_NAME})&site=(?P<site>{_NAME})"
     rf"&operator=(?P<runs>{_NAME})&jurisdiction=(?P<jurisdiction>[A-Z]{{2}})"
+    r"(?:&generation=(?P<generation>[1-9][0-9]{0,9}))?"
     rf"|tenant/(?P<tenant>{_NAME})|operator/(?P<operator>{_NAME}))"
 )
 _TLS_DOMAIN = "node.coffre.internal"
 _DIGEST_BYTES = 20
 _CACHE_SIZE = 1024
+GENERATION_MAX = (1 << 32) - 1
 
 
 class Role(enum.Enum):
@@ -68,13 +71,17 @@ def check_jurisdiction(jurisdiction: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NodeAttributes:
-    """What placement needs to know of a node, and its certificate states. Raises `InvalidArgument`."""
+    """What placement needs to know of a node, and its certificate states. Raises `InvalidArgument`.
+
+    `generation`: 0 with the first certificate. The map names one; certificates of any other open nothing.
+    """
 
     node_id: str
     server: str
     site: str
     operator: str
     jurisdiction: str
+    generation: int = 0
 
     def __post_init__(self) -> None:
         _check(_DNS_LABEL, "node id", self.node_id, "a-z, 0-9 and '-'")
@@ -82,6 +89,8 @@ class NodeAttributes:
         _check(_DOTTED_NAME, "site name", self.site, "a-z, 0-9, '-' and '.'")
         _check(_DOTTED_NAME, "operator name", self.operator, "a-z, 0-9, '-' and '.'")
         check_jurisdiction(self.jurisdiction)
+        if not 0 <= self.generation <= GENERATION_MAX:
+            raise InvalidArgument(f"the generation of a certificate is 0 to {GENERATION_MAX}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +120,9 @@ def tls_name(cluster_id: str, attributes: NodeAttributes) -> str:
     """The DNS name that a node's certificate carries, and that nobody with other attributes can answer to.
 
     ``<node id>.<base32 of SHA-256, 160 bits>.node.coffre.internal``. The hash covers the cluster id and
-    every attribute, each with its length in front. A caller computes the name from the *map entry* and asks
-    TLS for it; the handshake succeeds only if the certificate was issued for the same attributes.
+    every attribute, each with its length in front, and the generation unless it is 0. A caller computes the
+    name from the *map entry* and asks TLS for it; the handshake succeeds only if the certificate was issued
+    for the same attributes.
     """
     hashed = sha256(b"coffre node v1\0")
     for text in (
@@ -122,6 +132,7 @@ def tls_name(cluster_id: str, attributes: NodeAttributes) -> str:
         attributes.site,
         attributes.operator,
         attributes.jurisdiction,
+        *([str(attributes.generation)] if attributes.generation else []),
     ):
         raw = text.encode()
         hashed.update(len(raw).to_bytes(4, "big") + raw)
@@ -141,7 +152,8 @@ def uri_of_identity(identity: Identity) -> str:
         return uri
     node = identity.attributes
     place = f"server={node.server}&site={node.site}&operator={node.operator}"
-    return f"{uri}?{place}&jurisdiction={node.jurisdiction}"
+    generation = f"&generation={node.generation}" if node.generation else ""
+    return f"{uri}?{place}&jurisdiction={node.jurisdiction}{generation}"
 
 
 def identity_of_uri(uri: str) -> Identity:
@@ -150,8 +162,11 @@ def identity_of_uri(uri: str) -> Identity:
     if found is None:
         raise Unauthenticated("the certificate's URI does not name a member of a Coffre cluster")
     if found["node"] is not None:
+        generation = int(found["generation"] or 0)
+        if generation > GENERATION_MAX:
+            raise Unauthenticated("the certificate's URI has a generation that none can have")
         attributes = NodeAttributes(
-            found["node"], found["server"], found["site"], found["runs"], found["jurisdiction"]
+            found["node"], found["server"], found["site"], found["runs"], found["jurisdiction"], generation
         )
         return Identity(found["cluster"], Role.NODE, found["node"], attributes)
     if found["tenant"] is not None:

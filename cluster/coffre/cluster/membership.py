@@ -24,6 +24,7 @@ __all__ = [
     "find_node",
     "finish_move",
     "remove_node",
+    "renew_node",
     "replace_node",
     "set_capacity",
     "set_policy",
@@ -90,6 +91,23 @@ def remove_node(
     proposed = _next(current, nodes=_leaving(current.nodes, node, NodeState.REMOVED))
     _check_enough_left(proposed)
     return proposed
+
+
+def renew_node(current: ClusterMap, attributes: NodeAttributes) -> ClusterMap:
+    """With a certificate of a later generation for a node: the ones before open nothing any more."""
+    node = find_node(current, attributes.node_id)
+    if node.state is NodeState.REMOVED:
+        raise InvalidArgument(f"{node.node_id} was removed from the cluster")
+    if replace(node.attributes, generation=attributes.generation) != attributes:
+        raise InvalidArgument(
+            f"the certificate says another server, site, operator or jurisdiction of {node.node_id} than the map"
+        )
+    if attributes.generation < node.generation:
+        raise InvalidArgument(
+            f"{node.node_id} has certificates of generation {node.generation}; generation {attributes.generation} was "
+            "shut out, and does not come back"
+        )
+    return _next(current, nodes=_with(current.nodes, replace(node, generation=attributes.generation)))
 
 
 def set_capacity(current: ClusterMap, node_id: str, capacity_bytes: int) -> ClusterMap:
@@ -202,6 +220,7 @@ def _added(
         attributes.operator,
         attributes.jurisdiction,
         capacity_bytes,
+        generation=attributes.generation,
     )
     if before is None:
         return (*nodes, wanted)

@@ -34,6 +34,7 @@ from coffre.cluster.membership import (
     drain_node,
     find_node,
     remove_node,
+    renew_node,
     replace_node,
     set_capacity,
     set_policy,
@@ -296,6 +297,18 @@ def _remove(node: str, lost: bool) -> Wish:
     return wish
 
 
+@_change("renew")
+@click.argument("certificate", metavar="CERT", type=click.Path(path_type=Path, dir_okay=False))
+def _renew(certificate: Path) -> Wish:
+    """Shut out every certificate of a node but those of CERT's generation. Then restart the node with CERT."""
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        attributes = offered_attributes(certificate, access.config.tls.authority, access.clock)
+        return renew_node(current, attributes)
+
+    return wish
+
+
 @_change("set-capacity")
 @click.argument("node")
 @click.argument("capacity")
@@ -416,4 +429,4 @@ def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: Move
 for _command in (_apply, _status):
     _command.params.append(_config_option())
 
-COMMANDS = (_add_node, _drain, _replace, _remove, _set_capacity, _set_policy, _apply, _status)
+COMMANDS = (_add_node, _drain, _replace, _remove, _renew, _set_capacity, _set_policy, _apply, _status)

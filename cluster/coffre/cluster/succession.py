@@ -51,6 +51,12 @@ def _check_members(current: ClusterMap, candidate: ClusterMap) -> None:
                 f"the map of epoch {candidate.epoch} forgets node {node.number} ({node.node_id}) or gives "
                 "its number to another; a node that left stays in the map as removed"
             )
+    generations = {node.number: node.generation for node in candidate.nodes}
+    for node in current.nodes:
+        if generations[node.number] < node.generation:
+            raise IntegrityError(
+                f"the map of epoch {candidate.epoch} takes back a certificate of {node.node_id} that was shut out"
+            )
     codings = {policy.name: (policy.k, policy.m) for policy in candidate.policies}
     for policy in current.policies:
         if codings.get(policy.name) != (policy.k, policy.m):

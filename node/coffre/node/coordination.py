@@ -35,7 +35,7 @@ def readable(peer: Identity, maps: MapHolder) -> tuple[str, ...]:
     """The prefixes that a member may get, range, compare and watch."""
     if peer.role is Role.TENANT:
         return ("maps/", f"buckets/{peer.name}/", f"locks/{peer.name}/")
-    if peer.role is Role.OPERATOR or maps.number_of(peer.name) is not None:
+    if peer.role is Role.OPERATOR or maps.number_of_peer(peer) is not None:
         return ("maps/", "tenants/", "buckets/", "locks/", "repair/", "nodes/")
     return ("maps/",)  # a node that the map does not have, or not any more
 
@@ -46,7 +46,7 @@ def writable(peer: Identity, maps: MapHolder) -> tuple[str, ...]:
         return (f"buckets/{peer.name}/", f"locks/{peer.name}/")
     if peer.role is Role.OPERATOR:
         return ("maps/", "tenants/")
-    number = maps.number_of(peer.name)
+    number = maps.number_of_peer(peer)
     return () if number is None else ("repair/", node_key(number))
 
 
@@ -147,6 +147,8 @@ class CoordinationHandler:
         try:
             async with aclosing(self._store.watch(request.prefix, request.revision)) as watching:
                 async for changes in watching:
+                    # A node that a newer map has shut out learns nothing more.
+                    self._admit(peer, readable(peer, self._maps), [request.prefix])
                     reply = pb.WatchReply(revision=changes.revision)
                     for change in changes.changes:
                         reply.changes.add(key=change.key, value=change.value)

@@ -312,6 +312,8 @@ class Handler:
             name, request.stamp, request.shard_index, request.first_segment, request.segment_count
         )
         async for chunk in chunks:
+            if peer.role is Role.NODE:
+                self._check_node(peer)  # a newer map may have shut it out meanwhile
             yield ShardChunk([WireCell(cell.segment, cell.crc, cell.data) for cell in chunk])
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
@@ -345,6 +347,7 @@ class Handler:
             raise InvalidArgument("there is no such partition, or no such slot of it")
         rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
         async for some in rows:
+            self._check_node(peer)  # a newer map may have shut it out meanwhile
             yield pb.PartitionRowsReply(rows=map(row_message, some))
 
     # ---------------------------------------------------------------- listing, administration

@@ -26,23 +26,22 @@ class MapHolder:
         self.signed = signed
         self._members = {node.node_id: node for node in cluster_map.nodes}
         self._placements = placements
-        self._numbers = {
-            node.node_id: node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED
-        }
         codings = {policy.name: (policy.k, policy.m) for policy in cluster_map.policies}
         self._coding = codings[cluster_map.default_policy]
         self._own_codings = {
             (one.tenant, one.bucket): codings[one.policy] for one in cluster_map.bucket_policies
         }
 
-    def number_of(self, node_id: str) -> int | None:
-        """The number of a node of the map; None when there is none of that id, or it was removed."""
-        return self._numbers.get(node_id)
+    def number_of_peer(self, peer: Identity) -> int | None:
+        """The number of the node that shows this certificate; None when the map has none that says all of it."""
+        entry = self._members.get(peer.name)
+        if entry is None or entry.state is NodeState.REMOVED or entry.attributes != peer.attributes:
+            return None
+        return entry.number
 
     def check_member(self, peer: Identity) -> None:
         """Raise `PermissionDenied` unless a node is in the map, not removed, and as its certificate says."""
-        entry = self._members.get(peer.name)
-        if entry is None or entry.state is NodeState.REMOVED or entry.attributes != peer.attributes:
+        if self.number_of_peer(peer) is None:
             raise PermissionDenied(f"{peer.name} is no node of the map of epoch {self.map.epoch}")
 
     def placement_for(self, k: int, m: int) -> Placement:

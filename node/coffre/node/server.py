@@ -151,14 +151,17 @@ async def _await_admission(config: NodeConfig, identity: Identity, clock: Clock)
     cluster_map, _ = read_map(config.map, config.tls.authority)
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("this node's certificate and the cluster map are of different clusters")
-    if any(node.node_id == identity.name for node in cluster_map.nodes):
+    if not _is_ahead(identity, cluster_map):
         return
-    _log.info("waiting to be added to the cluster (coffre cluster add-node)", extra={"node": identity.name})
+    _log.info(
+        "waiting for a map with this certificate (coffre cluster add-node, or renew)",
+        extra={"node": identity.name},
+    )
     authority = read_certificate(config.tls.authority)
     transport = GrpcTransport(cluster_map, config.tls)
     try:
         source = ClusterMaps(transport, RemoteCoordination(transport), authority, clock)
-        while not any(node.node_id == identity.name for node in cluster_map.nodes):
+        while _is_ahead(identity, cluster_map):
             found = await source.newer(cluster_map)
             if found is None:
                 await clock.sleep(ADMISSION_SECONDS)
@@ -170,10 +173,22 @@ async def _await_admission(config: NodeConfig, identity: Identity, clock: Clock)
         await transport.close()
 
 
+def _is_ahead(identity: Identity, cluster_map: ClusterMap) -> bool:
+    """Whether a newer map is needed: this one has no such node yet, or an earlier generation of its certificate."""
+    assert identity.attributes is not None
+    entry = next((node for node in cluster_map.nodes if node.node_id == identity.name), None)
+    return entry is None or entry.generation < identity.attributes.generation
+
+
 def _own_entry(identity: Identity, cluster_map: ClusterMap) -> MapNode:
     """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
     for entry in cluster_map.nodes:
         if entry.node_id == identity.name:
+            if identity.attributes is not None and entry.generation > identity.attributes.generation:
+                raise ConfigurationError(
+                    f"the map has shut out this certificate of {entry.node_id}: its generation is "
+                    f"{identity.attributes.generation}, the map's {entry.generation}"
+                )
             if entry.attributes != identity.attributes:
                 raise ConfigurationError(
                     f"the map says another server, site, operator or jurisdiction of {entry.node_id} than its "

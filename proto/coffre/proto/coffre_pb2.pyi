@@ -1648,6 +1648,7 @@ class MapNode(_message.Message):
     JURISDICTION_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1.., given once"""
     node_id: _builtins.str
@@ -1660,6 +1661,8 @@ class MapNode(_message.Message):
     """ISO 3166-1 alpha-2"""
     capacity_bytes: _builtins.int
     state: Global___NodeState.ValueType
+    generation: _builtins.int
+    """of the node's certificate; no other one is accepted"""
     def __init__(
         self,
         *,
@@ -1672,10 +1675,11 @@ class MapNode(_message.Message):
         jurisdiction: _builtins.str = ...,
         capacity_bytes: _builtins.int = ...,
         state: Global___NodeState.ValueType = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "jurisdiction", b"jurisdiction", "node_id", b"node_id", "number", b"number", "operator", b"operator", "server", b"server", "site", b"site", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capacity_bytes", b"capacity_bytes", "generation", b"generation", "jurisdiction", b"jurisdiction", "node_id", b"node_id", "number", b"number", "operator", b"operator", "server", b"server", "site", b"site", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1810,7 +1814,7 @@ class ClusterMap(_message.Message):
     PRIOR_FIELD_NUMBER: _builtins.int
     BUCKET_POLICIES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """1"""
+    """1, or 2 once a generation is not 0"""
     cluster_id: _builtins.str
     epoch: _builtins.int
     partitions: _builtins.int

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from coffre.cluster.errors import InvalidArgument, Unauthenticated
 from coffre.cluster.identity import (
+    GENERATION_MAX,
     Identity,
     NodeAttributes,
     Role,
@@ -24,7 +25,13 @@ CLUSTER = "0123456789abcdef"
 _names = st.from_regex(r"[a-z0-9](?:[a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
 _labels = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 _attributes = st.builds(
-    NodeAttributes, _labels, _names, _names, _names, st.from_regex(r"[A-Z]{2}", fullmatch=True)
+    NodeAttributes,
+    _labels,
+    _names,
+    _names,
+    _names,
+    st.from_regex(r"[A-Z]{2}", fullmatch=True),
+    st.integers(0, GENERATION_MAX),
 )
 _identities = st.one_of(
     st.builds(lambda c, a: Identity(c, Role.NODE, a.node_id, a), _labels, _attributes),
@@ -81,14 +88,11 @@ def test_other_spellings_are_refused(uri: str) -> None:
 
 def test_tls_name_depends_on_every_attribute() -> None:
     names = {tls_name(CLUSTER, NODE), tls_name("other", NODE)}
+    others: dict[str, str | int] = {"jurisdiction": "XY", "generation": 1}
     for field in dataclasses.fields(NODE):
-        names.add(
-            tls_name(
-                CLUSTER,
-                dataclasses.replace(NODE, **{field.name: "XY" if field.name == "jurisdiction" else "zz"}),
-            )
-        )
-    assert len(names) == 7
+        changed = {field.name: others.get(field.name, "zz")}
+        names.add(tls_name(CLUSTER, dataclasses.replace(NODE, **changed)))  # type: ignore[arg-type]
+    assert len(names) == 8
     assert all(len(label) <= 63 for name in names for label in name.split("."))
 
 
@@ -116,11 +120,13 @@ def test_tls_name_golden() -> None:
         {"operator": "a\n"},
         {"jurisdiction": "fr"},
         {"jurisdiction": "FRA"},
+        {"generation": -1},
+        {"generation": 1 << 32},
     ],
 )
-def test_attributes_are_checked(change: dict[str, str]) -> None:
+def test_attributes_are_checked(change: dict[str, str | int]) -> None:
     with pytest.raises(InvalidArgument):
-        dataclasses.replace(NODE, **change)
+        dataclasses.replace(NODE, **change)  # type: ignore[arg-type]
 
 
 def test_identities_are_checked() -> None:
@@ -142,3 +148,21 @@ def test_identities_are_checked() -> None:
 def test_unreadable_pem(pem: bytes) -> None:
     with pytest.raises(Unauthenticated):
         identity_of_pem(pem)
+
+
+def test_each_generation_has_a_name_of_its_own() -> None:
+    """The first one has the name and the URI that certificates had before there were generations."""
+    later = [dataclasses.replace(NODE, generation=generation) for generation in (0, 1, 2, 11)]
+    assert later[0] == NODE
+    assert len({tls_name(CLUSTER, attributes) for attributes in later}) == len(later)
+    uris = [uri_of_identity(Identity(CLUSTER, Role.NODE, "n1", attributes)) for attributes in later]
+    assert uris[1] == f"{uris[0]}&generation=1"
+    for wrong in (
+        "&generation=0",
+        "&generation=01",
+        "&generation=",
+        "&generation=4294967296",
+        "&generation=1&",
+    ):
+        with pytest.raises(Unauthenticated):
+            identity_of_uri(uris[0] + wrong)

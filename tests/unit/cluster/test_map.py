@@ -181,7 +181,7 @@ def test_payload_is_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("format", 0), ("format", 2), ("nodes.state", 0), ("nodes.state", 9), ("policies.survives", 0)],
+    [("format", 0), ("format", 3), ("nodes.state", 0), ("nodes.state", 9), ("policies.survives", 0)],
 )
 def test_unknown_formats_and_enums(field: str, value: int) -> None:
     message = pb.ClusterMap.FromString(encode_map(MAP))

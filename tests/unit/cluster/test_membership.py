@@ -15,6 +15,7 @@ from coffre.cluster.membership import (
     drain_node,
     finish_move,
     remove_node,
+    renew_node,
     replace_node,
     set_capacity,
     set_policy,
@@ -281,3 +282,32 @@ def test_every_wish_is_fulfilled_once(wish: Callable[[ClusterMap], ClusterMap]) 
     assert wish(begun) is begun
     finished = finish_move(begun)
     assert wish(finished) is finished
+
+
+# ------------------------------------------------------------------ renew
+
+
+def test_a_renewal_moves_nothing_and_is_not_taken_back() -> None:
+    later = dataclasses.replace(attributes(2), generation=1)
+    renewed = renew_node(SIX, later)
+    assert (renewed.epoch, renewed.prior, renewed.node(2).attributes) == (2, (), later)
+    assert renew_node(renewed, later) is renewed
+    with pytest.raises(InvalidArgument, match="was shut out"):
+        renew_node(renewed, attributes(2))
+    with pytest.raises(InvalidArgument, match="another server, site"):
+        renew_node(SIX, dataclasses.replace(later, site="elsewhere"))
+    with pytest.raises(NotFound):
+        renew_node(SIX, attributes(7))
+
+
+def test_a_renewal_keeps_the_maps_that_are_consulted() -> None:
+    moving = join(SIX, 7)
+    renewed = renew_node(moving, dataclasses.replace(attributes(2), generation=1))
+    assert renewed.prior == moving.prior
+    assert finish_move(renewed).node(2).generation == 1
+    drained = drain_node(NINE, "n9")
+    later = dataclasses.replace(attributes(9), generation=3)
+    assert state_of(renew_node(drained, later), 9) is NodeState.DRAINING
+    removed = remove_node(NINE, "n9", shards_held=None, lost=True)
+    with pytest.raises(InvalidArgument, match="was removed"):
+        renew_node(removed, later)

@@ -265,3 +265,16 @@ def test_what_placements_follow_from(change: dict[str, object], same: bool) -> N
     changed = dataclasses.replace(FIRST, **change)  # type: ignore[arg-type]
     assert same_placements(FIRST, changed) is same
     assert same_placements(changed, FIRST) is same
+
+
+def test_a_certificate_that_was_shut_out_stays_so() -> None:
+    renewed = dataclasses.replace(FIRST, epoch=2, nodes=replaced(FIRST, 2, generation=1))
+    assert newer_map(FIRST, renewed) is renewed
+    assert same_placements(FIRST, renewed)
+    assert decode_map(encode_map(renewed)) == renewed
+    assert pb.ClusterMap.FromString(encode_map(FIRST)).format == 1
+    assert pb.ClusterMap.FromString(encode_map(renewed)).format == 2  # so that no earlier release takes it
+    for epoch in (3, 9):
+        back = dataclasses.replace(renewed, epoch=epoch, nodes=FIRST.nodes)
+        with pytest.raises(IntegrityError, match="takes back a certificate of n2"):
+            newer_map(renewed, back)

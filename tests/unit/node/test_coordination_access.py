@@ -51,11 +51,13 @@ ALLOWED = {
     },
     "removed node": {"maps": {READ}},
     "stranger": {"maps": {READ}},
+    "old certificate": {"maps": {READ}},
 }
 
 
-def node_identity(node_id: str) -> Identity:
-    return Identity("test", Role.NODE, node_id, NodeAttributes(node_id, "server", "site", "runs", "FR"))
+def node_identity(node_id: str, generation: int = 1) -> Identity:
+    attributes = NodeAttributes(node_id, "server", "site", "runs", "FR", generation)
+    return Identity("test", Role.NODE, node_id, attributes)
 
 
 MEMBERS = {
@@ -64,11 +66,13 @@ MEMBERS = {
     "node": node_identity("a1"),
     "removed node": node_identity("a3"),
     "stranger": node_identity("a9"),
+    "old certificate": node_identity("a1", 0),
 }
 
 
 def map_node(number: int, state: NodeState = NodeState.ACTIVE) -> MapNode:
-    return MapNode(number, f"a{number}", f"127.0.0.1:740{number}", "server", "site", "runs", "FR", 1, state)
+    address = f"127.0.0.1:740{number}"
+    return MapNode(number, f"a{number}", address, "server", "site", "runs", "FR", 1, state, generation=1)
 
 
 POLICY = Policy("1-1", 1, 1, ("FR",), Domain.NODE)

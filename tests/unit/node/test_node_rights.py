@@ -26,8 +26,8 @@ WRITES = [
 ]
 
 
-def identity(number: int, **changes: str) -> Identity:
-    attributes = dataclasses.replace(MAP.node(number).attributes, **changes)
+def identity(number: int, **changes: object) -> Identity:
+    attributes = dataclasses.replace(MAP.node(number).attributes, **changes)  # type: ignore[arg-type]
     return Identity(CLUSTER_ID, Role.NODE, attributes.node_id, attributes)
 
 
@@ -72,6 +72,7 @@ async def test_marks_of_a_node_are_refused() -> None:
     [
         identity(2, site="elsewhere"),
         identity(2, operator="another"),
+        identity(2, generation=1),
         Identity(CLUSTER_ID, Role.NODE, "n99", NodeAttributes("n99", "s", "s", "o", "FR")),
         Identity(CLUSTER_ID, Role.OPERATOR, "alice"),
     ],

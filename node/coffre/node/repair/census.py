@@ -93,4 +93,4 @@ def count_name(
         return len(holders.keys() & set(electorate.primaries)) - electorate.k
     # Rows are of each node then, so indexes are known: the same shard may lie at its old and its new place.
     indexes = {index for index in holders.values() if index is not None}
-    return (len(indexes) or len(holders)) - electorate.k_min
+    return (len(indexes) or len(holders)) - electorate.k
