@@ -34,7 +34,8 @@ class Census:
     def is_ours(self, scene: Scene, partition: int) -> bool:
         """Whether this node counts a partition; if not, what it counted before is another's to say."""
         # Where policies code in several ways, neither digests nor rows say which k is a version's.
-        codings = {(policy.k, policy.m) for policy in scene.electorates.map.policies}
+        newest = scene.electorates.map
+        codings = {(policy.k, policy.m) for one in (newest, *newest.prior) for policy in one.policies}
         if len(codings) > 1 or not is_first(scene, partition):
             self._counts.pop(partition, None)
             return False
