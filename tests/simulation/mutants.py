@@ -218,17 +218,15 @@ MUTANTS = (
     Mutant(
         "a condition ignores tombstones",
         "coffre.client._conditions",
-        "        if self.version is not None and (tombstone or self.version != newest):\n",
-        "        if self.version is not None and self.version != newest:\n",
+        "        if self.version is not None and not (live and self._is_met(newest)):\n",
+        "        if self.version is not None and not self._is_met(newest):\n",
         181,
     ),
     Mutant(
         "a conditional write needs no lock",
         "coffre.client._conditions",
-        "        async with self._locks.hold(draft.name, self._lock_patience) as lock:\n",
-        "        from contextlib import nullcontext\n"
-        "        from unittest.mock import Mock\n"
-        "        async with nullcontext(Mock()) as lock:\n",
+        "            lock = await stack.enter_async_context(self._locks.hold(draft.name, self._lock_patience))\n",
+        "            from unittest.mock import Mock\n            lock = Mock()\n",
         0,
         quick=True,
     ),
