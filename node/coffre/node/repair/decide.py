@@ -122,8 +122,11 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        if self.condemned or (self.settled and self._can_be_settled):
-            return True
+        return self.condemned or (self.settled and self._can_be_settled) or self.promised
+
+    @property
+    def promised(self) -> bool:
+        """LOCKED on W of every set, and k shards on locked nodes."""
         by_votes = self._electorate.is_established_by(self._locked)
         return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k)
 
@@ -224,21 +227,30 @@ def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Ac
     for stamp in stamps[1:]:
         tally = _Tally(view, stamp)
         own = view.own_version(stamp)
-        if tally.settled:
+        if tally.settled or tally.promised:
             if not ended and kept < view.versions_kept:
                 kept += 1
                 ended = tally.tombstone
-                if own is None or own.state == ABORTED or _lacks(own):
+                if own is None or own.state != SETTLED or _lacks(own):
                     actions += _hold(view, stamp, tally)
         elif own is not None and own.state != ABORTED and (tally.dead or _is_over(view, stamp, tally)):
             actions.append(Action(Step.DROP, stamp))
+        elif not ended and kept < view.versions_kept and _is_old(view, stamp) and tally.can_stand:
+            # Somebody may have been told of it. Those who hold it count it among the versions kept, so all must.
+            kept += 1
+            ended = tally.tombstone
+            if own is not None and own.state == ACCEPTED:
+                actions.append(Action(Step.LOCK, stamp))
     return actions
 
 
 def _is_over(view: View, stamp: bytes, tally: _Tally) -> bool:
     """A version below an established one, of which it is certain that nobody was ever told of it."""
-    old = unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
-    return old and tally.never_acknowledged
+    return _is_old(view, stamp) and tally.never_acknowledged
+
+
+def _is_old(view: View, stamp: bytes) -> bool:
+    return unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
 
 
 def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:

@@ -11,7 +11,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, Asking
-from coffre.node.repair.decide import Action, Step, View, choose_index, decide
+from coffre.node.repair.decide import Action, Step, View, choose_index, decide, is_pending
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
@@ -89,21 +89,33 @@ class Outcome:
     again: bool = False  # the replies had no room for it
 
 
+@dataclass(frozen=True, slots=True)
+class _Large:
+    """A large shard to rebuild. `holders`: by node, the shard that it has."""
+
+    sealed: Sealed
+    index: int
+    placement: tuple[int, ...]
+    holders: Mapping[int, int]
+    established: bool
+
+
 @dataclass(slots=True)
 class _Plan:
     """What to do about one name."""
 
     mutations: list[Mutation] = field(default_factory=list)
-    large: list[tuple[Sealed, int, Mapping[int, int], bool]] = field(default_factory=list)
+    large: list[_Large] = field(default_factory=list)
     restored: int = 0
     bytes: int = 0
     reason: str = ""
     again: bool = False
+    pending: bool = False  # something newer than what is settled is not decided, as far as few nodes say
 
     @property
     def is_enough(self) -> bool:
         """Whether what few nodes said of the name is all that there is to know."""
-        return self.again or (bool(self.mutations) and not self.reason)
+        return self.again or (bool(self.mutations) and not self.reason and not self.pending)
 
 
 class Healer:
@@ -168,6 +180,7 @@ class Healer:
                 self._options.unfinished_seconds,
             )
             plans[task.name] = self._plan(task, view)
+            plans[task.name].pending = any(map(is_pending, answers.values()))
         return plans
 
     async def _own(self, task: Task) -> Sequence[StoredVersion]:
@@ -241,7 +254,8 @@ class Healer:
                 for node, v in held.items()
                 if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
             }
-            plan.large.append((sealed, index, holders, action.step is Step.RESTORE))
+            placement = _placed(sealed, view, index)
+            plan.large.append(_Large(sealed, index, placement, holders, action.step is Step.RESTORE))
             return
         made = small_shard(sealed, index, held.values())
         if made is None:
@@ -267,7 +281,8 @@ class Healer:
     async def _bring_large(self, scene: Scene, outcome: Outcome, plan: _Plan) -> None:
         """Rebuild large shards, few at a time: those that are small do not wait for them."""
         task = outcome.task
-        for sealed, index, holders, established in plan.large:
+        for large in plan.large:
+            sealed, index = large.sealed, large.index
             try:
                 async with self._places:
                     await rebuild_large(
@@ -277,13 +292,13 @@ class Healer:
                         task.name,
                         sealed,
                         index,
-                        holders,
+                        large.holders,
                         self._options.timeout,
                     )
-                accept = _accept(task, sealed, index)
+                accept = _accept(task, sealed, index, large.placement)
                 accept.staged = True
                 outcome.restored += 1
-                mutation = Restore(accept, replace=True) if established else _locked(accept)
+                mutation = Restore(accept, replace=True) if large.established else _locked(accept)
                 await self._apply([(outcome, [mutation])])
                 # One that was overtaken meanwhile is wanted no more.
                 await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)

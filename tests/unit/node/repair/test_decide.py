@@ -360,3 +360,35 @@ def test_while_the_map_changes_votes_against_versions_are_looked_at() -> None:
 )
 def test_what_is_not_decided_yet(versions: list[StoredVersion], pending: bool) -> None:
     assert is_pending(versions) is pending
+
+
+# ------------------------------------------------------------------ versions below the newest, where several are kept
+
+
+def both(state: State, shard: int) -> list[StoredVersion]:
+    """A settled version, and one below it in this state."""
+    return [held(2, S, shard), held(1, state, shard)]
+
+
+def test_a_kept_version_is_known_as_settled_by_all() -> None:
+    """Its digest is the same either way, so nobody else would tell; and what is held for others waits for it."""
+    for state in (A, L):
+        answers = {4: both(S, 3), 1: both(state, 0)}
+        assert steps(view(answers, versions_kept=2)) == [(Step.SETTLE, stamp(1))]
+
+
+def test_a_version_below_a_settled_one_that_may_be_acknowledged_is_kept_by_all() -> None:
+    accepted = {node: both(A, node - 1) for node in range(1, 6)}
+    lacking = {6: [held(2, S, 5), held(0, S, 5)]}
+    assert steps(view({**accepted, **lacking}, versions_kept=2)) == [(Step.LOCK, stamp(1))]
+    locked = {node: both(L, node - 1) for node in range(2, 6)}
+    assert steps(view({**accepted, **locked, **lacking}, versions_kept=2)) == [(Step.SETTLE, stamp(1))]
+    behind = {**locked, 1: [held(2, S, 0), held(0, S, 0)]}
+    assert steps(view(behind, versions_kept=2)) == [(Step.RESTORE, stamp(1))]
+
+
+def test_of_a_version_below_a_settled_one_nobody_decides_while_it_is_young() -> None:
+    young = {
+        node: [held(2, S, node - 1, young=True), held(1, A, node - 1, young=True)] for node in range(1, 6)
+    }
+    assert steps(view(young, versions_kept=2)) == []
