@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coffre.cluster.errors import PolicyViolation
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.placement import Placement
 
 from tests.simulation.network import Quality
+from tests.simulation.repairers import RepairPlan, draw_repair
 
 __all__ = ["Fault", "Plan", "draw_plan"]
 
 CLUSTER_ID = "51a1bead0000c0de"
 PARTITIONS = 8
+HASTY_PAUSE_SECONDS = 2.0
 
 
 class Fault(enum.Enum):
@@ -50,14 +52,20 @@ class Plan:
     large: float  # part of the puts that have several segments
     pause: float  # mean between two operations of a worker
     versions_kept: int
-    repaired: bool = False  # somebody repairs, so full redundancy must return
+    repair: RepairPlan | None = None  # somebody repairs, so full redundancy must return
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
         faults = " ".join(fault.value for fault in self.faults)
         return (
             f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
+            f"{self._repair()}"
         )
+
+    def _repair(self) -> str:
+        if self.repair is None:
+            return ""
+        return ", hasty repair" if self.repair.is_hasty else ", repair"
 
 
 def draw_plan(seed: int) -> Plan:
@@ -65,7 +73,7 @@ def draw_plan(seed: int) -> Plan:
     enabled = [fault for fault in Fault if rng.random() < 0.45]
     hurry = rng.choice([0.3, 1.0, 3.0])  # how much happens at once
     versions_kept = rng.choice([1, 1, 1, 2])
-    return Plan(
+    plan = Plan(
         seed,
         _draw_map(rng, versions_kept),
         Quality(
@@ -88,6 +96,16 @@ def draw_plan(seed: int) -> Plan:
         pause=hurry * rng.choice([0.01, 0.1, 0.3]),
         versions_kept=versions_kept,
     )
+    return _with_repair(plan)
+
+
+def _with_repair(plan: Plan) -> Plan:
+    jumps = Fault.JUMP in plan.faults
+    repair = draw_repair(plan.seed, jumps=jumps, offset=plan.offset, drift=plan.drift)
+    if repair is None or not repair.is_hasty:
+        return replace(plan, repair=repair)
+    # What is old must exist while clients still work.
+    return replace(plan, repair=repair, pause=max(plan.pause, HASTY_PAUSE_SECONDS))
 
 
 def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:
