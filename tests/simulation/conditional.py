@@ -166,6 +166,7 @@ async def examine_conditions(world: World) -> None:
     rng = world.chance("examination of conditions")
     key = rng.choice(keys_of(world))
     members = [world.member() for _ in range(RACERS)]
+    world.set_clocks()
     workers = [ConditionalWorker(world, member, f"{member.name} (after)") for member in members]
     await _without(world, workers[-1], key, silent=rng.random() < 0.5)
     await workers[-1].delete(key, must=True)

@@ -26,9 +26,16 @@ class SimulatedStore(MemoryStore):
     """
 
     def __init__(
-        self, clock: Clock, options: StoreOptions, rng: random.Random, sync_seconds: float, watch: Watcher
+        self,
+        clock: Clock,
+        options: StoreOptions,
+        rng: random.Random,
+        sync_seconds: float,
+        watch: Watcher,
+        *,
+        store_id: bytes = bytes(16),
     ) -> None:
-        super().__init__(clock, options)
+        super().__init__(clock, options, store_id=store_id)
         self._rng = rng
         self._sync_seconds = sync_seconds
         self._watch = watch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -270,6 +271,43 @@ MUTANTS = (
         11,
         quick=True,
     ),
+    Mutant(
+        "repair takes accepted for established",
+        "coffre.node.repair.decide",
+        "if version.state >= LOCKED}",
+        "if version.state >= ACCEPTED}",
+        76,
+    ),
+    Mutant(
+        "repair gives several nodes one shard",
+        "coffre.node.repair.decide",
+        "    return chosen.get(me)\n",
+        "    return free[0] if me in chosen else None\n",
+        57,
+    ),
+    Mutant(
+        "digests leave out what is old",
+        "coffre.node.repair.repairer",
+        "self._clock.unixtime_ms() - int(self._options.settling_seconds * 1000))",
+        "self._clock.unixtime_ms() - (1 << 40))",
+        4,
+        quick=True,
+    ),
+    Mutant(
+        "what is held for others goes before the primary has it",
+        "coffre.node.repair.handoff",
+        "        if await _all_safe(scene, options, row.name, view, said):\n",
+        "        if True:\n",
+        4,
+        quick=True,
+    ),
+    Mutant(
+        "what dead writers left stays",
+        "coffre.node.repair.sweep",
+        "    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):\n",
+        "    if False:\n",
+        39,
+    ),
 )
 
 
@@ -315,6 +353,7 @@ def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
             del sys.modules[name]
     sys.meta_path.insert(0, _Finder(mutant, room))
     run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
+    logging.disable(logging.CRITICAL)
     seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
     for tried, seed in enumerate(seeds, 1):
         failures: tuple[str, ...] = run(seed).failures  # type: ignore[attr-defined]  # a Result, loaded just now

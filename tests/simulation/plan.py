@@ -12,11 +12,13 @@ from coffre.cluster.placement import Placement
 
 from tests.simulation.agreement import AgreementPlan, draw_agreement
 from tests.simulation.network import Quality
+from tests.simulation.repairers import RepairPlan, draw_repair
 
 __all__ = ["Fault", "Plan", "draw_plan"]
 
 CLUSTER_ID = "51a1bead0000c0de"
 PARTITIONS = 8
+HASTY_PAUSE_SECONDS = 2.0
 
 
 class Fault(enum.Enum):
@@ -52,14 +54,20 @@ class Plan:
     pause: float  # mean between two operations of a worker
     versions_kept: int
     agreement: AgreementPlan
-    repaired: bool = False  # somebody repairs, so full redundancy must return
+    repair: RepairPlan | None = None  # somebody repairs, so full redundancy must return
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
         faults = " ".join(kind.value for kind in (*self.faults, *self.agreement.troubles))
         return (
             f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
+            f"{self._repair()}"
         )
+
+    def _repair(self) -> str:
+        if self.repair is None:
+            return ""
+        return ", hasty repair" if self.repair.is_hasty else ", repair"
 
 
 def draw_plan(seed: int) -> Plan:
@@ -69,7 +77,7 @@ def draw_plan(seed: int) -> Plan:
     versions_kept = rng.choice([1, 1, 1, 2])
     cluster_map = _draw_map(rng, versions_kept)
     agreement = draw_agreement(seed, cluster_map, hurry)
-    return Plan(
+    plan = Plan(
         seed,
         replace(cluster_map, coordinators=agreement.coordinators),
         Quality(
@@ -93,6 +101,16 @@ def draw_plan(seed: int) -> Plan:
         versions_kept=versions_kept,
         agreement=agreement,
     )
+    return _with_repair(plan)
+
+
+def _with_repair(plan: Plan) -> Plan:
+    jumps = Fault.JUMP in plan.faults
+    repair = draw_repair(plan.seed, jumps=jumps, offset=plan.offset, drift=plan.drift)
+    if repair is None or not repair.is_hasty:
+        return replace(plan, repair=repair)
+    # What is old must exist while clients still work.
+    return replace(plan, repair=repair, pause=max(plan.pause, HASTY_PAUSE_SECONDS))
 
 
 def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:

@@ -1,12 +1,11 @@
 """What repair must have brought back once the faults have ended: every shard, equal digests, and nothing left over.
 
-`Plan.repaired` turns these checks on. There is no repair yet, so no plan that is drawn does; test_redundancy.py tests
-the checks themselves.
+restoration.py asks for it in runs in which somebody repairs; test_redundancy.py tests the checks themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
@@ -16,7 +15,7 @@ from coffre.node.votes import Entry
 
 from tests.simulation.world import World
 
-__all__ = ["shortcomings"]
+__all__ = ["left_staged", "shortcomings", "uncollected"]
 
 
 async def shortcomings(world: World) -> list[str]:
@@ -35,9 +34,31 @@ async def shortcomings(world: World) -> list[str]:
         }
         if len(digests) > 1:
             found.append(f"partition {partition}: {len(digests)} digests among its primaries")
-    for host in world.hosts.values():
-        if host.store.staged:
-            found.append(f"node {host.number}: {host.store.staged} staged shards of nothing")
+    return found
+
+
+def left_staged(world: World) -> list[str]:
+    """Shards that belong to no version, a line for each node that has some."""
+    return [
+        f"node {host.number}: {host.store.staged} staged shards of nothing"
+        for host in world.hosts.values()
+        if host.store.staged
+    ]
+
+
+def uncollected(world: World) -> list[str]:
+    """Tombstones that are left once the retention has passed, a line each.
+
+    Those beside a vote against a version stay (docs/repair.md, "Tombstones"), and so do those of all other primaries.
+    """
+    found: list[str] = []
+    names = {name for host in world.hosts.values() for name in host.store.names()}
+    for name in sorted(names, key=ObjectName.context):
+        rows = {number: host.store.versions(name) for number, host in world.hosts.items()}
+        voted = any(entry.state is State.ABORTED for entries in rows.values() for entry in entries)
+        holders = [number for number, entries in rows.items() if entries]
+        if not voted and all(entry.tombstone for entries in rows.values() for entry in entries):
+            found.append(f"{name.key}: nodes {holders} keep the tombstone of a deleted object")
     return found
 
 
@@ -53,6 +74,8 @@ def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> It
         return
     shards: set[int] = set()
     for number, entries in held.items():
+        if number not in primaries and entries:
+            yield f"{name.key}: node {number} is no primary and holds {_told(entries)}"
         versions = [entry for entry in entries if entry.stamp == newest.stamp]
         if len(entries) > max(1, world.plan.versions_kept):
             yield f"{name.key}: node {number} keeps {len(entries)} versions"
@@ -65,6 +88,10 @@ def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> It
                 shards.add(entry.shard_index)
     if not newest.tombstone and len(shards) < world.policy.n:
         yield f"{name.key}: {len(shards)} of {world.policy.n} shards are whole"
+
+
+def _told(entries: Sequence[Entry]) -> str:
+    return ", ".join(f"{e.stamp.hex()} {e.state.name} shard {e.shard_index}" for e in entries)
 
 
 def _is_whole(entry: Entry) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from tests.simulation.conditional import ConditionalWorker, examine_conditions
 from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
 from tests.simulation.plan import Plan, draw_plan
-from tests.simulation.redundancy import shortcomings
+from tests.simulation.repairers import message_age
+from tests.simulation.restoration import make_whole
 from tests.simulation.segments import tiny_segments
 from tests.simulation.troubles import Troubles
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
@@ -58,14 +59,13 @@ def run_plan(plan: Plan) -> Result:
         world = World(plan, loop)
         worlds.append(world)
         try:
-            async with asyncio.timeout(SECONDS_MAX):
-                await _Run(world).whole()
+            await _Run(world).whole()
         except TimeoutError:
             world.fail(f"somebody still waits after {SECONDS_MAX:.0f} s")
         for error in (*loop.errors, *world.network.bugs):
             world.fail(f"nobody caught {error!r}")
 
-    with tiny_segments():
+    with tiny_segments(), message_age(plan.repair):
         try:
             run_virtually(main)
         except Stalled as error:
@@ -97,6 +97,20 @@ class _Run:
         self._working: dict[asyncio.Task[None], Member] = {}
 
     async def whole(self) -> None:
+        """Raises `TimeoutError` when somebody waits for too long."""
+        async with asyncio.timeout(SECONDS_MAX):
+            await self._storm()
+            await self._world.sleep(CALM_SECONDS)
+            worker = await self._read_all("after")
+        if self._world.plan.repair is not None:
+            await make_whole(self._world)
+        async with asyncio.timeout(SECONDS_MAX):
+            if self._world.plan.repair is not None:
+                worker = await self._read_all("when all is repaired")
+            await self._write_all(worker)
+
+    async def _storm(self) -> None:
+        """Work and faults, until there is no more work."""
         world = self._world
         plan = world.plan
         for _ in range(plan.clients):
@@ -117,8 +131,6 @@ class _Run:
             if not isinstance(end, asyncio.CancelledError):
                 world.fail(f"the weather broke: {end!r}")
         world.heal()
-        await world.sleep(CALM_SECONDS)
-        await self._examine()
 
     def _start(self, member: Member, operations: int) -> None:
         for number in range(self._world.plan.workers):
@@ -132,18 +144,26 @@ class _Run:
         if len(self._world.members) < 3 * plan.clients:
             self._start(successor, plan.operations // 2)
 
-    async def _examine(self) -> None:
+    async def _read_all(self, when: str) -> Worker:
         """Everything answers: whatever was acknowledged is there, for a client that has seen nothing of it."""
         world = self._world
         member = world.member()
-        worker = Worker(world, member, f"{member.name} (after)", world.chance("examination"))
+        world.set_clocks()
+        worker = Worker(
+            world,
+            member,
+            f"{member.name} ({when})",
+            world.chance("examination" if when == "after" else f"examination {when}"),
+        )
         await worker.list("", 1000, must=True)
         for key in keys_of(world):
             await worker.get(key, must=True)
             await worker.head(key, must=True)
-        if world.plan.repaired:
-            for shortcoming in await shortcomings(world):
-                world.fail(shortcoming)
+        return worker
+
+    async def _write_all(self, worker: Worker) -> None:
+        """Everything can be written."""
+        world = self._world
         for key in keys_of(world):
             await worker.put(key)
             await worker.get(key, must=True)

@@ -6,7 +6,7 @@ import random
 
 from coffre.cluster.names import ObjectName
 
-from tests.simulation.redundancy import shortcomings
+from tests.simulation.redundancy import left_staged, shortcomings
 from tests.simulation.test_world import in_calm
 from tests.simulation.world import TENANT, World
 
@@ -53,7 +53,7 @@ def test_a_node_that_missed_a_write_is_seen_and_so_is_what_was_left_over() -> No
         host.restart()
         staged = await host.store.stage(TENANT, bytes(16), 0)
         await staged.commit()
-        return await shortcomings(world)
+        return [*(await shortcomings(world)), *left_staged(world)]
 
     found = in_calm(work)
     assert any("does not have the newest version" in line for line in found)

@@ -79,6 +79,10 @@ class VirtualLoop(base_events.BaseEventLoop):
         if timeout > 0:
             self._now = max(self._now, self._scheduled[0]._when)  # type: ignore[attr-defined]
 
+    def leap(self, seconds: float) -> None:
+        """Let time pass in which nothing runs, as if all machines had slept: timers that are due fire once, late."""
+        self._now += seconds
+
     def create_future(self) -> asyncio.Future[Any]:
         future = _Future(loop=self)
         self._serial += 1

@@ -20,6 +20,7 @@ from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
+from coffre.node.repair.repairer import Repairer
 from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
@@ -29,6 +30,7 @@ from tests.simulation.history import History
 from tests.simulation.journal import Journal
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan
+from tests.simulation.repairers import NodeRepair
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
 __all__ = ["Failure", "Host", "Member", "World"]
@@ -55,7 +57,6 @@ class Host:
         self.clock = clock
         self.up = True
         self.incarnation = 0
-        self.restarts_at = 0.0
         self._entry = entry
         self._world = world
         self._start()
@@ -65,6 +66,26 @@ class Host:
         maps = MapHolder(self._world.cluster_map, b"")
         self.handler = Handler(self.number, self._entry.node_id, self.store, maps, self.clock)
         self._actor.spawn(self._reclaim())
+        self.repair = self._repair(maps)
+
+    def _repair(self, maps: MapHolder) -> NodeRepair | None:
+        world, plan, name = self._world, self._world.plan.repair, f"node {self.number}"
+        if plan is None:
+            return None
+        identity = Identity(
+            world.cluster_map.cluster_id, Role.NODE, self._entry.node_id, self._entry.attributes
+        )
+        transport, options = world.transport(identity, name), plan.options()
+        repairer = Repairer(self.number, self.store, maps, transport, self.clock, options)
+        repair = NodeRepair(world.loop, name, self.handler, repairer, options, transport)
+        rng = world.chance(f"repair of {name}, start {self.incarnation}")
+        wait_seconds = rng.random() * options.round_seconds
+        if self.incarnation:
+            others = [entry.number for entry in world.cluster_map.nodes if entry.number != self.number]
+            repair.start_again(self.clock, wait_seconds, self.store, others, new=False)
+        else:
+            repair.start(self.clock, wait_seconds)
+        return repair
 
     @property
     def slowness(self) -> float:
@@ -77,6 +98,8 @@ class Host:
         """Everything under way ends, and what was not synced is gone."""
         self.up = False
         self._actor.kill()
+        if self.repair is not None:
+            self.repair.kill()
         self.store.crash()
         self._world.network.reset(self.number)
 
@@ -131,9 +154,9 @@ class World:
         self.acknowledged: set[str] = set()  # versions that a put returned
         self.faults: Counter[str] = Counter()
         self.network = Network(self.chance("network"), self.journal, plan.quality)
+        self.agreement = self._agreement()
         self.hosts = {entry.number: self._host(entry) for entry in self.cluster_map.nodes}
         self.network.nodes.update(self.hosts)
-        self.agreement = self._agreement()
         self.witness = Witness(self.agreement.store, self.fail, strict=plan.agreement.keeps_leases)
         self._keys = KeyRing.generate(self.chance("keys").randbytes)
 
@@ -183,7 +206,8 @@ class World:
             self._watch(entry.number, mutations, outcomes)
 
         options = StoreOptions(versions_kept=self.plan.versions_kept)
-        store = SimulatedStore(clock, options, self.chance(f"disk of {name}"), self.plan.sync_seconds, watch)
+        rng, store_id = self.chance(f"disk of {name}"), self.chance(f"store of {name}").randbytes(16)
+        store = SimulatedStore(clock, options, rng, self.plan.sync_seconds, watch, store_id=store_id)
         return Host(self, entry, store, clock)
 
     def member(self) -> Member:
@@ -220,10 +244,18 @@ class World:
         for host in self.hosts.values():
             host.store.slowness = 1.0
             host.store.set_capacity(None)
-            host.clock.set_wrong_by(0)
             if not host.up:
                 host.restart()
+        self.set_clocks()
         self.journal.note("the faults end")
+
+    def set_clocks(self) -> None:
+        """Let nodes and clients have the right time, whatever their clocks have made of the time that passed."""
+        repaired = self.plan.repair is not None  # then time goes on for so long that drift counts
+        for clock in [host.clock for host in self.hosts.values()]:
+            clock.set_wrong_by(self.loop.time() - clock.monotonic() if repaired else 0)
+        for clock in [member.clock for member in self.members if repaired]:
+            clock.set_wrong_by(self.loop.time() - clock.monotonic())
 
     # ---------------------------------------------------------------- what nodes take
 

@@ -428,7 +428,10 @@ def down_to_settled(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 
 def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """Split into what stays and the entries with records that go. A vote to keep stays when its version goes."""
+    """Split into what stays and the entries with records that go. A vote to keep stays when its version goes.
+
+    What is not settled takes nobody's place among the versions kept: it may never be, and then one would be missing.
+    """
     kept: list[Entry] = []
     freed: list[Entry] = []
     counted = votes = 0
@@ -443,7 +446,7 @@ def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, 
                 votes += 1
                 kept.append(Entry(entry.stamp, ABORTED, was_locked=True))
         else:
-            counted += 1
+            counted += entry.state == SETTLED
             kept.append(entry)
             ended = entry.tombstone and entry.state == SETTLED
     return tuple(kept), tuple(freed)

@@ -156,6 +156,9 @@ def test_a_version_does_not_change_its_kind() -> None:
         ([(4, S), (3, A), (2, A)], 2, [(4, S), (3, S)]),
         ([(4, S), (3, A), (2, A)], 1, [(4, S)]),
         ([(3, A), (2, L), (1, X)], 3, [(3, S), (2, L)]),
+        # What is not settled, and may never be, pushes out nothing that is.
+        ([(5, S), (4, A), (3, S), (2, S)], 2, [(5, S), (4, A), (3, S)]),
+        ([(3, A), (2, A), (1, S)], 2, [(3, S), (2, A), (1, S)]),
     ],
 )
 def test_settle_trims(held: list[tuple[int, State]], kept: int, left: list[tuple[int, State]]) -> None:
@@ -204,7 +207,8 @@ def test_marks_promote(
         ([(3, A), (2, S)], 3, 1, True),
         ([(3, A), (2, X)], 3, 2, True),
         ([(3, A), (2, S)], 3, 2, False),
-        ([(3, A), (2, A), (1, S)], 3, 2, True),
+        ([(3, A), (2, A), (1, S)], 3, 2, False),
+        ([(3, A), (2, S), (1, S)], 3, 2, True),
         ([(4, X), (3, A)], 3, 1, False),
         ([(4, S), (3, A)], 3, 2, False),
     ],
@@ -349,7 +353,8 @@ class VotesMachine(RuleBasedStateMachine):
         if self.settled:
             newest = max(self.settled)
             older = [e for e in self.entries if e.stamp < newest and not is_vote(e)]
-            assert len(older) < self.kept or (self.kept == 1 and not older)
+            assert sum(e.state is S for e in older) < self.kept
+            assert self.kept > 1 or not older
             assert all(e.state is not X for e in older)
         if self.settled | self.marked:
             newest = max(self.settled | self.marked)

@@ -155,8 +155,11 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        if self.condemned or (self.settled and self._can_be_settled):
-            return True
+        return self.condemned or (self.settled and self._can_be_settled) or self.promised
+
+    @property
+    def promised(self) -> bool:
+        """LOCKED on W of every set, and k shards on locked nodes."""
         by_votes = self._electorate.is_established_by(self._locked)
         return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k_most)
 
@@ -190,11 +193,21 @@ class _Tally:
         if self._electorate.is_moving or not self.held or self.tombstone:
             return False
         members = self._electorate.primaries
-        here = [n for n in self._keepers if n in self.held and self._may_have_shard(n)]
-        possible = len(here) + len(self._silent(self._keepers)) + self._elsewhere()
         locked = len(self._locked & set(members)) + len(self._silent(members))
-        few = locked < self._electorate.write or possible < self._k_least
-        return possible < self._k_least + 1 and few
+        few = locked < self._electorate.write or self.is_unreadable
+        return self._possible_shards < self._k_least + 1 and few
+
+    @property
+    def is_unreadable(self) -> bool:
+        """An object of which fewer than k nodes have a shard, or may: no reader can complete it any more."""
+        if self._electorate.is_moving or not self.held or self.tombstone:
+            return False
+        return self._possible_shards < self._k_least
+
+    @property
+    def _possible_shards(self) -> int:
+        here = [n for n in self._keepers if n in self.held and self._may_have_shard(n)]
+        return len(here) + len(self._silent(self._keepers)) + self._elsewhere()
 
     def _may_have_shard(self, node: int) -> bool:
         version = self.held[node]
@@ -246,7 +259,10 @@ def decide(view: View) -> list[Action]:
             elif own is not None and own.state == ACCEPTED:
                 actions.append(Action(Step.LOCK, stamp))
         elif tally.never_acknowledged and own is None:
-            actions.append(Action(Step.REFUSE, stamp))  # whoever holds it waits until R have refused it
+            actions.append(Action(Step.REFUSE, stamp))
+        elif tally.never_acknowledged and tally.is_unreadable and own is not None and own.state == ACCEPTED:
+            actions.append(Action(Step.GIVE_UP, stamp))
+        # Else whoever holds it waits until R have refused it.
     return actions
 
 
@@ -276,21 +292,28 @@ def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Ac
     for stamp in stamps[1:]:
         tally = _Tally(view, stamp)
         own = view.own_version(stamp)
-        if tally.settled:
+        if tally.settled or tally.promised:
             if not ended and kept < view.versions_kept:
                 kept += 1
                 ended = tally.tombstone
-                if tally.lacks:
+                if own is None or own.state != SETTLED or tally.lacks:
                     actions += _hold(view, stamp, tally)
         elif own is not None and own.state != ABORTED and (tally.dead or _is_over(view, stamp, tally)):
             actions.append(Action(Step.DROP, stamp))
+        elif not ended and kept < view.versions_kept and _is_old(view, stamp) and tally.can_stand:
+            # Somebody may have been told of it.
+            if own is not None and own.state == ACCEPTED:
+                actions.append(Action(Step.LOCK, stamp))
     return actions
 
 
 def _is_over(view: View, stamp: bytes, tally: _Tally) -> bool:
     """A version below an established one, of which it is certain that nobody was ever told of it."""
-    old = unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
-    return old and tally.never_acknowledged
+    return _is_old(view, stamp) and tally.never_acknowledged
+
+
+def _is_old(view: View, stamp: bytes) -> bool:
+    return unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
 
 
 def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:

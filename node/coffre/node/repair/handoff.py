@@ -133,9 +133,9 @@ def _settled(versions: Sequence[StoredVersion], stamp: bytes) -> bool:
 
 
 def _overtaken(versions: Sequence[StoredVersion], stamp: bytes) -> bool:
-    """Trimmed below a newer settled version."""
+    """Trimmed below a newer settled version, or never taken: a vote against it may outlive both."""
     newer = any(v.stamp > stamp and v.state == SETTLED for v in versions)
-    return newer and not any(v.stamp == stamp for v in versions)
+    return newer and not any(v.stamp == stamp and v.state != ABORTED for v in versions)
 
 
 async def _read_back(

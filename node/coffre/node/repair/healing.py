@@ -11,7 +11,16 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, Asking, bytes_of
-from coffre.node.repair.decide import Action, Step, View, bare_stamps, choose_index, decide, other_index
+from coffre.node.repair.decide import (
+    Action,
+    Step,
+    View,
+    bare_stamps,
+    choose_index,
+    decide,
+    is_pending,
+    other_index,
+)
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
@@ -116,22 +125,34 @@ class Outcome:
     again: bool = False  # the replies had no room for it
 
 
+@dataclass(frozen=True, slots=True)
+class _Large:
+    """A large shard to rebuild. `holders`: by node, the shard that it has."""
+
+    sealed: Sealed
+    index: int
+    placement: tuple[int, ...]
+    holders: Mapping[int, int]
+    established: bool
+
+
 @dataclass(slots=True)
 class _Plan:
     """What to do about one name."""
 
     mutations: list[Mutation] = field(default_factory=list)
-    large: list[tuple[Sealed, int, Mapping[int, int], bool]] = field(default_factory=list)
+    large: list[_Large] = field(default_factory=list)
     restored: int = 0
     bytes: int = 0  # of small shards
     received: int = 0  # bytes of manifests and cells from others
     reason: str = ""
     again: bool = False
+    pending: bool = False  # something newer than what is settled is not decided, as far as few nodes say
 
     @property
     def is_enough(self) -> bool:
         """Whether what few nodes said of the name is all that there is to know."""
-        return self.again or (bool(self.mutations) and not self.reason)
+        return self.again or (bool(self.mutations) and not self.reason and not self.pending)
 
 
 class Healer:
@@ -208,6 +229,7 @@ class Healer:
             )
             plans[task.name] = plan = self._plan(task, view)
             plan.received = received
+            plan.pending = any(map(is_pending, answers.values()))
             if not plan.large and not plan.reason:
                 for stamp in bare_stamps(view):
                     scene.bare.add(stamp)
@@ -306,19 +328,20 @@ class Healer:
         """Plan to have a shard here. False when too few others answer with one."""
         held = view.held(sealed.manifest.stamp)
         held.pop(view.me, None)
+        homes = view.homes_of((sealed.manifest.k, sealed.manifest.m))
+        placement = _placed(sealed, view, homes, index)
         if not sealed.one_cell:
             holders = {
                 node: v.shard_index
                 for node, v in held.items()
                 if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
             }
-            plan.large.append((sealed, index, holders, established))
+            plan.large.append(_Large(sealed, index, placement, holders, established))
             return True
         made = small_shard(sealed, index, held.values())
         if made is None:
             return False
-        homes = view.homes_of((sealed.manifest.k, sealed.manifest.m))
-        accept = _accept(task, sealed, index, _placed(sealed, view, homes, index))
+        accept = _accept(task, sealed, index, placement)
         accept.cell, accept.cell_crc = made
         plan.mutations.append(Restore(accept, replace) if established else _locked(accept))
         plan.restored += 1
@@ -349,7 +372,8 @@ class Healer:
     async def _bring_large(self, scene: Scene, outcome: Outcome, plan: _Plan) -> None:
         """Rebuild large shards, few at a time: those that are small do not wait for them."""
         task = outcome.task
-        for sealed, index, holders, established in plan.large:
+        for large in plan.large:
+            sealed, index = large.sealed, large.index
             try:
                 async with self._places:
                     size_bytes = await rebuild_large(
@@ -359,14 +383,14 @@ class Healer:
                         task.name,
                         sealed,
                         index,
-                        holders,
+                        large.holders,
                         self._options.timeout,
                     )
-                accept = _accept(task, sealed, index)
+                accept = _accept(task, sealed, index, large.placement)
                 accept.staged = True
                 outcome.restored += 1
                 outcome.bytes += size_bytes
-                mutation = Restore(accept, replace=True) if established else _locked(accept)
+                mutation = Restore(accept, replace=True) if large.established else _locked(accept)
                 await self._apply([(outcome, [mutation])])
                 # One that was overtaken meanwhile is wanted no more.
                 await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)

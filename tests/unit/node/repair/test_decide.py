@@ -156,7 +156,17 @@ def test_an_old_version_that_nobody_can_have_acknowledged_is_refused() -> None:
     answers = {**each([2, 3, 4], 1, A), 5: [], 6: []}
     assert steps(view(answers)) == [(Step.REFUSE, stamp(1))]
     holder = {**each([1, 2, 3], 1, A), 4: [], 5: [], 6: []}
-    assert steps(view(holder)) == []  # it waits for R votes
+    assert steps(view(holder)) == [(Step.GIVE_UP, stamp(1))]  # no reader can complete it
+    assert steps(view(holder, silent_elsewhere=1)) == []  # it waits for R votes
+
+
+def test_a_version_that_nobody_can_complete_is_given_up_by_who_holds_it() -> None:
+    """W hold it, so the votes of the others alone never kill it."""
+    shards = {1: 0, 2: 1, 3: 2, 4: None}
+    answers = {node: [held(1, A, shard)] for node, shard in shards.items()}
+    assert steps(view({**answers, 5: [], 6: []})) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(view({**answers, 5: []})) == []  # the silent one may have the fourth shard
+    assert steps(view({**answers, 1: [held(1, L, 0)], 5: [], 6: []})) == []  # a promise is kept
 
 
 def test_silent_nodes_may_hold_it() -> None:
@@ -390,3 +400,38 @@ def test_nobody_changes_its_shard_unless_all_primaries_hold_one() -> None:
     assert other_index(View(4, SIX, answers, NOW_MS), stamp(1)) is None
     unsettled = {**damaged.answers, 5: [held(1, L, 4)]}
     assert other_index(View(4, SIX, unsettled, NOW_MS), stamp(1)) is None
+
+
+# ------------------------------------------------------------------ versions below the newest, where several are kept
+
+
+def both(state: State, shard: int) -> list[StoredVersion]:
+    """A settled version, and one below it in this state."""
+    return [held(2, S, shard), held(1, state, shard)]
+
+
+def test_a_kept_version_is_known_as_settled_by_all() -> None:
+    """Its digest is the same either way, so nobody else would tell; and what is held for others waits for it."""
+    for state in (A, L):
+        answers = {4: both(S, 3), 1: both(state, 0)}
+        assert steps(view(answers, versions_kept=2)) == [(Step.SETTLE, stamp(1))]
+
+
+def test_a_version_below_a_settled_one_that_may_be_acknowledged_is_kept_by_all() -> None:
+    accepted = {node: both(A, node - 1) for node in range(1, 6)}
+    lacking = {6: [held(2, S, 5), held(0, S, 5)]}
+    assert steps(view({**accepted, **lacking}, versions_kept=2)) == [
+        (Step.LOCK, stamp(1)),
+        (Step.RESTORE, stamp(0)),  # which goes when the one above it is settled, and not before
+    ]
+    locked = {node: both(L, node - 1) for node in range(2, 6)}
+    assert steps(view({**accepted, **locked, **lacking}, versions_kept=2)) == [(Step.SETTLE, stamp(1))]
+    behind = {**locked, 1: [held(2, S, 0), held(0, S, 0)]}
+    assert steps(view(behind, versions_kept=2)) == [(Step.RESTORE, stamp(1))]
+
+
+def test_of_a_version_below_a_settled_one_nobody_decides_while_it_is_young() -> None:
+    young = {
+        node: [held(2, S, node - 1, young=True), held(1, A, node - 1, young=True)] for node in range(1, 6)
+    }
+    assert steps(view(young, versions_kept=2)) == []

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
-from coffre.cluster.names import ObjectName
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.sweep import DUPLICATES_WALKS
-from coffre.node.store import Abort, Accept, Forget, QueueRepair, Restore, State
+from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Restore, State
 from coffre.proto import coffre_pb2 as pb
 
 from tests.unit.node.repair.test_repairer import in_step, primaries
@@ -291,6 +291,34 @@ async def test_what_lies_against_the_policy_is_told_until_it_has_moved(make_clus
     await each[outsider].walk()
     assert not each[outsider].status().violations
     assert outsider not in await holders(cluster, "k")
+
+
+async def test_a_substitute_lets_go_of_what_newer_versions_replaced_although_votes_stay(
+    make_cluster: MakeCluster,
+) -> None:
+    """A vote to keep a version outlives it, and must not be taken for the version itself."""
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    cluster.network.down.add(members[2])
+
+    async def no_settles(node: int, request: object) -> None:
+        if isinstance(request, pb.BatchRequest) and any(o.HasField("settle") for o in request.operations):
+            raise Unavailable("lost")
+
+    cluster.network.before = no_settles
+    client = cluster.client()
+    await client.put("b", "k", b"old")
+    await client.flush()
+    (old,) = await cluster.stores[outsider].read(name("k"))
+    partition = partition_of(name("k"), cluster.cluster_map.partitions)
+    await cluster.stores[members[0]].apply([Lock(name("k"), partition, old.stamp)])
+    cluster.network.heal()
+    await client.put("b", "k", b"new")
+    await client.flush()
+    assert len(await cluster.stores[members[0]].read(name("k"), every=True)) == 2  # the vote
+    await repairers(cluster)[outsider].walk()
+    assert await holders(cluster, "k") == set(members)
 
 
 async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluster: MakeCluster) -> None:
