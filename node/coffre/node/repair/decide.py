@@ -401,6 +401,8 @@ def needs_look(
         if version.shard_index is None and not version.tombstone and stamp not in complete:
             return True
         unsettled = version.state < SETTLED and unixtime_ms_of(stamp) <= old_ms
+        if version.state < SETTLED and stamp in theirs and theirs[stamp].state == ABORTED:
+            return True  # it may be dead: then it goes now, since conditional writes do not get past it
         if unsettled or (stamp < newest_theirs and stamp not in theirs):
             return True
     return False
