@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -327,3 +328,54 @@ async def test_coordination_is_restored_from_the_nodes(cluster: LocalCluster) ->
     again = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     await again.communicate()
     assert again.returncode  # it is not empty any more
+
+
+async def test_a_stolen_certificate_is_refused_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    """As the run-book says. Coordination is down when the nodes come back."""
+    shape = ClusterShape(coordinators=(2,), tenants=("clinic", "other"))
+    async with (
+        LocalCluster.create(tmp_path / "cluster", shape) as cluster,
+        await connect(cluster.client_config()) as client,
+        await connect(cluster.client_config("other")) as other,
+    ):
+        await client.put("b", "k", b"x")
+        await other.put("b", "k", b"y")
+        assert tenants(cluster, "suspend", "clinic") == ""
+        await until_refused(client)
+        assert await other.get("b", "k") == b"y"
+        assert tenants(cluster, "list") == "clinic  suspended\n"
+        for number in range(1, 7):
+            cluster.kill(number)
+        await cluster.start(number for number in range(1, 7) if number != 2)
+        async with await connect(cluster.client_config()) as thief:
+            with pytest.raises(PermissionDenied, match="suspended"):
+                await thief.get("b", "k")
+        assert await other.get("b", "k") == b"y"
+        await cluster.start([2])
+        tenants(cluster, "suspend", "clinic", "--lift")
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    assert await client.get("b", "k") == b"x"
+                    break
+                except PermissionDenied:
+                    continue
+
+
+def tenants(cluster: LocalCluster, *arguments: str) -> str:
+    pki = cluster.directory / "pki"
+    command = [str(Path(sys.executable).with_name("coffre")), "cluster", "tenants", *arguments]
+    command += ["--map", str(cluster.directory / "cluster.map"), "--dir", str(pki), "--operator", "operator"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def until_refused(client: AsyncClient) -> None:
+    """Each node hears of it by itself; a read needs several."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await client.get("b", "k")
+            except PermissionDenied:
+                return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from coffre.client._replies import Replies, holding, shards_of
 from coffre.client._sealing import OpenManifest
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.cluster.electorate import Electorate
-from coffre.cluster.errors import CoffreError, PolicyViolation, StaleMap, Unavailable
+from coffre.cluster.errors import CoffreError, PermissionDenied, PolicyViolation, StaleMap, Unavailable
 from coffre.cluster.placement import Placement
 from coffre.cluster.ranges import pieces_of_range
 from coffre.proto import coffre_pb2 as pb
@@ -26,8 +27,12 @@ __all__ = [
 def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
     if electorate.is_heard_from(replies):
         return
-    kinds = {type(error) for error in errors}
-    kind = StaleMap if StaleMap in kinds else kinds.pop() if len(kinds) == 1 else Unavailable
+    kinds = Counter(type(error) for error in errors)
+    kind: type[CoffreError] = Unavailable
+    if StaleMap in kinds:
+        kind = StaleMap
+    elif len(kinds) == 1 or kinds[PermissionDenied] > len(electorate.everyone) - electorate.read:
+        kind = kinds.most_common(1)[0][0]  # it would not help if the others answered
     why = f" ({errors[0]})" if errors else ""
     raise kind(
         f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "

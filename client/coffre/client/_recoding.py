@@ -190,6 +190,11 @@ class Recoder:
 
     async def _replace(self, found: Found, pace: Pace) -> None:
         opened = found.opened
+        if self._views.current.electorate(opened.name).is_moving:
+            # Votes of two sets may be split, so that an unfinished version is neither established nor dead for long.
+            raise Unavailable(
+                "data is moving: objects are coded anew when that has ended (coffre cluster status)"
+            )
         metadata = opened.metadata()
         draft = await self._sealer.draft(
             opened.name, pb.KIND_OBJECT, content_type=metadata.content_type, metadata=dict(metadata.user)

@@ -107,7 +107,7 @@ def nodes(map_path: Path, directory: Path, operator: str) -> None:
 
 @click.group("tenants")
 def tenants() -> None:
-    """The list of tenants. A certificate alone opens a tenant's buckets; this list says who is expected."""
+    """The list of tenants: who is expected, and whose certificates nodes refuse for now."""
 
 
 @tenants.command("add")
@@ -133,10 +133,11 @@ def add(name: str, map_path: Path, directory: Path, operator: str) -> None:
 @_operator
 @one_line_errors
 def suspend(name: str, lift: bool, map_path: Path, directory: Path, operator: str) -> None:
-    """Mark a tenant as suspended."""
+    """Let nodes refuse a tenant's certificates, within a second and until that is taken back."""
 
     async def work(session: _Session) -> None:
-        await suspend_tenant(session.coordination, name, suspended=not lift)
+        now_ms = session.clock.unixtime_ms()
+        await suspend_tenant(session.coordination, name, suspended=not lift, unixtime_ms=now_ms)
 
     _run(map_path, directory, operator, work)
 

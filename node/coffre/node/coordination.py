@@ -100,6 +100,7 @@ class CoordinationHandler:
         return pb.CoordinationCommitReply(succeeded=done.succeeded, revision=done.revision)
 
     def _admit(self, peer: Identity, allowed: Sequence[str], keys: Sequence[str]) -> None:
+        self._maps.check_not_suspended(peer)
         for key in keys:
             if not key.startswith(tuple(allowed)):
                 raise PermissionDenied(
@@ -109,6 +110,7 @@ class CoordinationHandler:
     # ---------------------------------------------------------------- leases
 
     async def grant(self, peer: Identity, request: pb.LeaseGrantRequest) -> pb.LeaseGrantReply:
+        self._maps.check_not_suspended(peer)
         now = self._clock.monotonic()
         held = self._leases.setdefault(_member(peer), {})
         for number in [number for number, granted in held.items() if granted.end <= now]:

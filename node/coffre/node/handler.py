@@ -314,6 +314,7 @@ class Handler:
         async for chunk in chunks:
             if peer.role is Role.NODE:
                 self._check_node(peer)  # a newer map may have shut it out meanwhile
+            self._maps.check_not_suspended(peer)
             yield ShardChunk([WireCell(cell.segment, cell.crc, cell.data) for cell in chunk])
 
     async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
@@ -424,6 +425,7 @@ class Handler:
         check_tenant(tenant)
         if peer.role is not Role.TENANT or peer.name != tenant:
             raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
+        self._maps.check_not_suspended(peer)
         if epoch is None:
             self._check_serving()
         else:

@@ -329,9 +329,9 @@ class LmdbStore:
         self._check_open()
         return StoreIdentity(self._parts.store_id, self._parts.index.commits())
 
-    async def keep_note(self, title: str, note: bytes) -> None:
+    async def keep_note(self, title: str, note: bytes, *, sync: bool = False) -> None:
         self._check_open()
-        await self._committer.run([KeepNote(title, note)], lazy=True)
+        await self._committer.run([KeepNote(title, note)], lazy=not sync)
 
     async def note(self, title: str) -> bytes:
         self._check_open()

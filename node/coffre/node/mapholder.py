@@ -1,11 +1,11 @@
-"""The signed cluster map that a node works on, and the placements that follow from it."""
+"""The signed cluster map that a node works on, the placements that follow from it, and who is suspended."""
 
 from __future__ import annotations
 
 import asyncio
 
 from coffre.cluster.errors import PermissionDenied, PolicyViolation
-from coffre.cluster.identity import Identity
+from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.placement import Placement
 
@@ -13,10 +13,14 @@ __all__ = ["MapHolder"]
 
 
 class MapHolder:
-    """Holds the current map, verified, with its signed bytes. `behind`: somebody seems to have a newer one."""
+    """Holds the current map, verified, with its signed bytes.
+
+    `behind`: somebody seems to have a newer one. `suspended`: tenants whose certificates are refused.
+    """
 
     def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
         self.behind = asyncio.Event()
+        self.suspended: frozenset[str] = frozenset()
         self.adopt(cluster_map, signed)
 
     def adopt(self, cluster_map: ClusterMap, signed: bytes) -> None:
@@ -43,6 +47,11 @@ class MapHolder:
         """Raise `PermissionDenied` unless a node is in the map, not removed, and as its certificate says."""
         if self.number_of_peer(peer) is None:
             raise PermissionDenied(f"{peer.name} is no node of the map of epoch {self.map.epoch}")
+
+    def check_not_suspended(self, peer: Identity) -> None:
+        """Raise `PermissionDenied` for a tenant that an operator has suspended."""
+        if peer.role is Role.TENANT and peer.name in self.suspended:
+            raise PermissionDenied(f"tenant {peer.name} is suspended")
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

@@ -15,6 +15,7 @@ from coffre.node.coordination import CoordinationHandler
 from coffre.node.coordinator import open_coordination
 from coffre.node.following import Announcer, MapFollower
 from coffre.node.mapholder import MapHolder
+from coffre.node.suspensions import Suspensions
 
 __all__ = ["Membership"]
 
@@ -42,8 +43,8 @@ class Membership:
         self._transport = GrpcTransport(cluster_map, config.tls)
         return self._transport
 
-    def start(self) -> list[asyncio.Task[None]]:
-        """Follow the map, and announce this node, until the tasks are cancelled."""
+    def start(self, suspensions: Suspensions) -> list[asyncio.Task[None]]:
+        """Follow the map and suspensions, and announce this node, until the tasks are cancelled."""
         assert self._transport is not None
         used = self._served or RemoteCoordination(self._transport)
         authority = read_certificate(self._config.tls.authority)
@@ -52,7 +53,11 @@ class Membership:
             self._maps, source, self._config.map, self._clock, own=self._own, on_change=self._map_changed
         )
         announcer = Announcer(used, self._clock, self._maps, self._own, self._clock.unixtime_ms())
-        return [asyncio.create_task(follower.run()), asyncio.create_task(announcer.run())]
+        return [
+            asyncio.create_task(follower.run()),
+            asyncio.create_task(suspensions.run(used)),
+            asyncio.create_task(announcer.run()),
+        ]
 
     def _map_changed(self, cluster_map: ClusterMap) -> None:
         self._config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)

@@ -451,7 +451,7 @@ class MemoryStore:
     async def identity(self) -> StoreIdentity:
         return StoreIdentity(self._store_id, self._syncs)
 
-    async def keep_note(self, title: str, note: bytes) -> None:
+    async def keep_note(self, title: str, note: bytes, *, sync: bool = False) -> None:
         self._notes[title] = note
 
     async def note(self, title: str) -> bytes:

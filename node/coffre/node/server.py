@@ -27,6 +27,7 @@ from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.testimony import await_testimony
 from coffre.node.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
 from coffre.node.store import ShardStore
+from coffre.node.suspensions import Suspensions
 from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -62,6 +63,8 @@ async def serve(
     store = await LmdbStore.open(config.data, config.store, clock)
     member = Membership(config, maps, entry, clock)
     try:
+        suspensions = Suspensions(maps, store, clock)
+        await suspensions.load()
         transport = await member.open(entropy)
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
         handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
@@ -84,7 +87,7 @@ async def serve(
                     asyncio.create_task(_reclaim_forever(store, clock)),
                     asyncio.create_task(repairer.run()),
                     asyncio.create_task(watch.run()),
-                    *member.start(),
+                    *member.start(suspensions),
                 ]
                 await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
                 await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -445,8 +445,9 @@ class ShardStore(Protocol):
 
     async def identity(self) -> StoreIdentity: ...
 
-    async def keep_note(self, title: str, note: bytes) -> None:
-        """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own."""
+    async def keep_note(self, title: str, note: bytes, *, sync: bool = False) -> None:
+        """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own, unless
+        `sync` says so."""
 
     async def note(self, title: str) -> bytes:
         """What was kept under a title; empty when nothing was, or it does not verify."""

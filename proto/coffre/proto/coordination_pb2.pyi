@@ -472,11 +472,14 @@ class Tenant(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CREATED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
+    DECIDED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """1"""
     name: _builtins.str
     created_unixtime_ms: _builtins.int
     suspended: _builtins.bool
+    decided_unixtime_ms: _builtins.int
+    """when it was suspended, or that was taken back; 0: neither ever happened"""
     def __init__(
         self,
         *,
@@ -484,10 +487,11 @@ class Tenant(_message.Message):
         name: _builtins.str = ...,
         created_unixtime_ms: _builtins.int = ...,
         suspended: _builtins.bool = ...,
+        decided_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unixtime_ms", b"created_unixtime_ms", "format", b"format", "name", b"name", "suspended", b"suspended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unixtime_ms", b"created_unixtime_ms", "decided_unixtime_ms", b"decided_unixtime_ms", "format", b"format", "name", b"name", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

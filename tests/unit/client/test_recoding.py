@@ -21,11 +21,11 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import finish_move, set_policy
-from coffre.cluster.names import ObjectName
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.repair.options import RepairOptions
-from coffre.node.store import State
+from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 
 SMALL = {f"small-{number}": os.urandom(100 * number) for number in range(6)}
@@ -53,6 +53,15 @@ def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
     return cluster.client(cluster_map=cluster_map)
 
 
+async def move(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
+    """Carry out a change of the map to its end; return a client at the map after it."""
+    adopt(cluster, cluster_map)
+    for _ in range(2):
+        for number in cluster.stores:
+            await cluster.repairer(number, RepairOptions(settling_seconds=-5.0)).round()
+    return adopt(cluster, finish_move(cluster_map))
+
+
 async def changed(cluster: InProcessCluster) -> AsyncClient:
     """All objects 3+1, and a client at a map that wants 4+2 of them."""
     before = cluster.client()
@@ -61,7 +70,7 @@ async def changed(cluster: InProcessCluster) -> AsyncClient:
     await before.put("notes", "gone", b"x")
     await before.delete("notes", "gone")
     await before.flush()
-    return adopt(cluster, set_policy(cluster.cluster_map, "clinic", "notes", "4+2", FOUR_TWO))
+    return await move(cluster, set_policy(cluster.cluster_map, "clinic", "notes", "4+2", FOUR_TWO))
 
 
 async def coding(client: AsyncClient, key: str) -> tuple[int, int]:
@@ -112,9 +121,7 @@ async def test_a_bucket_is_coded_anew(cluster: InProcessCluster) -> None:
     assert await client.recode("notes") == RecodeReport("4+2")
     for key in OBJECTS:
         assert len(await held(cluster, key)) == 1  # the old one is gone
-    # And once more, after the move has ended, from another client.
-    after = adopt(cluster, finish_move(client.cluster_map))
-    await check_all(after)
+    await check_all(cluster.client(cluster_map=client.cluster_map))
 
 
 async def test_who_reads_cannot_tell(cluster: InProcessCluster) -> None:
@@ -128,7 +135,7 @@ async def test_who_reads_cannot_tell(cluster: InProcessCluster) -> None:
     assert await client.get("notes", "small-3", version=before.version) == OBJECTS["small-3"]
     assert await client.head("notes", "small-3", version=before.version) == before
     # Twice coded anew, it is still the same.
-    back = adopt(cluster, set_policy(finish_move(client.cluster_map), "clinic", "notes", "3+1"))
+    back = await move(cluster, set_policy(client.cluster_map, "clinic", "notes", "3+1"))
     await back.recode("notes")
     assert await coding(back, "small-3") == (3, 1)
     assert await back.head("notes", "small-3") == before
@@ -152,6 +159,19 @@ async def test_several_versions_are_not_coded_anew(cluster: InProcessCluster) ->
     client = adopt(cluster, set_policy(cluster.cluster_map, "clinic", "notes", "2+1", kept))
     with pytest.raises(InvalidArgument, match="keeps several versions"):
         await client.recode("notes")
+
+
+async def test_while_data_moves_objects_wait(cluster: InProcessCluster) -> None:
+    client = await changed(cluster)
+    moving = set_policy(client.cluster_map, "clinic", "notes", "2+1", Policy("2+1", 2, 1, ("FR",)))
+    during = adopt(cluster, moving)
+    report = await during.recode("notes")
+    assert (report.done_objects, report.failures) == (0, len(OBJECTS))
+    assert "data is moving" in report.failed["large-0"]
+    await check_all(during, (3, 1))
+    after = await move(cluster, moving)
+    assert (await after.recode("notes")).done_objects == len(OBJECTS)
+    await check_all(after, (2, 1))
 
 
 async def test_one_client_at_a_time(cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +351,40 @@ async def test_killed_at_any_moment_it_can_be_read_and_coded_anew(
     await check_all(writer)
     for key in ("small-4", "large-0"):
         assert len(await held(cluster, key)) == 1
+
+
+@pytest.mark.parametrize("key", ["small-3", "large-0"])
+async def test_given_up_by_others_on_some_nodes_before_it_is_locked(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Who was told that it stands, when too few have promised to keep it, would lose both."""
+    client = await changed(cluster)
+    name = ObjectName("clinic", "notes", key)
+
+    async def give_up() -> None:
+        stamp = max(await held(cluster, key))
+        partition = partition_of(name, client.cluster_map.partitions)
+        holders = [
+            store
+            for store in cluster.stores.values()
+            if any(version.stamp == stamp for version in await store.read(name, every=True))
+        ]
+        for store in holders[::2]:
+            await store.apply([Abort(name, partition, stamp)])
+
+    with monkeypatch.context() as meanwhile:
+        await before_the_lock(meanwhile, key, give_up)
+        assert list((await client.recode("notes")).failed) == [key]
+    await client.flush()
+    reader = cluster.client(cluster_map=client.cluster_map)
+    assert await coding(reader, key) == (3, 1)
+    await check_all(reader, None)
+    # Some have locked it, so that it stands in the way: until nodes see that it is dead, in their next round.
+    for number in cluster.stores:
+        await cluster.repairer(number, RepairOptions(settling_seconds=-5.0)).round()
+    assert len(await held(cluster, key)) == 1
+    assert not (await client.recode("notes")).failures
+    await check_all(client)
 
 
 async def test_a_leftover_may_be_read_by_all_and_written_over_by_anybody(cluster: InProcessCluster) -> None:

@@ -24,6 +24,7 @@ from coffre.cluster.coordination.tenants import (
     get_tenant,
     list_tenants,
     suspend_tenant,
+    watch_tenants,
 )
 from coffre.cluster.errors import (
     AlreadyExists,
@@ -237,11 +238,28 @@ async def test_tenants_are_entered_and_suspended(store: MemoryCoordination) -> N
     await create_tenant(store, Tenant("clinic", 5))
     with pytest.raises(AlreadyExists):
         await create_tenant(store, Tenant("clinic", 6))
-    assert (await suspend_tenant(store, "clinic", suspended=True)).suspended
-    assert await get_tenant(store, "clinic") == Tenant("clinic", 5, True)
-    assert await list_tenants(store) == [Tenant("clinic", 5, True)]
-    with pytest.raises(NotFound):
-        await suspend_tenant(store, "nobody", suspended=True)
+    assert (await suspend_tenant(store, "clinic", suspended=True, unixtime_ms=9)).suspended
+    assert await get_tenant(store, "clinic") == Tenant("clinic", 5, True, 9)
+    assert await list_tenants(store) == [Tenant("clinic", 5, True, 9)]
+    lifted = await suspend_tenant(
+        store, "clinic", suspended=False, unixtime_ms=8
+    )  # by a clock that is behind
+    assert lifted == Tenant("clinic", 5, False, 10)
+    # Whose certificate was stolen need not have been entered.
+    assert await suspend_tenant(store, "nobody", suspended=True, unixtime_ms=3) == Tenant(
+        "nobody", 3, True, 3
+    )
+
+
+async def test_whoever_watches_tenants_hears_of_each_change(store: MemoryCoordination) -> None:
+    watching = watch_tenants(store)
+    assert await anext(watching) == []
+    await create_tenant(store, Tenant("clinic", 5))
+    assert await anext(watching) == [Tenant("clinic", 5)]
+    await suspend_tenant(store, "clinic", suspended=True, unixtime_ms=9)
+    await suspend_tenant(store, "other", suspended=True, unixtime_ms=9)
+    assert [tenant.suspended for tenant in await anext(watching)] == [True, True]
+    await watching.aclose()
 
 
 # -------------------------------------------------------------------- sessions and locks

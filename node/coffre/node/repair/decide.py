@@ -300,10 +300,10 @@ def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Ac
                     actions += _hold(view, stamp, tally)
         elif own is not None and own.state != ABORTED and (tally.dead or _is_over(view, stamp, tally)):
             actions.append(Action(Step.DROP, stamp))
-        elif not ended and kept < view.versions_kept and _is_old(view, stamp) and tally.can_stand:
-            # Somebody may have been told of it.
-            if own is not None and own.state == ACCEPTED:
-                actions.append(Action(Step.LOCK, stamp))
+        elif own is None or own.state != ACCEPTED or ended or kept == view.versions_kept:
+            continue
+        elif _is_old(view, stamp) and tally.can_stand:  # somebody may have been told of it
+            actions.append(Action(Step.LOCK, stamp))
     return actions
 
 
@@ -424,6 +424,8 @@ def needs_look(
         if version.shard_index is None and not version.tombstone and stamp not in complete:
             return True
         unsettled = version.state < SETTLED and unixtime_ms_of(stamp) <= old_ms
+        if version.state < SETTLED and stamp in theirs and theirs[stamp].state == ABORTED:
+            return True  # it may be dead: then it goes now, since conditional writes do not get past it
         if unsettled or (stamp < newest_theirs and stamp not in theirs):
             return True
     return False

@@ -30,18 +30,23 @@ LARGE = {f"large-{number}": os.urandom(1_500_000) for number in range(3)}
 OBJECTS = SMALL | LARGE
 NODES = 9
 GROWING, SHRINKING = ((3, 1), (4, 2)), ((4, 2), (3, 1))
+THROUGH = (
+    (4, 2),
+    (2, 1),
+    (3, 1),
+)  # the last is the default policy: nobody but homes has to do with 4+2 any more
 Coding = tuple[int, int]
 
 
 class Course:
     """A cluster whose bucket `b` gets another policy, map by map. `others` has objects that nothing changes for."""
 
-    def __init__(self, before: Coding, after: Coding) -> None:
-        self.cluster: InProcessCluster = in_process_cluster(*before, nodes=NODES)
+    def __init__(self, before: Coding, after: Coding, default: Coding | None = None) -> None:
+        self.cluster: InProcessCluster = in_process_cluster(*(default or before), nodes=NODES)
         self.before, self.after = before, after
         self.map = self.cluster.cluster_map
         self.repairers: dict[int, Repairer] = {}
-        self.adopt(self.map)
+        self.adopt(self.map if default is None else finish_move(self.with_policy(before)))
 
     def adopt(self, cluster_map: ClusterMap) -> None:
         self.map = cluster_map
@@ -63,7 +68,10 @@ class Course:
         await client.flush()
 
     def recoded(self) -> ClusterMap:
-        k, m = self.after
+        return self.with_policy(self.after)
+
+    def with_policy(self, coding: Coding) -> ClusterMap:
+        k, m = coding
         return set_policy(self.map, "clinic", "b", f"{k}+{m}", Policy(f"{k}+{m}", k, m, ("FR",)))
 
     async def move(self) -> None:
@@ -119,7 +127,7 @@ class Course:
         assert await client.get("others", "key") == b"value"
 
 
-@pytest.fixture(params=[GROWING, SHRINKING], ids=["growing", "shrinking"])
+@pytest.fixture(params=[GROWING, SHRINKING, THROUGH], ids=["growing", "shrinking", "through"])
 async def course(request: pytest.FixtureRequest) -> AsyncIterator[Course]:
     made = Course(*request.param)
     await made.fill()
