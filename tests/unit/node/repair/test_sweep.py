@@ -263,6 +263,44 @@ async def test_a_substitute_lets_go_once_the_primary_has_its_shard(
     assert await cluster.client().get("b", "k") == value
 
 
+async def test_a_substitute_lets_go_of_what_was_overtaken_though_votes_on_it_are_kept(
+    make_cluster: MakeCluster,
+) -> None:
+    """A primary that had locked a version keeps that vote when a newer one replaces it."""
+    cluster = make_cluster(nodes=7)
+    members = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(members)
+    cluster.network.down.add(members[2])
+    client = cluster.client()
+    await client.put("b", "k", b"old")
+    await client.flush()
+    assert outsider in await holders(cluster, "k")
+    (old,) = await cluster.stores[outsider].read(name("k"))
+    cluster.network.down = {outsider}
+    partition = cluster.stores[members[0]]._rows[name("k")].partition
+    locked = Accept(
+        name("k"),
+        partition,
+        old.stamp,
+        False,
+        bytes(16),
+        old.manifest,
+        old.mac,
+        old.placement,
+        None,
+        lock=True,
+    )
+    await cluster.stores[members[2]].apply([locked])
+    await client.put("b", "k", b"new")
+    await client.flush()
+    assert old.stamp in {v.stamp for v in await cluster.stores[members[2]].read(name("k"), every=True)}
+    cluster.network.down.clear()
+    each = repairers(cluster)
+    await each[outsider].walk()
+    assert await holders(cluster, "k") == set(members)
+    assert each[outsider].status().held_for_others == 0
+
+
 async def test_what_lies_against_the_policy_is_told_until_it_has_moved(make_cluster: MakeCluster) -> None:
     """A substitute whose certificate says another country by now."""
     cluster = make_cluster(nodes=7)
