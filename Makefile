@@ -66,7 +66,7 @@ test-mutants: setup  ## every deliberate bug of the protocol must be caught by s
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 .PHONY: chaos
-chaos: setup  ## real nodes killed, paused, cut off, filled and damaged under load, then checked (SECONDS=600, SEED=1)
+chaos: setup  ## real nodes killed, paused, cut off, filled and damaged under load while the map changes, then checked (SECONDS=600, SEED=1)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1) $(ARGS)
 
 .PHONY: bench

@@ -67,6 +67,7 @@ class NamespaceNetwork:
     """Made by a process that `namespace_command` started; its namespaces end with their last process."""
 
     def __init__(self, nodes: int, clients: int) -> None:
+        """Room for nodes 1 to `nodes` and clients below `clients`; `join` makes more."""
         self._holders: dict[Member, subprocess.Popen[bytes]] = {}
         self._cuts: list[tuple[Member, Member]] = []
         _ip("link", "set", "lo", "up")
@@ -75,10 +76,12 @@ class NamespaceNetwork:
         _ip("link", "set", _BRIDGE, "up")
         members = [Member("node", number) for number in range(1, nodes + 1)]
         members += [Member("client", number) for number in range(clients)]
-        for place, member in enumerate(members):
-            self._join(member, f"cf{place}")
+        for member in members:
+            self.join(member)
 
-    def _join(self, member: Member, link: str) -> None:
+    def join(self, member: Member) -> None:
+        """Give one more member a namespace, which everybody reaches."""
+        link = f"cf{len(self._holders)}"
         holder = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -95,8 +98,9 @@ class NamespaceNetwork:
         _ip("link", "set", "lo", "up", prefix=inside)
 
     @staticmethod
-    def addresses(nodes: int) -> tuple[str, ...]:
-        return tuple(f"{_host(Member('node', number))}:{_PORT}" for number in range(1, nodes + 1))
+    def address(number: int) -> str:
+        """Where a node listens."""
+        return f"{_host(Member('node', number))}:{_PORT}"
 
     def prefix(self, member: Member) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._holders[member].pid}/ns/net"]

@@ -1,15 +1,14 @@
-"""Faults on a real cluster under load, from one seed, and the checks afterwards.
+"""Faults and map changes on a real cluster under load, from one seed, and the checks afterwards.
 
     python -m tests.chaos --seconds 60 --seed 7
 
-The seed gives the faults and their order; the moments within an operation depend on the machine.
+The seed gives the faults, the changes and their order; the moments within an operation depend on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -22,20 +21,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
-from coffre.client import ClientOptions, connect
-from coffre.cluster.errors import NotFound
 
-from tests.chaos.load import BUCKET, KEYS, value_of
+from tests.chaos.changes import ANCHOR, Changes
+from tests.chaos.checks import (
+    CHECK_SECONDS,
+    check_held_up,
+    check_redundancy,
+    count,
+    final_reads,
+    history,
+    judge,
+    write_all_again,
+    write_cold,
+)
 from tests.chaos.network import Member, NamespaceNetwork, Network, ProxyNetwork, namespace_command
-from tests.simulation.history import NEVER, Kind, Operation
-from tests.simulation.linearizability import is_linearizable, shortest_violation
 
 NODES, CLIENTS, FAULTY_MAX = 6, 3, 2
+CALM_SHARE, CALM_SECONDS = 0.2, 20.0  # of all steps; begins with everything well
 INSIDE = "COFFRE_CHAOS_INSIDE"  # set in the process that runs within a namespace of its own
 BALLAST_BYTES = 1 << 30
 SMALL_DISK_BYTES = 160 << 20
-CHECK_SECONDS = 60.0
-_KINDS = {"put": Kind.PUT, "delete": Kind.DELETE, "read": Kind.READ}
+CHANGE_SECONDS_MAX = 180.0  # for the last change to end, when all is well
+# Compared, walked and read over and over within a run, since what is damaged must be found before it ends.
+_REPAIR = {"round_seconds": 0.3, "settling_seconds": 0.2, "sweep_seconds": 5.0, "scrub_seconds": 15.0}
 
 
 @dataclass
@@ -53,8 +61,23 @@ class Chaos:
     down: set[int] = field(default_factory=set)  # killed
     paused: set[int] = field(default_factory=set)
     cut: set[int] = field(default_factory=set)
-    flipped: int | None = None  # the one node whose disk lies: more could lose what nothing has repaired yet
+    hands: asyncio.Lock = field(default_factory=asyncio.Lock)
+    members: set[int] = field(default_factory=set)  # nodes that serve, or did and will
+    changing: asyncio.Task[None] | None = None
     _client_numbers: int = 0
+
+    def __post_init__(self) -> None:
+        self.members = set(self.cluster.numbers)
+        chance = random.Random(self.seed)
+        log = self.directory / "changes.log"
+        self.changes = Changes(self.cluster, self.network, CLIENTS, log, chance, self)
+
+    def join(self, number: int) -> None:
+        self.members.add(number)
+
+    def leave(self, number: int) -> None:
+        for group in (self.members, self.down, self.paused, self.cut):
+            group.discard(number)
 
     # ---------------------------------------------------------------- clients
 
@@ -90,9 +113,10 @@ class Chaos:
 
     def _another(self) -> int | None:
         """A node that is well, unless as many are not as may be."""
-        if len(self.troubled) >= FAULTY_MAX:
+        lost = not self.changes.liar  # and what it held has not moved yet
+        if len(self.troubled) + lost >= FAULTY_MAX:
             return None
-        return self.chance.choice([number for number in self.cluster.numbers if number not in self.troubled])
+        return self.chance.choice(sorted(self.members - self.troubled))
 
     async def kill(self) -> None:
         if (number := self._another()) is not None:
@@ -101,13 +125,13 @@ class Chaos:
             self.faults["kill -9"] += 1
 
     async def kill_everything(self) -> None:
-        for number in self.cluster.numbers:
+        for number in self.members:
             if number not in self.down:
                 os.kill(self.cluster.pid(number), signal.SIGKILL)
-        for number in self.cluster.numbers:
+        for number in self.members:
             if number not in self.down:
                 self.cluster.kill(number, signal.SIGKILL)
-        self.down, self.paused = set(self.cluster.numbers), set()
+        self.down, self.paused = set(self.members), set()
         self.faults["kill -9 of all"] += 1
         await self.recover()
 
@@ -124,7 +148,7 @@ class Chaos:
             return
         node = Member("node", number)
         others = [Member("client", slot) for slot in range(CLIENTS)]
-        others += [Member("node", other) for other in self.cluster.numbers if other != number]
+        others += [Member("node", other) for other in sorted(self.members) if other != number]
         some = self.chance.sample(others, self.chance.randrange(1, len(others) + 1))
         direction = self.chance.choice(["from", "to", "both"])
         for other in some:
@@ -137,7 +161,7 @@ class Chaos:
 
     async def fill_disk(self) -> None:
         """Leave node 1, whose disk is small, no room at all."""
-        ballast = self.cluster.data(1).parent / "ballast"
+        ballast = self.cluster.data(ANCHOR).parent / "ballast"
         if ballast.exists() or not os.path.ismount(ballast.parent):
             return
         self.faults["full disk"] += 1
@@ -150,10 +174,10 @@ class Chaos:
                 return  # full, as was wanted
 
     async def flip(self) -> None:
-        """Flip a bit in what one node holds; the same node each time."""
-        if self.flipped is None:
-            self.flipped = self.chance.choice([number for number in self.cluster.numbers if number != 1])
-        data = self.cluster.data(self.flipped)
+        """Flip a bit in what one node holds; the same node until it has left and its data has moved."""
+        if not self.changes.liar:
+            return
+        data = self.cluster.data(self.changes.liar)
         files = sorted(path for path in (*data.glob("volumes/*"), *data.glob("large/*/*")) if path.is_file())
         if not files:
             return
@@ -186,7 +210,7 @@ class Chaos:
         for number in self.paused:
             self.cluster.kill(number, signal.SIGCONT)
         self.paused.clear()
-        ballast = self.cluster.data(1).parent / "ballast"
+        ballast = self.cluster.data(ANCHOR).parent / "ballast"
         if ballast.exists() and os.path.ismount(ballast.parent):
             ballast.unlink()
         again, self.down = sorted(self.down), set()
@@ -199,98 +223,60 @@ class Chaos:
         faults = [self.kill, self.kill, self.pause, self.partition, self.partition, self.fill_disk, self.flip]
         while (left := end - loop.time()) > 0:
             choice = self.chance.random()
-            if choice < 0.25:
-                await self.recover()
-            elif choice < 0.30:
-                await self.kill_everything()
-            elif choice < 0.38:
-                await self.kill_client(left)
-            else:
-                await self.chance.choice(faults)()
+            async with self.hands:
+                if choice < 0.25:
+                    await self.recover()
+                elif choice < 0.30:
+                    await self.kill_everything()
+                elif choice < 0.38:
+                    await self.kill_client(left)
+                else:
+                    await self.chance.choice(faults)()
             pace_seconds = min(self.chance.uniform(0.05, 1.5), max(end - loop.time(), 0))
             await asyncio.sleep(pace_seconds)
-        await self.recover()
-
-    # ---------------------------------------------------------------- checks
-
-    async def final_reads(self) -> dict[str, int | None]:
-        """Every key as somebody reads it who was not there before; each must be readable."""
-        options = ClientOptions(patience=CHECK_SECONDS)
-        found: dict[str, int | None] = {}
-        async with await connect(self.cluster.client_config(), options=options) as client:
-            for key in (f"k{number:02}" for number in range(KEYS)):
-                try:
-                    found[key] = value_of(await client.get(BUCKET, key))
-                except NotFound:
-                    found[key] = None
-            listed = {entry.key async for entry in client.list(BUCKET) if not isinstance(entry, str)}
-        assert listed == {key for key, value in found.items() if value is not None}, (
-            "a list tells another story"
-        )
-        return found
-
-    def history(self, final: dict[str, int | None]) -> list[Operation]:
-        """What all clients did, and the final reads, in events of one order."""
-        events: list[dict[str, object]] = []
-        for record in self.records:
-            lines = record.read_bytes().split(b"\n")
-            events += [
-                json.loads(line) for line in lines[:-1]
-            ]  # a killed client's last line may be half a line
-        events.sort(key=lambda event: (event["at"], "end" in event))
-        running: dict[object, Operation] = {}
-        done: list[Operation] = []
-        for tick, event in enumerate(events):
-            if "id" in event:
-                value = event["value"]
-                assert value is None or isinstance(value, int)
-                operation = Operation(
-                    _KINDS[str(event["kind"])], str(event["key"]), str(event["id"]), tick, value
-                )
-                running[event["id"]] = operation
-                continue
-            operation = running.pop(event["end"])
-            if event["outcome"] == "ok":
-                operation.ended = tick
-                if operation.kind is Kind.READ:
-                    assert event["value"] is None or isinstance(event["value"], int)
-                    operation.value = event["value"]
-                done.append(operation)
-            elif event["outcome"] == "unknown":
-                done.append(operation)
-        done += [operation for operation in running.values() if operation.kind is not Kind.READ]
-        tick = len(events)
-        for key, value in final.items():
-            done.append(Operation(Kind.READ, key, "check", tick, value, ended=tick + 1))
-            tick += 2
-        return done
+            if choice < CALM_SHARE:
+                # All nodes must answer at once for data to have moved, which they seldom do between two faults.
+                await self.changes.wait_for_one(min(CALM_SECONDS, max(end - loop.time(), 0)))
+        async with self.hands:
+            await self.recover()
 
 
-def report(history: list[Operation], chaos: Chaos) -> bool:
-    """Print what was done; False when some key's history is not linearizable."""
-    kinds = Counter(operation.kind.value for operation in history if operation.ended != NEVER)
-    unknown = sum(operation.ended == NEVER for operation in history)
-    what = ", ".join(f"{count} x {name}" for name, count in sorted(chaos.faults.items()))
-    counts = ", ".join(f"{count} {name}s" for name, count in sorted(kinds.items()))
+def report(chaos: Chaos) -> None:
+    """Print what was done to the cluster."""
+    what = ", ".join(f"{number} x {name}" for name, number in sorted(chaos.faults.items()))
     print(f"seed {chaos.seed}, {type(chaos.network).__name__}: {what}")
-    print(f"{counts} done, {unknown} writes of unknown outcome")
-    good = True
-    for key in sorted({operation.key for operation in history}):
-        of_key = [operation for operation in history if operation.key == key]
-        if not is_linearizable(of_key):
-            good = False
-            print(f"{key} is not linearizable:")
-            for operation in shortest_violation(of_key)[-30:]:
-                print(f"  {operation}")
-    return good
+    changes = ", ".join(f"{number} x {name}" for name, number in sorted(chaos.changes.done.items()))
+    print(f"map changes: {changes}: {'; '.join(chaos.changes.order)}")
+
+
+async def judged(chaos: Chaos) -> bool:
+    """All is well again, and the load has ended: end the change that is under way, and check everything."""
+    held_up: set[str] = set()
+    operations = history(chaos.records, await final_reads(chaos.cluster, held_up))
+    print(f"{count(operations)}, {len(held_up)} keys held up by one of these while the map changes")
+    check_held_up(held_up, operations)
+    if not judge(operations):
+        return False
+    closing = await write_all_again(chaos.cluster)
+    assert chaos.changing is not None
+    await asyncio.wait_for(chaos.changing, CHANGE_SECONDS_MAX)
+    assert await final_reads(chaos.cluster) == closing
+    await check_redundancy(chaos.cluster, chaos.members)
+    report(chaos)
+    return True
 
 
 async def run(seconds: float, seed: int, directory: Path) -> bool:
     """One run; whether all checks passed."""
     within = INSIDE in os.environ
-    addresses = NamespaceNetwork.addresses(NODES) if within else ()
+    addresses = tuple(map(NamespaceNetwork.address, range(1, NODES + 1))) if within else ()
     shape = ClusterShape(
-        nodes=NODES, addresses=addresses, store={"reserve_bytes": 8 << 20, "volume_bytes": 4 << 20}
+        nodes=NODES,
+        partitions=64,
+        addresses=addresses,
+        store={"reserve_bytes": 8 << 20, "volume_bytes": 4 << 20},
+        repair=_REPAIR,
+        coordinators=(ANCHOR,),
     )
     cluster = LocalCluster.create(directory / "cluster", shape)
     network: Network
@@ -306,17 +292,30 @@ async def run(seconds: float, seed: int, directory: Path) -> bool:
     chaos = Chaos(cluster, network, directory, seed, random.Random(seed))
     try:
         async with cluster:
+            await write_cold(cluster)
             for slot in range(CLIENTS):
                 chaos.start_client(slot, seconds)
+            chaos.changing = asyncio.create_task(chaos.changes.carry_out())
             await chaos.disturb(seconds)
+            chaos.changes.end()
             await chaos.wait_for_clients()
-            return report(chaos.history(await chaos.final_reads()), chaos)
+            return await judged(chaos)
+    except BaseException:
+        report(chaos)
+        print(f"what the nodes and clients said is in {directory}")
+        raise
     finally:
+        if chaos.changing is not None:
+            chaos.changing.cancel()
+            await asyncio.gather(chaos.changing, return_exceptions=True)
         for client in chaos.clients.values():
             if client.poll() is None:
                 client.kill()
             client.wait()
         await network.close()
+        home = cluster.data(ANCHOR).parent
+        if os.path.ismount(home):
+            _keep_what_was_on(home)
 
 
 def _small_disk(directory: Path) -> None:
@@ -326,6 +325,15 @@ def _small_disk(directory: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(directory)], check=True)
     for name, data in kept.items():
         (directory / name).write_bytes(data)
+
+
+def _keep_what_was_on(directory: Path) -> None:
+    """Take the small disk away, and leave its files in the folder, to be looked at."""
+    aside = directory.with_name(f"{directory.name}-files")
+    shutil.copytree(directory, aside)
+    subprocess.run(["umount", str(directory)], check=True)
+    shutil.rmtree(directory)
+    aside.rename(directory)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 SECONDS = 60
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize("network", ["namespaces", "proxies"])
 def test_a_cluster_in_trouble_loses_nothing_and_never_lies(network: str) -> None:
     """Half of the time with each kind of network; where namespaces are not allowed, proxies take their place."""
@@ -27,3 +27,4 @@ def test_a_cluster_in_trouble_loses_nothing_and_never_lies(network: str) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kill -9" in done.stdout
     assert "puts" in done.stdout
+    assert "1 x add-node" in done.stdout  # and what it moved was complete in the end

@@ -98,13 +98,11 @@ class LocalCluster:
         self,
         directory: Path,
         cluster_map: ClusterMap,
-        tenants: tuple[str, ...],
-        repair: Mapping[str, int | float | bool],
+        shape: ClusterShape,
     ) -> None:
         self.directory = directory
         self.map = cluster_map
-        self._tenants = tenants
-        self._repair = repair
+        self._shape = shape
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
 
@@ -136,7 +134,7 @@ class LocalCluster:
         )
         write_issued(issue_operator(authority, "operator", clock), directory / "pki")
         (directory / "operator.toml").write_text(_OPERATOR_TOML)
-        cluster = cls(directory, cluster_map, shape.tenants, shape.repair)
+        cluster = cls(directory, cluster_map, shape)
         signed = cluster.sign(cluster_map)
         create_map_file(directory / "cluster.map", signed)
         _write_clients(directory, authority, shape, clock)
@@ -147,8 +145,8 @@ class LocalCluster:
 
     def client_config(self, tenant: str | None = None) -> Path:
         """The client.toml of a tenant (default: the first)."""
-        tenant = tenant or self._tenants[0]
-        return self.directory / ("client.toml" if tenant == self._tenants[0] else f"{tenant}.toml")
+        first = self._shape.tenants[0]
+        return self.directory / ("client.toml" if tenant in (None, first) else f"{tenant}.toml")
 
     def data(self, number: int) -> Path:
         """The data directory of a node."""
@@ -202,16 +200,25 @@ class LocalCluster:
 
     def join(self, node_id: str, server: str, site: str, operator: str) -> str:
         """Start one more node, which waits until the map has it; what `coffre cluster add-node` calls it."""
-        (port,) = _free_ports(1)
+        offer = self.prepare(node_id, server, site, operator)
+        self.launch(self.numbers[-1])
+        return offer
+
+    def prepare(self, node_id: str, server: str, site: str, operator: str, address: str | None = None) -> str:
+        """Make the certificate and the folder of one more node, the last of `numbers` from now on, and do not start it.
+
+        Returns what `coffre cluster add-node` calls it, less the capacity. `address`: a free port of loopback unless
+        given.
+        """
+        address = address or f"127.0.0.1:{_free_ports(1)[0]}"
         authority = read_authority(self.directory / "pki")
         attributes = NodeAttributes(node_id, server, site, operator, "FR")
         write_issued(issue_node(authority, attributes, SystemClock()), self.directory / "pki")
-        number, address = max(self.numbers) + 1, f"127.0.0.1:{port}"
+        number = max(self.numbers) + 1
         node = MapNode(number, node_id, address, server, site, operator, "FR", 1 << 40)
         signed = (self.directory / "cluster.map").read_bytes()
-        _write_nodes(self.directory, (node,), ClusterShape(coordinators=(), repair=self._repair), signed)
+        _write_nodes(self.directory, (node,), replace(self._shape, coordinators=()), signed)
         self.map = replace(self.map, nodes=(*self.map.nodes, node))
-        self._spawn(number)
         return f"{self.directory / 'pki' / node_id}.crt={address}"
 
     # ---------------------------------------------------------------- life of the processes
@@ -220,10 +227,11 @@ class LocalCluster:
         """Start nodes (default: all) and return when they serve. Raises `Unavailable` with the end of a failing log."""
         chosen = tuple(self.numbers if numbers is None else numbers)
         for number in chosen:
-            self._spawn(number)
+            self.launch(number)
         await asyncio.gather(*(self.wait_ready(number) for number in chosen))
 
-    def _spawn(self, number: int) -> None:
+    def launch(self, number: int) -> None:
+        """Start a node's process and wait for nothing."""
         command = [
             *self.prefix_of(number),
             str(Path(sys.executable).with_name("coffre")),
