@@ -92,7 +92,7 @@ async def remote(directory: Path) -> AsyncGenerator[Store]:
     )
     port = server.add_secure_port("127.0.0.1:0", server_credentials(members.files("n1")))
     cluster_map = _map_of(port)
-    handler = _OpenHandler(backing, MapHolder(cluster_map, b""), clock)
+    handler = _OpenHandler(1, backing, MapHolder(cluster_map, b""), clock)
     add_CoordinationServicer_to_server(CoordinationServicer(handler, "test"), server)  # type: ignore[arg-type]
     await server.start()
     transport = GrpcTransport(cluster_map, members.files("alice"))

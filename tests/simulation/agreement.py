@@ -261,7 +261,7 @@ class Agreement:
         clock: Clock,
         *,
         embedded: bool = False,
-        handler: Callable[[Coordination, MapHolder, Clock], CoordinationHandler] = CoordinationHandler,
+        handler: Callable[[int, Coordination, MapHolder, Clock], CoordinationHandler] = CoordinationHandler,
     ) -> None:
         """`clock`: of the handlers. `handler`: makes one."""
         self.store = store
@@ -279,7 +279,7 @@ class Agreement:
         if known is None or known[0] != incarnation:
             if known is not None and self._embedded:
                 self.store.restart()
-            known = incarnation, self._make(self.store, self._maps, self._clock)
+            known = incarnation, self._make(node, self.store, self._maps, self._clock)
             self._handlers[node] = known
         return known[1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from coffre.cluster.transport import Transport
 from coffre.proto import coffre_pb2 as pb
 from cryptography import x509
 
-__all__ = ["ClusterMaps", "VerifiedMap", "newest_of_nodes"]
+__all__ = ["ClusterMaps", "VerifiedMap", "maps_of_nodes", "newest_of", "newest_of_nodes"]
 
 ASK_SECONDS = 2.0
 
@@ -81,7 +81,15 @@ class ClusterMaps:
 async def newest_of_nodes(
     transport: Transport, known: ClusterMap, authority: x509.Certificate
 ) -> tuple[VerifiedMap | None, int]:
-    """The newest signed map that any node of `known` keeps, and how many nodes answered.
+    """The newest signed map that any node of `known` keeps, and how many nodes answered. Raises as `newest_of`."""
+    found = await maps_of_nodes(transport, known, authority)
+    return newest_of(known, found), len(found)
+
+
+async def maps_of_nodes(
+    transport: Transport, known: ClusterMap, authority: x509.Certificate
+) -> dict[int, VerifiedMap]:
+    """The signed maps that the nodes of `known` keep, of those that answer, by number.
 
     For when coordination was lost: the dates of the signer's certificate do not matter, since nodes took the map while
     it was valid.
@@ -96,10 +104,16 @@ async def newest_of_nodes(
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, CoffreError):
             raise answer
-    found = [answer for answer in answers if isinstance(answer, VerifiedMap)]
-    newest = max(found, key=lambda each: each.map.epoch, default=None)
+    return {
+        node: answer for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, VerifiedMap)
+    }
+
+
+def newest_of(known: ClusterMap, found: Mapping[int, VerifiedMap]) -> VerifiedMap | None:
+    """The newest of these maps, None when there is none. Raises as `newer_map` when another cannot come before it."""
+    newest = max(found.values(), key=lambda each: each.map.epoch, default=None)
     if newest is not None:
         newer_map(known, newest.map)
-        for other in found:
+        for other in found.values():
             newer_map(other.map, newest.map)  # two maps of one epoch: an operator must decide
-    return newest, len(found)
+    return newest

@@ -7,7 +7,7 @@ publishing is for others (coffre.cluster.changes).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "renew_node",
     "replace_node",
     "set_capacity",
+    "set_coordinators",
     "set_policy",
 ]
 
@@ -66,6 +67,8 @@ def replace_node(
         raise InvalidArgument(
             f"{node_id} cannot replace itself: what it voted would be forgotten; issue a certificate with another name"
         )
+    if lost:
+        _check_no_coordinator(current, old)
     leaving = _leaving(current.nodes, old, NodeState.REMOVED if lost else NodeState.DRAINING)
     proposed = _next(current, nodes=_added(current, leaving, attributes, address, capacity_bytes))
     if lost:
@@ -86,8 +89,7 @@ def remove_node(
         return current
     if not lost:
         _check_drained(current, node, shards_held)
-    if node.number in current.coordinators:
-        raise InvalidArgument(f"{node_id} is a coordinator; give that role to another node first")
+    _check_no_coordinator(current, node)
     proposed = _next(current, nodes=_leaving(current.nodes, node, NodeState.REMOVED))
     _check_enough_left(proposed)
     return proposed
@@ -116,6 +118,19 @@ def set_capacity(current: ClusterMap, node_id: str, capacity_bytes: int) -> Clus
     if node.state is NodeState.REMOVED:
         raise InvalidArgument(f"{node_id} was removed from the cluster")
     return _next(current, nodes=_with(current.nodes, replace(node, capacity_bytes=capacity_bytes)))
+
+
+def set_coordinators(current: ClusterMap, node_ids: Sequence[str]) -> ClusterMap:
+    """With these nodes, in this order, to serve coordination. Nothing moves.
+
+    Whether each of them serves a store, and the same one, is for others to see (coffre.cluster.handover).
+    """
+    nodes = [find_node(current, node_id) for node_id in node_ids]
+    if not nodes:
+        raise InvalidArgument("a cluster that has coordination has at least one coordinator")
+    if gone := [node.node_id for node in nodes if node.state is NodeState.REMOVED]:
+        raise InvalidArgument(f"{', '.join(gone)} was removed from the cluster")
+    return _next(current, coordinators=tuple(node.number for node in nodes))
 
 
 def set_policy(
@@ -236,6 +251,14 @@ def _added(
 
 
 # ------------------------------------------------------------------ what must not be lost
+
+
+def _check_no_coordinator(current: ClusterMap, node: MapNode) -> None:
+    if node.number in current.coordinators:
+        raise InvalidArgument(
+            f"{node.node_id} is a coordinator; give that role to another node first (coffre cluster "
+            "set-coordinators)"
+        )
 
 
 def _check_drained(current: ClusterMap, node: MapNode, shards_held: int | None) -> None:

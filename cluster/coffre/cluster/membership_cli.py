@@ -27,6 +27,7 @@ from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import InvalidArgument, RetryableError
 from coffre.cluster.formation import NodeOffer, offered_attributes, parse_capacity, parse_policy
 from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.handover import LostCoordinationPublisher, check_stores
 from coffre.cluster.map import ClusterMap, Domain, read_certificate
 from coffre.cluster.map_source import newest_of_nodes
 from coffre.cluster.membership import (
@@ -37,6 +38,7 @@ from coffre.cluster.membership import (
     renew_node,
     replace_node,
     set_capacity,
+    set_coordinators,
     set_policy,
 )
 from coffre.cluster.membership_report import (
@@ -95,12 +97,17 @@ class Access:
 
 
 @asynccontextmanager
-async def open_access(config: Path | None) -> AsyncIterator[Access]:
-    """What operator.toml describes. Maps go through coordination when the map names coordinators, else to the file."""
+async def open_access(config: Path | None, *, coordination_lost: bool = False) -> AsyncIterator[Access]:
+    """What operator.toml describes. Maps go through coordination when the map names coordinators, else to the file.
+
+    `coordination_lost`: what the map says of coordinators is over; the newest map is the one that the nodes have.
+    """
     found, clock = load_operator_config(find_operator_config(config)), SystemClock()
     transport = GrpcTransport(found.cluster_map, found.tls)
     publisher: MapPublisher = FileMapPublisher(found.map_path, found.tls.authority, clock)
-    coordinated = bool(found.cluster_map.coordinators)
+    coordinated = bool(found.cluster_map.coordinators) and not coordination_lost
+    if coordination_lost:
+        publisher = LostCoordinationPublisher(publisher, transport, found.cluster_map, found.tls.authority)
     if coordinated:
         publisher = CoordinatedMapPublisher(
             RemoteCoordination(transport),
@@ -127,6 +134,7 @@ class Manner:
     dry_run: bool
     yes: bool
     as_json: bool
+    coordination_lost: bool = False
 
 
 def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
@@ -137,7 +145,8 @@ def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
         def run(config: Path | None, dry_run: bool, yes: bool, as_json: bool, **arguments: Any) -> None:
             if as_json and not (dry_run or yes):
                 raise InvalidArgument("--json asks nobody: say --dry-run or --yes with it")
-            asyncio.run(_carry_out(function(**arguments), Manner(config, dry_run, yes, as_json)))
+            lost = arguments.get("coordination_lost", False)
+            asyncio.run(_carry_out(function(**arguments), Manner(config, dry_run, yes, as_json, lost)))
 
         run.__doc__ = function.__doc__
         parameters = list(reversed(getattr(function, "__click_params__", [])))
@@ -164,7 +173,7 @@ def _config_option() -> click.Option:
 
 
 async def _carry_out(wish: Wish, manner: Manner) -> None:
-    async with open_access(manner.config) as access:
+    async with open_access(manner.config, coordination_lost=manner.coordination_lost) as access:
         current = await access.publisher.current()
         proposed = await wish(current, access)
         changed = proposed is not current
@@ -177,7 +186,7 @@ async def _carry_out(wish: Wish, manner: Manner) -> None:
             click.echo(json.dumps({"changed": False, "epoch": current.epoch}))
         else:
             click.echo(f"epoch {current.epoch}: it is so already, nothing to change")
-        if not manner.dry_run and (changed or current.prior):
+        if not manner.dry_run and (changed or current.prior or manner.coordination_lost):
             await _finish(access, current, manner)
 
 
@@ -321,6 +330,28 @@ def _set_capacity(node: str, capacity: str) -> Wish:
     return wish
 
 
+@_change("set-coordinators")
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True)
+@click.option(
+    "--coordination-lost",
+    is_flag=True,
+    help="The present coordination is gone for good. Then carry the new map to NODE.",
+)
+def _set_coordinators(nodes: tuple[str, ...], coordination_lost: bool) -> Wish:
+    """Let these nodes serve coordination, and no others. Each has a [coordination] section and runs with it.
+
+    Several share one etcd; a node with a store of its own (embedded) is the only one.
+    """
+
+    async def wish(current: ClusterMap, access: Access) -> ClusterMap:
+        proposed = set_coordinators(current, nodes)
+        if proposed is not current:
+            await check_stores(access.transport, current, proposed, coordination_lost=coordination_lost)
+        return proposed
+
+    return wish
+
+
 @_change("set-policy")
 @click.argument("bucket", metavar="TENANT/BUCKET")
 @click.argument("policy")
@@ -429,4 +460,7 @@ def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: Move
 for _command in (_apply, _status):
     _command.params.append(_config_option())
 
-COMMANDS = (_add_node, _drain, _replace, _remove, _renew, _set_capacity, _set_policy, _apply, _status)
+COMMANDS = (
+    *(_add_node, _drain, _replace, _remove, _renew, _set_capacity, _set_coordinators, _set_policy),
+    *(_apply, _status),
+)

@@ -103,6 +103,8 @@ def _changes(current: ClusterMap, proposed: ClusterMap) -> list[str]:
         for node in proposed.nodes
         if before.get(node.number) != node
     ]
+    if current.coordinators != proposed.coordinators:
+        lines.append(f"coordinators: {_coordinators(current)} -> {_coordinators(proposed)}")
     known = {policy.name for policy in current.policies}
     lines += [f"new policy {policy.name}" for policy in proposed.policies if policy.name not in known]
     places = {(one.tenant, one.bucket) for one in (*current.bucket_policies, *proposed.bucket_policies)}
@@ -111,6 +113,10 @@ def _changes(current: ClusterMap, proposed: ClusterMap) -> list[str]:
         if old != new:
             lines.append(f"bucket {'/'.join(place)}: policy {old} -> {new}")
     return lines
+
+
+def _coordinators(cluster_map: ClusterMap) -> str:
+    return ", ".join(cluster_map.node(number).node_id for number in cluster_map.coordinators) or "none"
 
 
 def _node_change(before: MapNode | None, node: MapNode) -> str:

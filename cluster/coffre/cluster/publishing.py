@@ -7,13 +7,16 @@ from pathlib import Path
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination
 from coffre.cluster.coordination.maps import newest_map, publish_map
-from coffre.cluster.errors import Conflict, Unavailable
+from coffre.cluster.errors import Conflict, RetryableError, Unavailable
 from coffre.cluster.map import ClusterMap, newer_map, read_certificate, verify_map, write_map
 from coffre.cluster.map_source import newest_of_nodes
 from coffre.cluster.node_survey import present_nodes
 from coffre.cluster.transport import Transport
 
 __all__ = ["CoordinatedMapPublisher"]
+
+_HAND_OVER_SECONDS = 20.0
+_PAUSE_SECONDS = 0.2
 
 
 class CoordinatedMapPublisher:
@@ -36,13 +39,17 @@ class CoordinatedMapPublisher:
         self._clock = clock
 
     async def current(self) -> ClusterMap:
-        newest = await newest_map(self._coordination)
-        if newest is None:
-            self._known = await self._unpublished()
-        else:
-            self._known = newer_map(self._known, verify_map(newest.signed, self._authority))
-        await self._transport.update_map(self._known)  # nodes that joined meanwhile are reached, too
-        return self._known
+        while True:
+            newest = await newest_map(self._coordination)
+            asked = self._known.coordinators
+            if newest is None:
+                self._known = await self._unpublished()
+            else:
+                self._known = newer_map(self._known, verify_map(newest.signed, self._authority))
+            await self._transport.update_map(self._known)  # nodes that joined meanwhile are reached, too
+            if newest is None or self._known.coordinators == asked:
+                return self._known
+            # Others are the coordinators by now: what they have may be newer still.
 
     async def _unpublished(self) -> ClusterMap:
         """The map that came with the nodes' files, while none was ever published.
@@ -65,5 +72,23 @@ class CoordinatedMapPublisher:
             raise Conflict(
                 f"the newest map has epoch {epoch}, not {expected_epoch}; look at it, then try again"
             )
-        await publish_map(self._coordination, signed, self._authority, self._clock.unixtime_ms())
+        published = await publish_map(self._coordination, signed, self._authority, self._clock.unixtime_ms())
         write_map(self._map_path, signed)  # so that the next command finds the cluster where it is now
+        if published.coordinators != self._known.coordinators:
+            await self._transport.update_map(published)
+            await self._hand_over(signed)
+
+    async def _hand_over(self, signed: bytes) -> None:
+        """Give the map to its coordinators, which may have an empty store and serve it once they have taken the map."""
+        deadline = self._clock.monotonic() + _HAND_OVER_SECONDS
+        while True:
+            try:
+                await publish_map(self._coordination, signed, self._authority, None)
+                return
+            except RetryableError as error:
+                if self._clock.monotonic() > deadline:
+                    raise Unavailable(
+                        "the map is published, and its coordinators do not have it yet; when they answer, say coffre "
+                        f"cluster restore-coordination: {error}"
+                    ) from None
+            await self._clock.sleep(_PAUSE_SECONDS)

@@ -61,8 +61,9 @@ class _Granted:
 class CoordinationHandler:
     """Calls of members whose identity TLS has shown, on the store that this node serves."""
 
-    def __init__(self, store: Coordination | None, maps: MapHolder, clock: Clock) -> None:
-        """`store` is None on a node that serves no coordination: it says so to everybody."""
+    def __init__(self, own: int, store: Coordination | None, maps: MapHolder, clock: Clock) -> None:
+        """`own`: this node's number. `store` is None on a node that serves no coordination: it says so to everybody."""
+        self._own = own
         self._backing = store
         self._maps = maps
         self._clock = clock
@@ -71,19 +72,34 @@ class CoordinationHandler:
 
     @property
     def _store(self) -> Coordination:
+        """For all but reading maps. Raises `Unavailable` unless the map names this node.
+
+        What two stores decide is not agreed: so a store that the map does not name, or not any more, decides nothing.
+        """
+        if self._own not in self._maps.map.coordinators:
+            raise Unavailable("the map does not name this node as a coordinator")
+        return self._any_store
+
+    @property
+    def _any_store(self) -> Coordination:
         if self._backing is None:
             raise Unavailable("this node does not serve coordination")
         return self._backing
 
+    def _store_with(self, key: str) -> Coordination:
+        """To read. Maps may be read on: members with an old map learn here who the coordinators are now."""
+        return self._any_store if key.startswith("maps/") else self._store
+
     async def get(self, peer: Identity, request: pb.CoordinationGetRequest) -> pb.CoordinationGetReply:
         self._admit(peer, readable(peer, self._maps), [request.key])
-        entry = await self._store.get(request.key)
+        entry = await self._store_with(request.key).get(request.key)
         return pb.CoordinationGetReply(entry=None if entry is None else _entry(entry))
 
     async def range(self, peer: Identity, request: pb.CoordinationRangeRequest) -> pb.CoordinationRangeReply:
         self._admit(peer, readable(peer, self._maps), [request.prefix])
         limit = request.limit or RANGE_LIMIT_MAX
-        page = await self._store.range(request.prefix, limit=limit, after=request.after)
+        store = self._store_with(request.prefix)
+        page = await store.range(request.prefix, limit=limit, after=request.after)
         return pb.CoordinationRangeReply(
             entries=[_entry(entry) for entry in page.entries], more=page.more, revision=page.revision
         )

@@ -12,7 +12,7 @@ from coffre.cluster.map import ClusterMap, MapNode, read_certificate
 from coffre.cluster.map_source import ClusterMaps
 from coffre.node.config import NodeConfig
 from coffre.node.coordination import CoordinationHandler
-from coffre.node.coordinator import open_coordination
+from coffre.node.coordinator import NearestCoordination, open_coordination
 from coffre.node.following import Announcer, MapFollower
 from coffre.node.mapholder import MapHolder
 from coffre.node.suspensions import Suspensions
@@ -31,7 +31,11 @@ class Membership:
         self._served: Coordination | None = None
         self._transport: GrpcTransport | None = None
         self._updates: set[asyncio.Task[None]] = set()
-        self.handler = CoordinationHandler(None, maps, clock)
+        self._used: NearestCoordination | None = None
+        self.handler = CoordinationHandler(own.number, None, maps, clock)
+        self.on_dropped: Callable[[], None] = lambda: (
+            None
+        )  # called when the map does not name this node any more
 
     async def open(self, entropy: Callable[[int], bytes]) -> GrpcTransport:
         """Return the way to the other nodes. Raises `ConfigurationError` when coordination is not configured well."""
@@ -39,14 +43,16 @@ class Membership:
         self._served = await open_coordination(
             config.coordination, self._clock, entropy, cluster_map.cluster_id
         )
-        self.handler = CoordinationHandler(self._served, self._maps, self._clock)
+        self.handler = CoordinationHandler(self._own.number, self._served, self._maps, self._clock)
         self._transport = GrpcTransport(cluster_map, config.tls)
         return self._transport
 
     def start(self, suspensions: Suspensions) -> list[asyncio.Task[None]]:
         """Follow the map and suspensions, and announce this node, until the tasks are cancelled."""
         assert self._transport is not None
-        used = self._served or RemoteCoordination(self._transport)
+        used: Coordination = RemoteCoordination(self._transport)
+        if self._served is not None:
+            used = self._used = NearestCoordination(self._own.number, self._maps, self._served, used)
         authority = read_certificate(self._config.tls.authority)
         source = ClusterMaps(self._transport, used, authority, self._clock)
         follower = MapFollower(
@@ -61,6 +67,10 @@ class Membership:
 
     def _map_changed(self, cluster_map: ClusterMap) -> None:
         self._config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
+        if self._used is not None:
+            self._used.map_changed()
+        if self._own.number not in cluster_map.coordinators:
+            self.on_dropped()
         if self._transport is not None:
             task = asyncio.create_task(self._transport.update_map(cluster_map))
             self._updates.add(task)

@@ -73,6 +73,7 @@ async def serve(
         handler.serving = new_cluster
         servicer = Servicer(handler, cluster_map.cluster_id)
         coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
+        member.on_dropped = coordination.end_watches
         server, health_servicer = _server(config, servicer, coordination, clock)
         for service in (
             SERVICE,

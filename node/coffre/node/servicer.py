@@ -126,7 +126,7 @@ class CoordinationServicer:
         self._handler = handler
         self._cluster_id = cluster_id
         self._watching: set[asyncio.Task[Any]] = set()  # of whatever gRPC makes of a call
-        self._stopping = False
+        self._ended: set[asyncio.Task[Any]] = set()  # of these, those that this node ends
 
     async def Get(self, request: cpb.CoordinationGetRequest, context: _Context) -> cpb.CoordinationGetReply:  # type: ignore[type-arg]
         return await _answer("get", self._handler.get(self._peer(context), request), context)
@@ -169,17 +169,19 @@ class CoordinationServicer:
         except CoffreError as error:
             await _refuse(context, error)
         except asyncio.CancelledError:
-            if not self._stopping:
+            if task not in self._ended:
                 raise
             task.uncancel()
-            await _refuse(context, Unavailable("this node stops"))
+            await _refuse(context, Unavailable("this node stops, or is no coordinator any more"))
         finally:
             self._watching.discard(task)
+            self._ended.discard(task)
 
     def end_watches(self) -> None:
-        """End every watch: a node that stops waits for none."""
-        self._stopping = True
-        for task in self._watching:
+        """End every watch: a node that stops waits for none, and what it would tell is not the newest any more when
+        others are the coordinators."""
+        for task in self._watching - self._ended:
+            self._ended.add(task)
             task.cancel()
 
     def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]

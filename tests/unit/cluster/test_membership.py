@@ -18,6 +18,7 @@ from coffre.cluster.membership import (
     renew_node,
     replace_node,
     set_capacity,
+    set_coordinators,
     set_policy,
 )
 from coffre.cluster.placement import Placement
@@ -154,6 +155,27 @@ def test_a_coordinator_is_not_removed() -> None:
     finished = finish_move(drain_node(dataclasses.replace(NINE, coordinators=(9,)), "n9"))
     with pytest.raises(InvalidArgument, match="coordinator"):
         remove_node(finished, "n9", shards_held=0)
+    with pytest.raises(InvalidArgument, match="set-coordinators"):
+        replace_node(finished, "n9", attributes(10), "h10:7000", 8 * TB, lost=True)
+    assert (
+        state_of(remove_node(set_coordinators(finished, ["n1"]), "n9", shards_held=0), 9) is NodeState.REMOVED
+    )
+
+
+def test_coordinators_change_and_nothing_moves() -> None:
+    moving = drain_node(dataclasses.replace(NINE, coordinators=(9,)), "n9")
+    changed = set_coordinators(moving, ["n3", "n1"])
+    assert (changed.coordinators, changed.epoch, changed.prior) == ((3, 1), moving.epoch + 1, moving.prior)
+    assert set_coordinators(changed, ["n3", "n1"]) is changed
+    removed = remove_node(NINE, "n9", shards_held=None, lost=True)
+    for node_ids, error in (
+        ([], InvalidArgument),
+        (["n3", "n3"], InvalidArgument),
+        (["n99"], NotFound),
+        (["n9"], InvalidArgument),
+    ):
+        with pytest.raises(error):
+            set_coordinators(removed, node_ids)
 
 
 # ------------------------------------------------------------------ nodes that are gone

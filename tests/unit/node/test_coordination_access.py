@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from coffre.cluster.clock import ManualClock
@@ -77,7 +78,7 @@ def map_node(number: int, state: NodeState = NodeState.ACTIVE) -> MapNode:
 
 POLICY = Policy("1-1", 1, 1, ("FR",), Domain.NODE)
 NODES = (map_node(1), map_node(2), map_node(3, NodeState.REMOVED))
-MAP = ClusterMap("test", 1, 16, NODES, (POLICY,), "1-1")
+MAP = ClusterMap("test", 1, 16, NODES, (POLICY,), "1-1", (1,))
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ async def store() -> AsyncGenerator[MemoryCoordination]:
 
 @pytest.fixture
 def handler(store: MemoryCoordination) -> CoordinationHandler:
-    return CoordinationHandler(store, MapHolder(MAP, b""), ManualClock())
+    return CoordinationHandler(1, store, MapHolder(MAP, b""), ManualClock())
 
 
 Call = Callable[[CoordinationHandler, Identity, str, int], Awaitable[object]]
@@ -205,8 +206,33 @@ async def test_a_member_has_so_many_watches(
     await again.aclose()
 
 
+async def test_a_node_that_the_map_does_not_name_lets_maps_be_read_and_no_more(
+    store: MemoryCoordination,
+) -> None:
+    """Two stores agree on nothing; but who has an old map must learn who the coordinators are now."""
+    maps = MapHolder(replace(MAP, coordinators=(2,)), b"")
+    handler, operator = CoordinationHandler(1, store, maps, ManualClock()), MEMBERS["operator"]
+    await store.commit([], [Put("maps/current", b"1"), Put("tenants/clinic", b"")])
+    assert (await handler.get(operator, pb.CoordinationGetRequest(key="maps/current"))).entry.value == b"1"
+    assert len((await handler.range(operator, pb.CoordinationRangeRequest(prefix="maps/"))).entries) == 1
+    refused: list[Awaitable[object]] = [
+        handler.get(operator, pb.CoordinationGetRequest(key="tenants/clinic")),
+        handler.range(operator, pb.CoordinationRangeRequest(prefix="tenants/")),
+        put(handler, operator, "maps/current", 0),
+        watch(handler, operator, "maps/", 0),
+        handler.grant(operator, pb.LeaseGrantRequest(seconds=5)),
+        handler.keep_alive(operator, pb.LeaseKeepAliveRequest(lease=1)),
+        handler.revoke(operator, pb.LeaseRevokeRequest(lease=1)),
+    ]
+    for call in refused:
+        with pytest.raises(Unavailable, match="does not name this node"):
+            await call
+    maps.adopt(replace(MAP, epoch=2), b"")
+    await handler.grant(operator, pb.LeaseGrantRequest(seconds=5))
+
+
 async def test_a_node_without_a_store_says_so() -> None:
-    handler = CoordinationHandler(None, MapHolder(MAP, b""), ManualClock())
+    handler = CoordinationHandler(1, None, MapHolder(MAP, b""), ManualClock())
     with pytest.raises(Unavailable):
         await handler.get(MEMBERS["tenant"], pb.CoordinationGetRequest(key="maps/current"))
     with pytest.raises(Unavailable):

@@ -11,7 +11,7 @@ from coffre.cluster.errors import Conflict, IntegrityError, InvalidArgument, Not
 from coffre.cluster.map import ClusterMap, newer_map, verify_map
 from cryptography import x509
 
-__all__ = ["MAPS", "Published", "map_of_epoch", "newest_map", "publish_map", "watch_maps"]
+__all__ = ["CURRENT", "MAPS", "Published", "map_of_epoch", "newest_map", "publish_map", "watch_maps"]
 
 MAPS = "maps/"
 CURRENT = "maps/current"

@@ -1,0 +1,141 @@
+"""Another node becomes the coordinator, while the old one lives, and when it is gone for good."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.client import connect
+from coffre.cluster.coordination import RemoteCoordination
+from coffre.cluster.errors import AlreadyExists, Unavailable
+from coffre.cluster.grpc_transport import GrpcTransport
+
+from tests.integration.conftest import QUICK
+
+COFFRE = str(Path(sys.executable).with_name("coffre"))
+SECTION = '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
+PATIENCE_SECONDS = 20.0
+PACE_SECONDS = 0.05  # between two looks at what another process does, where nobody can be waited on
+FAST = {"round_seconds": 0.3, "settling_seconds": 0.2, "bytes_per_second": 1 << 33}
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
+    """Five nodes, of which an object needs two; node 1 is the coordinator."""
+    made = LocalCluster.create(tmp_path / "cluster", ClusterShape(nodes=5, sites=1, k=2, m=1, repair=FAST))
+    async with made:
+        yield made
+
+
+def coffre(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [COFFRE, *arguments, "--operator", str(cluster.operator_config())]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+async def done(cluster: LocalCluster, *arguments: str) -> str:
+    finished = await asyncio.to_thread(coffre, cluster, *arguments)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout + finished.stderr
+
+
+async def refused(cluster: LocalCluster, *arguments: str) -> str:
+    finished = await asyncio.to_thread(coffre, cluster, *arguments)
+    assert finished.returncode != 0, finished.stdout
+    return finished.stderr
+
+
+async def prepare(cluster: LocalCluster, number: int) -> None:
+    """Start a node again with a store of its own."""
+    config = cluster.config(number)
+    config.write_text(config.read_text() + SECTION)
+    cluster.kill(number)
+    await cluster.start([number])
+
+
+async def until_all_have_epoch(cluster: LocalCluster, epoch: int) -> None:
+    """Until doctor finds no node with another map than the operator's, which has that epoch."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            finished = await asyncio.to_thread(coffre, cluster, "cluster", "status")
+            if f"epoch {epoch}," in finished.stdout and finished.stdout.count(f"│ {epoch}     │") == 5:
+                return
+            await asyncio.sleep(PACE_SECONDS)
+
+
+async def until_a_watch_ends(cluster: LocalCluster) -> None:
+    """Of the locks, say, on which nothing happens: at the coordinator that the map names now."""
+    transport = GrpcTransport(cluster.map, cluster.operator_tls())
+    coordination = RemoteCoordination(transport)
+    revision = (await coordination.range("locks/")).revision
+    with pytest.raises(Unavailable):
+        async for _ in coordination.watch("locks/", revision):
+            pass
+    await transport.close()
+
+
+async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: LocalCluster) -> None:
+    async with await connect(cluster.client_config(), options=QUICK) as client:
+        await client.put("b", "k", b"one", if_absent=True)
+        said = await refused(cluster, "cluster", "set-coordinators", "node-2", "--yes")
+        assert "node-2 serves no coordination" in said
+        await prepare(cluster, 2)
+        said = await refused(cluster, "cluster", "set-coordinators", "node-1", "node-2", "--yes")
+        assert "begin with node-2 alone" in said
+        said = await done(cluster, "cluster", "set-coordinators", "node-2", "--dry-run")
+        assert "coordinators: node-1 -> node-2" in said
+        assert "nothing moves" in said
+        watching = asyncio.create_task(until_a_watch_ends(cluster))
+        await done(cluster, "cluster", "set-coordinators", "node-2", "--yes")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await watching
+        assert "it is so already" in await done(cluster, "cluster", "set-coordinators", "node-2", "--yes")
+        await until_all_have_epoch(cluster, 2)
+
+        # The old one lives, and nobody hangs on it: maps reach all, though no request tells of them.
+        await done(cluster, "cluster", "set-capacity", "node-4", "2TB", "--yes")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while client.cluster_map.epoch < 4:  # noqa: ASYNC110 - a move begins and ends
+                await asyncio.sleep(PACE_SECONDS)
+        with pytest.raises(AlreadyExists):
+            await client.put("b", "k", b"two", if_absent=True)
+        await client.put("b", "k2", b"two", if_absent=True)
+
+        added = await asyncio.to_thread(cluster.join, "node-6", "server-6", "site-1", "operator-1")
+        cluster.kill(1)
+        await done(cluster, "cluster", "replace", "node-1", f"{added}=1TB", "--lost", "--yes")
+        assert await client.get("b", "k") == b"one"
+        said = await refused(cluster, "cluster", "set-coordinators", "node-1", "--yes")
+        assert "was removed" in said
+
+
+async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalCluster) -> None:
+    async with await connect(cluster.client_config(), options=QUICK) as client:
+        await client.put("b", "k", b"one", if_absent=True)
+        cluster.kill(1)
+        await prepare(cluster, 2)
+        lost = ("cluster", "set-coordinators", "node-2", "--coordination-lost", "--yes")
+        cluster.kill(3)
+        assert "node-3 must say which map they have" in await refused(cluster, *lost)
+        await cluster.start([3])
+        assert "carry it to every node" in await done(cluster, *lost)
+        assert "it is so already" in await done(cluster, *lost)
+        carried = (cluster.directory / "cluster.map").read_bytes()
+        (cluster.config(2).parent / "cluster.map").write_bytes(carried)
+        cluster.kill(2)
+        await cluster.start([2])
+        restore = ("cluster", "restore-coordination", "--map", str(cluster.directory / "cluster.map"))
+        command = [COFFRE, *restore, "--dir", str(cluster.directory / "pki"), "--operator", "operator"]
+        finished = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60
+        )
+        assert finished.returncode == 0, finished.stderr
+        added = await asyncio.to_thread(cluster.join, "node-6", "server-6", "site-1", "operator-1")
+        await done(cluster, "cluster", "replace", "node-1", f"{added}=1TB", "--lost", "--yes")
+        with pytest.raises(AlreadyExists):
+            await client.put("b", "k", b"two", if_absent=True)
+        assert await client.get("b", "k") == b"one"
