@@ -101,7 +101,7 @@ async def test_a_shard_that_is_being_read_ends_there() -> None:
 
 async def test_nor_has_it_a_part_in_coordination(maps: MapHolder, store: MemoryStore) -> None:
     coordination = MemoryCoordination(ManualClock(), seeded_entropy("suspended"))
-    handler = CoordinationHandler(coordination, maps, ManualClock())
+    handler = CoordinationHandler(1, coordination, maps, ManualClock())
     await Suspensions(maps, store, ManualClock()).adopt([SUSPENDED])
     get = coordination_pb.CoordinationGetRequest(key="buckets/clinic/b")
     for refused in (
