@@ -27,7 +27,7 @@ from coffre.proto import coordination_pb2 as coordination_pb
 from coffre.proto.shard_stream import ShardChunk
 
 from tests.contract.coordination_stores import seeded_entropy
-from tests.unit.node.test_handler_refusals import MAP, TENANT
+from tests.unit.node.test_handler_refusals import MAP, NODES, TENANT
 
 OTHER = replace(TENANT, name="other")
 SUSPENDED = Tenant("clinic", 1, True, 10)
@@ -35,7 +35,7 @@ SUSPENDED = Tenant("clinic", 1, True, 10)
 
 @pytest.fixture
 def maps() -> MapHolder:
-    return MapHolder(MAP, b"")
+    return MapHolder(replace(MAP, coordinators=(NODES[0].number,)), b"")
 
 
 @pytest.fixture
