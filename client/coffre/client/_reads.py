@@ -178,13 +178,14 @@ class Reader:
         """Ask enough primaries, more when some fail or are slow; return who answered."""
         electorate = view.electorate(name)
         holding_range = [electorate.primaries[index] for index in expected_cells(want_range, electorate.k)]
+        aside = view.peers.aside
 
         def lateness(node: int) -> tuple[bool, bool, bool]:
             """Asked last is who failed lately, or keeps others waiting longer than a hedge would; before them, who has
             been slow for a while or kept going away."""
             peer = view.peers[node]
             late = peer.suspect or peer.reads.lags(self._hedge_delay)
-            return late, peer.is_set_aside, node not in holding_range
+            return late, node in aside, node not in holding_range
 
         order = sorted(electorate.everyone if electorate.is_moving else electorate.primaries, key=lateness)
         if electorate.is_moving:
@@ -193,7 +194,7 @@ class Reader:
             wants_small = want_cell and want_range.start < SEGMENT_BYTES
             first = max(electorate.k, electorate.read) if wants_small else electorate.read
             first = max(first, len(holding_range))
-        for node in order[first:]:
+        for node in order[first:] if aside else ():
             if view.peers[node].takes_trial():
                 view.peers[node].reads.submit_lazily(read_operation(name))
         gather = Gather(
