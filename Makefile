@@ -53,6 +53,11 @@ test-etcd: setup  ## coordination on three real members of etcd; installs etcd-s
 	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
 	$(BIN)/python -m pytest -q -m etcd $(ARGS)
 
+.PHONY: test-runbooks
+test-runbooks: setup  ## the run-books of docs/operations.md, executed as written; installs etcd-server when it is missing
+	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
+	$(BIN)/python -m pytest -q -n $(or $(WORKERS),2) -m 'runbooks or not runbooks' tests/runbooks $(ARGS)
+
 .PHONY: race
 race: setup  ## 32 writers in four processes race for one key, many rounds (ROUNDS=500)
 	COFFRE_RACE_ROUNDS=$(or $(ROUNDS),500) $(BIN)/python -m pytest -q -s -m soak --timeout 0 tests/integration/test_coordination.py $(ARGS)

@@ -43,6 +43,10 @@ class EtcdCluster:
         """What a node shows to etcd."""
         return TlsFiles(*(self._directory / name for name in ("ca.crt", "client.crt", "client.key")))
 
+    def data(self, number: int) -> Path:
+        """The data folder of a member."""
+        return self._directory / f"etcd{number}"
+
     def start(self, number: int) -> None:
         """Start a member, for the first time or again; it answers a little later."""
         found = shutil.which("etcd")

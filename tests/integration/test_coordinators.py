@@ -95,6 +95,13 @@ async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: Loca
             await watching
         assert "it is so already" in await done(cluster, "cluster", "set-coordinators", "node-2", "--yes")
         await until_all_have_epoch(cluster, 2)
+        known = str(cluster.directory / "cluster.map")
+        restore = [COFFRE, "cluster", "restore-coordination", "--map", known, "--operator", "operator"]
+        restore += ["--dir", str(cluster.directory / "pki")]
+        finished = await asyncio.to_thread(
+            subprocess.run, restore, capture_output=True, text=True, timeout=60
+        )
+        assert "there is nothing to restore" in finished.stderr  # the new one got the map with its role
 
         # The old one lives, and nobody hangs on it: maps reach all, though no request tells of them.
         await done(cluster, "cluster", "set-capacity", "node-4", "2TB", "--yes")

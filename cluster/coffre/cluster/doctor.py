@@ -135,8 +135,11 @@ def _of_repair(node: str, repair: pb.RepairStatusReply) -> list[Finding]:
         text = f"holds shards of {violation.objects} objects against the policy: {violation.reason}"
         findings.append(Finding(Level.WARNING, node, text))
     behind = repair.partitions - repair.partitions_in_step
-    if behind and repair.rounds:
-        findings.append(Finding(Level.NOTE, node, f"{behind} of its {repair.partitions} partitions differ"))
+    if behind:
+        text = f"{behind} of its {repair.partitions} partitions differ"
+        if not repair.rounds:  # what it missed while it was down is not known yet
+            text = "has not compared itself with the others since it started"
+        findings.append(Finding(Level.NOTE, node, text))
     return findings
 
 

@@ -134,6 +134,7 @@ class Manner:
     dry_run: bool
     yes: bool
     as_json: bool
+    waits: bool = True
     coordination_lost: bool = False
 
 
@@ -142,11 +143,15 @@ def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
 
     def decorate(function: Callable[..., Wish]) -> click.Command:
         @one_line_errors
-        def run(config: Path | None, dry_run: bool, yes: bool, as_json: bool, **arguments: Any) -> None:
+        def run(
+            config: Path | None, dry_run: bool, yes: bool, as_json: bool, no_wait: bool, **arguments: Any
+        ) -> None:
             if as_json and not (dry_run or yes):
                 raise InvalidArgument("--json asks nobody: say --dry-run or --yes with it")
             lost = arguments.get("coordination_lost", False)
-            asyncio.run(_carry_out(function(**arguments), Manner(config, dry_run, yes, as_json, lost)))
+            asyncio.run(
+                _carry_out(function(**arguments), Manner(config, dry_run, yes, as_json, not no_wait, lost))
+            )
 
         run.__doc__ = function.__doc__
         parameters = list(reversed(getattr(function, "__click_params__", [])))
@@ -161,6 +166,9 @@ def _manner() -> list[click.Parameter]:
         click.Option(["--dry-run"], is_flag=True, help="Show what would move, and change nothing."),
         click.Option(["--yes"], is_flag=True, help="Do not ask."),
         click.Option(["--json", "as_json"], is_flag=True, help="For machines."),
+        click.Option(
+            ["--no-wait"], is_flag=True, help="Do not wait until data has moved; `apply` does, and ends it."
+        ),
     ]
 
 
@@ -219,7 +227,7 @@ async def _finish(access: Access, current: ClusterMap, manner: Manner, *, waits:
         )
     if not current.prior:
         return
-    if not access.reaches_members and not waits:
+    if not (waits or (access.reaches_members and manner.waits)):
         click.echo("let data move, and end the change with: coffre cluster apply", err=True)
         return
     signer = MapSigner.load(access.config.tls, access.clock)

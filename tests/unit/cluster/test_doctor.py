@@ -85,6 +85,7 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
         (repair(paused=True), Level.WARNING, "paused"),
         (repair(parked=[pb.RepairParked(reason="why", objects=4)]), Level.WARNING, "4 objects for now: why"),
         (repair(rounds=1, partitions=16, partitions_in_step=9), Level.NOTE, "7 of its 16"),
+        (repair(rounds=0, partitions=16), Level.NOTE, "has not compared itself with the others"),
     ],
 )
 def test_each_finding(report: NodeReport, level: Level, text: str) -> None:

@@ -128,6 +128,14 @@ def test_a_node_drains_and_leaves(config: Path, members: Members) -> None:
     assert run(config, "remove", "n5", "--yes").output.startswith("epoch 4: it is so already")
 
 
+def test_coordinators_without_a_store_are_refused(config: Path) -> None:
+    """Nobody answers here, and a map that names who serves nothing would end all changes."""
+    refused = run(config, "set-coordinators", "n1", "--yes")
+    assert refused.exit_code == ExitCode.UNAVAILABLE
+    assert "n1 serves no coordination" in refused.stderr
+    assert map_at(config).epoch == 1
+
+
 def test_a_lost_node_is_replaced(config: Path, members: Members) -> None:
     done = run(config, "replace", "n5", offer(members), "--lost", "--yes")
     assert done.exit_code == 0, done.output

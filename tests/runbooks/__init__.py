@@ -1,0 +1,1 @@
+"""The run-books of docs/operations.md, executed as written."""
