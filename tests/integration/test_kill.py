@@ -7,6 +7,7 @@ within a round depend on the machine).
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
-from coffre.client import AsyncClient, ClientOptions, connect
+from coffre.client import AsyncClient, ClientOptions, KeyRing, connect
 from coffre.cluster.errors import CoffreError, NotFound, OutcomeUnknown, RetryableError, Unavailable
 
 ROUNDS = 200
@@ -25,6 +26,12 @@ OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_dela
 WRITERS = 6
 KEYS_PER_WRITER = 5
 STOP_SECONDS_MAX = 5.0
+
+
+@functools.cache
+def keys_of(directory: Path) -> KeyRing:
+    """Opened once: a passphrase is slow on purpose, and hundreds of clients are made here."""
+    return KeyRing.load(directory / "keyring.json", (directory / "passphrase").read_bytes().strip())
 
 
 @dataclass
@@ -79,7 +86,7 @@ async def write_until(
 
 async def check_all(cluster: LocalCluster, ledger: Ledger) -> None:
     """Read every key as somebody who was not there before."""
-    async with await connect(cluster.client_config()) as client:
+    async with await connect(cluster.client_config(), keys=keys_of(cluster.directory)) as client:
         keys = sorted(ledger.allowed.keys() | ledger.refused.keys())
         for key, seen in zip(keys, await client.get_many("load", keys), strict=True):
             if isinstance(seen, CoffreError) and not isinstance(seen, NotFound):
@@ -114,7 +121,8 @@ async def rounds(tmp_path: Path, count: int) -> Ledger:
     total = Ledger()
     async with LocalCluster.create(tmp_path / "cluster", ClusterShape()) as cluster:
         for _ in range(count):
-            async with await connect(cluster.client_config(), options=OPTIONS) as client:
+            keys = keys_of(cluster.directory)
+            async with await connect(cluster.client_config(), keys=keys, options=OPTIONS) as client:
                 await one_round(cluster, client, total, chance)
     print(
         f"seed {SEED}: {count} rounds, {total.acknowledged} writes acknowledged, {total.failed} refused, "

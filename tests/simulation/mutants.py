@@ -299,7 +299,6 @@ MUTANTS = (
         "        if await _all_safe(scene, options, row.name, view, said):\n",
         "        if True:\n",
         4,
-        quick=True,
     ),
     Mutant(
         "what dead writers left stays",
