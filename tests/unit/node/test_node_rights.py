@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
+import os
 
 import pytest
+from coffre.bench.in_process import in_process_cluster
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ClockSkew, InvalidArgument, PermissionDenied, StaleMap
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import NodeState
+from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
+from coffre.node.limits import ROWS_AT_ONCE
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.proto import coffre_pb2 as pb
@@ -147,3 +153,37 @@ async def test_a_version_that_was_under_way_for_long_is_refused(age_seconds: int
     reply = expanded(await node.batch(TENANT, message))
     assert reply.outcomes[0].code == code
     assert bool(await store.digests()) == (code == 0)
+
+
+def _partition(key: str, partitions: int) -> int:
+    return partition_of(ObjectName("clinic", "b", key), partitions)
+
+
+async def test_a_node_that_is_shut_out_in_the_middle_gets_no_more() -> None:
+    """Of a shard, and of the rows of a partition, from the moment that this node has the map that names another
+    certificate."""
+    cluster = in_process_cluster(2, 1)
+    client = cluster.client()
+    info = await client.put("b", "k", os.urandom(20_000_000))
+    partitions = cluster.cluster_map.partitions
+    keys = (str(number) for number in itertools.count())
+    some = itertools.islice((key for key in keys if _partition(key, partitions) == 1), ROWS_AT_ONCE + 1)
+    await asyncio.gather(*(client.put("b", key, b"") for key in some))
+    await client.flush()
+    place = (await client.locate("b", "k"))[0]
+    node = cluster.handlers[int(place.node_id[1:])]
+    entry = next(each for each in cluster.cluster_map.nodes if each.node_id != place.node_id)
+    peer = Identity(cluster.cluster_map.cluster_id, Role.NODE, entry.node_id, entry.attributes)
+    stamp = bytes.fromhex(info.version)
+    read = pb.ReadShardRequest(epoch=1, tenant="clinic", bucket="b", key="k", stamp=stamp)
+    chunks = node.read_shard(peer, read)
+    rows = node.partition_rows(peer, pb.PartitionRowsRequest(epoch=1, partition=1))
+    await anext(chunks)
+    await anext(rows)
+    renewed = dataclasses.replace(entry, generation=1)
+    nodes = tuple(renewed if each is entry else each for each in cluster.cluster_map.nodes)
+    node.maps.adopt(dataclasses.replace(cluster.cluster_map, epoch=2, nodes=nodes), b"")
+    for stream in (chunks, rows):
+        with pytest.raises(PermissionDenied):
+            await anext(stream)
+    await cluster.aclose()
