@@ -59,7 +59,7 @@ MUTANTS = (
         "coffre.client._rounds",
         "return self.electorate.is_established_by(self._holders)",
         "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
-        25,
+        39,
     ),
     Mutant(
         "one answer too few for a read",
@@ -74,7 +74,7 @@ MUTANTS = (
         "coffre.client._reads",
         "await self._complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
-        10,
+        11,
         quick=True,
     ),
     Mutant(
@@ -107,7 +107,7 @@ MUTANTS = (
         "coffre.client._listing",
         "    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]\n",
         "    spare = [len(electorate.primaries) - electorate.read + 1 for electorate in electorates]\n",
-        28,
+        778,
     ),
     Mutant(
         "a list skips what is not settled",
@@ -137,7 +137,7 @@ MUTANTS = (
         "coffre.client._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
-        19,
+        41,
     ),
     Mutant(
         "settled before it is established",
@@ -163,7 +163,7 @@ MUTANTS = (
         "coffre.client._evidence",
         "if not electorate.may_be_established(silent.union(holders)):",
         "if not electorate.may_be_established(holders):",
-        4,
+        3,
         quick=True,
     ),
     Mutant(
@@ -179,7 +179,7 @@ MUTANTS = (
         "coffre.node.votes",
         "if _was_locked(entry) and votes < VOTES_KEPT:",
         "if False:",
-        11,
+        5,
     ),
     Mutant(
         "give up after the acknowledgement",
@@ -221,7 +221,7 @@ MUTANTS = (
         "coffre.client._conditions",
         "        if self.version is not None and not (live and self._is_met(newest)):\n",
         "        if self.version is not None and not self._is_met(newest):\n",
-        181,
+        193,
     ),
     Mutant(
         "a conditional write needs no lock",
@@ -253,7 +253,7 @@ MUTANTS = (
         "coffre.node.votes",
         "    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):\n",
         "    if False:\n",
-        16,
+        3,
         quick=True,
     ),
     Mutant(
@@ -268,7 +268,7 @@ MUTANTS = (
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
-        11,
+        3,
         quick=True,
     ),
     Mutant(
@@ -276,14 +276,14 @@ MUTANTS = (
         "coffre.node.repair.decide",
         "if version.state >= LOCKED}",
         "if version.state >= ACCEPTED}",
-        76,
+        11,
     ),
     Mutant(
         "repair gives several nodes one shard",
         "coffre.node.repair.decide",
         "    return chosen.get(me)\n",
         "    return free[0] if me in chosen else None\n",
-        57,
+        44,
     ),
     Mutant(
         "digests leave out what is old",
@@ -298,14 +298,15 @@ MUTANTS = (
         "coffre.node.repair.handoff",
         "        if await _all_safe(scene, options, row.name, view, said):\n",
         "        if True:\n",
-        4,
+        25,
+        quick=True,
     ),
     Mutant(
         "what dead writers left stays",
         "coffre.node.repair.sweep",
         "    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):\n",
         "    if False:\n",
-        39,
+        10,
     ),
 )
 
