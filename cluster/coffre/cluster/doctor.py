@@ -135,10 +135,11 @@ def _of_repair(node: str, repair: pb.RepairStatusReply) -> list[Finding]:
         text = f"holds shards of {violation.objects} objects against the policy: {violation.reason}"
         findings.append(Finding(Level.WARNING, node, text))
     behind = repair.partitions - repair.partitions_in_step
-    if behind:
+    if behind and repair.rounds:
         text = f"{behind} of its {repair.partitions} partitions differ"
-        if not repair.rounds:  # what it missed while it was down is not known yet
-            text = "has not compared itself with the others since it started"
+        findings.append(Finding(Level.NOTE, node, text))
+    elif not repair.caught_up:  # rounds leave out what is young, so what was just missed is not known yet
+        text = "has not yet compared all that was written before it, or another node, was back"
         findings.append(Finding(Level.NOTE, node, text))
     return findings
 

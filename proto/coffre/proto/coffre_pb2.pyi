@@ -1373,6 +1373,7 @@ class RepairStatusReply(_message.Message):
     CENSUS_FIELD_NUMBER: _builtins.int
     CENSUS_PARTITIONS_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     bytes_per_second: _builtins.int
     """the cap"""
@@ -1407,6 +1408,8 @@ class RepairStatusReply(_message.Message):
     """of shards and manifests that other nodes sent, since the node started"""
     census_partitions: _builtins.int
     """that it counts: as the first primary that answered in its last round"""
+    caught_up: _builtins.bool
+    """a round compared all that was written before this node started, or another came back"""
     @_builtins.property
     def queue(self) -> _containers.RepeatedCompositeFieldContainer[Global___RepairNeed]: ...
     @_builtins.property
@@ -1456,10 +1459,11 @@ class RepairStatusReply(_message.Message):
         census: _abc.Iterable[Global___RepairNeed] | None = ...,
         census_partitions: _builtins.int = ...,
         violations: _abc.Iterable[Global___RepairParked] | None = ...,
+        caught_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_left", b"bytes_left", "bytes_per_second", b"bytes_per_second", "census", b"census", "census_partitions", b"census_partitions", "held_for_others", b"held_for_others", "moved", b"moved", "moved_epoch", b"moved_epoch", "nodes_down", b"nodes_down", "parked", b"parked", "partitions", b"partitions", "partitions_in_step", b"partitions_in_step", "paused", b"paused", "queue", b"queue", "received_bytes", b"received_bytes", "restored_bytes", b"restored_bytes", "restored_objects", b"restored_objects", "round_unixtime_ms", b"round_unixtime_ms", "rounds", b"rounds", "scrub_bytes", b"scrub_bytes", "scrub_damaged", b"scrub_damaged", "scrub_done", b"scrub_done", "scrub_finished_unixtime_ms", b"scrub_finished_unixtime_ms", "scrub_started_unixtime_ms", b"scrub_started_unixtime_ms", "seconds_left", b"seconds_left", "tombstones_collected", b"tombstones_collected", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_left", b"bytes_left", "bytes_per_second", b"bytes_per_second", "caught_up", b"caught_up", "census", b"census", "census_partitions", b"census_partitions", "held_for_others", b"held_for_others", "moved", b"moved", "moved_epoch", b"moved_epoch", "nodes_down", b"nodes_down", "parked", b"parked", "partitions", b"partitions", "partitions_in_step", b"partitions_in_step", "paused", b"paused", "queue", b"queue", "received_bytes", b"received_bytes", "restored_bytes", b"restored_bytes", "restored_objects", b"restored_objects", "round_unixtime_ms", b"round_unixtime_ms", "rounds", b"rounds", "scrub_bytes", b"scrub_bytes", "scrub_damaged", b"scrub_damaged", "scrub_done", b"scrub_done", "scrub_finished_unixtime_ms", b"scrub_finished_unixtime_ms", "scrub_started_unixtime_ms", b"scrub_started_unixtime_ms", "seconds_left", b"seconds_left", "tombstones_collected", b"tombstones_collected", "violations", b"violations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,7 +43,8 @@ def status(**changes: object) -> pb.StatusReply:
 
 
 SOUND = NodeReport(
-    status(), pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16, census_partitions=8)
+    status(),
+    pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16, census_partitions=8, caught_up=True),
 )
 
 
@@ -52,7 +53,8 @@ def of_first(report: NodeReport) -> list[Finding]:
 
 
 def repair(**changes: object) -> NodeReport:
-    return NodeReport(status(), pb.RepairStatusReply(census_partitions=8, **changes))  # type: ignore[arg-type]
+    reply = pb.RepairStatusReply(**{"census_partitions": 8, "caught_up": True} | changes)  # type: ignore[arg-type]
+    return NodeReport(status(), reply)
 
 
 def test_a_sound_cluster_has_nothing() -> None:
@@ -85,7 +87,8 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
         (repair(paused=True), Level.WARNING, "paused"),
         (repair(parked=[pb.RepairParked(reason="why", objects=4)]), Level.WARNING, "4 objects for now: why"),
         (repair(rounds=1, partitions=16, partitions_in_step=9), Level.NOTE, "7 of its 16"),
-        (repair(rounds=0, partitions=16), Level.NOTE, "has not compared itself with the others"),
+        (repair(rounds=0, partitions=16, caught_up=False), Level.NOTE, "has not yet compared all"),
+        (repair(rounds=3, caught_up=False), Level.NOTE, "has not yet compared all"),
     ],
 )
 def test_each_finding(report: NodeReport, level: Level, text: str) -> None:

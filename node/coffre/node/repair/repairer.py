@@ -77,6 +77,7 @@ class Repairer:
         self._swept_at = clock.monotonic()
         self._walk_due = False
         self._fresh_ms = 0
+        self._back_ms = clock.unixtime_ms()  # when this node began, or another one answered again
         self._bare = Bare()
         self._busy_since = clock.monotonic()
 
@@ -174,6 +175,7 @@ class Repairer:
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
             self._looked.clear()
+            self._back_ms = self._clock.unixtime_ms()
         if frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
@@ -289,6 +291,7 @@ class Repairer:
         status.round_unixtime_ms = self._clock.unixtime_ms()
         status.partitions = len(found)
         status.partitions_in_step = sum(d.in_step and d.complete for d in found)
+        status.caught_up = scene.before_ms is None or scene.before_ms >= self._back_ms
         down = set(scene.electorates.nodes()) - scene.digests.keys() - {self._number}
         status.nodes_down[:] = sorted(down)
         if scene.asking.epoch == self._maps.map.epoch:

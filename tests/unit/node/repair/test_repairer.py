@@ -126,10 +126,31 @@ async def test_what_is_being_written_costs_no_look_at_rows(make_cluster: MakeClu
     assert not asked
     assert repairer.status().partitions_in_step == cluster.cluster_map.partitions
     assert not repairer.status().restored_objects
+    assert not repairer.status().caught_up
     clock.ahead_ms = 60_000 + 2 * WINDOW_MS
     await repairer.round()
     assert repairer.status().restored_objects == 2
+    assert repairer.status().caught_up
     assert await in_step(cluster)
+
+
+async def test_what_was_written_while_another_node_was_away_is_compared_anew(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(4, 2)
+    clock = Later()
+    repairer = cluster.repairer(3, RepairOptions(settling_seconds=60), clock=clock)
+    cluster.network.down.add(4)
+    await repairer.round()
+    clock.ahead_ms = 60_000 + 2 * WINDOW_MS
+    await repairer.round()
+    assert repairer.status().caught_up
+    cluster.network.heal()
+    await repairer.round()
+    assert not repairer.status().caught_up
+    clock.ahead_ms *= 2
+    await repairer.round()
+    assert repairer.status().caught_up
 
 
 async def test_a_manifest_without_its_shard_gains_it(make_cluster: MakeCluster) -> None:
