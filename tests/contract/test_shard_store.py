@@ -669,6 +669,18 @@ async def test_cells_of_what_is_not_here(store: ShardStore) -> None:
             await read_all(store, number, index)
 
 
+async def test_another_shard_than_the_one_that_is_held_is_not_counted(store: ShardStore) -> None:
+    """Who sends a shard counts it by the answer; counted twice, k of them would be fewer."""
+    await one(store, accept(1, shard_index=3))
+    assert await one(store, accept(1, shard_index=1)) == Outcome(State.ACCEPTED)
+    assert await one(store, accept(1, shard_index=3)) == Outcome(State.ACCEPTED, has_shard=True)
+    assert await one(store, accept(1, shard_index=None)) == Outcome(State.ACCEPTED, has_shard=True)
+    assert await one(store, accept(1, shard_index=1, lock=True)) == Outcome(State.LOCKED)
+    await stage(store, cells(2))
+    assert (await one(store, accept(1, staged=True, lock=True))).has_shard is False
+    assert isinstance((await one(store, accept(1, shard_index=4, staged=True))).error, NotFound)
+
+
 async def test_a_shard_that_was_not_staged(store: ShardStore) -> None:
     assert isinstance((await one(store, accept(1, staged=True))).error, NotFound)
     assert await states(store) == []

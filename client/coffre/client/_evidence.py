@@ -115,8 +115,9 @@ def never_acknowledged(
         return False  # while the map changes, shards may lie with substitutes of an earlier epoch
     k = opened.manifest.k
     held = (*holders.values(), *holding(stamp, beyond).values())
-    shards = sum(version.HasField("shard_index") or version.damaged for version in held)
-    possible = shards + len(silent) + others - len(beyond)
+    shards = {version.shard_index for version in held if version.HasField("shard_index")}
+    unknown = sum(version.damaged and not version.HasField("shard_index") for version in held)
+    possible = len(shards) + unknown + len(silent) + others - len(beyond)
     if possible >= k + 1:
         return False
     locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}

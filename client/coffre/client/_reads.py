@@ -333,19 +333,21 @@ class Reader:
         sealed.CopyFrom(found.sealed)
         del sealed.placement[:]
         sealed.placement.extend(() if opened.tombstone else placement)
-        waiting: dict[asyncio.Future[pb.Outcome], int] = {}
+        waiting: dict[asyncio.Future[pb.Outcome], tuple[int, int | None]] = {}
         for node in nodes:
             accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
             held = found.versions.get(node)
             index = placement.index(node) if node in placement else None
             intact = held is not None and held.HasField("shard_index") and not held.damaged
+            counted = held.shard_index if held is not None and intact else None
             if index is not None and not opened.tombstone and not intact:
                 if opened.segments > 1:
-                    accept.shard_index, accept.staged = index, True
+                    counted = accept.shard_index = index
+                    accept.staged = True
                 elif index in cells:
-                    accept.shard_index = index
+                    counted = accept.shard_index = index
                     accept.cell, accept.cell_crc = cells[index]
-            waiting[view.peers[node].writes.submit(pb.Operation(accept=accept))] = node
+            waiting[view.peers[node].writes.submit(pb.Operation(accept=accept))] = node, counted
         locked, aborted, shards = set[int](), False, set[int]()
         missed = short = True
         while waiting and (missed or short):
@@ -356,7 +358,7 @@ class Reader:
             if not answered:
                 break
             for future in answered:
-                node = waiting.pop(future)
+                node, counted = waiting.pop(future)
                 if future.exception() is not None:
                     continue
                 outcome = future.result()
@@ -365,8 +367,8 @@ class Reader:
                 aborted = aborted or outcome.code == Conflict.code
                 if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
                     locked.add(node)
-                    if outcome.has_shard and node in placement:
-                        shards.add(placement.index(node))
+                    if outcome.has_shard and counted is not None:
+                        shards.add(counted)
             missed = not electorate.is_established_by(locked) or (not opened.tombstone and len(shards) < k)
             short = not opened.tombstone and len(shards) < k + 1
         if missed and aborted and not voted:

@@ -178,18 +178,15 @@ class MemoryStore:
         shard, staged = self._shard_for(accept)
         shard_index = accept.shard_index if shard is not None else None
         record = Record(accept, shard)
+        size_bytes, conditional = shard.size_bytes if shard else 0, accept.base is not None
         proposal = Entry(
-            accept.stamp,
-            State.ACCEPTED,
-            accept.tombstone,
-            shard_index,
-            shard.size_bytes if shard else 0,
-            record,
-            conditional=accept.base is not None,
+            accept.stamp, State.ACCEPTED, accept.tombstone, shard_index, size_bytes, record, (), conditional
         )
         damaged = any(entry.stamp == accept.stamp and is_damaged(entry) for entry in entries)
         base = accept.base or b""
-        verdict = votes.accept(entries, proposal, lock=accept.lock, base=base, damaged=damaged)
+        verdict = votes.accept(
+            entries, proposal, lock=accept.lock, asked=accept.shard_index, base=base, damaged=damaged
+        )
         missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
         if missing and verdict.error is None:
             return Outcome(error=NotFound("this shard is not staged here"))

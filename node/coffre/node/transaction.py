@@ -158,7 +158,9 @@ class Transaction:
         conditional, base = accept.base is not None, accept.base or b""
         proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         damaged = self._repairs.found_damaged(row.entries, accept.stamp, context)
-        verdict = votes.accept(row.entries, proposal, lock=accept.lock, base=base, damaged=damaged)
+        verdict = votes.accept(
+            row.entries, proposal, lock=accept.lock, asked=accept.shard_index, base=base, damaged=damaged
+        )
         if verdict.error is not None:
             return Outcome(verdict.state, verdict.error, verdict.newest_stamp)
         if accept.staged and large is None and not accept.lock and not verdict.has_shard:

@@ -113,18 +113,25 @@ def promoted(entries: tuple[Entry, ...], mark_of: MarkOf) -> tuple[Entry, ...]:
 
 
 def accept(
-    entries: tuple[Entry, ...], proposal: Entry, *, lock: bool, base: bytes = b"", damaged: bool = False
+    entries: tuple[Entry, ...],
+    proposal: Entry,
+    *,
+    lock: bool,
+    asked: int | None = None,
+    base: bytes = b"",
+    damaged: bool = False,
 ) -> Verdict:
     """Take `proposal` (its state is not read) among `entries`, or refuse it with `Conflict`.
 
-    `base`: of a conditional proposal, the stamp that it was decided on. `damaged`: the shard of the entry
-    with this stamp does not verify, so one of the same index may replace it.
+    `asked`: the shard that its sender will count as stored; another one that is held is none. `base`: of a
+    conditional proposal, the stamp that it was decided on. `damaged`: the shard of the entry with this stamp
+    does not verify, so one of the same index may replace it.
     """
     if not entries:
         return _insert(entries, 0, proposal, LOCKED if lock else ACCEPTED)
     place, present = _find(entries, proposal.stamp)
     if present is not None:
-        return _accept_again(entries, place, proposal, lock=lock, damaged=damaged)
+        return _accept_again(entries, place, proposal, asked, lock=lock, damaged=damaged)
     refusal = _stands_in_the_way(entries, place, proposal, base, lock=lock)
     if refusal is not None:
         return refusal
@@ -151,7 +158,7 @@ def _stands_in_the_way(
 
 
 def _accept_again(
-    entries: tuple[Entry, ...], place: int, proposal: Entry, *, lock: bool, damaged: bool
+    entries: tuple[Entry, ...], place: int, proposal: Entry, asked: int | None, *, lock: bool, damaged: bool
 ) -> Verdict:
     present = entries[place]
     if present.state == ABORTED:
@@ -161,9 +168,8 @@ def _accept_again(
         return Verdict(entries, state=ABORTED, error=Conflict("this version was given up"))
     state = LOCKED if lock and present.state == ACCEPTED else present.state
     gains = present.shard_index is None and proposal.shard_index is not None
-    same_kind = (
-        present.tombstone == proposal.tombstone
-    )  # or its writer lies: digests count the kind held first
+    # If not, its writer lies: digests count the kind held first.
+    same_kind = present.tombstone == proposal.tombstone
     if same_kind and (gains or (damaged and present.shard_index == proposal.shard_index)):
         entry = proposal._replace(
             state=state,
@@ -172,15 +178,9 @@ def _accept_again(
             condemned=present.condemned,
             was_locked=present.was_locked,
         )
-        return Verdict(
-            _put(entries, place, entry),
-            changed=True,
-            stored=True,
-            freed=(present,),
-            state=state,
-            has_shard=entry.shard_index is not None,
-        )
-    has_shard = present.shard_index is not None
+        after, has_shard = _put(entries, place, entry), entry.shard_index is not None
+        return Verdict(after, True, stored=True, freed=(present,), state=state, has_shard=has_shard)
+    has_shard = present.shard_index is not None and asked in (None, present.shard_index)
     if state == present.state:
         return Verdict(entries, state=state, has_shard=has_shard)
     entry = present._replace(state=state)

@@ -711,7 +711,7 @@ class Outcome(_message.Message):
     state: Global___State.ValueType
     """after Accept and Abort: what this node's vote is now"""
     has_shard: _builtins.bool
-    """after Accept: the node holds a shard of the version"""
+    """after Accept: the node holds the shard that it names, or where it names none, some shard of the version"""
     replaces: _builtins.bool
     """after Accept: the node holds other versions, which a Settle would trim"""
     @_builtins.property

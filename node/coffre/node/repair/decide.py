@@ -199,19 +199,17 @@ class _Tally:
 
     @property
     def is_unreadable(self) -> bool:
-        """An object of which fewer than k nodes have a shard, or may: no reader can complete it any more."""
+        """An object of which there are fewer than k shards, whoever is silent: no reader can complete it any more."""
         if self._electorate.is_moving or not self.held or self.tombstone:
             return False
         return self._possible_shards < self._k_least
 
     @property
     def _possible_shards(self) -> int:
-        here = [n for n in self._keepers if n in self.held and self._may_have_shard(n)]
-        return len(here) + len(self._silent(self._keepers)) + self._elsewhere()
-
-    def _may_have_shard(self, node: int) -> bool:
-        version = self.held[node]
-        return version.shard_index is not None or version.damaged
+        """Distinct ones, damaged ones too, and one for each node that is silent and may hold a shard."""
+        known = {v.shard_index for v in self.held.values() if v.shard_index is not None}
+        unknown = sum(v.shard_index is None and v.damaged for v in self.held.values())
+        return len(known) + unknown + len(self._silent(self._keepers)) + self._view.silent_elsewhere
 
     @property
     def is_unlocked_recoding(self) -> bool:

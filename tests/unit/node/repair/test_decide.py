@@ -169,6 +169,17 @@ def test_a_version_that_nobody_can_complete_is_given_up_by_who_holds_it() -> Non
     assert steps(view({**answers, 1: [held(1, L, 0)], 5: [], 6: []})) == []  # a promise is kept
 
 
+def test_the_same_shard_twice_is_one() -> None:
+    """As when a node answered so late that a substitute took its shard, too."""
+    shards = {1: 0, 2: 1, 3: 2, 4: 2}
+    answers = {node: [held(1, A, shard)] for node, shard in shards.items()}
+    assert steps(view({**answers, 5: [], 6: []})) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(view({**answers, 5: [], 6: [], 7: [held(1, A, 1)]})) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(view({**answers, 5: [], 6: [], 7: [held(1, A, 4)]})) == [(Step.LOCK, stamp(1))]
+    five = {node: [held(1, A, shard)] for node, shard in {2: 0, 3: 1, 4: 2, 5: 3, 6: 3}.items()}
+    assert steps(view(five)) == [(Step.TAKE, stamp(1))]  # four are enough to read it
+
+
 def test_silent_nodes_may_hold_it() -> None:
     assert steps(view({**each([2, 3, 4], 1, A), 5: []}, silent_elsewhere=1)) == []
     assert steps(view({**each([2, 3, 4], 1, A), 5: []})) == [(Step.REFUSE, stamp(1))]  # four shards at most
