@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from coffre.client._cell_cipher import CellCipher, cipher_of
 from coffre.client._cells import open_segment
+from coffre.client._found import Found
 from coffre.client._peers import Peers
-from coffre.client._reads import Found, Reader
+from coffre.client._reads import Reader
 from coffre.client._sealing import OpenManifest, SegmentCipher
 from coffre.client._view import Views
 from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, RetryableError, Unavailable

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from coffre.client._reads import Found, Reader
+from coffre.client._found import Found
+from coffre.client._reads import Reader
 from coffre.client._replies import HELD
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import each

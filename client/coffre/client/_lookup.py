@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from coffre.client._reads import Found, Reader
+from coffre.client._found import Found
+from coffre.client._reads import Reader
 from coffre.client._view import Views
 from coffre.client.model import ShardPlace
 from coffre.cluster.clock import Clock

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from coffre.client._cell_cipher import CellCipher
 from coffre.client._download import Downloader
-from coffre.client._reads import Found
+from coffre.client._found import Found
 from coffre.client._sealing import OpenManifest, segment_count
 from coffre.cluster.errors import IntegrityError, InvalidArgument
 from coffre.cluster.ranges import Piece, part_bytes, pieces_of_range

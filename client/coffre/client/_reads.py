@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 
-from coffre.client._cells import CellSet, rebuild_cells
+from coffre.client._completion import SILENCE_SECONDS, Completer
 from coffre.client._evidence import (
     expected_cells,
     is_lost,
     is_unlocked_recoding,
-    lawful,
     never_acknowledged,
     require_quorum,
 )
+from coffre.client._found import Found
 from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._view import View, Views
-from coffre.client._writes import Fate, Shards, Writer
+from coffre.client._writes import Fate, Writer
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
@@ -35,40 +34,10 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["Found", "Reader"]
+__all__ = ["Reader"]
 
 KNOWN_MAX = 65_536
 RESTARTS_MAX = 20
-SILENCE_SECONDS = 0.5  # after which the slow path first tries to decide without the silent nodes
-
-
-@dataclass(slots=True)
-class Found:
-    """An established version, and what the nodes that were asked said of it."""
-
-    opened: OpenManifest
-    sealed: pb.SealedManifest  # the copy that was verified
-    versions: Mapping[int, pb.Version]  # by node number
-    cells: CellSet = field(default_factory=CellSet)
-
-    @property
-    def hint(self) -> tuple[int, ...]:
-        """Where the shards went, as somebody notes it who knows that the version is established; else as its writer
-        meant it; empty when that names nodes that are not there any more."""
-        n = self.opened.manifest.k + self.opened.manifest.m
-        noted = [version for version in self.versions.values() if len(version.sealed.placement) == n]
-        noted.sort(key=lambda version: version.state != pb.STATE_SETTLED)
-        return tuple(noted[0].sealed.placement) if noted else ()
-
-    def placement(self, view: View) -> tuple[int, ...]:
-        """The node of each shard: who says to hold it, else the manifest's hint, else where it belongs."""
-        k, m = self.opened.manifest.k, self.opened.manifest.m
-        n = k + m
-        places = list(self.hint or view.homes(self.opened.name, k, m))
-        for node, version in self.versions.items():
-            if version.HasField("shard_index") and version.shard_index < n:
-                places[version.shard_index] = node
-        return tuple(places)
 
 
 class Reader:
@@ -83,6 +52,7 @@ class Reader:
         self._clock = clock
         self._hedge_delay = hedge_delay
         self._known: OrderedDict[ObjectName, bytes] = OrderedDict()
+        self._completer = Completer(self._ask, writer)
 
     def note_established(self, name: ObjectName, stamp: Stamp) -> None:
         """Remember that this client saw `stamp` established; bounded memory."""
@@ -310,102 +280,9 @@ class Reader:
             if never_acknowledged(electorate, found.opened, replies, beyond, len(others)):
                 dead.add(stamp)
                 continue
-            await self._complete(view, name, found, replies, beyond, voted=voted)
+            await self._completer.complete(view, name, found, replies, beyond, voted=voted)
+            self.note_established(name, found.opened.stamp)
             return found
-
-    async def _complete(
-        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
-    ) -> None:
-        """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
-
-        Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
-        """
-        electorate = view.electorate(name)
-        opened, stamp = found.opened, found.opened.stamp.to_bytes()
-        k = opened.manifest.k
-        holders = {**holding(stamp, beyond), **holding(stamp, replies)}
-        primaries = view.homes(name, k, opened.manifest.m)
-        placement = lawful(view.placement(name), primaries, holders)
-        # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = tuple(dict.fromkeys((*electorate.everyone, *holding(stamp, beyond), *placement)))
-        cells = await self._missing_cells(view, name, found, nodes) if not opened.tombstone else {}
-        sealed = pb.SealedManifest()
-        sealed.CopyFrom(found.sealed)
-        del sealed.placement[:]
-        sealed.placement.extend(() if opened.tombstone else placement)
-        waiting: dict[asyncio.Future[pb.Outcome], tuple[int, int | None]] = {}
-        for node in nodes:
-            accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=True)
-            held = found.versions.get(node)
-            index = placement.index(node) if node in placement else None
-            intact = held is not None and held.HasField("shard_index") and not held.damaged
-            counted = held.shard_index if held is not None and intact else None
-            if index is not None and not opened.tombstone and not intact:
-                if opened.segments > 1:
-                    counted = accept.shard_index = index
-                    accept.staged = True
-                elif index in cells:
-                    counted = accept.shard_index = index
-                    accept.cell, accept.cell_crc = cells[index]
-            waiting[view.peers[node].writes.submit(pb.Operation(accept=accept))] = node, counted
-        locked, aborted, shards = set[int](), False, set[int]()
-        missed = short = True
-        while waiting and (missed or short):
-            # Enough to read is enough to answer; for a full set of shards only nodes that do answer are waited for.
-            answered, _ = await asyncio.wait(
-                waiting, timeout=None if missed else SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not answered:
-                break
-            for future in answered:
-                node, counted = waiting.pop(future)
-                if future.exception() is not None:
-                    continue
-                outcome = future.result()
-                if outcome.code == Conflict.code and outcome.newest_stamp > stamp:
-                    raise Conflict("a newer version was settled")
-                aborted = aborted or outcome.code == Conflict.code
-                if not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
-                    locked.add(node)
-                    if outcome.has_shard and counted is not None:
-                        shards.add(counted)
-            missed = not electorate.is_established_by(locked) or (not opened.tombstone and len(shards) < k)
-            short = not opened.tombstone and len(shards) < k + 1
-        if missed and aborted and not voted:
-            raise Conflict("the version was given up meanwhile")
-        if missed:
-            raise Unavailable(
-                "the newest version is not established, and too few nodes answer to complete it"
-            )
-        self.note_established(name, opened.stamp)
-        if short:
-            return  # readable; what it replaces is kept until as many shards are there as a put would need
-        self._writer.settle(name, opened.stamp, None if opened.tombstone else Shards(placement))
-
-    async def _missing_cells(
-        self, view: View, name: ObjectName, found: Found, nodes: Sequence[int]
-    ) -> Mapping[int, tuple[bytes, int]]:
-        """Rebuild the cells that no node reports, for one-segment objects.
-
-        Raises `Unavailable` when too few cells can be had: what cannot be read must not be locked. (Of larger objects
-        D shards were synced before the first Accept; locking brings them in.)
-        """
-        opened = found.opened
-        if opened.segments > 1:
-            return {}
-        have = {v.shard_index for v in found.versions.values() if v.HasField("shard_index") and not v.damaged}
-        k = opened.manifest.k
-        missing = set(range(k + opened.manifest.m)) - have
-        if not missing:
-            return {}
-        versions = await self._ask(view, nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
-        found.cells.add_versions(opened, (v for held in versions.values() for v in held))
-        held_now = holding(opened.stamp.to_bytes(), versions)
-        if any(node in versions and node not in held_now for node in found.versions):
-            raise Conflict("the version was given up or overwritten meanwhile")
-        if len(found.cells.good) < k:
-            raise Unavailable("the newest version is not established, and too few of its shards answer")
-        return rebuild_cells(opened, found.cells, missing)
 
     # ---------------------------------------------------------------- asking
 

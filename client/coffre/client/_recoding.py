@@ -11,11 +11,12 @@ from typing import Protocol
 
 from coffre.client._conditions import Untouched
 from coffre.client._download import Downloader
+from coffre.client._found import Found
 from coffre.client._listing import Lister
 from coffre.client._lookup import Lookup
 from coffre.client._puts import Putter
 from coffre.client._ranges import RangeReader
-from coffre.client._reads import Found, Reader
+from coffre.client._reads import Reader
 from coffre.client._sealing import Draft, OpenManifest, Sealer
 from coffre.client._streams import each
 from coffre.client._view import View, Views

@@ -21,13 +21,14 @@ from typing import Self, TypeVar
 
 from coffre.client._conditions import ConditionalWriter, condition_of
 from coffre.client._download import Downloader
+from coffre.client._found import Found
 from coffre.client._listing import Lister, parse_token
 from coffre.client._lookup import Lookup
 from coffre.client._maps import Background, MapSource
 from coffre.client._peers import Peers
 from coffre.client._puts import Putter
 from coffre.client._ranges import RangeReader, short_range
-from coffre.client._reads import Found, Reader
+from coffre.client._reads import Reader
 from coffre.client._recoding import Recoder
 from coffre.client._sealing import Sealer
 from coffre.client._stamps import Issuer
