@@ -72,7 +72,7 @@ MUTANTS = (
     Mutant(
         "read without completing",
         "coffre.client._reads",
-        "await self._complete(view, name, found, replies, beyond, voted=voted)",
+        "await self._completer.complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
         11,
         quick=True,
