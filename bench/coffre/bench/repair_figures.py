@@ -113,15 +113,15 @@ class _Bench:
             await cluster.start([number for number in cluster.numbers if number != _LOST])
             yield cluster
 
-    async def _rebuilt(self, cluster: LocalCluster, objects: int) -> float:
-        """Seconds from the moment that the lost node serves until it has so many objects again.
+    async def _start_lost(self, cluster: LocalCluster) -> None:
+        """When everything is old enough to be compared; what is younger would wait for a later round."""
+        await self._clock.sleep(WINDOW_MS / 1000)
+        await cluster.start([_LOST])
 
-        It starts when everything is old enough to be compared; what is younger waits for a later round.
-        """
+    async def _rebuilt(self, cluster: LocalCluster, objects: int) -> float:
+        """Seconds until the lost node, which has just started, has so many objects again."""
         operator = GrpcTransport(cluster.map, cluster.operator_tls())
         try:
-            await self._clock.sleep(WINDOW_MS / 1000)
-            await cluster.start([_LOST])
             start = self._clock.monotonic()
             while (await operator.repair_status(_LOST, _TIMEOUT)).restored_objects < objects:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_SECONDS)
@@ -135,6 +135,7 @@ class _Bench:
             async with await connect(cluster.client_config()) as client:
                 for number in range(count):
                     await put_large(client, self._blocks, _BUCKET, f"large/{number}", size_bytes)
+            await self._start_lost(cluster)
             seconds = await self._rebuilt(cluster, count)
         shard_bytes = size_bytes // cluster.map.policy().k
         detail = f"one node's part of {count} objects of {size_bytes // _MIB} MiB, 4+2, from 4 others each"
@@ -144,6 +145,7 @@ class _Bench:
         count = self._scale.small_objects
         async with self._all_but_one(_UNCAPPED) as cluster:
             await self._put_small(cluster, count)
+            await self._start_lost(cluster)
             seconds = await self._rebuilt(cluster, count)
         detail = f"one node's part of {count} objects of 4 KiB, 4+2"
         return Measurement("rebuild_small", count / seconds, "objects/s", detail)
@@ -155,7 +157,7 @@ class _Bench:
         return objects
 
     async def gets(self) -> tuple[Measurement, Measurement]:
-        """The slowest gets while the node is rebuilt at the default cap, and before, with five nodes of six."""
+        """The slowest gets while the node is rebuilt at the default cap, and before it started."""
         scale = self._scale
         async with self._all_but_one(_DEFAULT_CAP) as cluster:
             objects = await self._put_small(cluster, scale.small_objects)
@@ -165,9 +167,13 @@ class _Bench:
                     await objects.get(client, number % scale.small_objects)
 
                 before = await latencies(get, callers=_READERS, duration_s=scale.get_seconds)
+                await self._start_lost(cluster)
+                await self._rebuilt(cluster, 1)
                 rebuilding = asyncio.create_task(self._rebuilt(cluster, scale.small_objects))
                 during = await latencies(get, callers=_READERS, duration_s=scale.get_seconds)
-                await rebuilding
+                if rebuilding.done():
+                    raise InternalError("the rebuild ended before the gets")
+                rebuilding.cancel()
         what = f"p99 of gets of 4 KiB, {_READERS} at a time"
         return (
             Measurement("get_p99_during_repair", percentile(during, 99), "s", f"{what}, during repair"),

@@ -32,6 +32,7 @@ JUDGED_SECONDS = 0.25  # how long a judgement of all nodes holds
 TRIAL_SECONDS = (
     1.0  # between two reads that a slow node is asked beside the others, to see whether it still is
 )
+BEHIND_SECONDS = 5.0  # how long a node that lacked a version is asked last
 STATUS_CODE_MAX = 16  # of gRPC
 _READ_TAG = 0x22  # what a serialized Operation with a Read begins with
 
@@ -239,6 +240,16 @@ class Peer:
         self._failures = 0
         self._suspect_until = 0.0
         self._trial_at = 0.0
+        self._behind_until = 0.0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it lately lacked a version that it should have had, as while it is being rebuilt."""
+        return self._behind_until > 0 and self._peers.clock.monotonic() < self._behind_until
+
+    def note_behind(self) -> None:
+        """It answered, and lacked an established version that is older than what may be on its way."""
+        self._behind_until = self._peers.clock.monotonic() + BEHIND_SECONDS
 
     @property
     def suspect(self) -> bool:
@@ -247,11 +258,11 @@ class Peer:
 
     @property
     def is_set_aside(self) -> bool:
-        """Whether reads ask it last: a suspect, or it has been slow beside the others or kept going away lately.
+        """Whether reads ask it last: a suspect, or it has been slow beside the others, kept going away or is behind.
 
         Writes go to it as to any other: what it lacks would have to be repaired.
         """
-        return self.number in self._peers.aside or self.suspect
+        return self.number in self._peers.aside or self.suspect or self.is_behind
 
     def takes_trial(self) -> bool:
         """Whether a slow node should be asked beside the others now, with nobody waiting for it; once in a while."""

@@ -38,6 +38,7 @@ __all__ = ["Reader"]
 
 KNOWN_MAX = 65_536
 RESTARTS_MAX = 20
+YOUNG_MS = 10_000  # a version may be on its way to a node for so long
 
 
 class Reader:
@@ -86,6 +87,8 @@ class Reader:
             if self._is_established(name, newest, replies):
                 found = await self._open(view, name, newest, replies)
                 if found is not None:
+                    if len(found.versions) < len(replies):
+                        self._note_behind(view, found, replies)
                     return found
         grace: float | None = SILENCE_SECONDS
         for _ in range(RESTARTS_MAX):
@@ -152,10 +155,10 @@ class Reader:
 
         def lateness(node: int) -> tuple[bool, bool, bool]:
             """Asked last is who failed lately, or keeps others waiting longer than a hedge would; before them, who has
-            been slow for a while or kept going away."""
+            been slow for a while, kept going away or lacks what it should have."""
             peer = view.peers[node]
             late = peer.suspect or peer.reads.lags(self._hedge_delay)
-            return late, node in aside, node not in holding_range
+            return late, node in aside or peer.is_behind, node not in holding_range
 
         order = sorted(electorate.everyone if electorate.is_moving else electorate.primaries, key=lateness)
         if electorate.is_moving:
@@ -177,6 +180,14 @@ class Reader:
             awaited=set(holding_range).intersection(order[:first]),
         )
         return await gather.run(order[:first])
+
+    def _note_behind(self, view: View, found: Found, replies: Replies) -> None:
+        """Who lacks an established version is behind, unless that may just be on its way to it."""
+        stamp = found.opened.stamp
+        if self._clock.unixtime_ms() - stamp.unixtime_ms < YOUNG_MS:
+            return
+        for node in replies.keys() - holding(stamp.to_bytes(), replies).keys():
+            view.peers[node].note_behind()
 
     def _is_established(self, name: ObjectName, stamp: bytes, replies: Replies) -> bool:
         if self._known.get(name, b"") == stamp:

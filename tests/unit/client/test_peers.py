@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+from coffre.bench.in_process import InProcessCluster
 from coffre.client._peers import (
+    BEHIND_SECONDS,
     MESSAGE_BYTES_MAX,
     OPERATIONS_MAX,
     SUSPECT_SECONDS_MAX,
     WORTH_A_MESSAGE,
     Peers,
 )
-from coffre.cluster.clock import ManualClock
+from coffre.client._reads import YOUNG_MS
+from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.errors import CoffreError, InternalError, Unavailable
 from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
 from coffre.cluster.transport import LoopbackTransport
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import vote_of
@@ -322,3 +328,56 @@ async def test_a_node_that_keeps_going_away_is_set_aside_though_it_answers_now()
     clock.advance(600)
     await peers[2].reads.submit(read("k"))
     assert not peers[2].is_set_aside
+
+
+async def test_a_node_that_is_behind_is_asked_last_for_a_while(transport: Recorder) -> None:
+    clock = ManualClock()
+    peers = Peers([1], transport, clock, epoch=1, tenant="t", timeout=1.0, shards=6)
+    assert not peers[1].is_set_aside
+    peers[1].note_behind()
+    assert peers[1].is_set_aside
+    assert not peers[1].suspect  # writes go to it as to any other
+    clock.advance(BEHIND_SECONDS)
+    assert not peers[1].is_set_aside
+
+
+class Ahead(SystemClock):
+    """A wall clock that can be moved."""
+
+    ahead_ms = 0
+
+    def unixtime_ms(self) -> int:
+        return super().unixtime_ms() + self.ahead_ms
+
+
+async def test_reads_avoid_a_node_that_lacks_what_is_old(
+    make_cluster: Callable[..., InProcessCluster],
+) -> None:
+    """As while it is rebuilt: its answers would cost a second round trip each. What is young may be on its way."""
+    cluster = make_cluster(4, 2)
+    placement = Placement(cluster.cluster_map, cluster.cluster_map.policy())
+    partition = partition_of(ObjectName("clinic", "b", "k"), cluster.cluster_map.partitions)
+    lacking = placement.primaries(partition)[0]  # who is asked first
+    cluster.network.down.add(lacking)
+    writer = cluster.client()
+    await writer.put("b", "k", b"x")
+    await writer.flush()
+    cluster.network.heal()
+    asked: list[int] = []
+
+    async def note(node: int, request: object) -> None:
+        asked.append(node)
+
+    cluster.network.before = note
+    clock = Ahead()
+    reader = cluster.client(clock=clock)
+    for _ in range(2):
+        asked.clear()
+        await reader.get("b", "k")
+        assert lacking in asked
+    clock.ahead_ms = YOUNG_MS + 1000
+    await reader.get("b", "k")
+    for _ in range(6):
+        asked.clear()
+        await reader.get("b", "k")
+        assert lacking not in asked

@@ -41,12 +41,14 @@ class Census:
             return False
         return True
 
-    def note_in_step(self, scene: Scene, partition: int, digest: PartitionDigest) -> None:
-        """All primaries that answer hold the same versions, each with its shard."""
+    def note_alike(self, scene: Scene, partition: int, digest: PartitionDigest, empty: int) -> None:
+        """All primaries that answer hold the same versions, each with its shard, but for so many that hold none."""
         if not self.is_ours(scene, partition):
             return
         spare = min(
-            len([n for n in electorate.primaries if n == scene.me or n in scene.digests]) - electorate.k
+            len([n for n in electorate.primaries if n == scene.me or n in scene.digests])
+            - empty
+            - electorate.k
             for electorate in scene.electorates.in_partition(partition)
         )
         self._counts[partition] = {spare: digest.versions} if digest.versions else {}

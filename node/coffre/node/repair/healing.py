@@ -41,13 +41,15 @@ from coffre.node.store import (
     StoredVersion,
 )
 
-__all__ = ["Bare", "Healer", "Outcome", "Scene", "Task"]
+__all__ = ["OBJECT_BYTES", "Bare", "Healer", "Outcome", "Scene", "Task"]
 
 _log = logging.getLogger(__name__)
 _BARE_MAX = 1 << 18
 _LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
 _WITNESSES = 2  # who tell their manifest beside a node that a shard is copied from
 _RECORD_BYTES = 512  # what a manifest and its rows come to
+# What the pace counts for an object at least: small ones take little of disks and network, and much of the CPU.
+OBJECT_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,8 @@ class Healer:
         )
         await self._drop_reports(outcomes)
         received = sum(plan.received for plan in (*first.values(), *second.values()))
-        await self._pace.spend(received + sum(plan.bytes for plan in plans.values()))
+        done = received + sum(plan.bytes for plan in plans.values())
+        await self._pace.spend(max(done, OBJECT_BYTES * len(tasks)))
         return outcomes
 
     # ---------------------------------------------------------------- looking

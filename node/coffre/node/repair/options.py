@@ -14,7 +14,9 @@ class RepairOptions:
     """Times in seconds."""
 
     paused: bool = False  # begin paused
-    bytes_per_second: int = 64 << 20  # what repair reads from others and writes, together
+    bytes_per_second: int = (
+        64 << 20
+    )  # read from others and written, together; an object is OBJECT_BYTES at least
     round_seconds: float = 30.0  # between two comparisons with the other primaries
     settling_seconds: float = 5.0  # what is younger may still be on its way here
     # How old a version is before anybody but its writer decides about it: well above the age of a message that a

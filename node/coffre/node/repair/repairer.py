@@ -33,7 +33,7 @@ from coffre.proto import coffre_pb2 as pb
 __all__ = ["Repairer"]
 
 _log = logging.getLogger(__name__)
-BATCH_NAMES = 256
+BATCH_NAMES = 64  # reads wait behind those of a batch, and larger ones do not repair faster
 _WORKERS = 3
 _BUSY_ROUNDS = 10  # between two looks at the rows of a partition whose digests change all the time
 _HANDOFF_ROUNDS = 20  # between two tries to hand over what is held for others
@@ -126,15 +126,15 @@ class Repairer:
         partitions = scene.electorates.own_partitions(self._number)
         found = [differing(scene, own, partition) for partition in partitions]
         for difference in found:
-            if difference.in_step:
+            if not difference.others:
                 held = own.get(difference.partition, PartitionDigest())
-                self._census.note_in_step(scene, difference.partition, held)
+                self._census.note_alike(scene, difference.partition, held, len(difference.empty))
         self._failed = set()
         self._busy_since = self._clock.monotonic()
         await self._reports.take(scene)
         # Where most primaries deviate, fewest good shards are left.
         behind = sorted(
-            (d for d in found if not d.in_step and self._is_worth_rows(scene, own, d)),
+            (d for d in found if d.others and self._is_worth_rows(scene, own, d)),
             key=lambda d: -d.deviating,
         )
         overflowed = await self._fill_and_work(scene, behind)

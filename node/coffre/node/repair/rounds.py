@@ -27,12 +27,14 @@ _Rows = dict[ObjectName, Sequence[StoredVersion]]
 @dataclass(slots=True)
 class Difference:
     """A partition of which not all primaries hold the same. `others`: nodes that hold the same among themselves, and
-    not what this node does. `complete`: R nodes of every set answered, so nothing that was complete is missed.
+    not what this node does. `empty`: those that hold nothing, while this node does: they have nothing to tell.
+    `complete`: R nodes of every set answered, so nothing that was complete is missed.
     `pending`: something in it is not decided yet."""
 
     partition: int
     others: list[tuple[PartitionDigest, list[int]]] = field(default_factory=list)
     like_own: list[int] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
     complete: bool = False
     pending: bool = False
     counts: Counter[int] = field(
@@ -41,11 +43,11 @@ class Difference:
 
     @property
     def deviating(self) -> int:
-        return sum(len(nodes) for _, nodes in self.others)
+        return sum(len(nodes) for _, nodes in self.others) + len(self.empty)
 
     @property
     def in_step(self) -> bool:
-        return not self.others
+        return not self.others and not self.empty
 
 
 def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> Difference:
@@ -66,6 +68,8 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
             digest = scene.digests[node].get(partition, _NOTHING)
             if not moving and digest.digest == mine.digest:
                 difference.like_own.append(node)
+            elif not moving and not digest.versions:
+                difference.empty.append(node)
             else:
                 group = groups.setdefault((digest.digest, node if moving else 0), (digest, []))
                 group[1].append(node)

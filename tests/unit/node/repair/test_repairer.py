@@ -12,6 +12,7 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.node.recent import WINDOW_MS
+from coffre.node.repair.healing import OBJECT_BYTES
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
 from coffre.node.store import State
@@ -132,6 +133,54 @@ async def test_what_is_being_written_costs_no_look_at_rows(make_cluster: MakeClu
     assert repairer.status().restored_objects == 2
     assert repairer.status().caught_up
     assert await in_step(cluster)
+
+
+async def test_a_node_that_holds_nothing_is_asked_for_no_rows(make_cluster: MakeCluster) -> None:
+    """It has nothing to tell, and every other node would read its rows in vain for as long as it is rebuilt."""
+    cluster = make_cluster(4, 2)
+    cluster.network.down.add(3)
+    await fill(cluster, "x")
+    cluster.network.heal()
+    asked: list[object] = []
+
+    async def note(node: int, request: object) -> None:
+        if isinstance(request, pb.PartitionRowsRequest):
+            asked.append(request)
+
+    cluster.network.before = note
+    first = cluster.repairer(1, AT_ONCE)
+    await first.round()
+    assert not asked
+    status = first.status()
+    assert status.partitions - status.partitions_in_step == len(await cluster.stores[1].digests())
+    assert {need.spare_shards for need in status.census} == {1}
+    assert not await cluster.repairer(3, AT_ONCE).round()
+    assert asked
+    assert await in_step(cluster)
+
+
+class Counted(SystemClock):
+    """Sleeps take no time, and are added up."""
+
+    slept_seconds = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept_seconds += seconds
+
+
+async def test_small_objects_are_repaired_at_a_rate_too(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, 2)
+    cluster.network.down.add(3)
+    client = cluster.client()
+    for number in range(50):
+        await client.put("b", f"{number}", b"small")
+    await client.flush()
+    cluster.network.heal()
+    clock = Counted()
+    options = RepairOptions(settling_seconds=-5.0, bytes_per_second=10 * OBJECT_BYTES)
+    await cluster.repairer(3, options, clock=clock).round()
+    assert await in_step(cluster)
+    assert 4 < clock.slept_seconds <= 5
 
 
 async def test_what_was_written_while_another_node_was_away_is_compared_anew(
