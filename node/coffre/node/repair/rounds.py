@@ -149,8 +149,16 @@ def _task(
         return None
     every = [own, *(rows.get(name, ()) for _, rows in theirs)]
     fresh_ms = scene.fresh_ms
+    # What this node has as settled is decided, whatever others make of it: one that is no primary any more may have
+    # missed that, and nobody tells it again.
+    decided = max((v.stamp for v in own if v.state == SETTLED), default=b"")
     undecided = [
-        [v for v in versions if fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms] for versions in every
+        [
+            v
+            for v in versions
+            if v.stamp > decided and (fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms)
+        ]
+        for versions in every
     ]
     difference.pending |= any(map(is_pending, undecided))
     if not any(
