@@ -17,7 +17,7 @@ from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.store import State
+from coffre.node.store import Abort, State
 
 AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40)
 NAME = ObjectName("clinic", "b", "k")
@@ -38,20 +38,12 @@ def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> dict[int, Repai
     return {node.number: cluster.repairer(node.number, AT_ONCE) for node in cluster_map.nodes}
 
 
-async def test_a_leaving_node_that_missed_a_settle_does_not_hold_the_move_up(
-    cluster: InProcessCluster,
-) -> None:
-    """It is no primary any more, so nobody settles there what is settled everywhere else."""
-    client = cluster.client()
-    await client.put("b", "k", b"value")
-    await client.flush()
-    partition = partition_of(NAME, cluster.cluster_map.partitions)
-    leaving = Placement(cluster.cluster_map, cluster.cluster_map.policy()).primaries(partition)[0]
+async def leaves(cluster: InProcessCluster, leaving: int) -> None:
+    """The node has the version as accepted alone, and is drained: the move ends."""
     store = cluster.stores[leaving]
     assert isinstance(store, MemoryStore)
     store.crash()  # before it had synced that the version is settled
     assert [version.state for version in await store.read(NAME)] == [State.ACCEPTED]
-
     moving = drain_node(cluster.cluster_map, cluster.cluster_map.node(leaving).node_id)
     repairers = adopt(cluster, moving)
     for _ in range(3):
@@ -59,3 +51,34 @@ async def test_a_leaving_node_that_missed_a_settle_does_not_hold_the_move_up(
             await repairer.round()
     reports = {n: MoveReport(moving.epoch, one.moved(moving.epoch)) for n, one in repairers.items()}
     assert Move(moving).is_finished(reports)
+
+
+async def put(cluster: InProcessCluster) -> tuple[int, tuple[int, ...]]:
+    """Write the object. Its partition, and its primaries."""
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    return partition, Placement(cluster.cluster_map, cluster.cluster_map.policy()).primaries(partition)
+
+
+async def test_a_leaving_node_that_missed_a_settle_does_not_hold_the_move_up(
+    cluster: InProcessCluster,
+) -> None:
+    """It is no primary any more, so nobody settles there what is settled everywhere else."""
+    _, primaries = await put(cluster)
+    await leaves(cluster, primaries[0])
+
+
+async def test_a_leaving_node_that_keeps_what_is_dead_does_not_hold_the_move_up(
+    cluster: InProcessCluster,
+) -> None:
+    """Its writer gave the version up, and did not reach that node; nobody else gives it up there any more."""
+    partition, primaries = await put(cluster)
+    (version,) = await cluster.stores[primaries[0]].read(NAME)
+    for number in primaries[1:]:
+        store = cluster.stores[number]
+        assert isinstance(store, MemoryStore)
+        store.crash()  # so that nobody knows that it was established, and it can be given up
+        await store.apply([Abort(NAME, partition, version.stamp)])
+    await leaves(cluster, primaries[0])
