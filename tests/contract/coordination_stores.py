@@ -118,7 +118,7 @@ async def simulated(_: Path) -> AsyncGenerator[Store]:
     maps = MapHolder(cluster_map, b"")
     network = Network(random.Random(1), Journal(loop.time))
     network.nodes = {1: _Coordinator(1, Handler(1, "n1", MemoryStore(clock), maps, clock))}
-    agreement = Agreement(backing, network.nodes, maps, clock, handler=_OpenHandler)
+    agreement = Agreement(backing, network.nodes, lambda _: maps, clock, handler=_OpenHandler)
     alice = Identity("test", Role.OPERATOR, "alice")
     store = RemoteCoordination(MemberTransport(network, alice, "alice", agreement, cluster_map))
     yield Store(store, clock)

@@ -257,13 +257,13 @@ class Agreement:
         self,
         store: StoreProcess,
         nodes: dict[int, Destination],
-        maps: MapHolder,
+        maps: Callable[[int], MapHolder],
         clock: Clock,
         *,
         embedded: bool = False,
         handler: Callable[[int, Coordination, MapHolder, Clock], CoordinationHandler] = CoordinationHandler,
     ) -> None:
-        """`clock`: of the handlers. `handler`: makes one."""
+        """`maps`: the map of a node that is up. `clock`: of the handlers. `handler`: makes one."""
         self.store = store
         self._nodes = nodes
         self._maps = maps
@@ -279,7 +279,7 @@ class Agreement:
         if known is None or known[0] != incarnation:
             if known is not None and self._embedded:
                 self.store.restart()
-            known = incarnation, self._make(node, self.store, self._maps, self._clock)
+            known = incarnation, self._make(node, self.store, self._maps(node), self._clock)
             self._handlers[node] = known
         return known[1]
 

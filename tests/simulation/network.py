@@ -80,14 +80,18 @@ class Network:
         self._rng = rng
         self._cut_until: dict[tuple[str, str], float] = {}
         self._held_until: dict[str, float] = {}
-        self._transports: list[SimulatedTransport] = []
+        self._transports: dict[SimulatedTransport, None] = {}
         self.journal = journal
         self.quality = quality or Quality()
         self.nodes: dict[int, Destination] = {}
         self.bugs: list[Exception] = []  # what nodes raised that is no `CoffreError`
 
     def attach(self, transport: SimulatedTransport) -> None:
-        self._transports.append(transport)
+        self._transports[transport] = None
+
+    def detach(self, transport: SimulatedTransport) -> None:
+        """Its member is gone for good."""
+        self._transports.pop(transport, None)
 
     def cut(self, sender: str, receiver: str, until: float) -> None:
         """Let nothing pass in one direction until then."""

@@ -11,14 +11,15 @@ from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.placement import Placement
 
 from tests.simulation.agreement import AgreementPlan, draw_agreement
+from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes
 from tests.simulation.network import Quality
 from tests.simulation.repairers import RepairPlan, draw_repair
 
 __all__ = ["Fault", "Plan", "draw_plan"]
 
-CLUSTER_ID = "51a1bead0000c0de"
 PARTITIONS = 8
 HASTY_PAUSE_SECONDS = 2.0
+CHANGING_PAUSE_SECONDS = 1.0
 
 
 class Fault(enum.Enum):
@@ -55,6 +56,7 @@ class Plan:
     versions_kept: int
     agreement: AgreementPlan
     repair: RepairPlan | None = None  # somebody repairs, so full redundancy must return
+    changes: ChangePlan | None = None  # of the map
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
@@ -67,7 +69,11 @@ class Plan:
     def _repair(self) -> str:
         if self.repair is None:
             return ""
-        return ", hasty repair" if self.repair.is_hasty else ", repair"
+        changes = ""
+        if self.changes is not None:
+            kinds = [kind.value for kind in (*self.changes.storm, *self.changes.calm)]
+            changes = f", map: {' '.join(kinds)}"
+        return (", hasty repair" if self.repair.is_hasty else ", repair") + changes
 
 
 def draw_plan(seed: int) -> Plan:
@@ -101,7 +107,7 @@ def draw_plan(seed: int) -> Plan:
         versions_kept=versions_kept,
         agreement=agreement,
     )
-    return _with_repair(plan)
+    return _with_changes(_with_repair(plan), hurry)
 
 
 def _with_repair(plan: Plan) -> Plan:
@@ -111,6 +117,14 @@ def _with_repair(plan: Plan) -> Plan:
         return replace(plan, repair=repair)
     # What is old must exist while clients still work.
     return replace(plan, repair=repair, pause=max(plan.pause, HASTY_PAUSE_SECONDS))
+
+
+def _with_changes(plan: Plan, hurry: float) -> Plan:
+    changes = draw_changes(plan.seed, hurry) if plan.repair is not None else None
+    if changes is None:
+        return plan
+    # They take their time, and clients are to be at work meanwhile.
+    return replace(plan, changes=changes, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
 
 
 def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:

@@ -9,7 +9,7 @@ clocks of a run say, so runs whose clocks jump have none.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -119,20 +119,35 @@ class NodeRepair:
         self._actor.spawn(self._run(clock, wait_seconds))
 
     def start_again(
-        self, clock: Clock, wait_seconds: float, store: ShardStore, others: Collection[int], *, new: bool
+        self,
+        clock: Clock,
+        wait_seconds: float,
+        store: ShardStore,
+        others: Collection[int],
+        *,
+        new: bool,
+        served: Callable[[], None],
     ) -> None:
-        """The same once the others have testified, as a node that starts does. `new`: with an empty disk."""
+        """The same once the others have testified, as a node that starts does. `new`: with an empty disk. `served`: to
+        be called when it serves."""
         self._handler.serving = False
-        self._actor.spawn(self._when_admitted(clock, wait_seconds, store, others, new))
+        self._actor.spawn(self._when_admitted(clock, wait_seconds, store, others, new, served))
 
     async def _when_admitted(
-        self, clock: Clock, wait_seconds: float, store: ShardStore, others: Collection[int], new: bool
+        self,
+        clock: Clock,
+        wait_seconds: float,
+        store: ShardStore,
+        others: Collection[int],
+        new: bool,
+        served: Callable[[], None],
     ) -> None:
         own = await store.identity()
         found: StoreIdentity | None = None if new else own
         transport: Transport = self._transport
         await await_testimony(transport, self._handler.maps.map.epoch, others, found, own, clock)
         self._handler.serving = True
+        served()
         await self._run(clock, wait_seconds)
 
     async def _run(self, clock: Clock, wait_seconds: float) -> None:

@@ -9,39 +9,70 @@ from __future__ import annotations
 from coffre.cluster.errors import CoffreError
 from coffre.node.store import StoreOptions
 
+from tests.simulation.administration import Administration
+from tests.simulation.host import RECLAIM_SECONDS, Host
 from tests.simulation.redundancy import left_staged, shortcomings, uncollected
-from tests.simulation.world import RECLAIM_SECONDS, World
+from tests.simulation.world import World
 
 __all__ = ["make_whole"]
 
 ROUNDS_MAX = 6
+MOVE_ROUNDS_MAX = 12  # of one change, from its command to the end of its move and the removal of who left
+MEMBERS_SECONDS = 3.0  # for administrators to look, and for members to take a new map
 WALKS_MAX = 4  # condemn, collect, and one more for those whose digests still showed rows
 CLOCKS_APART_SECONDS = 300.0  # stamps may lie so far ahead of the right time
 PARKED_SECONDS = 3700.0  # after which everything that could not be done is tried again
 
 
-async def make_whole(world: World) -> None:
-    """Let repair end, and fail the run for whatever it leaves."""
+async def make_whole(world: World, changes: Administration | None) -> None:
+    """Let changes of the map and repair end, and fail the run for whatever they leave."""
     plan = world.plan.repair
     assert plan is not None
-    for host in world.hosts.values():
-        assert host.repair is not None
-        host.repair.rest()
-        host.repair.options.scrub_seconds = 1e-9  # each pass reads everything at once
+    _resting(world)
     _pass(world, plan.unfinished_seconds + CLOCKS_APART_SECONDS)
+    if changes is not None and world.plan.changes is not None:
+        if not await _moved(world, changes, len(world.plan.changes.storm)):
+            return
+        if world.plan.changes.calm:
+            changes.begin(world.plan.changes.calm)
+            if not await _moved(world, changes, len(world.plan.changes.calm)):
+                return
+    if not await _repaired(world):
+        return
+    # What is staged goes after a day, whatever the retention is.
+    await _collect(world, max(plan.retention_seconds, StoreOptions().staging_expiry) + CLOCKS_APART_SECONDS)
+
+
+async def _moved(world: World, changes: Administration, count: int) -> bool:
+    """Let so many changes end, round after round. False when they do not."""
+    rounds = MOVE_ROUNDS_MAX * count
+    for _ in range(rounds):
+        if not changes.busy:
+            break
+        await _compare(world, scrubs=False)
+        if not world.cluster_map.prior:
+            await _walk(world)  # only now may a node hand over what it holds for others
+        await world.sleep(MEMBERS_SECONDS)
+    else:
+        world.fail(f"after {rounds} rounds of repair an administrator still waits for this: {changes.at}")
+        return False
+    for host in world.hosts.values():
+        if host.maps.map is not world.cluster_map and host.maps.map != world.cluster_map:
+            world.fail(f"node {host.number} is at epoch {host.maps.map.epoch} of {world.cluster_map.epoch}")
+    return True
+
+
+async def _repaired(world: World) -> bool:
     found: list[str] = []
     for _ in range(ROUNDS_MAX):
         await _round(world)
         found = await shortcomings(world)
         if not found:
-            break
+            return True
         _pass(world, PARKED_SECONDS)
-    else:
-        for shortcoming in found:
-            world.fail(f"after {ROUNDS_MAX} rounds of repair {shortcoming}")
-        return
-    # What is staged goes after a day, whatever the retention is.
-    await _collect(world, max(plan.retention_seconds, StoreOptions().staging_expiry) + CLOCKS_APART_SECONDS)
+    for shortcoming in found:
+        world.fail(f"after {ROUNDS_MAX} rounds of repair {shortcoming}")
+    return False
 
 
 async def _collect(world: World, seconds: float) -> None:
@@ -63,20 +94,35 @@ def _pass(world: World, seconds: float) -> None:
     world.set_clocks()
 
 
+def _resting(world: World) -> list[Host]:
+    """The nodes that serve; they repair no more by themselves."""
+    resting = [host for host in world.hosts.values() if host.serving]
+    for host in resting:
+        assert host.repair is not None
+        host.repair.rest()
+        host.repair.options.scrub_seconds = 1e-9  # each pass reads everything at once
+    return resting
+
+
 async def _round(world: World) -> None:
-    for host in world.hosts.values():
+    await _compare(world, scrubs=True)
+    await _walk(world)
+
+
+async def _compare(world: World, *, scrubs: bool) -> None:
+    for host in _resting(world):
         assert host.repair is not None
         repairer = host.repair.repairer
         try:
-            await repairer.scrub.one_pass()
+            if scrubs:
+                await repairer.scrub.one_pass()
             while await repairer.round():
                 pass
         except CoffreError as error:
             world.fail(f"node {host.number} cannot repair although everything answers: {error!r}")
-    await _walk(world)
 
 
 async def _walk(world: World) -> None:
-    for host in world.hosts.values():
+    for host in _resting(world):
         assert host.repair is not None
         await host.repair.repairer.walk()

@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
+from tests.simulation.administration import Administration
 from tests.simulation.conditional import ConditionalWorker, examine_conditions
 from tests.simulation.linearizability import Undecided, is_linearizable, shortest_violation
+from tests.simulation.maps import same_signatures
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.repairers import message_age
 from tests.simulation.restoration import make_whole
@@ -65,7 +67,7 @@ def run_plan(plan: Plan) -> Result:
         for error in (*loop.errors, *world.network.bugs):
             world.fail(f"nobody caught {error!r}")
 
-    with tiny_segments(), message_age(plan.repair):
+    with tiny_segments(), message_age(plan.repair), same_signatures():
         try:
             run_virtually(main)
         except Stalled as error:
@@ -95,6 +97,7 @@ class _Run:
         self._world = world
         self._left: dict[str, int] = {}  # operations that a client's workers have not begun yet
         self._working: dict[asyncio.Task[None], Member] = {}
+        self._changes: Administration | None = None
 
     async def whole(self) -> None:
         """Raises `TimeoutError` when somebody waits for too long."""
@@ -103,7 +106,7 @@ class _Run:
             await self._world.sleep(CALM_SECONDS)
             worker = await self._read_all("after")
         if self._world.plan.repair is not None:
-            await make_whole(self._world)
+            await make_whole(self._world, self._changes)
         async with asyncio.timeout(SECONDS_MAX):
             if self._world.plan.repair is not None:
                 worker = await self._read_all("when all is repaired")
@@ -119,6 +122,9 @@ class _Run:
         storms = [world.loop.create_task(weather.blow(fault)) for fault in plan.faults]
         troubles = Troubles(world)
         storms += [world.loop.create_task(troubles.blow(trouble)) for trouble in plan.agreement.troubles]
+        if plan.changes is not None:
+            self._changes = Administration(world, plan.changes)
+            self._changes.begin(plan.changes.storm)
         while self._working:
             await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in self._working if task.done()]:
@@ -131,6 +137,8 @@ class _Run:
             if not isinstance(end, asyncio.CancelledError):
                 world.fail(f"the weather broke: {end!r}")
         world.heal()
+        if self._changes is not None:
+            self._changes.be_calm()
 
     def _start(self, member: Member, operations: int) -> None:
         for number in range(self._world.plan.workers):

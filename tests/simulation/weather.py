@@ -5,15 +5,15 @@ To add a fault: a member of `plan.Fault`, and a method of `Weather` with its nam
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from coffre.node.store import State
 
+from tests.simulation.host import Host
 from tests.simulation.plan import Fault
-from tests.simulation.world import Host, Member, World
+from tests.simulation.world import Member, World
 
-__all__ = ["Weather"]
+__all__ = ["Weather", "spare_without"]
 
 Replace = Callable[[Member], Awaitable[None]]
 
@@ -27,6 +27,8 @@ class Weather:
         self._rng = world.chance("weather")
         # All damage is on one disk: with more than one, a version with the fewest shards that a put may leave is lost.
         self._rotten = self._rng.choice(sorted(world.hosts))
+        if Fault.ROT in world.plan.faults:
+            world.rotten = self._rotten
 
     async def blow(self, fault: Fault) -> None:
         """Make one kind of fault again and again."""
@@ -95,18 +97,15 @@ class Weather:
 
     async def rot(self) -> None:
         """One copy of a version that is acknowledged, or known to be established: others may have no copy to spare."""
-        store, shards = self._world.hosts[self._rotten].store, Counter[bytes]()
-        established = {bytes.fromhex(version) for version in self._world.acknowledged}
-        for host in self._world.hosts.values():
-            for holding in host.store.holdings():
-                shards[holding.stamp] += holding.shard_index is not None
-                if holding.state is State.SETTLED:
-                    established.add(holding.stamp)
+        if self._rotten not in self._world.hosts:
+            return
+        store = self._world.hosts[self._rotten].store
+        established, shards = _good_shards(self._world, self._world.hosts)
         spare = {
             holding.stamp
             for holding in store.holdings()
             if holding.stamp in established
-            and (holding.tombstone or shards[holding.stamp] > self._world.policy.k)
+            and (holding.tombstone or len(shards[holding.stamp]) > self._world.policy.k)
         }
         self._note("node", self._rotten, "rots", store.rot(self._rng, spare))
 
@@ -151,6 +150,30 @@ class Weather:
         self._note(member.name, "dies")
         member.kill()
         await self._replace(member)
+
+
+def spare_without(world: World, number: int) -> bool:
+    """Whether every version that is known to be established has enough shards elsewhere, with nothing to spare."""
+    established, shards = _good_shards(world, [other for other in world.hosts if other != number])
+    return all(
+        holding.tombstone or len(shards[holding.stamp]) >= world.policy.k
+        for holding in world.hosts[number].store.holdings()
+        if holding.stamp in established
+    )
+
+
+def _good_shards(world: World, numbers: Iterable[int]) -> tuple[set[bytes], dict[bytes, set[int]]]:
+    """The versions that are acknowledged, or known to be established, and the distinct shards of all."""
+    established = {bytes.fromhex(version) for version in world.acknowledged}
+    shards: dict[bytes, set[int]] = {}
+    for number in numbers:
+        for holding in world.hosts[number].store.holdings():
+            found = shards.setdefault(holding.stamp, set())
+            if holding.shard_index is not None:
+                found.add(holding.shard_index)
+            if holding.state is State.SETTLED:
+                established.add(holding.stamp)
+    return established, shards
 
 
 _MAKERS: dict[Fault, Callable[[Weather], Awaitable[None]]] = {

@@ -9,7 +9,7 @@ from hashlib import shake_128
 from typing import Any
 
 from coffre.client import ObjectInfo
-from coffre.cluster.errors import CoffreError, InternalError, NotFound, OutcomeUnknown
+from coffre.cluster.errors import CoffreError, InternalError, NotFound, OutcomeUnknown, StaleMap
 
 from tests.simulation.history import Kind, Operation
 from tests.simulation.segments import SEGMENT_BYTES
@@ -70,19 +70,27 @@ class Worker:
         )
         return value, body(value, size_bytes)
 
-    async def put(self, key: str, *, must: bool = False) -> None:
+    async def put(self, key: str, *, must: bool = False, again: bool = False) -> None:
         value, data = self.something()
         operation = self.world.history.begin(Kind.PUT, key, self.name, value, f"{len(data)} bytes")
         call = self.member.client.put(BUCKET, key, data, content_type=str(value))
-        await self._write(operation, call, must=must)
+        error = await self._write(operation, call, must=must, stale=must and not again)
+        if must and not again and isinstance(error, StaleMap):  # "put the object again"
+            await self.put(key, must=True, again=True)
 
     async def delete(self, key: str, *, must: bool = False) -> None:
         operation = self.world.history.begin(Kind.DELETE, key, self.name)
         await self._write(operation, self.member.client.delete(BUCKET, key), must=must)
 
     async def _write(
-        self, operation: Operation, call: Coroutine[Any, Any, ObjectInfo], *, must: bool = False
-    ) -> None:
+        self,
+        operation: Operation,
+        call: Coroutine[Any, Any, ObjectInfo],
+        *,
+        must: bool = False,
+        stale: bool = False,
+    ) -> CoffreError | None:
+        """Returns what it failed with for sure. `stale`: it may be that the map had changed meanwhile."""
         history = self.world.history
         self._note("begins", operation.kind.value, operation.key, operation.value)
         try:
@@ -92,13 +100,15 @@ class Worker:
             self._note("cannot tell of", operation.kind.value, operation.key, operation.value, error)
         except CoffreError as error:
             self._refused(error)
-            self._missed(operation, error, must=must)
+            self._missed(operation, error, must=must and not (stale and isinstance(error, StaleMap)))
             self._note("failed to", operation.kind.value, operation.key, operation.value, repr(error))
             history.drop(operation)
+            return error
         else:
             history.end(operation)
             self.world.acknowledged.add(info.version)
             self._note("has", operation.kind.value, operation.key, operation.value, info.version)
+        return None
 
     def _missed(self, operation: Operation, error: CoffreError, *, must: bool) -> None:
         if must:

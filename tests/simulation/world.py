@@ -9,34 +9,31 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import DriftingClock
 from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.repair.repairer import Repairer
+from coffre.cluster.identity import Identity, NodeAttributes, Role
+from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState
+from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
 from tests.simulation.coordinators import MemberTransport
 from tests.simulation.disk import SimulatedStore
 from tests.simulation.history import History
+from tests.simulation.host import Host, await_map
 from tests.simulation.journal import Journal
+from tests.simulation.maps import MapBook, authority
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan
-from tests.simulation.repairers import NodeRepair
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
-__all__ = ["Failure", "Host", "Member", "World"]
+__all__ = ["Failure", "Member", "World"]
 
 TENANT = "clinic"
-RECLAIM_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,72 +43,6 @@ class Failure:
     what: str
     seconds: float
     key: str = ""
-
-
-class Host:
-    """A node: a real handler over the store that its crashes leave behind."""
-
-    def __init__(self, world: World, entry: MapNode, store: SimulatedStore, clock: DriftingClock) -> None:
-        self.number = entry.number
-        self.store = store
-        self.clock = clock
-        self.up = True
-        self.incarnation = 0
-        self._entry = entry
-        self._world = world
-        self._start()
-
-    def _start(self) -> None:
-        self._actor = Actor(self._world.loop, f"node {self.number}.{self.incarnation}")
-        maps = MapHolder(self._world.cluster_map, b"")
-        self.handler = Handler(self.number, self._entry.node_id, self.store, maps, self.clock)
-        self._actor.spawn(self._reclaim())
-        self.repair = self._repair(maps)
-
-    def _repair(self, maps: MapHolder) -> NodeRepair | None:
-        world, plan, name = self._world, self._world.plan.repair, f"node {self.number}"
-        if plan is None:
-            return None
-        identity = Identity(
-            world.cluster_map.cluster_id, Role.NODE, self._entry.node_id, self._entry.attributes
-        )
-        transport, options = world.transport(identity, name), plan.options()
-        repairer = Repairer(self.number, self.store, maps, transport, self.clock, options)
-        repair = NodeRepair(world.loop, name, self.handler, repairer, options, transport)
-        rng = world.chance(f"repair of {name}, start {self.incarnation}")
-        wait_seconds = rng.random() * options.round_seconds
-        if self.incarnation:
-            others = [entry.number for entry in world.cluster_map.nodes if entry.number != self.number]
-            repair.start_again(self.clock, wait_seconds, self.store, others, new=False)
-        else:
-            repair.start(self.clock, wait_seconds)
-        return repair
-
-    @property
-    def slowness(self) -> float:
-        return self.store.slowness
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
-        return self._actor.spawn(work)
-
-    def crash(self) -> None:
-        """Everything under way ends, and what was not synced is gone."""
-        self.up = False
-        self._actor.kill()
-        if self.repair is not None:
-            self.repair.kill()
-        self.store.crash()
-        self._world.network.reset(self.number)
-
-    def restart(self) -> None:
-        self.up = True
-        self.incarnation += 1
-        self._start()
-
-    async def _reclaim(self) -> None:
-        while True:
-            await self.clock.sleep(RECLAIM_SECONDS)
-            await self.store.reclaim()
 
 
 class Member:
@@ -145,17 +76,21 @@ class World:
     def __init__(self, plan: Plan, loop: VirtualLoop) -> None:
         self.plan = plan
         self.loop = loop
-        self.cluster_map: ClusterMap = plan.cluster_map
-        self.policy = self.cluster_map.policy()
+        self.policy = plan.cluster_map.policy()
         self.journal = Journal(loop.time)
         self.history = History(loop.time)
         self.failures: list[Failure] = []
         self.members: list[Member] = []
         self.acknowledged: set[str] = set()  # versions that a put returned
         self.faults: Counter[str] = Counter()
+        self.maps = MapBook(self._first_map(), self.fail)
+        self.rotten: int | None = None  # the node whose disk rots
         self.network = Network(self.chance("network"), self.journal, plan.quality)
         self.agreement = self._agreement()
-        self.hosts = {entry.number: self._host(entry) for entry in self.cluster_map.nodes}
+        first = self.maps.newest
+        self.hosts: dict[int, Host] = {}
+        for entry in first.map.nodes:
+            self.hosts[entry.number] = self._host(entry, self.clock(f"node {entry.number}"), first)
         self.network.nodes.update(self.hosts)
         self.witness = Witness(self.agreement.store, self.fail, strict=plan.agreement.keeps_leases)
         self._keys = KeyRing.generate(self.chance("keys").randbytes)
@@ -173,6 +108,15 @@ class World:
         """Let so many seconds of the world pass."""
         await DriftingClock(self.loop.time).sleep(seconds)
 
+    @property
+    def cluster_map(self) -> ClusterMap:
+        """The newest map that anybody has."""
+        return self.maps.newest.map
+
+    def _first_map(self) -> VerifiedMap:
+        first = self.plan.cluster_map
+        return VerifiedMap(first, b"" if self.plan.changes is None else authority().signer.sign(first))
+
     # ---------------------------------------------------------------- members
 
     def clock(self, owner: str) -> DriftingClock:
@@ -181,8 +125,8 @@ class World:
         clock.set_wrong_by(rng.uniform(-1, 1) * self.plan.offset)
         return clock
 
-    def transport(self, identity: Identity, name: str) -> MemberTransport:
-        return MemberTransport(self.network, identity, name, self.agreement, self.cluster_map)
+    def transport(self, identity: Identity, name: str, known: ClusterMap | None = None) -> MemberTransport:
+        return MemberTransport(self.network, identity, name, self.agreement, known or self.cluster_map)
 
     def _agreement(self) -> Agreement:
         plan, rng = self.plan.agreement, self.chance("disk of coordination")
@@ -194,13 +138,13 @@ class World:
 
         entropy = self.chance("entropy of coordination").randbytes
         store = StoreProcess(self.loop, self.lease_clock, entropy, pause)
-        maps = MapHolder(self.cluster_map, b"")
         clock = self.clock("coordinators")
-        return Agreement(store, self.network.nodes, maps, clock, embedded=plan.embedded)
+        return Agreement(
+            store, self.network.nodes, lambda node: self.hosts[node].maps, clock, embedded=plan.embedded
+        )
 
-    def _host(self, entry: MapNode) -> Host:
+    def _host(self, entry: MapNode, clock: DriftingClock, found: VerifiedMap, *, new: bool = False) -> Host:
         name = f"node {entry.number}"
-        clock = self.clock(name)
 
         def watch(mutations: Sequence[Mutation], outcomes: Sequence[Outcome]) -> None:
             self._watch(entry.number, mutations, outcomes)
@@ -208,23 +152,53 @@ class World:
         options = StoreOptions(versions_kept=self.plan.versions_kept)
         rng, store_id = self.chance(f"disk of {name}"), self.chance(f"store of {name}").randbytes(16)
         store = SimulatedStore(clock, options, rng, self.plan.sync_seconds, watch, store_id=store_id)
-        return Host(self, entry, store, clock)
+        return Host(self, entry, store, clock, found, new=new)
+
+    def newcomer(self, attributes: NodeAttributes, known: VerifiedMap) -> None:
+        """Start one more node, with an empty disk and a map of before: it serves once a newer one has it."""
+        name = f"newcomer {attributes.node_id}"
+        identity = Identity(known.map.cluster_id, Role.NODE, attributes.node_id, attributes)
+        clock, transport = self.clock(name), self.transport(identity, name, known.map)
+
+        async def join() -> None:
+            entry, found = await await_map(attributes, known, transport, clock)
+            self.journal.note(name, "is node", entry.number)
+            host = self._host(entry, clock, found, new=True)
+            self.hosts[entry.number] = self.network.nodes[entry.number] = host
+
+        Actor(self.loop, name).spawn(join())
+
+    def bury(self, number: int) -> None:
+        """Switch a node off for ever, and throw away its disk."""
+        host = self.hosts.pop(number)
+        host.gone = True
+        if host.up:
+            host.crash()
 
     def member(self) -> Member:
         """One more client."""
         name = f"client {len(self.members) + 1}"
         identity = Identity(self.cluster_map.cluster_id, Role.TENANT, TENANT)
-        transport, clock, actor = self.transport(identity, name), self.clock(name), Actor(self.loop, name)
+        found = self.chance(f"map of {name}").choice(self.maps.all)  # whoever starts may have an old one
+        transport, clock, actor = (
+            self.transport(identity, name, found.map),
+            self.clock(name),
+            Actor(self.loop, name),
+        )
+        coordination, maps = RemoteCoordination(transport), None
+        if self.plan.changes is not None:
+            maps = ClusterMaps(transport, coordination, authority().certificate, clock)
         client = actor.run(
             lambda: AsyncClient(
-                self.cluster_map,
+                found.map,
                 transport,
                 self._keys,
                 TENANT,
                 options=ClientOptions(compress_level=None),
                 clock=clock,
                 entropy=self.chance(f"entropy of {name}").randbytes,
-                coordination=RemoteCoordination(transport),
+                coordination=coordination,
+                maps=maps,
             )
         )
         assert client._conditional._locks is not None
@@ -272,8 +246,10 @@ class World:
 
     def _check_placement(self, node: int, accept: Accept) -> None:
         """The policy, counted once more without the code that places shards."""
-        places = [self.cluster_map.node(number) for number in accept.placement]
+        places = [self.maps.nodes[number] for number in accept.placement]
         policy = self.policy
+        # A version that is brought to others lies where its writer's map, or any since, let it lie.
+        maps = [found.map for found in self.maps.all] if accept.lock else [self.hosts[node].maps.map]
         broken = [
             what
             for what, holds in (
@@ -284,7 +260,10 @@ class World:
                     policy.survives is not Domain.SERVER or _most(p.server for p in places) <= policy.m,
                 ),
                 ("site", policy.survives is not Domain.SITE or _most(p.site for p in places) <= policy.m),
-                ("operator", self._operators() < 2 or _most(p.operator for p in places) < policy.k),
+                (
+                    "operator",
+                    min(map(_operators, maps)) < 2 or _most(p.operator for p in places) < policy.k,
+                ),
                 ("index", accept.shard_index is None or accept.placement[accept.shard_index] == node),
             )
             if not holds
@@ -294,8 +273,9 @@ class World:
                 f"node {node} took {accept.name.key} at {accept.placement} against the policy: {broken}"
             )
 
-    def _operators(self) -> int:
-        return len({entry.operator for entry in self.cluster_map.nodes})
+
+def _operators(cluster_map: ClusterMap) -> int:
+    return len({entry.operator for entry in cluster_map.nodes if entry.state is not NodeState.REMOVED})
 
 
 def _most(groups: Iterable[str]) -> int:

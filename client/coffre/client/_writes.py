@@ -17,6 +17,7 @@ from coffre.cluster.errors import (
     CoffreError,
     OutcomeUnknown,
     PermanentError,
+    PolicyViolation,
     RetryableError,
     StaleMap,
     Unavailable,
@@ -75,8 +76,8 @@ class Writer:
         """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
 
         Raises `Unavailable` when too few nodes took it and it is dead, `OutcomeUnknown` when that cannot be shown,
-        `StaleMap` when a newer map codes the bucket in another way than the draft, or the nodes' own error when they
-        refused.
+        `StaleMap` when a newer map codes the bucket in another way than the draft, or forbids a node on which shards
+        were staged, or the nodes' own error when they refused.
         """
         deadline = self._clock.monotonic() + self._patience
         for attempt in range(ATTEMPTS_MAX):
@@ -114,7 +115,7 @@ class Writer:
         `establish`."""
         view = self._views.current
         if shards is not None:
-            self._check_coding(draft, view)
+            self._check_map(draft, shards, view)
             if not shards.is_staged:
                 shards.placement = list(view.electorate(draft.name).primaries)
         round_ = await self._accept(view, draft, shards, stamp)
@@ -169,10 +170,16 @@ class Writer:
             await locking.finish(self._patience)
         return locking
 
-    def _check_coding(self, draft: Draft, view: View) -> None:
+    def _check_map(self, draft: Draft, shards: Shards, view: View) -> None:
+        """Raise `StaleMap` when a newer map codes the bucket otherwise, or forbids a place of what was staged."""
         electorate, manifest = view.electorate(draft.name), draft.manifest
         if (manifest.k, manifest.m) != (electorate.k, electorate.m):
             raise StaleMap("the bucket's storage policy has changed: put the object again")
+        if shards.is_staged:
+            try:
+                view.placement(draft.name).check(shards.placement)
+            except PolicyViolation as error:
+                raise StaleMap(f"the map has changed meanwhile ({error}): put the object again") from None
 
     def _established(
         self, view: View, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round

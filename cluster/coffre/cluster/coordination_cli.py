@@ -14,11 +14,11 @@ from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.coordination.liveness import alive_nodes
 from coffre.cluster.coordination.maps import newest_map, publish_map
 from coffre.cluster.coordination.tenants import Tenant, create_tenant, list_tenants, suspend_tenant
-from coffre.cluster.errors import AlreadyExists, ConfigurationError, Unavailable
+from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
 from coffre.cluster.map import MAP_BYTES_MAX, NodeState, read_certificate, read_file, read_map, verify_map
-from coffre.cluster.map_source import newest_of_nodes
+from coffre.cluster.publishing import restore_newest_map
 from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["COMMANDS"]
@@ -166,13 +166,10 @@ def restore(map_path: Path, directory: Path, operator: str) -> None:
     """Fill an empty coordination store again: the newest signed map that any node keeps becomes the current one."""
 
     async def work(session: _Session) -> tuple[int, int]:
-        if await newest_map(session.coordination) is not None:
-            raise AlreadyExists("coordination has a map; there is nothing to restore")
-        newest, answered = await newest_of_nodes(session.transport, session.map, session.authority)
-        if newest is None:
-            raise Unavailable("no node answers: start the nodes first")
-        await publish_map(session.coordination, newest.signed, session.authority, None)
-        return newest.map.epoch, answered
+        restored, answered = await restore_newest_map(
+            session.coordination, session.transport, session.map, session.authority
+        )
+        return restored.epoch, answered
 
     epoch, answered = _run(map_path, directory, operator, work)
     click.echo(f"epoch {epoch} is restored, the newest that {answered} nodes keep")

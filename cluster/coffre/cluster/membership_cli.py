@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from coffre.cluster.errors import InvalidArgument, RetryableError
 from coffre.cluster.formation import NodeOffer, offered_attributes, parse_capacity, parse_policy
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.handover import LostCoordinationPublisher, check_stores
-from coffre.cluster.map import ClusterMap, Domain, read_certificate
+from coffre.cluster.map import ClusterMap, Domain, read_certificate, write_map
 from coffre.cluster.map_source import newest_of_nodes
 from coffre.cluster.membership import (
     add_node,
@@ -113,8 +114,8 @@ async def open_access(config: Path | None, *, coordination_lost: bool = False) -
             RemoteCoordination(transport),
             transport,
             found.cluster_map,
-            found.tls.authority,
-            found.map_path,
+            read_certificate(found.tls.authority),
+            partial(write_map, found.map_path),
             clock,
         )
     try:

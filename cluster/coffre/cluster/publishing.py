@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination
 from coffre.cluster.coordination.maps import newest_map, publish_map
-from coffre.cluster.errors import Conflict, RetryableError, Unavailable
-from coffre.cluster.map import ClusterMap, newer_map, read_certificate, verify_map, write_map
+from coffre.cluster.errors import AlreadyExists, Conflict, RetryableError, Unavailable
+from coffre.cluster.map import ClusterMap, newer_map, verify_map
 from coffre.cluster.map_source import newest_of_nodes
 from coffre.cluster.node_survey import present_nodes
 from coffre.cluster.transport import Transport
+from cryptography import x509
 
-__all__ = ["CoordinatedMapPublisher"]
+__all__ = ["CoordinatedMapPublisher", "restore_newest_map"]
 
 _HAND_OVER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.2
 
 
 class CoordinatedMapPublisher:
-    """`MapPublisher` over coordination. `known` is the map in the operator's own file, of any epoch."""
+    """`MapPublisher` over coordination. `known` is the map in the operator's own file, of any epoch.
+
+    `keep`: puts a signed map into that file, whole or not at all.
+    """
 
     def __init__(
         self,
         coordination: Coordination,
         transport: Transport,
         known: ClusterMap,
-        authority: Path,
-        map_path: Path,
+        authority: x509.Certificate,
+        keep: Callable[[bytes], None],
         clock: Clock,
     ) -> None:
         self._coordination = coordination
         self._transport = transport
         self._known = known
-        self._authority = read_certificate(authority)
-        self._map_path = map_path
+        self._authority = authority
+        self._keep = keep
         self._clock = clock
 
     async def current(self) -> ClusterMap:
@@ -73,7 +77,7 @@ class CoordinatedMapPublisher:
                 f"the newest map has epoch {epoch}, not {expected_epoch}; look at it, then try again"
             )
         published = await publish_map(self._coordination, signed, self._authority, self._clock.unixtime_ms())
-        write_map(self._map_path, signed)  # so that the next command finds the cluster where it is now
+        self._keep(signed)  # so that the next command finds the cluster where it is now
         if published.coordinators != self._known.coordinators:
             await self._transport.update_map(published)
             await self._hand_over(signed)
@@ -92,3 +96,20 @@ class CoordinatedMapPublisher:
                         f"cluster restore-coordination: {error}"
                     ) from None
             await self._clock.sleep(_PAUSE_SECONDS)
+
+
+async def restore_newest_map(
+    coordination: Coordination, transport: Transport, known: ClusterMap, authority: x509.Certificate
+) -> tuple[ClusterMap, int]:
+    """Make the newest map that any node of `known` keeps the current one of a store that lost it.
+
+    Return it, and how many nodes answered. Raises `AlreadyExists` when coordination has a map, `Unavailable` when no
+    node answers.
+    """
+    if await newest_map(coordination) is not None:
+        raise AlreadyExists("coordination has a map; there is nothing to restore")
+    newest, answered = await newest_of_nodes(transport, known, authority)
+    if newest is None:
+        raise Unavailable("no node answers: start the nodes first")
+    await publish_map(coordination, newest.signed, authority, None)
+    return newest.map, answered

@@ -6,14 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from pathlib import Path
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination
 from coffre.cluster.coordination.liveness import NodeStatus, announce
 from coffre.cluster.coordination.sessions import Session
 from coffre.cluster.errors import CoffreError, ConfigurationError, RetryableError
-from coffre.cluster.map import ClusterMap, MapNode, newer_map, write_map
+from coffre.cluster.map import ClusterMap, MapNode, newer_map
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.version import __version__
 from coffre.node.mapholder import MapHolder
@@ -37,15 +36,16 @@ class MapFollower:
         self,
         maps: MapHolder,
         source: ClusterMaps,
-        path: Path,
+        keep: Callable[[bytes], None],
         clock: Clock,
         *,
         own: MapNode,
         on_change: Callable[[ClusterMap], None] = lambda _: None,
     ) -> None:
+        """`keep`: puts a signed map in the place where this node finds it when it starts, whole or not at all."""
         self._maps = maps
         self._source = source
-        self._path = path
+        self._keep = keep
         self._clock = clock
         self._own = own
         self._on_change = on_change
@@ -88,7 +88,7 @@ class MapFollower:
         newer_map(self._maps.map, found.map)
         if found.map.node(self._own.number).attributes != self._own.attributes:
             raise ConfigurationError("the new map says other attributes of this node than its certificate")
-        write_map(self._path, found.signed)
+        self._keep(found.signed)
         self._maps.adopt(found.map, found.signed)
         self._on_change(found.map)
         _log.info("map adopted", extra={"epoch": found.map.epoch})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination, RemoteCoordination
 from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.map import ClusterMap, MapNode, read_certificate
+from coffre.cluster.map import ClusterMap, MapNode, read_certificate, write_map
 from coffre.cluster.map_source import ClusterMaps
 from coffre.node.config import NodeConfig
 from coffre.node.coordination import CoordinationHandler
@@ -56,7 +57,12 @@ class Membership:
         authority = read_certificate(self._config.tls.authority)
         source = ClusterMaps(self._transport, used, authority, self._clock)
         follower = MapFollower(
-            self._maps, source, self._config.map, self._clock, own=self._own, on_change=self._map_changed
+            self._maps,
+            source,
+            partial(write_map, self._config.map),
+            self._clock,
+            own=self._own,
+            on_change=self._map_changed,
         )
         announcer = Announcer(used, self._clock, self._maps, self._own, self._clock.unixtime_ms())
         return [

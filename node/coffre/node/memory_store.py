@@ -89,10 +89,11 @@ class MemoryStore:
     def crash(self) -> None:
         """Lose what was not synced, and start again: settles and marks alone, and shards that were being staged."""
         for name, (partition, entries) in self._unsynced.items():
+            left = [entry.record for entry in self._entries(name)]
             self._put_entries(name, partition, entries)
             for entry in entries:
                 if entry.state != State.ABORTED:
-                    self._take_back(record_of(entry))
+                    self._take_back(record_of(entry), freed=entry.record not in left)
         self._marks.update(self._unsynced_marks)
         self._unsynced.clear()
         self._unsynced_marks.clear()
@@ -114,8 +115,7 @@ class MemoryStore:
         record_of(self._entry(name, stamp)).manifest_rotten = True
 
     def _entry(self, name: ObjectName, stamp: bytes) -> Entry:
-        row = self._rows.get(name)
-        for entry in row.entries if row else ():
+        for entry in self._entries(name):
             if entry.stamp == stamp and entry.state != State.ABORTED:
                 return entry
         raise NotFound("this node does not hold that version")
@@ -170,9 +170,8 @@ class MemoryStore:
     def _entries(self, name: ObjectName) -> tuple[Entry, ...]:
         """The versions of a name, with what marks say about them."""
         row = self._rows.get(name)
-        if row is None:
-            return ()
-        return votes.promoted(row.entries, lambda writer: self._marks.get((name.tenant, writer), b""))
+        entries = row.entries if row else ()
+        return votes.promoted(entries, lambda writer: self._marks.get((name.tenant, writer), b""))
 
     def _accept(self, accept: Accept, entries: tuple[Entry, ...]) -> Outcome:
         shard, staged = self._shard_for(accept)
@@ -284,13 +283,17 @@ class MemoryStore:
         shard.expires_ms = self._clock.unixtime_ms() + int(RETRY_SECONDS * 1000)
         self._staging[accept.name.tenant, accept.data_id, accept.shard_index] = shard
 
-    def _take_back(self, record: Record) -> None:
-        """A shard that a lost `Settle` had given back is adopted as it was."""
+    def _take_back(self, record: Record, *, freed: bool) -> None:
+        """A shard that a lost `Settle` had given back is adopted as it was. `freed`: that had freed the record."""
         accept = record.accept
+        if freed:
+            self._used_bytes += len(accept.manifest) + len(accept.cell)
         if record.shard is not None and accept.staged and accept.shard_index is not None:
             key = (accept.name.tenant, accept.data_id, accept.shard_index)
             if self._staging.get(key) is record.shard:
                 del self._staging[key]
+            elif freed:
+                self._used_bytes += record.shard.size_bytes
 
     def _forget_repairs(self, name: ObjectName, stamp: bytes) -> None:
         for key in [key for key in self._repairs if key[:2] == (name, stamp)]:

@@ -14,9 +14,10 @@ from coffre.cluster.errors import ConfigurationError, RetryableError
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_certificate, read_map, write_map
-from coffre.cluster.map_source import ClusterMaps
+from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.tls import load_identity, load_tls, server_credentials
 from coffre.cluster.transport import Transport
+from coffre.node.admission import await_admission, is_ahead, own_entry
 from coffre.node.config import NodeConfig
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
@@ -40,7 +41,6 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALLS_MAX = 1024  # every client keeps one open
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
-ADMISSION_SECONDS = 0.5  # between two questions whether this node was added
 
 
 async def serve(
@@ -53,7 +53,7 @@ async def serve(
     identity = _own_identity(config, clock)
     await _await_admission(config, identity, clock)
     cluster_map, signed = read_map(config.map, config.tls.authority)
-    entry = _own_entry(identity, cluster_map)
+    entry = own_entry(identity, cluster_map)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ async def _await_admission(config: NodeConfig, identity: Identity, clock: Clock)
     cluster_map, _ = read_map(config.map, config.tls.authority)
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("this node's certificate and the cluster map are of different clusters")
-    if not _is_ahead(identity, cluster_map):
+    if not is_ahead(identity, cluster_map):
         return
     _log.info(
         "waiting for a map with this certificate (coffre cluster add-node, or renew)",
@@ -163,45 +163,16 @@ async def _await_admission(config: NodeConfig, identity: Identity, clock: Clock)
     )
     authority = read_certificate(config.tls.authority)
     transport = GrpcTransport(cluster_map, config.tls)
+
+    async def learn(found: VerifiedMap) -> None:
+        await transport.update_map(found.map)
+        write_map(config.map, found.signed)
+
     try:
         source = ClusterMaps(transport, RemoteCoordination(transport), authority, clock)
-        while _is_ahead(identity, cluster_map):
-            found = await source.newer(cluster_map)
-            if found is None:
-                await clock.sleep(ADMISSION_SECONDS)
-                continue
-            cluster_map = found.map
-            await transport.update_map(cluster_map)
-            write_map(config.map, found.signed)
+        await await_admission(identity, cluster_map, source, clock, learn)
     finally:
         await transport.close()
-
-
-def _is_ahead(identity: Identity, cluster_map: ClusterMap) -> bool:
-    """Whether a newer map is needed: this one has no such node yet, or an earlier generation of its certificate."""
-    assert identity.attributes is not None
-    entry = next((node for node in cluster_map.nodes if node.node_id == identity.name), None)
-    return entry is None or entry.generation < identity.attributes.generation
-
-
-def _own_entry(identity: Identity, cluster_map: ClusterMap) -> MapNode:
-    """Find this node in the map by its certificate, and refuse to serve when the two disagree."""
-    for entry in cluster_map.nodes:
-        if entry.node_id == identity.name:
-            if identity.attributes is not None and entry.generation > identity.attributes.generation:
-                raise ConfigurationError(
-                    f"the map has shut out this certificate of {entry.node_id}: its generation is "
-                    f"{identity.attributes.generation}, the map's {entry.generation}"
-                )
-            if entry.attributes != identity.attributes:
-                raise ConfigurationError(
-                    f"the map says another server, site, operator or jurisdiction of {entry.node_id} than its "
-                    "certificate: issue the certificate again or sign a corrected map"
-                )
-            if entry.state is NodeState.REMOVED:
-                raise ConfigurationError(f"{entry.node_id} was removed from the cluster; join as a new node")
-            return entry
-    raise ConfigurationError(f"{identity.name} is not in the cluster map")
 
 
 def _server(

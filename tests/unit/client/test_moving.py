@@ -13,8 +13,9 @@ from coffre.client._stamps import Issuer
 from coffre.client._writes import Writer
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
-from coffre.cluster.errors import NotFound, Unavailable
+from coffre.cluster.errors import NotFound, StaleMap, Unavailable
 from coffre.cluster.map import ClusterMap, Policy
+from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
@@ -132,6 +133,31 @@ async def test_a_policy_that_changes_while_a_put_waits_for_its_data(
     assert await client.get("notes", "late") == data
     found = await client._lookup.found(ObjectName("clinic", "notes", "late"), None)
     assert (found.opened.manifest.k, found.opened.manifest.m) == (4, 2)
+
+
+async def test_a_put_that_was_staged_where_the_map_forbids_it_by_now_may_be_put_again(
+    cluster: InProcessCluster,
+) -> None:
+    """A node was removed while the data came; nothing is wrong with the put, so it may be tried again."""
+    client, data = cluster.client(), os.urandom(3 << 20)
+    view = client._views.current
+    key = next(key for key in KEYS if 8 in view.electorate(ObjectName("clinic", "notes", key)).primaries)
+    changed = finish_move(lost(cluster))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data[: 2 << 20]
+        move(cluster, changed)
+        yield data[2 << 20 :]
+
+    class Published:
+        async def newer(self, than: ClusterMap) -> VerifiedMap | None:
+            return VerifiedMap(changed, b"") if than.epoch < changed.epoch else None
+
+    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    with pytest.raises(StaleMap, match="put the object again"):
+        await client.put("notes", key, slowly())
+    await client.put("notes", key, data)
+    assert await client.get("notes", key) == data
 
 
 async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.coordination.maps import publish_map
 from coffre.cluster.errors import Conflict, StaleMap, Unavailable
 from coffre.cluster.identity import NodeAttributes
-from coffre.cluster.map import ClusterMap, MapNode, Policy, create_map_file, read_certificate, read_map
+from coffre.cluster.map import (
+    ClusterMap,
+    MapNode,
+    Policy,
+    create_map_file,
+    read_certificate,
+    read_map,
+    write_map,
+)
 from coffre.cluster.membership import drain_node, set_capacity
 from coffre.cluster.publishing import CoordinatedMapPublisher
 from coffre.cluster.testing import Members, make_members
@@ -51,10 +60,8 @@ class World:
 
     def publisher(self) -> CoordinatedMapPublisher:
         known, _ = read_map(self.path, self.members.directory / "ca.crt")
-        authority = self.members.directory / "ca.crt"
-        return CoordinatedMapPublisher(
-            self.coordination, self.transport, known, authority, self.path, self.clock
-        )
+        authority, keep = read_certificate(self.members.directory / "ca.crt"), partial(write_map, self.path)
+        return CoordinatedMapPublisher(self.coordination, self.transport, known, authority, keep, self.clock)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from coffre.cluster.clock import ManualClock
 from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.errors import ConfigurationError, IntegrityError, StaleMap
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, read_certificate
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, read_certificate, write_map
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.testing import make_members
 from coffre.cluster.transport import LoopbackTransport
@@ -40,7 +41,7 @@ def follower(maps: MapHolder, tmp_path: Path) -> MapFollower:
     store = MemoryCoordination(clock, seeded_entropy("following"))
     authority = read_certificate(members.directory / "ca.crt")
     source = ClusterMaps(LoopbackTransport(CLINIC, {}), store, authority, clock)
-    return MapFollower(maps, source, tmp_path / "cluster.map", clock, own=NODE)
+    return MapFollower(maps, source, partial(write_map, tmp_path / "cluster.map"), clock, own=NODE)
 
 
 def test_a_newer_map_is_in_the_file_and_in_use(

@@ -69,3 +69,19 @@ async def test_a_crash_takes_a_given_back_shard_back() -> None:
     store.crash()
     assert not store._staging
     assert await states(store, "key") == [State.ACCEPTED] * 2
+
+
+async def test_a_crash_keeps_count_of_bytes() -> None:
+    """What an unsynced settle had freed is there again after the crash, and counts again."""
+    store = MemoryStore(ManualClock())
+    await store.apply([accept(5, "k"), accept(6, "k")])
+    staged = await store.stage("tenant", adopt(7).data_id, 1)
+    await staged.write(cells(2))
+    await staged.commit()
+    await store.apply([adopt(7), accept(8)])
+    before = (await store.status()).live_bytes
+    await store.apply([settle(6, "k")])
+    await store.apply([settle(8)])
+    assert (await store.status()).live_bytes < before
+    store.crash()
+    assert (await store.status()).live_bytes == before

@@ -12,6 +12,7 @@ from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
+from coffre.node.repair.electorate import Electorate
 from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
 from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, StoredVersion
@@ -151,15 +152,12 @@ def _task(
         scene.me, name.tenant, name.bucket, difference.partition
     ):
         return None
-    every = [own, *(rows.get(name, ()) for _, rows in theirs)]
+    answers = [(nodes, rows.get(name, ())) for nodes, rows in theirs]
     fresh_ms = scene.fresh_ms
-    undecided = [
-        [v for v in versions if fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms] for versions in every
-    ]
-    difference.pending |= any(map(is_pending, undecided))
+    difference.pending |= _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers])
     if not any(
         needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
-        for other in every[1:]
+        for _, other in answers
     ):
         return None
     if partition_of(name, scene.electorates.map.partitions) != difference.partition:
@@ -183,6 +181,37 @@ def _task(
         held = {node: _shard_index(rows.get(name, ()), newest) for nodes, rows in theirs for node in nodes}
         copy_of = _holder_of_own(scene.me, electorate.primaries, held)
     return Task(name, difference.partition, len(sources), tuple(quick), copy_of=copy_of)
+
+
+def _is_undecided(
+    electorate: Electorate,
+    fresh_ms: int | None,
+    own: Sequence[StoredVersion],
+    answers: Sequence[tuple[Sequence[int], Sequence[StoredVersion]]],
+) -> bool:
+    """Whether a version that does not come after `fresh_ms` is not decided yet. `answers`: this node's, too.
+
+    What this node has as settled is decided, and so is what it refuses itself and is dead by the votes of others:
+    whoever is no primary any more may have missed either, and nobody tells it again.
+    """
+    settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
+    left = [
+        [
+            v
+            for v in versions
+            if v.stamp > settled and (fresh_ms is None or unixtime_ms_of(v.stamp) <= fresh_ms)
+        ]
+        for _, versions in answers
+    ]
+    if not any(map(is_pending, left)):
+        return False
+    refused: dict[bytes, set[int]] = {v.stamp: set() for v in own if v.state == ABORTED}
+    for nodes, versions in answers:
+        for version in versions:
+            if version.state == ABORTED and version.stamp in refused:
+                refused[version.stamp].update(nodes)
+    dead = {stamp for stamp, nodes in refused.items() if electorate.is_dead_by(nodes)}
+    return any(is_pending([v for v in versions if v.stamp not in dead]) for versions in left)
 
 
 def _holder_of_own(me: int, primaries: Sequence[int], held: Mapping[int, int | None]) -> int | None:

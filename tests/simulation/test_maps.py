@@ -1,0 +1,69 @@
+"""Changes of the map: what seeds draw, who signs, and what becomes of nodes that leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from coffre.cluster.map import verify_map
+from coffre.cluster.map_source import VerifiedMap
+from coffre.cluster.membership import drain_node, set_capacity
+
+from tests.simulation.maps import Change, MapBook, authority, draw_changes, same_signatures
+from tests.simulation.plan import draw_plan
+from tests.simulation.test_world import in_calm
+from tests.simulation.world import World
+
+FIRST = draw_plan(1).cluster_map
+
+
+def test_every_change_is_drawn_and_at_most_one_node_is_lost() -> None:
+    plans = [plan for seed in range(400) if (plan := draw_changes(seed, 1.0)) is not None]
+    assert 100 < len(plans) < 250
+    drawn = Counter(kind for plan in plans for kind in plan.storm)
+    assert set(drawn) == set(Change)
+    assert all(plan.storm.count(Change.LOSE) <= 1 and plan.calm.count(Change.LOSE) <= 1 for plan in plans)
+
+
+def test_only_runs_in_which_somebody_repairs_change_their_map() -> None:
+    plans = [draw_plan(seed) for seed in range(200)]
+    assert all(plan.repair is not None for plan in plans if plan.changes is not None)
+    assert any(plan.changes is None for plan in plans if plan.repair is not None)
+
+
+def test_a_map_has_one_signature_that_verifies() -> None:
+    with same_signatures():
+        first, second = authority().signer.sign(FIRST), authority().signer.sign(FIRST)
+    assert first == second
+    assert verify_map(first, authority().certificate) == FIRST
+
+
+def test_two_maps_of_one_epoch_fail_a_run() -> None:
+    failures: list[str] = []
+    book = MapBook(VerifiedMap(FIRST, b""), failures.append)
+    drained = VerifiedMap(drain_node(FIRST, FIRST.nodes[0].node_id), b"")
+    book.take(drained)
+    book.take(drained)
+    assert book.newest is drained
+    assert not failures
+    book.take(VerifiedMap(set_capacity(FIRST, FIRST.nodes[0].node_id, 1 << 30), b""))
+    assert failures == ["there are two maps of epoch 2"]
+
+
+def test_a_node_that_is_gone_stays_away() -> None:
+    async def work(world: World) -> None:
+        host = world.hosts[2]
+        world.bury(2)
+        world.heal()
+        host.restart()
+        assert not host.up
+        assert 2 not in world.hosts
+        assert not world.network.nodes[2].up
+
+    in_calm(work)
+
+
+def test_a_summary_names_the_changes() -> None:
+    changing = next(plan for plan in map(draw_plan, range(100)) if plan.changes is not None)
+    assert "map:" in changing.summary()
+    assert "map:" not in dataclasses.replace(changing, changes=None).summary()

@@ -1,0 +1,84 @@
+"""The end of a move: what nodes report, whatever the nodes of before have kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.map import ClusterMap
+from coffre.cluster.membership import drain_node
+from coffre.cluster.moves import Move, MoveReport
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.memory_store import MemoryStore
+from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.repairer import Repairer
+from coffre.node.store import Abort, State
+
+AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40)
+NAME = ObjectName("clinic", "b", "k")
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[InProcessCluster]:
+    made = in_process_cluster(4, 2, nodes=9)
+    yield made
+    await made.aclose()
+
+
+def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> dict[int, Repairer]:
+    for node in cluster_map.nodes:
+        holder = MapHolder(cluster_map, b"")
+        store = cluster.stores[node.number]
+        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    return {node.number: cluster.repairer(node.number, AT_ONCE) for node in cluster_map.nodes}
+
+
+async def leaves(cluster: InProcessCluster, leaving: int) -> None:
+    """The node has the version as accepted alone, and is drained: the move ends."""
+    store = cluster.stores[leaving]
+    assert isinstance(store, MemoryStore)
+    store.crash()  # before it had synced that the version is settled
+    assert [version.state for version in await store.read(NAME)] == [State.ACCEPTED]
+    moving = drain_node(cluster.cluster_map, cluster.cluster_map.node(leaving).node_id)
+    repairers = adopt(cluster, moving)
+    for _ in range(3):
+        for repairer in repairers.values():
+            await repairer.round()
+    reports = {n: MoveReport(moving.epoch, one.moved(moving.epoch)) for n, one in repairers.items()}
+    assert Move(moving).is_finished(reports)
+
+
+async def put(cluster: InProcessCluster) -> tuple[int, tuple[int, ...]]:
+    """Write the object. Its partition, and its primaries."""
+    client = cluster.client()
+    await client.put("b", "k", b"value")
+    await client.flush()
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    return partition, Placement(cluster.cluster_map, cluster.cluster_map.policy()).primaries(partition)
+
+
+async def test_a_leaving_node_that_missed_a_settle_does_not_hold_the_move_up(
+    cluster: InProcessCluster,
+) -> None:
+    """It is no primary any more, so nobody settles there what is settled everywhere else."""
+    _, primaries = await put(cluster)
+    await leaves(cluster, primaries[0])
+
+
+async def test_a_leaving_node_that_keeps_what_is_dead_does_not_hold_the_move_up(
+    cluster: InProcessCluster,
+) -> None:
+    """Its writer gave the version up, and did not reach that node; nobody else gives it up there any more."""
+    partition, primaries = await put(cluster)
+    (version,) = await cluster.stores[primaries[0]].read(NAME)
+    for number in primaries[1:]:
+        store = cluster.stores[number]
+        assert isinstance(store, MemoryStore)
+        store.crash()  # so that nobody knows that it was established, and it can be given up
+        await store.apply([Abort(NAME, partition, version.stamp)])
+    await leaves(cluster, primaries[0])
