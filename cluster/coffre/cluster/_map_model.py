@@ -268,6 +268,11 @@ class ClusterMap:
             node.number for one in maps for node in one.nodes if node.state is not NodeState.REMOVED
         )
 
+    @property
+    def departed(self) -> frozenset[int]:
+        """Numbers of the nodes that were taken out before the oldest map that is consulted."""
+        return frozenset(node.number for node in self.nodes) - self.consulted
+
     def with_prior(self, prior: Iterable[ClusterMap]) -> ClusterMap:
         """The same map, which consults these too."""
         return replace(self, prior=tuple(prior))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.healing import Scene
+from coffre.node.repair.scene import Scene
 from coffre.node.store import ABORTED, SETTLED, PartitionDigest, StoredVersion
 
 __all__ = ["Census", "count_name", "is_first"]

@@ -29,6 +29,7 @@ __all__ = [
     "is_pending",
     "needs_look",
     "other_index",
+    "wants_everyone",
 ]
 
 
@@ -54,7 +55,8 @@ class View:
     """What is known of one name. `answers`: all versions that each node holds which answered, this one too; nodes
     that are not in it are silent. `silent_elsewhere`: how many nodes that are no primaries, and may hold a
     shard, did not answer. `homes`: by k and m, where the shards of versions that are coded so belong; without any they
-    belong to the primaries."""
+    belong to the primaries. `consulted`: every node that the map consults; while it changes, each of them may hold a
+    shard, and without them shards are not counted. `departed`: how many nodes were taken out before."""
 
     me: int
     electorate: Electorate
@@ -64,10 +66,18 @@ class View:
     silent_elsewhere: int = 0
     unfinished_seconds: float = 3600.0
     homes: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    consulted: frozenset[int] = frozenset()
+    departed: int = 0
 
     @property
     def is_voter(self) -> bool:
-        """Whether this node has a say here; else it looks at the name only for shards that belong to it."""
+        """Whether this node has a say here, as primary of any set; else it looks at the name only for shards that
+        belong to it."""
+        return self.me in self.electorate.everyone
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether everything of the name should be here."""
         return self.me in self.electorate.primaries
 
     def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
@@ -125,7 +135,7 @@ class _Tally:
         """Whether this node's copy is missing, or not all that it should be."""
         own = self.held.get(self._view.me)
         if own is None:
-            return self._view.is_voter or self._view.me in self.homes
+            return self._view.is_primary or self._view.me in self.homes
         return own.damaged or (own.shard_index is None and not own.tombstone and self._view.me in self.homes)
 
     @property
@@ -175,7 +185,7 @@ class _Tally:
 
     @property
     def _keepers(self) -> set[int]:
-        """Nodes at which shards of it belong."""
+        """Nodes at which shards of it belong by the newest map."""
         return {*self._electorate.primaries, *self.homes}
 
     def _elsewhere(self) -> int:
@@ -187,29 +197,44 @@ class _Tally:
     @property
     def never_acknowledged(self) -> bool:
         """Provably neither acknowledged by its writer nor returned by a reader; a damaged copy counts as whole."""
-        everyone = self._electorate.everyone
-        if not self._electorate.may_be_established(self.held.keys() | self._silent(everyone)):
+        electorate = self._electorate
+        silent = self._silent(electorate.everyone)
+        if not electorate.may_be_established(self.held.keys() | silent):
             return True
-        if self._electorate.is_moving or not self.held or self.tombstone:
+        if not self._counts_shards:
             return False
-        members = self._electorate.primaries
-        locked = len(self._locked & set(members)) + len(self._silent(members))
-        few = locked < self._electorate.write or self.is_unreadable
-        return self._possible_shards < self._k_least + 1 and few
+        unlocked = not electorate.may_be_established(self._locked | silent)
+        if electorate.is_moving:
+            few = self._possible_shards + self._view.departed < self._k_least + 1
+            return unlocked and (few or self.is_unreadable)
+        return self._possible_shards < self._k_least + 1 and (unlocked or self.is_unreadable)
 
     @property
     def is_unreadable(self) -> bool:
         """An object of which there are fewer than k shards, whoever is silent: no reader can complete it any more."""
-        if self._electorate.is_moving or not self.held or self.tombstone:
-            return False
-        return self._possible_shards < self._k_least
+        return self._counts_shards and self._possible_shards < self._k_least
+
+    @property
+    def _counts_shards(self) -> bool:
+        """Whether how many shards there may be proves anything: while the map changes it takes every node."""
+        knows_all = not self._electorate.is_moving or bool(self._view.consulted)
+        return knows_all and bool(self.held) and not self.tombstone
 
     @property
     def _possible_shards(self) -> int:
         """Distinct ones, damaged ones too, and one for each node that is silent and may hold a shard."""
         known = {v.shard_index for v in self.held.values() if v.shard_index is not None}
         unknown = sum(v.shard_index is None and v.damaged for v in self.held.values())
+        if self._electorate.is_moving:
+            named = {node for version in self.held.values() for node in version.placement}
+            return len(known) + unknown + len(self._silent({*self._view.consulted, *self._keepers, *named}))
         return len(known) + unknown + len(self._silent(self._keepers)) + self._view.silent_elsewhere
+
+    @property
+    def can_be_given_up(self) -> bool:
+        """Whether who holds it may vote ABORTED. Others' votes alone decide it, too, unless there are too few of them:
+        on what nobody can complete, and while the map changes."""
+        return self.never_acknowledged and (self.is_unreadable or self._electorate.is_moving)
 
     @property
     def is_unlocked_recoding(self) -> bool:
@@ -258,10 +283,24 @@ def decide(view: View) -> list[Action]:
                 actions.append(Action(Step.LOCK, stamp))
         elif tally.never_acknowledged and own is None:
             actions.append(Action(Step.REFUSE, stamp))
-        elif tally.never_acknowledged and tally.is_unreadable and own is not None and own.state == ACCEPTED:
+        elif own is not None and own.state == ACCEPTED and tally.can_be_given_up:
             actions.append(Action(Step.GIVE_UP, stamp))
         # Else whoever holds it waits until R have refused it.
     return actions
+
+
+def wants_everyone(view: View) -> bool:
+    """Whether something can be decided only by the answers of every node, since the map changes: then all are asked."""
+    if not view.electorate.is_moving:
+        return False
+    for stamp in sorted({v.stamp for versions in view.answers.values() for v in versions}, reverse=True):
+        tally = _Tally(view, stamp)
+        if tally.established:
+            return False
+        decided = tally.settled or tally.dead or tally.can_stand or not tally.held or tally.tombstone
+        if not decided and _is_old(view, stamp):
+            return True
+    return False
 
 
 def bare_stamps(view: View) -> list[bytes]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.census import is_first
-from coffre.node.repair.healing import Scene
+from coffre.node.repair.scene import Scene
 from coffre.node.store import SETTLED, PartitionDigest, ShardStore, StoredVersion
 
 __all__ = ["REPORTS_MAX", "report_duplicates"]

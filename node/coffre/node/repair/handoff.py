@@ -13,9 +13,9 @@ from coffre.cluster.versions import unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.repair.asking import Answers
 from coffre.node.repair.decide import View, is_dead, is_never_acknowledged
-from coffre.node.repair.healing import Scene
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
+from coffre.node.repair.scene import Scene
 from coffre.node.store import ABORTED, SETTLED, Forget, PartitionRow, ShardStore, StoredVersion
 
 __all__ = ["releasable"]

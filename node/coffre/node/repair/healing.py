@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.asking import Answers, Asking, bytes_of
+from coffre.node.repair.asking import Answers, bytes_of
 from coffre.node.repair.decide import (
     Action,
     Step,
@@ -20,11 +20,12 @@ from coffre.node.repair.decide import (
     decide,
     is_pending,
     other_index,
+    wants_everyone,
 )
-from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
+from coffre.node.repair.scene import Scene, Task
 from coffre.node.store import (
     ABORTED,
     Abort,
@@ -33,7 +34,6 @@ from coffre.node.store import (
     DropRepair,
     Lock,
     Mutation,
-    PartitionDigest,
     Refuse,
     Restore,
     Settle,
@@ -41,79 +41,14 @@ from coffre.node.store import (
     StoredVersion,
 )
 
-__all__ = ["OBJECT_BYTES", "Bare", "Healer", "Outcome", "Scene", "Task"]
+__all__ = ["OBJECT_BYTES", "Healer", "Outcome"]
 
 _log = logging.getLogger(__name__)
-_BARE_MAX = 1 << 18
 _LARGE_AT_ONCE = 4  # each has k streams open, and a chunk of each in memory
 _WITNESSES = 2  # who tell their manifest beside a node that a shard is copied from
 _RECORD_BYTES = 512  # what a manifest and its rows come to
 # What the pace counts for an object at least: small ones take little of disks and network, and much of the CPU.
 OBJECT_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A name to look at. `sources`: primaries that hold all of it as settled, so that k of them are enough to ask.
-    `copy_of`: a node that holds the very shard that this one lacks: nobody else has to send a shard.
-    `survivors`: how many good shards are left of its newest version, as far as rows say."""
-
-    name: ObjectName
-    partition: int
-    survivors: int = 0
-    sources: tuple[int, ...] = ()
-    copy_of: int | None = None
-    verify: bool = False  # something was reported of this node's own copy: read it before believing it
-    report: tuple[bytes, int | None] | None = None  # what was reported: stamp and shard index
-
-
-class Bare:
-    """Stamps of versions of which this node was found to have no shard, and to need none: their objects are coded in
-    another way than their buckets' policies say. Rows do not tell that, so each is looked at once a map. Bounded."""
-
-    def __init__(self) -> None:
-        self._stamps: dict[bytes, None] = {}
-
-    def __contains__(self, stamp: object) -> bool:
-        return stamp in self._stamps
-
-    def add(self, stamp: bytes) -> None:
-        if len(self._stamps) >= _BARE_MAX:
-            del self._stamps[next(iter(self._stamps))]
-        self._stamps[stamp] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """The cluster as one round found it: who answered, and with what."""
-
-    me: int
-    electorates: Electorates
-    asking: Asking
-    digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
-    before_ms: int | None = None  # what the digests leave out
-    fresh_ms: int | None = (
-        None  # versions with later stamps were begun at this epoch; None: nothing is known of that
-    )
-    bare: Bare = field(default_factory=lambda: Bare())
-
-    def electorate(self, name: ObjectName, partition: int) -> Electorate:
-        return self.electorates.of(name.tenant, name.bucket, partition)
-
-    def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], int]:
-        """Whom to ask for everything about a name, and how many understudies, who may hold a shard, are silent."""
-        members = self.electorate(name, partition).everyone
-        understudies = set(self.electorates.understudies(name.tenant, name.bucket, partition))
-        understudies |= self.electorates.keepers(name.tenant, name.bucket, partition) - members
-        holders = {node for node, held in self.digests.items() if partition in held}
-        wanted = (members | understudies | holders) - {self.me}
-        silent = sum(node not in self.digests and node != self.me for node in understudies)
-        return sorted(node for node in wanted if node in self.digests), silent
-
-    def homes(self, partition: int) -> dict[tuple[int, int], tuple[int, ...]]:
-        """Where shards belong, by k and m, for every policy of the map."""
-        codings = [(policy.k, policy.m) for policy in self.electorates.map.policies]
-        return {coding: self.electorates.homes(*coding, partition) for coding in codings}
 
 
 @dataclass(slots=True)
@@ -194,13 +129,12 @@ class Healer:
     async def _plans(self, scene: Scene, tasks: Sequence[Task], *, quickly: bool) -> dict[ObjectName, _Plan]:
         shards: dict[int, list[ObjectName]] = {}  # whom to ask for all of it, and whom for manifests alone
         manifests: dict[int, list[ObjectName]] = {}
-        silent: dict[ObjectName, int] = {}
+        elsewhere: dict[ObjectName, frozenset[int]] = {}
         for task in tasks:
             electorate = scene.electorate(task.name, task.partition)
-            nodes, silent[task.name] = scene.nodes_for(task.name, task.partition)
+            nodes, elsewhere[task.name] = scene.nodes_for(task.name, task.partition)
             if quickly:
                 nodes = _some_of(task.sources, electorate.k, task.name)
-                silent[task.name] = len(electorate.primaries)
                 if task.copy_of is not None:
                     for node in [node for node in nodes if node != task.copy_of][:_WITNESSES]:
                         manifests.setdefault(node, []).append(task.name)
@@ -212,31 +146,58 @@ class Healer:
             others, _ = await scene.asking.versions(manifests, want_cells=False)
             for name, said in others.items():
                 found[name].update(said)
+        views = {
+            task.name: await self._view(scene, task, found.get(task.name, {}), elsewhere[task.name], quickly)
+            for task in tasks
+            if task.name not in again
+        }
+        if not quickly:
+            again |= await self._hear_everyone(scene, views)
         plans: dict[ObjectName, _Plan] = {}
         for task in tasks:
             if task.name in again:
                 plans[task.name] = _Plan(again=True)
                 continue
-            answers: Answers = found.get(task.name, {})
-            received = sum(map(bytes_of, answers.values()))
-            answers[scene.me] = await self._own(task)
-            view = View(
-                scene.me,
-                scene.electorate(task.name, task.partition),
-                answers,
-                self._clock.unixtime_ms(),
-                scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
-                silent[task.name],
-                self._options.unfinished_seconds,
-                scene.homes(task.partition),
-            )
+            view = views[task.name]
             plans[task.name] = plan = self._plan(task, view)
-            plan.received = received
-            plan.pending = any(map(is_pending, answers.values()))
+            plan.received = sum(bytes_of(said) for node, said in view.answers.items() if node != scene.me)
+            plan.pending = any(map(is_pending, view.answers.values()))
             if not plan.large and not plan.reason:
                 for stamp in bare_stamps(view):
                     scene.bare.add(stamp)
         return plans
+
+    async def _view(
+        self, scene: Scene, task: Task, answers: Answers, elsewhere: frozenset[int], quickly: bool
+    ) -> View:
+        """What is known of a name. `quickly`: few were asked, so any understudy may hold a shard."""
+        electorate = scene.electorate(task.name, task.partition)
+        cluster_map = scene.electorates.map
+        return View(
+            scene.me,
+            electorate,
+            {**answers, scene.me: await self._own(task)},
+            self._clock.unixtime_ms(),
+            scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
+            # Who answered the digests, and then not this, is silent, too.
+            len(electorate.primaries) if quickly else len(elsewhere - answers.keys()),
+            self._options.unfinished_seconds,
+            scene.homes(task.partition),
+            cluster_map.consulted if electorate.is_moving else frozenset(),
+            len(cluster_map.departed),
+        )
+
+    async def _hear_everyone(self, scene: Scene, views: dict[ObjectName, View]) -> set[ObjectName]:
+        """Ask the other nodes, too, about what only all of them together can decide. Returns names to ask again."""
+        wanted: dict[int, list[ObjectName]] = {}
+        for name, view in views.items():
+            if wants_everyone(view):
+                for node in (view.consulted & scene.digests.keys()) - view.answers.keys():
+                    wanted.setdefault(node, []).append(name)
+        found, again = await scene.asking.versions(wanted, want_cells=True)
+        for name, answers in found.items():
+            views[name] = replace(views[name], answers={**views[name].answers, **answers})
+        return again
 
     async def _own(self, task: Task) -> Sequence[StoredVersion]:
         versions = await self._store.read(task.name, every=True, want_cell=task.verify)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.healing import Task
+from coffre.node.repair.scene import Task
 
 __all__ = ["RepairQueue"]
 

@@ -19,12 +19,13 @@ from coffre.node.recent import window_start_ms
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.census import Census
 from coffre.node.repair.electorate import Electorates
-from coffre.node.repair.healing import Bare, Healer, Outcome, Scene, Task
+from coffre.node.repair.healing import Healer, Outcome
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.queue import RepairQueue
 from coffre.node.repair.reports import Reports
 from coffre.node.repair.rounds import Difference, compare, differing
+from coffre.node.repair.scene import Bare, Scene, Task
 from coffre.node.repair.scrub import Scrub
 from coffre.node.repair.sweep import Sweep
 from coffre.node.store import PartitionDigest, ShardStore

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from coffre.cluster.errors import CoffreError
-from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.queue import RepairQueue
+from coffre.node.repair.scene import Scene, Task
 from coffre.node.store import ABORTED, DropRepair, QueueRepair, ShardStore
 
 __all__ = ["Reports"]

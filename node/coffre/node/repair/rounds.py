@@ -13,8 +13,8 @@ from coffre.cluster.versions import unixtime_ms_of
 from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
 from coffre.node.repair.electorate import Electorate
-from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
+from coffre.node.repair.scene import Scene, Task
 from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, StoredVersion
 
 __all__ = ["Difference", "compare", "differing"]

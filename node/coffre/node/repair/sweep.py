@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.decide import is_pending
 from coffre.node.repair.duplicates import report_duplicates
 from coffre.node.repair.handoff import releasable
-from coffre.node.repair.healing import Scene, Task
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.queue import RepairQueue
+from coffre.node.repair.scene import Scene, Task
 from coffre.node.repair.tombstones import ripe
 from coffre.node.store import ABORTED, SETTLED, Mutation, PartitionRow, ShardStore, StoredVersion
 
@@ -89,6 +90,11 @@ class Sweep:
     async def _rows_of_others(
         self, scene: Scene, partition: int, rows: Sequence[PartitionRow], swept: Swept
     ) -> None:
+        for row in rows:
+            electorate = scene.electorate(row.name, partition)
+            # A primary of before has a vote, too.
+            if scene.me in electorate.everyone and is_pending(row.versions):
+                self._queue.push(Task(row.name, partition, electorate.k))
         now_ms = self._clock.unixtime_ms()
         forget: Sequence[Mutation] = await releasable(
             self._store, scene, self._options, partition, rows, now_ms, swept.breaches

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.healing import Scene
+from coffre.node.repair.scene import Scene
 from coffre.node.store import SETTLED, Collect, Condemn, StoredVersion
 
 __all__ = ["Ripe", "ripe"]

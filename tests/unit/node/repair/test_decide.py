@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import hypothesis.strategies as st
 import pytest
-from coffre.node.repair.decide import Step, View, choose_index, decide, is_pending, needs_look, other_index
+from coffre.node.repair.decide import (
+    Step,
+    View,
+    choose_index,
+    decide,
+    is_dead,
+    is_never_acknowledged,
+    is_pending,
+    needs_look,
+    other_index,
+    wants_everyone,
+)
 from coffre.node.repair.electorate import Electorate, Voters
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
@@ -16,6 +27,8 @@ NOW_MS = 1_700_000_000_000
 SIX = Electorate((Voters((1, 2, 3, 4, 5, 6), 4, 2),))  # W 4, R 3, D 5
 ELEVEN = Electorate((Voters(tuple(range(1, 12)), 8, 3),))  # W 6, R 6, D 9
 MOVING = Electorate((Voters((1, 2, 3, 4, 5, 7), 4, 2), Voters((1, 2, 3, 4, 5, 6), 4, 2)))
+NODES = tuple(range(1, 13))
+MOVED_FAR = Electorate((Voters((5, 6, 7, 8, 9, 10), 4, 2), Voters((1, 2, 3, 4, 5, 6), 4, 2)))
 
 
 def stamp(number: int, *, young: bool = False) -> bytes:
@@ -220,6 +233,142 @@ def test_dead_in_any_set_is_dead() -> None:
     assert steps(view(each([4, 5, 6], 1, X), MOVING)) == [(Step.REFUSE, stamp(1))]
     assert steps(view(each([4, 5, 7], 1, X), MOVING)) == [(Step.REFUSE, stamp(1))]
     assert steps(view({**each([5, 6, 7], 1, X), **each([1, 2], 1, A)}, MOVING)) == []
+
+
+ALL = frozenset(range(1, 9))  # 8 was a substitute, or may have been
+
+
+def left(
+    shards: Mapping[int, int | None], *empty: int, state: State = A, placement: tuple[int, ...] = ()
+) -> dict[int, list[StoredVersion]]:
+    """A version that a dead writer left: by node, its shard; and nodes that answer that they have nothing."""
+    found = {node: [held(1, state, shard)._replace(placement=placement)] for node, shard in shards.items()}
+    return found | {node: [] for node in empty}
+
+
+def while_moving(
+    answers: Mapping[int, Sequence[StoredVersion]],
+    me: int = 1,
+    departed: int = 0,
+    consulted: frozenset[int] = ALL,
+) -> View:
+    return View(me, MOVING, {me: (), **answers}, NOW_MS, consulted=consulted, departed=departed)
+
+
+def test_too_few_shards_on_all_nodes_are_given_up_while_the_map_changes() -> None:
+    """W primaries of before hold it, of which the leaving one has the manifest alone."""
+    answers = left({1: 0, 2: 1, 3: 2, 6: None}, 4, 5, 7, 8)
+    for departed in (0, 3):
+        assert steps(while_moving(answers, departed=departed)) == [(Step.GIVE_UP, stamp(1))]
+        assert steps(while_moving(answers, me=6, departed=departed)) == [(Step.GIVE_UP, stamp(1))]
+        assert steps(while_moving(answers, me=7, departed=departed)) == [(Step.REFUSE, stamp(1))]
+
+
+def test_while_the_map_changes_nobody_counts_shards_without_asking_everyone() -> None:
+    answers = left({1: 0, 2: 1, 3: 2, 6: None}, 7)
+    assert steps(while_moving({**answers, 4: [], 5: []}, consulted=frozenset())) == []
+    assert wants_everyone(while_moving(answers))
+    assert not wants_everyone(view(answers))
+    below = {**left({1: 0, 2: 1}), 4: [held(2, S, 3)]}  # the others are silent, and may know it, too
+    assert not wants_everyone(while_moving(below))
+    young = {node: [held(1, A, node - 1, young=True)] for node in (1, 2, 3)}
+    assert not wants_everyone(while_moving(young))
+
+
+def test_a_silent_node_may_hold_the_shard_that_is_missing() -> None:
+    one = left({1: 0, 2: 1, 3: 2, 6: None}, 4, 5, 7)  # 8 is silent: at most k shards, fewer than D
+    assert steps(while_moving(one)) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(while_moving(one, departed=1)) == []
+    assert steps(while_moving(left({1: 0, 2: 1, 3: 2, 6: None}, 4, 5))) == []
+    assert steps(while_moving(left({1: 0, 2: 1, 6: None}, 3, 4, 5), departed=1)) == [(Step.GIVE_UP, stamp(1))]
+
+
+def test_a_lost_node_counts_while_it_is_consulted() -> None:
+    """6 was lost and replaced by 7; with it W may hold the version."""
+    answers = left({1: 0, 2: 1, 3: 2}, 4, 5, 7, 8)
+    assert steps(while_moving(answers)) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(while_moving(answers, departed=1)) == []
+
+
+def test_a_node_that_a_placement_names_may_hold_a_shard() -> None:
+    shards = {1: 0, 2: 1, 3: 2, 6: None}
+    assert steps(while_moving(left(shards, 4, 5, 7, 8), departed=1)) == [(Step.GIVE_UP, stamp(1))]
+    named = left(shards, 4, 5, 7, 8, placement=(1, 2, 3, 99, 4, 5))
+    assert steps(while_moving(named, departed=1)) == []
+
+
+def test_a_promise_is_kept_while_the_map_changes() -> None:
+    answers = left({1: 0, 2: 1, 3: 2, 6: None}, 4, 5, 7, 8)
+    assert steps(while_moving({**answers, 1: [held(1, L, 0)]})) == []
+    locked = left({2: 1, 3: 2, 4: 3, 6: None}, 5, 7, 8, state=L)  # somebody may have returned it
+    assert steps(while_moving(locked)) == []
+
+
+def test_what_fewer_than_w_of_the_oldest_set_can_hold_is_given_up_while_the_map_changes() -> None:
+    """Most of those who could refuse it may be primaries no more, and are not asked to look."""
+    answers = left({1: 0, 2: 1, 3: 2, 7: 5}, 4, 5, 6)
+    assert steps(while_moving(answers)) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(while_moving({node: said for node, said in answers.items() if node != 6})) == []
+
+
+def test_a_primary_of_before_votes_on_what_it_holds_and_takes_nothing() -> None:
+    enough = left({1: 0, 2: 1, 3: 2, 4: 3, 6: None}, 5, 7, 8)
+    assert steps(while_moving(enough, me=6)) == [(Step.LOCK, stamp(1))]
+    assert steps(while_moving(left({1: 0, 2: 1, 3: 2, 4: 3}, 5, 7, 8), me=6)) == []
+    settled = each([1, 2, 3, 4], 1, S)
+    assert steps(while_moving({**settled, 6: [held(1, A, None)]}, me=6)) == [(Step.SETTLE, stamp(1))]
+    assert steps(while_moving(settled, me=6)) == []
+    dead = {**each([3, 4, 5], 1, X), 6: [held(1, A, None)]}
+    assert steps(while_moving(dead, me=6)) == [(Step.DROP, stamp(1))]
+
+
+@st.composite
+def acknowledged(draw: st.DrawFn) -> tuple[Electorate, dict[int, list[StoredVersion]], int]:
+    """What all nodes have of an old version that its writer, or a reader, was told of; and how many nodes departed.
+
+    One shard at most went with a node that had departed before the oldest prior map.
+    """
+    electorate = draw(st.sampled_from([SIX, MOVING, MOVED_FAR]))
+    oldest = electorate.sets[-1].nodes
+    on = dict.fromkeys(draw(st.permutations(oldest))[:4], A)
+    by_reader = draw(st.booleans())
+    if by_reader:
+        on = dict.fromkeys(on, L)
+    places = [*on, *draw(st.permutations([node for node in NODES if node not in on]))]
+    count = 4 if by_reader else 5
+    if not by_reader:
+        places = draw(st.permutations(places))
+    departed = draw(st.integers(0, 2))
+    gone = draw(st.integers(0, 1)) if departed and electorate.is_moving and not by_reader else 0
+    shards = dict(zip(places, draw(st.permutations(range(6)))[: count - gone], strict=False))
+    found: dict[int, list[StoredVersion]] = {}
+    for node in NODES:
+        found[node] = []
+        if node in on or node in shards:
+            state = on.get(node, draw(st.sampled_from([A, L])))
+            version = held(1, state, shards.get(node))
+            if draw(st.integers(0, 9)) == 0:
+                version = version._replace(
+                    damaged=True, shard_index=draw(st.sampled_from([None, version.shard_index]))
+                )
+            found[node] = [version]
+    return electorate, found, departed
+
+
+@settings(max_examples=1000, derandomize=True, deadline=None)
+@given(acknowledged(), st.sets(st.sampled_from(NODES)), st.sampled_from(NODES))
+def test_nothing_acknowledged_is_given_up(
+    truth: tuple[Electorate, dict[int, list[StoredVersion]], int], silent: set[int], me: int
+) -> None:
+    """Whoever is silent, whoever looks, and whatever rots."""
+    electorate, every, departed = truth
+    answers = {node: held for node, held in every.items() if node == me or node not in silent}
+    elsewhere = len(set(NODES) - electorate.everyone - answers.keys())
+    consulted = frozenset(NODES) if electorate.is_moving else frozenset()
+    seen = View(me, electorate, answers, NOW_MS, 1, elsewhere, consulted=consulted, departed=departed)
+    assert not {action.step for action in decide(seen)} & {Step.REFUSE, Step.GIVE_UP, Step.DROP}
+    assert not is_never_acknowledged(seen, stamp(1))
+    assert not is_dead(seen, stamp(1))
 
 
 # ------------------------------------------------------------------ any answers

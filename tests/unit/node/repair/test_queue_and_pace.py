@@ -13,10 +13,10 @@ from coffre.codec import crc32c
 from coffre.node.config import load_node_config
 from coffre.node.memory_store import MemoryStore
 from coffre.node.repair import queue
-from coffre.node.repair.healing import Task
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.queue import RepairQueue
+from coffre.node.repair.scene import Task
 from coffre.node.repair.scrub import Scrub
 from coffre.node.store import Accept
 from coffre.proto import coffre_pb2 as pb

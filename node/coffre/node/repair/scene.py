@@ -1,0 +1,81 @@
+"""What a round of repair knows of the cluster, and the names that it is to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coffre.cluster.names import ObjectName
+from coffre.node.repair.asking import Asking
+from coffre.node.repair.electorate import Electorate, Electorates
+from coffre.node.store import PartitionDigest
+
+__all__ = ["Bare", "Scene", "Task"]
+
+_BARE_MAX = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A name to look at. `sources`: primaries that hold all of it as settled, so that k of them are enough to ask.
+    `copy_of`: a node that holds the very shard that this one lacks: nobody else has to send a shard.
+    `survivors`: how many good shards are left of its newest version, as far as rows say."""
+
+    name: ObjectName
+    partition: int
+    survivors: int = 0
+    sources: tuple[int, ...] = ()
+    copy_of: int | None = None
+    verify: bool = False  # something was reported of this node's own copy: read it before believing it
+    report: tuple[bytes, int | None] | None = None  # what was reported: stamp and shard index
+
+
+class Bare:
+    """Stamps of versions of which this node was found to have no shard, and to need none: their objects are coded in
+    another way than their buckets' policies say. Rows do not tell that, so each is looked at once a map. Bounded."""
+
+    def __init__(self) -> None:
+        self._stamps: dict[bytes, None] = {}
+
+    def __contains__(self, stamp: object) -> bool:
+        return stamp in self._stamps
+
+    def add(self, stamp: bytes) -> None:
+        if len(self._stamps) >= _BARE_MAX:
+            del self._stamps[next(iter(self._stamps))]
+        self._stamps[stamp] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The cluster as one round found it: who answered, and with what."""
+
+    me: int
+    electorates: Electorates
+    asking: Asking
+    digests: Mapping[int, Mapping[int, PartitionDigest]]  # by node and partition; of nodes that answered
+    before_ms: int | None = None  # what the digests leave out
+    fresh_ms: int | None = (
+        None  # versions with later stamps were begun at this epoch; None: nothing is known of that
+    )
+    bare: Bare = field(default_factory=lambda: Bare())
+
+    def electorate(self, name: ObjectName, partition: int) -> Electorate:
+        return self.electorates.of(name.tenant, name.bucket, partition)
+
+    def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], frozenset[int]]:
+        """Whom to ask for everything about a name, and which nodes that are no primaries may hold a shard of it."""
+        members = self.electorate(name, partition).everyone
+        understudies = set(self.electorates.understudies(name.tenant, name.bucket, partition))
+        understudies |= self.electorates.keepers(name.tenant, name.bucket, partition) - members
+        holders = {node for node, held in self.digests.items() if partition in held}
+        wanted = (members | understudies | holders) - {self.me}
+        # Who is silent may have been an understudy by an earlier map.
+        silent = self.electorates.map.consulted - self.digests.keys()
+        elsewhere = (wanted | silent) - members - {self.me}
+        return sorted(node for node in wanted if node in self.digests), elsewhere
+
+    def homes(self, partition: int) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Where shards belong, by k and m, for every policy of the map."""
+        codings = [(policy.k, policy.m) for policy in self.electorates.map.policies]
+        return {coding: self.electorates.homes(*coding, partition) for coding in codings}
