@@ -17,6 +17,7 @@ from coffre.proto import coffre_pb2 as pb
 __all__ = [
     "expected_cells",
     "is_lost",
+    "is_short",
     "is_unlocked_recoding",
     "lawful",
     "never_acknowledged",
@@ -104,26 +105,51 @@ def is_unlocked_recoding(electorate: Electorate, opened: OpenManifest, replies: 
     return not electorate.may_be_established(electorate.everyone - replies.keys() | locked)
 
 
+def is_short(opened: OpenManifest, replies: Replies, beyond: Replies) -> bool:
+    """Whether fewer than k shards of a version, whole or damaged, are known."""
+    return not opened.tombstone and len(_shards(opened, replies, beyond)) < opened.manifest.k
+
+
 def never_acknowledged(
-    electorate: Electorate, opened: OpenManifest, replies: Replies, beyond: Replies, others: int
+    electorate: Electorate,
+    opened: OpenManifest,
+    replies: Replies,
+    beyond: Replies,
+    others: Collection[int],
+    departed: int,
 ) -> bool:
     """Whether neither its writer nor a reader can have seen the version at the bar.
 
-    A damaged copy counts as what it was: rot must not make an acknowledged version look like none.
+    A damaged copy counts as what it was: rot must not make an acknowledged version look like none. `others`: nodes that
+    decide nothing and may hold a shard; `beyond`: what they answered. While the map changes, shards count only when
+    too few to complete it are known, and `others` are then all nodes that the map consults. `departed`: how many nodes
+    were taken out before.
     """
     stamp = opened.stamp.to_bytes()
     silent = electorate.everyone - replies.keys()
     holders = holding(stamp, replies)
     if not electorate.may_be_established(silent.union(holders)):
         return True
-    if opened.tombstone or electorate.is_moving:
-        return False  # while the map changes, shards may lie with substitutes of an earlier epoch
+    if opened.tombstone or (electorate.is_moving and not is_short(opened, replies, beyond)):
+        return False
     k = opened.manifest.k
     held = (*holders.values(), *holding(stamp, beyond).values())
-    shards = {version.shard_index for version in held if version.HasField("shard_index")}
     unknown = sum(version.damaged and not version.HasField("shard_index") for version in held)
-    possible = len(shards) + unknown + len(silent) + others - len(beyond)
-    if possible >= k + 1:
-        return False
+    may_hold = silent.union(others)
+    if electorate.is_moving:
+        may_hold = may_hold.union(*(version.sealed.placement for version in held))
+    possible = (
+        len(_shards(opened, replies, beyond)) + unknown + len(may_hold - replies.keys() - beyond.keys())
+    )
     locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
-    return not electorate.may_be_established(silent | locked) or possible < k
+    unlocked = not electorate.may_be_established(silent | locked)
+    if electorate.is_moving:
+        return unlocked and (possible < k or possible + departed < k + 1)
+    return possible < k + 1 and (unlocked or possible < k)
+
+
+def _shards(opened: OpenManifest, replies: Replies, beyond: Replies) -> set[int]:
+    """The distinct shards of a version that nodes say they hold, damaged ones too."""
+    stamp = opened.stamp.to_bytes()
+    held = (*holding(stamp, replies).values(), *holding(stamp, beyond).values())
+    return {version.shard_index for version in held if version.HasField("shard_index")}

@@ -10,6 +10,7 @@ from coffre.client._completion import SILENCE_SECONDS, Completer
 from coffre.client._evidence import (
     expected_cells,
     is_lost,
+    is_short,
     is_unlocked_recoding,
     never_acknowledged,
     require_quorum,
@@ -288,7 +289,12 @@ class Reader:
                 if fate is Fate.DEAD:
                     dead.add(stamp)
                     continue
-            if never_acknowledged(electorate, found.opened, replies, beyond, len(others)):
+            if electorate.is_moving and is_short(found.opened, replies, beyond):
+                others = tuple(view.everywhere(name).union(others))
+                beyond |= await self._ask(view, set(others) - beyond.keys(), name, grace=grace)
+                found.versions = {**holding(stamp, beyond), **found.versions}
+            departed = len(view.map.departed)
+            if never_acknowledged(electorate, found.opened, replies, beyond, others, departed):
                 dead.add(stamp)
                 continue
             await self._completer.complete(view, name, found, replies, beyond, voted=voted)

@@ -60,6 +60,11 @@ class View:
             dict.fromkeys((*self.understudies(name), *sorted(keepers - self.electorate(name).everyone)))
         )
 
+    def everywhere(self, name: ObjectName) -> frozenset[int]:
+        """All nodes that the map consults and that decide nothing about an object: while the map changes, each of them
+        may hold a shard, as a substitute of some epoch."""
+        return self.map.consulted - self.electorate(name).everyone
+
     def understudies(self, name: ObjectName) -> tuple[int, ...]:
         """The n nodes after the primaries in a partition's order: shards go nowhere else, so readers need to ask
         nobody else."""

@@ -1,0 +1,162 @@
+"""Reads, while the map changes, of what a dead writer left with too few shards: never stale, and not stuck."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
+
+import pytest
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.client import AsyncClient
+from coffre.client._stamps import Issuer
+from coffre.client._writes import Writer
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.electorate import Electorate, Electorates
+from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.map import ClusterMap
+from coffre.cluster.membership import drain_node, finish_move, remove_node
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.node.handler import Handler
+from coffre.node.mapholder import MapHolder
+from coffre.node.store import State
+from coffre.proto import coffre_pb2 as pb
+
+NAME = ObjectName("clinic", "b", "k")
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[InProcessCluster]:
+    """So many nodes that most are neither primaries nor understudies of an object."""
+    made = in_process_cluster(4, 2, nodes=16)
+    yield made
+    await made.aclose()
+
+
+def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
+    """Let all nodes work on a map, as if it had been published; return a client of it."""
+    for node in cluster_map.nodes:
+        holder = MapHolder(cluster_map, b"")
+        store = cluster.stores[node.number]
+        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    return cluster.client(cluster_map=cluster_map)
+
+
+def electorate(cluster_map: ClusterMap) -> Electorate:
+    return Electorates(cluster_map).of("clinic", "b", partition_of(NAME, cluster_map.partitions))
+
+
+def order(cluster_map: ClusterMap) -> list[int]:
+    """The nodes that decide nothing about the object, the understudies first."""
+    everyone = electorate(cluster_map).everyone
+    placement = Electorates(cluster_map).placement("clinic", "b")
+    return [n for n in placement.order(partition_of(NAME, cluster_map.partitions)) if n not in everyone]
+
+
+def drained(cluster_map: ClusterMap, number: int) -> ClusterMap:
+    return drain_node(cluster_map, cluster_map.node(number).node_id)
+
+
+def lost(cluster_map: ClusterMap, number: int) -> ClusterMap:
+    return remove_node(cluster_map, cluster_map.node(number).node_id, shards_held=None, lost=True)
+
+
+async def put_on(
+    cluster: InProcessCluster,
+    cluster_map: ClusterMap,
+    holders: Collection[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A put that reaches these nodes alone, by a writer that dies before it says or takes back anything."""
+
+    async def reach(node: int, request: object) -> None:
+        if isinstance(request, pb.BatchRequest) and request.operations:
+            kind = request.operations[0].WhichOneof("operation")
+            if kind == "abort" or (kind == "accept" and node not in holders):
+                raise Unavailable("the writer is dead")
+
+    before, cluster.network.before = cluster.network.before, reach
+    try:
+        with monkeypatch.context() as dying:
+            dying.setattr(Issuer, "marks", lambda self: ())
+            dying.setattr(Writer, "settle", lambda *args, **options: None)
+            client = cluster.client(cluster_map=cluster_map)
+            await client.put("b", "k", b"newer")
+            await client.flush()
+    finally:
+        cluster.network.before = before
+    states = {n: [v.state for v in await store.read(NAME)] for n, store in cluster.stores.items()}
+    assert {number for number, found in states.items() if State.ACCEPTED in found} == set(holders)
+
+
+async def begin(cluster: InProcessCluster) -> tuple[int, ...]:
+    client = cluster.client()
+    await client.put("b", "k", b"before")
+    await client.flush()
+    return electorate(cluster.cluster_map).primaries
+
+
+async def test_what_nobody_was_told_of_is_skipped_while_the_map_changes(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primaries = await begin(cluster)
+    moving = drained(cluster.cluster_map, primaries[0])
+    reader = adopt(cluster, moving)
+    with pytest.raises(CoffreError):
+        await put_on(cluster, moving, primaries[:4], monkeypatch)
+    assert await reader.get("b", "k") == b"before"
+    assert [entry.key async for entry in reader.list("b") if not isinstance(entry, str)] == ["k"]
+    far = order(moving)[6:]
+    cluster.network.down.add(far[0])
+    assert await reader.get("b", "k") == b"before"  # fewer than D even so
+    cluster.network.down.add(far[1])
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")
+    cluster.network.down.clear()
+    await reader.put("b", "k", b"after")
+    assert await reader.get("b", "k") == b"after"
+
+
+async def test_a_lost_node_may_have_had_the_shard_that_is_missing(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts; and where another node departed before, it proves nothing that fewer than D are possible."""
+    primaries = await begin(cluster)
+    departed = order(cluster.cluster_map)[0]
+    for earlier in (cluster.cluster_map, finish_move(lost(cluster.cluster_map, departed))):
+        assert electorate(earlier).primaries == primaries
+        moving = lost(earlier, primaries[0])
+        cluster.network.down |= {primaries[0]}
+        reader = adopt(cluster, moving)
+        with pytest.raises(CoffreError):
+            await put_on(cluster, moving, primaries[3:], monkeypatch)
+        if earlier is cluster.cluster_map:
+            assert await reader.get("b", "k") == b"before"
+            await reader.put("b", "k", b"before")
+            await reader.flush()
+        else:
+            with pytest.raises(Unavailable):
+                await reader.get("b", "k")
+
+
+async def test_a_substitute_of_an_earlier_map_may_hold_a_shard_of_what_was_acknowledged(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes joined since, and it is no understudy any more. While it is silent nothing can be shown."""
+    joining = order(cluster.cluster_map)[2:4]
+    others = tuple(node for node in cluster.cluster_map.nodes if node.number not in joining)
+    small = replace(cluster.cluster_map, nodes=others)
+    client = adopt(cluster, small)
+    primaries, substitute = electorate(small).primaries, order(small)[5]
+    await client.put("b", "k", b"before")
+    await client.flush()
+    await put_on(cluster, small, [*primaries[:4], substitute], monkeypatch)
+    grown = replace(cluster.cluster_map, epoch=small.epoch + 1)
+    assert electorate(grown).primaries == primaries
+    moving = drained(grown, primaries[5])
+    assert substitute in order(moving)[6:]
+    reader = adopt(cluster, moving)
+    cluster.network.down |= {primaries[3], substitute}
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")
+    cluster.network.down.discard(substitute)
+    assert await reader.get("b", "k") == b"newer"
