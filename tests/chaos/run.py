@@ -253,7 +253,7 @@ async def judged(chaos: Chaos) -> bool:
     """All is well again, and the load has ended: end the change that is under way, and check everything."""
     held_up: set[str] = set()
     operations = history(chaos.records, await final_reads(chaos.cluster, held_up))
-    print(f"{count(operations)}, {len(held_up)} keys held up by one of these while the map changes")
+    print(f"{count(operations)}, {len(held_up)} keys held up by one of these and a lost node")
     check_held_up(held_up, operations)
     if not judge(operations):
         return False
