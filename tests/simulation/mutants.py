@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
+from tests.simulation.set_aside import SET_ASIDE
+
 __all__ = ["MUTANTS", "Mutant", "Verdict", "hunt", "main"]
 
 SEEDS_MAX = 400
@@ -36,6 +38,7 @@ class Mutant:
     instead: str
     seed: int
     quick: bool = False
+    changing: bool = False  # only runs whose map changes can show it
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +311,54 @@ MUTANTS = (
         "    if False:\n",
         10,
     ),
+    Mutant(
+        "a read hears the new primaries alone",
+        "coffre.cluster.electorate",
+        "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)",
+        "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars[:1])",
+        54,
+        changing=True,
+    ),
+    Mutant(
+        "a write is on a majority of the new primaries alone",
+        "coffre.cluster.electorate",
+        "return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars)",
+        "return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars[:1])",
+        253,
+        changing=True,
+    ),
+    Mutant(
+        "primaries of before are not consulted",
+        "coffre.cluster.electorate",
+        "        self._maps = (cluster_map, *cluster_map.prior)\n",
+        "        self._maps = (cluster_map,)\n",
+        80,
+        changing=True,
+    ),
+    Mutant(
+        "a node reports what it does not have yet as moved",
+        "coffre.node.repair.repairer",
+        "d.partition for d in found if d.complete and not d.pending and d.partition not in self._failed",
+        "d.partition for d in found if d.complete",
+        80,
+        changing=True,
+    ),
+    Mutant(
+        "a move is ended before all has moved",
+        "coffre.cluster.changes",
+        "            if move.is_finished(found):\n",
+        "            if True:\n",
+        80,
+        changing=True,
+    ),
+    Mutant(
+        "a node serves every epoch",
+        "coffre.node.handler",
+        "        if epoch != self._maps.map.epoch:\n            raise self._stale(epoch)\n",
+        "",
+        19,
+        changing=True,
+    ),
 )
 
 
@@ -355,6 +406,10 @@ def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
     run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
     logging.disable(logging.CRITICAL)
     seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
+    if mutant.changing:
+        draw: Callable[[int], object] = importlib.import_module("tests.simulation.plan").draw_plan
+        seeds = [seed for seed in seeds if draw(seed).changes is not None]  # type: ignore[attr-defined]
+    seeds = [seed for seed in seeds if seed not in SET_ASIDE]
     for tried, seed in enumerate(seeds, 1):
         failures: tuple[str, ...] = run(seed).failures  # type: ignore[attr-defined]  # a Result, loaded just now
         if failures:
