@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 
@@ -64,6 +65,8 @@ def run_plan(plan: Plan) -> Result:
             await _Run(world).whole()
         except TimeoutError:
             world.fail(f"somebody still waits after {SECONDS_MAX:.0f} s")
+        except Exception:  # noqa: BLE001 - one seed that breaks must not end a run of thousands
+            world.fail(f"the run broke: {traceback.format_exc()}")
         for error in (*loop.errors, *world.network.bugs):
             world.fail(f"nobody caught {error!r}")
 
