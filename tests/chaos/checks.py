@@ -14,7 +14,6 @@ from typing import Any
 from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import NotFound, Unavailable
-from coffre.cluster.map import ClusterMap, NodeState
 
 from tests.chaos.load import BUCKET, KEYS, body_of, value_of
 from tests.simulation.history import NEVER, Kind, Operation
@@ -74,7 +73,7 @@ async def final_reads(cluster: LocalCluster, held_up: set[str] | None = None) ->
             except NotFound:
                 found[key] = None
             except Unavailable:
-                if held_up is None or not _lost(client.cluster_map):
+                if held_up is None or not client.cluster_map.lost:
                     raise
                 held_up.add(key)
         for key, value in _COLD.items():
@@ -84,12 +83,6 @@ async def final_reads(cluster: LocalCluster, held_up: set[str] | None = None) ->
             written = {key for key, value in found.items() if value is not None}
             assert listed == written | _COLD.keys(), "a list tells another story"
     return found
-
-
-def _lost(cluster_map: ClusterMap) -> set[int]:
-    """Nodes that are gone for good, and are consulted while their data moves."""
-    removed = {node.number for node in cluster_map.nodes if node.state is NodeState.REMOVED}
-    return removed & cluster_map.consulted
 
 
 def check_held_up(held_up: set[str], operations: list[Operation]) -> None:

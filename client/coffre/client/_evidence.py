@@ -16,6 +16,7 @@ from coffre.proto import coffre_pb2 as pb
 
 __all__ = [
     "expected_cells",
+    "is_kept_after_loss",
     "is_lost",
     "is_short",
     "is_unlocked_recoding",
@@ -146,6 +147,24 @@ def never_acknowledged(
     if electorate.is_moving:
         return unlocked and (possible < k or possible + departed < k + 1)
     return possible < k + 1 and (unlocked or possible < k)
+
+
+def is_kept_after_loss(
+    electorate: Electorate, lost: Collection[int], opened: OpenManifest, replies: Replies, beyond: Replies
+) -> bool:
+    """Whether a version stands although votes on it are lost, and locked nodes have k shards of it."""
+    stamp = opened.stamp.to_bytes()
+    held = (*holding(stamp, replies).items(), *holding(stamp, beyond).items())
+    locked = {node: version for node, version in held if version.state == pb.STATE_LOCKED}
+    shards = {v.shard_index for v in locked.values() if v.HasField("shard_index") and not v.damaged}
+    if not opened.tombstone and len(shards) < opened.manifest.k:
+        return False
+    aborted = {
+        node
+        for node, versions in replies.items()
+        if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for v in versions)
+    }
+    return electorate.is_moving and electorate.is_kept_after_loss(lost, locked, aborted)
 
 
 def _shards(opened: OpenManifest, replies: Replies, beyond: Replies) -> set[int]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from coffre.client._completion import SILENCE_SECONDS, Completer
 from coffre.client._evidence import (
     expected_cells,
+    is_kept_after_loss,
     is_lost,
     is_short,
     is_unlocked_recoding,
@@ -285,6 +286,9 @@ class Reader:
                     elsewhere=None if found.opened.tombstone else elsewhere,
                 )
                 if fate is Fate.UNKNOWN:
+                    if await self._is_kept_after_loss(view, name, found, others):
+                        self.note_established(name, found.opened.stamp)
+                        return found
                     raise Unavailable("too few nodes answer to tell whether the newest version stands")
                 if fate is Fate.DEAD:
                     dead.add(stamp)
@@ -300,6 +304,18 @@ class Reader:
             await self._completer.complete(view, name, found, replies, beyond, voted=voted)
             self.note_established(name, found.opened.stamp)
             return found
+
+    async def _is_kept_after_loss(
+        self, view: View, name: ObjectName, found: Found, others: Collection[int]
+    ) -> bool:
+        """Ask again, now that everybody has voted, whether the version stands without the votes of lost nodes."""
+        if view.map.lost.isdisjoint(view.electorate(name).everyone):
+            return False
+        stamp = found.opened.stamp.to_bytes()
+        replies = await self._ask(view, view.electorate(name).everyone, name)
+        beyond = await self._ask(view, {*others, *holding(stamp, replies)} - replies.keys(), name)
+        found.versions = {**holding(stamp, beyond), **holding(stamp, replies)}
+        return is_kept_after_loss(view.electorate(name), view.map.lost, found.opened, replies, beyond)
 
     # ---------------------------------------------------------------- asking
 

@@ -269,6 +269,12 @@ class ClusterMap:
         )
 
     @property
+    def lost(self) -> frozenset[int]:
+        """Numbers of the nodes that were given up for lost, and are consulted while their data is made anew."""
+        removed = {node.number for node in self.nodes if node.state is NodeState.REMOVED}
+        return self.consulted & removed
+
+    @property
     def departed(self) -> frozenset[int]:
         """Numbers of the nodes that were taken out before the oldest map that is consulted."""
         return frozenset(node.number for node in self.nodes) - self.consulted

@@ -95,6 +95,19 @@ class Electorate:
         nodes, write, _ = self._base
         return len(nodes.intersection(holders_or_silent)) >= write
 
+    def is_kept_after_loss(
+        self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]
+    ) -> bool:
+        """Whether a version stands although votes on it were lost with their nodes, for good.
+
+        Everybody else of the oldest set has given a final vote, and with the lost ones it may have been LOCKED on W.
+        """
+        nodes = self._base[0]
+        known = nodes.intersection(locked)
+        if not known or nodes.isdisjoint(lost) or not nodes.issubset({*lost, *locked, *aborted}):
+            return False
+        return not self.is_dead_by(aborted) and self.may_be_established({*lost, *known})
+
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""
         return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)

@@ -18,7 +18,7 @@ from coffre.cluster.membership import drain_node, finish_move, remove_node
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
-from coffre.node.store import State
+from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
 
 NAME = ObjectName("clinic", "b", "k")
@@ -160,3 +160,32 @@ async def test_a_substitute_of_an_earlier_map_may_hold_a_shard_of_what_was_ackno
         await reader.get("b", "k")
     cluster.network.down.discard(substitute)
     assert await reader.get("b", "k") == b"newer"
+
+
+async def test_what_may_stand_by_the_vote_of_a_lost_node_is_kept(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LOCKED on three primaries and refused by two; the sixth vote is lost with its node, so W may have locked it."""
+    primaries = await begin(cluster)
+    substitute = order(cluster.cluster_map)[0]
+    holders = (*primaries[1:4], substitute)
+    with pytest.raises(CoffreError):
+        await put_on(cluster, cluster.cluster_map, holders, monkeypatch)
+    stamp = max(version.stamp for version in await cluster.stores[substitute].read(NAME))
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    for node in holders:
+        await cluster.stores[node].apply([Lock(NAME, partition, stamp)])
+    for node in primaries[4:]:
+        await cluster.stores[node].apply([Refuse(NAME, partition, stamp)])
+    cluster.network.down.add(primaries[0])
+    with pytest.raises(Unavailable):
+        await cluster.client().get("b", "k")  # the sixth may come back
+    reader = adopt(cluster, lost(cluster.cluster_map, primaries[0]))
+    cluster.network.down.add(primaries[5])
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")
+    cluster.network.down.discard(primaries[5])
+    assert await reader.get("b", "k") == b"newer"
+    cluster.network.down.add(substitute)
+    with pytest.raises(Unavailable):  # three shards are left
+        await adopt(cluster, lost(cluster.cluster_map, primaries[0])).get("b", "k")

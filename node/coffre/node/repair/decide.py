@@ -56,7 +56,8 @@ class View:
     that are not in it are silent. `silent_elsewhere`: how many nodes that are no primaries, and may hold a
     shard, did not answer. `homes`: by k and m, where the shards of versions that are coded so belong; without any they
     belong to the primaries. `consulted`: every node that the map consults; while it changes, each of them may hold a
-    shard, and without them shards are not counted. `departed`: how many nodes were taken out before."""
+    shard, and without them shards are not counted. `lost`: those of them that are gone for good. `departed`: how many
+    nodes were taken out before."""
 
     me: int
     electorate: Electorate
@@ -68,6 +69,7 @@ class View:
     homes: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     consulted: frozenset[int] = frozenset()
     departed: int = 0
+    lost: frozenset[int] = frozenset()
 
     @property
     def is_voter(self) -> bool:
@@ -165,7 +167,17 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        return self.condemned or (self.settled and self._can_be_settled) or self.promised
+        return self.condemned or (self.settled and self._can_be_settled) or self.promised or self._is_kept
+
+    @property
+    def _is_kept(self) -> bool:
+        """LOCKED on W of the oldest set if the votes that were lost with their nodes are counted, when everybody else
+        has given a final vote, and locked nodes have k shards: it may have been returned, and nobody can decide it."""
+        lost, electorate = self._view.lost, self._electorate
+        if not electorate.is_moving or self.dead:
+            return False
+        left = self.tombstone or self._shards_of(self._locked) >= self._k_most
+        return left and electorate.is_kept_after_loss(lost, self._locked, self.aborted)
 
     @property
     def promised(self) -> bool:

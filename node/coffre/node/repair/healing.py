@@ -185,6 +185,7 @@ class Healer:
             scene.homes(task.partition),
             cluster_map.consulted if electorate.is_moving else frozenset(),
             len(cluster_map.departed),
+            cluster_map.lost,
         )
 
     async def _hear_everyone(self, scene: Scene, views: dict[ObjectName, View]) -> set[ObjectName]:

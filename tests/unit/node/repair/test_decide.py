@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import hypothesis.strategies as st
 import pytest
@@ -251,8 +251,10 @@ def while_moving(
     me: int = 1,
     departed: int = 0,
     consulted: frozenset[int] = ALL,
+    lost: Collection[int] = (),
 ) -> View:
-    return View(me, MOVING, {me: (), **answers}, NOW_MS, consulted=consulted, departed=departed)
+    everything = {me: (), **answers}
+    return View(me, MOVING, everything, NOW_MS, consulted=consulted, departed=departed, lost=frozenset(lost))
 
 
 def test_too_few_shards_on_all_nodes_are_given_up_while_the_map_changes() -> None:
@@ -288,6 +290,23 @@ def test_a_lost_node_counts_while_it_is_consulted() -> None:
     answers = left({1: 0, 2: 1, 3: 2}, 4, 5, 7, 8)
     assert steps(while_moving(answers)) == [(Step.GIVE_UP, stamp(1))]
     assert steps(while_moving(answers, departed=1)) == []
+
+
+def test_what_may_stand_by_votes_that_were_lost_stands() -> None:
+    """LOCKED on 1, 2 and 3 of the oldest set, refused by 4 and 5, and the vote of 6 is lost: nobody can decide it."""
+    votes = {**each([1, 2, 3], 1, L), 8: [held(1, L, 3)], 4: [held(1, X)], 5: [held(1, X)], 7: []}
+    assert steps(while_moving(votes)) == []  # 6 is away, and may come back
+    assert steps(while_moving(votes, lost=(6,))) == [(Step.SETTLE, stamp(1))]
+    assert steps(while_moving(votes, lost=(6,), me=5)) == [(Step.RESTORE, stamp(1))]
+    assert steps(while_moving(votes, lost=(6,), me=7)) == [(Step.RESTORE, stamp(1))]
+    assert steps(while_moving({**votes, 8: []}, lost=(6,))) == []  # three shards are left
+    assert steps(while_moving({**votes, 8: [held(1, A, 3)]}, lost=(6,))) == []  # it may yet vote against it
+    assert steps(while_moving({**votes, 5: []}, lost=(6,), me=5)) != [
+        (Step.RESTORE, stamp(1))
+    ]  # it has a vote
+    assert steps(while_moving({**votes, 3: [held(1, X)]}, lost=(6,), me=7)) == [(Step.REFUSE, stamp(1))]
+    alone = {**each([1, 2], 1, L), **{node: [held(1, X)] for node in (4, 5)}, 3: [held(1, A, 2)]}
+    assert steps(while_moving(alone, lost=(6,))) == []
 
 
 def test_a_node_that_a_placement_names_may_hold_a_shard() -> None:
