@@ -15,7 +15,14 @@ from functools import partial
 from coffre.cluster.changes import begin_change, follow_move
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.coordination.maps import newest_map
-from coffre.cluster.errors import CoffreError, Conflict, InvalidArgument, PolicyViolation, RetryableError
+from coffre.cluster.errors import (
+    CoffreError,
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    PolicyViolation,
+    RetryableError,
+)
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, NodeState, verify_map
 from coffre.cluster.map_source import VerifiedMap, maps_of_nodes
@@ -258,7 +265,12 @@ class Administration:
             try:
                 if await self._run(what, wish, waits=waits):
                     return
-            except (RetryableError, Conflict, PolicyViolation) as error:
+            except (
+                RetryableError,
+                Conflict,
+                PolicyViolation,
+                NotFound,
+            ) as error:  # coordination may forget maps
                 self._note(what, "failed:", repr(error))
                 failures += 1
                 if failures % RESTORE_AFTER == 0:

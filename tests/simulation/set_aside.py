@@ -17,7 +17,7 @@ from __future__ import annotations
 
 __all__ = ["SET_ASIDE"]
 
-UNDECIDED = {43, 177}
+UNDECIDED = {43, 177, 371}
 CONDEMNED = {2013}
 TWICE = {1025}
 BEHIND = {1034}
