@@ -156,7 +156,7 @@ def spare_without(world: World, number: int) -> bool:
     """Whether every version that is known to be established has enough shards elsewhere, with nothing to spare."""
     established, shards = _good_shards(world, [other for other in world.hosts if other != number])
     return all(
-        holding.tombstone or len(shards[holding.stamp]) >= world.policy.k
+        holding.tombstone or len(shards.get(holding.stamp, ())) >= world.policy.k
         for holding in world.hosts[number].store.holdings()
         if holding.stamp in established
     )
