@@ -1,11 +1,8 @@
 """Seeds that show a bug of the product which is known and not mended yet. They are run by hand alone.
 
-`UNDECIDED` (docs/repair.md, "While the map changes"): a version that its dead writer left on few primaries of before is
-not decided while the map changes, since shards are not counted then, and a node that is a primary of before alone casts
-no vote by itself. So the object cannot be read, or the move does not end, until somebody writes the object again.
-
-`CONDEMNED`: a tombstone that only some primaries had condemned when the map changed. A new primary takes nothing that
-anybody has condemned, and nobody else condemns what a primary lacks. So it stays, and digests differ.
+`SPLIT`: half of the votes about a version that its dead writer left are LOCKED, the others ABORTED, and the node that
+was lost for good cast the one that decides. Nobody can say any more whether the version stands, so the object cannot be
+read, and the move does not end, until somebody writes the object again.
 
 `TWICE`: two primaries keep the same shard of a version, and a node keeps the missing one for others, for ever.
 
@@ -17,8 +14,7 @@ from __future__ import annotations
 
 __all__ = ["SET_ASIDE"]
 
-UNDECIDED = {43, 177, 371}
-CONDEMNED = {2013}
+SPLIT = {371}
 TWICE = {1025}
 BEHIND = {1034}
-SET_ASIDE = frozenset(UNDECIDED | CONDEMNED | TWICE | BEHIND)
+SET_ASIDE = frozenset(SPLIT | TWICE | BEHIND)
