@@ -62,7 +62,7 @@ MUTANTS = (
         "coffre.client._rounds",
         "return self.electorate.is_established_by(self._holders)",
         "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
-        39,
+        16,
     ),
     Mutant(
         "one answer too few for a read",
@@ -102,7 +102,7 @@ MUTANTS = (
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
-        19,
+        25,
         quick=True,
     ),
     Mutant(
@@ -140,7 +140,7 @@ MUTANTS = (
         "coffre.client._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
-        41,
+        19,
     ),
     Mutant(
         "settled before it is established",
@@ -224,7 +224,7 @@ MUTANTS = (
         "coffre.client._conditions",
         "        if self.version is not None and not (live and self._is_met(newest)):\n",
         "        if self.version is not None and not self._is_met(newest):\n",
-        193,
+        107,
     ),
     Mutant(
         "a conditional write needs no lock",
@@ -256,7 +256,7 @@ MUTANTS = (
         "coffre.node.votes",
         "    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):\n",
         "    if False:\n",
-        3,
+        8,
         quick=True,
     ),
     Mutant(
@@ -264,22 +264,21 @@ MUTANTS = (
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED and not entry.conditional)",
-        180,
+        251,
     ),
     Mutant(
         "a base ignores what is not settled",
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
-        3,
-        quick=True,
+        100,
     ),
     Mutant(
         "repair takes accepted for established",
         "coffre.node.repair.decide",
         "if version.state >= LOCKED}",
         "if version.state >= ACCEPTED}",
-        11,
+        43,
     ),
     Mutant(
         "repair gives several nodes one shard",

@@ -18,9 +18,9 @@ __all__ = [
     "expected_cells",
     "is_kept_after_loss",
     "is_lost",
-    "is_short",
     "is_unlocked_recoding",
     "lawful",
+    "may_turn_on_shards",
     "never_acknowledged",
     "require_quorum",
 ]
@@ -106,9 +106,18 @@ def is_unlocked_recoding(electorate: Electorate, opened: OpenManifest, replies: 
     return not electorate.may_be_established(electorate.everyone - replies.keys() | locked)
 
 
-def is_short(opened: OpenManifest, replies: Replies, beyond: Replies) -> bool:
-    """Whether fewer than k shards of a version, whole or damaged, are known."""
-    return not opened.tombstone and len(_shards(opened, replies, beyond)) < opened.manifest.k
+def may_turn_on_shards(
+    electorate: Electorate, opened: OpenManifest, replies: Replies, beyond: Replies
+) -> bool:
+    """Whether W may hold a version of which so few shards, whole or damaged, are known that it may never have been
+    acknowledged: fewer than D, or while the map changes fewer than k."""
+    if opened.tombstone:
+        return False
+    holders = holding(opened.stamp.to_bytes(), replies)
+    if not electorate.may_be_established((electorate.everyone - replies.keys()).union(holders)):
+        return False
+    bar = opened.manifest.k + (not electorate.is_moving)
+    return len(_shards(opened, replies, beyond)) < bar
 
 
 def never_acknowledged(
@@ -122,31 +131,30 @@ def never_acknowledged(
     """Whether neither its writer nor a reader can have seen the version at the bar.
 
     A damaged copy counts as what it was: rot must not make an acknowledged version look like none. `others`: nodes that
-    decide nothing and may hold a shard; `beyond`: what they answered. While the map changes, shards count only when
-    too few to complete it are known, and `others` are then all nodes that the map consults. `departed`: how many nodes
-    were taken out before.
+    decide nothing and may hold a shard; `beyond`: what they answered. Where it `may_turn_on_shards`, `others` are all
+    nodes that the map consults. `departed`: how many nodes were taken out before, each of which may have had one.
     """
     stamp = opened.stamp.to_bytes()
     silent = electorate.everyone - replies.keys()
     holders = holding(stamp, replies)
     if not electorate.may_be_established(silent.union(holders)):
         return True
-    if opened.tombstone or (electorate.is_moving and not is_short(opened, replies, beyond)):
+    if not may_turn_on_shards(electorate, opened, replies, beyond):
         return False
     k = opened.manifest.k
     held = (*holders.values(), *holding(stamp, beyond).values())
     unknown = sum(version.damaged and not version.HasField("shard_index") for version in held)
     may_hold = silent.union(others)
-    if electorate.is_moving:
-        may_hold = may_hold.union(*(version.sealed.placement for version in held))
+    may_hold = may_hold.union(*(version.sealed.placement for version in held))
     possible = (
         len(_shards(opened, replies, beyond)) + unknown + len(may_hold - replies.keys() - beyond.keys())
     )
     locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
     unlocked = not electorate.may_be_established(silent | locked)
+    few = possible + departed < k + 1
     if electorate.is_moving:
-        return unlocked and (possible < k or possible + departed < k + 1)
-    return possible < k + 1 and (unlocked or possible < k)
+        return unlocked and (possible < k or few)
+    return possible < k or (unlocked and few)
 
 
 def is_kept_after_loss(

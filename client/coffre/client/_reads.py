@@ -11,8 +11,8 @@ from coffre.client._evidence import (
     expected_cells,
     is_kept_after_loss,
     is_lost,
-    is_short,
     is_unlocked_recoding,
+    may_turn_on_shards,
     never_acknowledged,
     require_quorum,
 )
@@ -293,11 +293,12 @@ class Reader:
                 if fate is Fate.DEAD:
                     dead.add(stamp)
                     continue
-            if electorate.is_moving and is_short(found.opened, replies, beyond):
+            departed = len(view.map.departed)
+            if may_turn_on_shards(electorate, found.opened, replies, beyond):
+                # Shards may lie with substitutes of any map: who was behind the primaries then may not be now.
                 others = tuple(view.everywhere(name).union(others))
                 beyond |= await self._ask(view, set(others) - beyond.keys(), name, grace=grace)
                 found.versions = {**holding(stamp, beyond), **found.versions}
-            departed = len(view.map.departed)
             if never_acknowledged(electorate, found.opened, replies, beyond, others, departed):
                 dead.add(stamp)
                 continue

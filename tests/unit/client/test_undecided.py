@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 
 import pytest
@@ -189,3 +189,22 @@ async def test_what_may_stand_by_the_vote_of_a_lost_node_is_kept(
     cluster.network.down.add(substitute)
     with pytest.raises(Unavailable):  # three shards are left
         await adopt(cluster, lost(cluster.cluster_map, primaries[0])).get("b", "k")
+
+
+@pytest.mark.parametrize("ended", [drained, lost])
+async def test_a_substitute_that_left_before_may_have_had_a_shard(
+    cluster: InProcessCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: Callable[[ClusterMap, int], ClusterMap],
+) -> None:
+    """The move is over, and this partition had no part in it: no set of primaries says where the fifth shard went."""
+    primaries, substitute = await begin(cluster), order(cluster.cluster_map)[0]
+    await put_on(cluster, cluster.cluster_map, [*primaries[:4], substitute], monkeypatch)  # acknowledged
+    after = finish_move(ended(cluster.cluster_map, substitute))
+    assert not electorate(after).is_moving
+    reader = adopt(cluster, after)
+    cluster.network.down |= {primaries[3], substitute}
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")
+    cluster.network.down = {substitute} if ended is lost else set()
+    assert await reader.get("b", "k") == b"newer"

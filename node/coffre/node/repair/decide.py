@@ -216,10 +216,10 @@ class _Tally:
         if not self._counts_shards:
             return False
         unlocked = not electorate.may_be_established(self._locked | silent)
+        few = self._possible_shards + self._view.departed < self._k_least + 1
         if electorate.is_moving:
-            few = self._possible_shards + self._view.departed < self._k_least + 1
             return unlocked and (few or self.is_unreadable)
-        return self._possible_shards < self._k_least + 1 and (unlocked or self.is_unreadable)
+        return self.is_unreadable or (unlocked and few)
 
     @property
     def is_unreadable(self) -> bool:

@@ -182,6 +182,14 @@ def test_a_version_that_nobody_can_complete_is_given_up_by_who_holds_it() -> Non
     assert steps(view({**answers, 1: [held(1, L, 0)], 5: [], 6: []})) == []  # a promise is kept
 
 
+def test_a_node_that_was_taken_out_may_have_had_a_shard() -> None:
+    """1, 2, 3, 4 and a substitute took it; the substitute is gone, and 4 does not answer for now."""
+    answers = {**each([1, 2, 3], 1, A), 5: [], 6: []}
+    assert steps(view(answers)) == []
+    assert steps(View(5, SIX, answers, NOW_MS)) == [(Step.REFUSE, stamp(1))]  # four shards at most
+    assert steps(View(5, SIX, answers, NOW_MS, departed=1)) == []
+
+
 def test_the_same_shard_twice_is_one() -> None:
     """As when a node answered so late that a substitute took its shard, too."""
     shards = {1: 0, 2: 1, 3: 2, 4: 2}
