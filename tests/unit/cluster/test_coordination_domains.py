@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from coffre.cluster._certificates import read_certificate
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.coordination import MemoryCoordination, Page, Put, _engine
+from coffre.cluster.coordination import Entry, MemoryCoordination, Page, Put, _engine
 from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, get_bucket, list_buckets
 from coffre.cluster.coordination.liveness import NodeStatus, alive_nodes, announce
 from coffre.cluster.coordination.locks import KeyLocks, lock_prefix
@@ -144,6 +144,58 @@ async def test_only_verified_maps_are_published(
         with pytest.raises(error):
             await publish(store, cluster, signed)
     assert await newest_map(store) is None
+
+
+class LostMeanwhile(MemoryCoordination):
+    """Gone, and set up anew with `instead`, once somebody has read which map is the newest."""
+
+    def __init__(self, clock: ManualClock, instead: MemoryCoordination) -> None:
+        super().__init__(clock, seeded_entropy("lost"))
+        self.instead = instead
+        self.lost = False
+
+    async def range(self, prefix: str, *, limit: int = 1000, after: str = "") -> Page:
+        page = await super().range(prefix, limit=limit, after=after)
+        self.lost = self.lost or bool(page.entries)
+        return page
+
+    async def get(self, key: str) -> Entry | None:
+        if self.lost:
+            return await self.instead.get(key)
+        found = await super().get(key)
+        self.lost = self.lost or found is not None
+        return found
+
+
+async def test_a_store_that_is_lost_while_it_is_read_is_worth_another_try(
+    store: MemoryCoordination, cluster: Cluster, clock: ManualClock
+) -> None:
+    async def follow(lost: LostMeanwhile) -> None:
+        async with aclosing(watch_maps(lost)) as watching:
+            await anext(watching)
+
+    for refilled in (False, True):
+        if refilled:  # by another epoch, in a store whose revisions have gone on
+            await store.commit([], [Put("nodes/0000000001", b"")])
+            await publish(store, cluster, cluster.signed(4))
+        readers: tuple[Callable[[LostMeanwhile], Awaitable[object]], ...]
+        readers = (newest_map, follow, lambda lost: publish(lost, cluster, cluster.signed(6)))
+        for reads in readers:
+            lost = LostMeanwhile(clock, store)
+            await publish(lost, cluster, cluster.signed(5))
+            with pytest.raises(Unavailable, match="lost the map of epoch 5"):
+                await reads(lost)
+            await lost.close()
+
+
+async def test_a_store_without_the_map_that_it_names_is_damaged(
+    store: MemoryCoordination, cluster: Cluster
+) -> None:
+    await store.commit([], [Put("maps/current", b"5")])
+    with pytest.raises(IntegrityError, match="epoch 5"):
+        await newest_map(store)
+    with pytest.raises(IntegrityError, match="epoch 5"):
+        await publish(store, cluster, cluster.signed(6))
 
 
 async def test_of_racing_publishers_one_wins(store: MemoryCoordination, cluster: Cluster) -> None:

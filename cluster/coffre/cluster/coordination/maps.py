@@ -7,7 +7,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from coffre.cluster.coordination.seam import VALUE_BYTES_MAX, Compare, Coordination, Entry, Put
-from coffre.cluster.errors import Conflict, IntegrityError, InvalidArgument, NotFound, ReadAgain
+from coffre.cluster.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    ReadAgain,
+    Unavailable,
+)
 from coffre.cluster.map import ClusterMap, newer_map, verify_map
 from cryptography import x509
 
@@ -37,14 +44,38 @@ def _epoch(current: Entry) -> int:
 
 
 async def newest_map(coordination: Coordination) -> Published | None:
-    """The newest map, None when none was ever published. Raises `IntegrityError` when it is missing."""
+    """The newest map, None when none was ever published.
+
+    Raises `Unavailable` when the store was lost or changed while it was read, `IntegrityError` when it names a map that
+    it does not have.
+    """
     # By a range, which says what the whole store was at: a watch from the last change of the key alone may be told to
     # read again, for ever.
     page = await coordination.range(CURRENT)
     if not page.entries:
         return None
-    epoch = _epoch(page.entries[0])
-    return Published(epoch, await map_of_epoch(coordination, epoch), page.revision)
+    current = page.entries[0]
+    return Published(_epoch(current), await _map_of(coordination, current), page.revision)
+
+
+async def _map_of(coordination: Coordination, current: Entry) -> bytes:
+    """The signed map that `current` names. Raises as `newest_map`.
+
+    Both are put in one commit and never deleted. So who reads one without the other has read two stores, the lost one
+    and the one that took its place; or the store is damaged, and reads the same again.
+    """
+    epoch = _epoch(current)
+    entry = await coordination.get(_key(epoch))
+    if entry is not None:
+        return entry.value
+    again = await coordination.get(CURRENT)
+    if again is not None and again.modified == current.modified:
+        raise IntegrityError(
+            f"coordination names the map of epoch {epoch} as its newest, and does not have it"
+        )
+    raise Unavailable(
+        f"coordination lost the map of epoch {epoch}, its newest, while it was read: its store was set up anew"
+    )
 
 
 async def map_of_epoch(coordination: Coordination, epoch: int) -> bytes:
@@ -62,14 +93,14 @@ async def publish_map(
 
     The first map may have any epoch (a store may be filled again after it was lost); any other has the epoch after
     the newest. With a time, the certificate of the signer must be valid then. Raises `Conflict` when the epoch is
-    another, or a map was published meanwhile; else as `verify_map` and `newer_map`.
+    another, or a map was published meanwhile; else as `verify_map`, `newer_map` and `newest_map`.
     """
     candidate = verify_map(signed, authority, unixtime_ms)
     if len(signed) > VALUE_BYTES_MAX:
         raise InvalidArgument(f"a map to be published has at most {VALUE_BYTES_MAX} bytes, not {len(signed)}")
     current = await coordination.get(CURRENT)
     if current is not None:
-        held = verify_map(await map_of_epoch(coordination, _epoch(current)), authority)
+        held = verify_map(await _map_of(coordination, current), authority)
         if newer_map(held, candidate) is held:
             return held
         if candidate.epoch != held.epoch + 1:
@@ -86,14 +117,14 @@ async def publish_map(
 async def watch_maps(coordination: Coordination) -> AsyncGenerator[Published]:
     """Yield the newest map, and each that becomes it; some may be left out when they follow fast.
 
-    Raises `Unavailable` when coordination cannot be reached any more.
+    Raises `Unavailable` when coordination cannot be reached any more, or as `newest_map`.
     """
     seen = 0
     while True:
         page = await coordination.range(CURRENT)
         if page.entries and (epoch := _epoch(page.entries[0])) > seen:
             seen = epoch
-            yield Published(epoch, await map_of_epoch(coordination, epoch), page.revision)
+            yield Published(epoch, await _map_of(coordination, page.entries[0]), page.revision)
         async with aclosing(coordination.watch(CURRENT, page.revision)) as watching:
             try:
                 await anext(watching)
