@@ -22,11 +22,20 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import Put, RemoteCoordination
 from coffre.cluster.coordination.liveness import alive_nodes
 from coffre.cluster.coordination.maps import map_of_epoch, newest_map, publish_map
-from coffre.cluster.errors import AlreadyExists, NotFound, PermissionDenied, RetryableError, Unavailable
+from coffre.cluster.errors import (
+    AlreadyExists,
+    NotFound,
+    PermissionDenied,
+    RetryableError,
+    StaleMap,
+    Unavailable,
+)
 from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.map import ClusterMap, read_certificate, read_map
+from coffre.cluster.map import ClusterMap, read_certificate, read_map, write_map
+from coffre.cluster.membership import set_capacity
 from coffre.proto import coffre_pb2 as pb
 
+COFFRE = str(Path(sys.executable).with_name("coffre"))
 PACE_SECONDS = 0.01  # between two looks at a state that nobody can be waited on for
 OPTIONS = ClientOptions(patience=5.0)
 PROCESSES, WRITERS = 4, 8
@@ -301,33 +310,89 @@ async def test_a_tenant_reaches_nothing_of_others(cluster: LocalCluster) -> None
 # -------------------------------------------------------------------- the loss of it all
 
 
+async def restore(cluster: LocalCluster) -> tuple[str, str]:
+    """What `coffre cluster restore-coordination` prints, and prints of errors."""
+    directory = cluster.directory
+    command = [
+        COFFRE,
+        *("cluster", "restore-coordination", "--map", str(directory / "cluster.map")),
+        *("--dir", str(directory / "pki"), "--operator", "operator"),
+    ]
+    pipe = asyncio.subprocess.PIPE
+    restoring = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    said, failed = await restoring.communicate()
+    assert bool(restoring.returncode) == bool(failed)
+    return said.decode(), failed.decode()
+
+
+async def lose_coordination(cluster: LocalCluster) -> None:
+    """Its node has an empty store when it comes back."""
+    cluster.kill(1)
+    shutil.rmtree(cluster.config(1).with_name("coordination"))
+    await cluster.start([1])
+
+
 async def test_coordination_is_restored_from_the_nodes(cluster: LocalCluster) -> None:
     """The run-book of docs/operations.md, "Coordination is lost", as written."""
     async with operator(cluster) as (transport, coordination):
         for epoch in (2, 3):
             await publish(cluster, coordination, replace(cluster.map, epoch=epoch))
         await until_epoch(transport, cluster.numbers, 3)
-    cluster.kill(1)
-    shutil.rmtree(cluster.config(1).with_name("coordination"))
-    await cluster.start([1])
-    directory = cluster.directory
-    command = [
-        str(Path(sys.executable).with_name("coffre")),
-        *("cluster", "restore-coordination", "--map", str(directory / "cluster.map")),
-        *("--dir", str(directory / "pki"), "--operator", "operator"),
-    ]
-    restoring = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    said, _ = await restoring.communicate()
-    assert said.decode() == "epoch 3 is restored, the newest that 3 nodes keep\n"
+    await lose_coordination(cluster)
+    assert await restore(cluster) == ("epoch 3 is restored, the newest that 3 nodes keep\n", "")
     async with operator(cluster) as (transport, coordination):
         newest = await newest_map(coordination)
         assert newest is not None
         assert newest.epoch == 3
         await publish(cluster, coordination, replace(cluster.map, epoch=4))
         await until_epoch(transport, cluster.numbers, 4)
-    again = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    await again.communicate()
-    assert again.returncode  # it is not empty any more
+    _, failed = await restore(cluster)
+    assert "nothing to restore" in failed  # it is not empty any more
+
+
+async def test_a_map_that_only_the_operators_file_has_is_restored(cluster: LocalCluster) -> None:
+    """Coordination was lost when it had said that the map is published, and before it had told any node."""
+    async with operator(cluster) as (transport, coordination):
+        await publish(cluster, coordination, replace(cluster.map, epoch=2))
+        await until_epoch(transport, cluster.numbers, 2)
+    await lose_coordination(cluster)
+    last = replace(cluster.map, epoch=3)
+    write_map(cluster.directory / "cluster.map", cluster.sign(last))
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
+        with pytest.raises(StaleMap):
+            await client.put("b", "k", b"x")
+    status = await asyncio.create_subprocess_exec(
+        *(COFFRE, "cluster", "status", "--operator", str(cluster.operator_config())),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    shown = (await status.communicate())[0].decode()
+    assert "epoch 3," in shown
+    assert "only your file has the one of epoch 3" in " ".join(shown.split())
+    said, failed = await restore(cluster)
+    assert (said.startswith("epoch 3 is restored from"), failed) == (True, "")
+    assert said.endswith("the newest that 3 nodes keep is 2\n")
+    async with operator(cluster) as (transport, _):
+        await until_epoch(transport, cluster.numbers, 3)
+    async with await connect(cluster.client_config(), options=OPTIONS) as client:
+        await client.put("b", "k", b"x")
+        assert await client.get("b", "k") == b"x"
+
+
+async def test_of_two_maps_of_one_epoch_none_is_restored(cluster: LocalCluster) -> None:
+    """Another operator has published in the place of what only this one's file has."""
+    async with operator(cluster) as (transport, coordination):
+        await publish(cluster, coordination, replace(cluster.map, epoch=2))
+        await until_epoch(transport, cluster.numbers, 2)
+    await lose_coordination(cluster)
+    other = set_capacity(cluster.map, cluster.map.nodes[0].node_id, 1 << 45)
+    assert other.epoch == 2
+    write_map(cluster.directory / "cluster.map", cluster.sign(other))
+    said, failed = await restore(cluster)
+    assert not said
+    assert "two different cluster maps of epoch 2" in failed
+    async with operator(cluster) as (_, coordination):
+        assert await newest_map(coordination) is None
 
 
 async def test_a_stolen_certificate_is_refused_at_once_and_after_a_restart(tmp_path: Path) -> None:

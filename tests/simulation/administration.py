@@ -15,14 +15,7 @@ from functools import partial
 from coffre.cluster.changes import begin_change, follow_move
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.coordination.maps import newest_map
-from coffre.cluster.errors import (
-    CoffreError,
-    Conflict,
-    InvalidArgument,
-    NotFound,
-    PolicyViolation,
-    RetryableError,
-)
+from coffre.cluster.errors import CoffreError, Conflict, InvalidArgument, PolicyViolation, RetryableError
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, NodeState, verify_map
 from coffre.cluster.map_source import VerifiedMap, maps_of_nodes
@@ -54,7 +47,7 @@ class Command:
         self._world = world
         self.actor = Actor(world.loop, name)
         self.clock = world.clock(name)
-        self.known = kept.map
+        self._kept = kept
         identity = Identity(kept.map.cluster_id, Role.OPERATOR, OPERATOR)
         self.transport = world.transport(identity, name, kept.map)
         self.coordination = RemoteCoordination(self.transport)
@@ -87,7 +80,10 @@ class Command:
             known = self._world.maps.newest.map
             answers = await maps_of_nodes(self.transport, known, authority().certificate)
             if set(self._world.hosts) <= answers.keys():
-                await restore_newest_map(self.coordination, self.transport, known, authority().certificate)
+                certificate = authority().certificate
+                await restore_newest_map(
+                    self.coordination, self.transport, self._kept, certificate, self.clock
+                )
 
     def end(self) -> None:
         """The process ends at once, whatever it was doing."""
@@ -265,12 +261,7 @@ class Administration:
             try:
                 if await self._run(what, wish, waits=waits):
                     return
-            except (
-                RetryableError,
-                Conflict,
-                PolicyViolation,
-                NotFound,
-            ) as error:  # coordination may forget maps
+            except (RetryableError, Conflict, PolicyViolation) as error:
                 self._note(what, "failed:", repr(error))
                 failures += 1
                 if failures % RESTORE_AFTER == 0:

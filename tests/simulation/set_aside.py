@@ -1,9 +1,6 @@
 """Seeds that show a bug of the product which is known and not mended yet. They are run by hand alone.
 
 `TWICE`: two primaries keep the same shard of a version, and a node keeps the missing one for others, for ever.
-
-`BEHIND`: coordination lost its store just after a map was published, and only the operator's file has that map.
-`restore-coordination` refuses, since what nodes have is older.
 """
 
 from __future__ import annotations
@@ -11,5 +8,4 @@ from __future__ import annotations
 __all__ = ["SET_ASIDE"]
 
 TWICE = {1025}
-BEHIND = {1034}
-SET_ASIDE = frozenset(TWICE | BEHIND)
+SET_ASIDE = frozenset(TWICE)

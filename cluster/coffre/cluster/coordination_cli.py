@@ -18,7 +18,8 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.grpc_transport import GrpcTransport
 from coffre.cluster.identity import Role
 from coffre.cluster.map import MAP_BYTES_MAX, NodeState, read_certificate, read_file, read_map, verify_map
-from coffre.cluster.publishing import restore_newest_map
+from coffre.cluster.map_source import VerifiedMap
+from coffre.cluster.publishing import Restored, restore_newest_map
 from coffre.cluster.tls import TlsFiles, load_identity
 
 __all__ = ["COMMANDS"]
@@ -44,7 +45,7 @@ class _Session:
         tls = TlsFiles(self.authority_path, directory / f"{operator}.crt", directory / f"{operator}.key")
         if load_identity(tls).role is not Role.OPERATOR:
             raise ConfigurationError(f"{tls.certificate} is not an operator's certificate")
-        self.map, _ = read_map(map_path, self.authority_path)
+        self.map, self.signed = read_map(map_path, self.authority_path)
         self.authority = read_certificate(self.authority_path)
         self.clock = SystemClock()
         self.transport = GrpcTransport(self.map, tls)
@@ -163,16 +164,25 @@ def list_command(map_path: Path, directory: Path, operator: str) -> None:
 @_operator
 @one_line_errors
 def restore(map_path: Path, directory: Path, operator: str) -> None:
-    """Fill an empty coordination store again: the newest signed map that any node keeps becomes the current one."""
+    """Fill an empty coordination store again: the newest signed map that you or any node keeps becomes the current one.
 
-    async def work(session: _Session) -> tuple[int, int]:
-        restored, answered = await restore_newest_map(
-            session.coordination, session.transport, session.map, session.authority
+    The map that was published last may be in your file alone, so give the newest one that you have.
+    """
+
+    async def work(session: _Session) -> Restored:
+        kept = VerifiedMap(session.map, session.signed)
+        return await restore_newest_map(
+            session.coordination, session.transport, kept, session.authority, session.clock
         )
-        return restored.epoch, answered
 
-    epoch, answered = _run(map_path, directory, operator, work)
-    click.echo(f"epoch {epoch} is restored, the newest that {answered} nodes keep")
+    done = _run(map_path, directory, operator, work)
+    if done.newest_of_nodes < done.map.epoch:
+        click.echo(
+            f"epoch {done.map.epoch} is restored from {map_path}; "
+            f"the newest that {done.answered} nodes keep is {done.newest_of_nodes}"
+        )
+    else:
+        click.echo(f"epoch {done.map.epoch} is restored, the newest that {done.answered} nodes keep")
 
 
 COMMANDS: tuple[click.Command, ...] = (publish, nodes, tenants, restore)

@@ -110,10 +110,14 @@ async def maps_of_nodes(
 
 
 def newest_of(known: ClusterMap, found: Mapping[int, VerifiedMap]) -> VerifiedMap | None:
-    """The newest of these maps, None when there is none. Raises as `newer_map` when another cannot come before it."""
+    """The newest of these maps, None when there is none. It is older than `known` when no node has that one yet.
+
+    Raises as `newer_map` when another of them, or of them and `known`, cannot come before the newest of all.
+    """
     newest = max(found.values(), key=lambda each: each.map.epoch, default=None)
-    if newest is not None:
-        newer_map(known, newest.map)
-        for other in found.values():
-            newer_map(other.map, newest.map)  # two maps of one epoch: an operator must decide
+    if newest is None:
+        return None
+    last = newest.map if newest.map.epoch >= known.epoch else known
+    for other in (known, *(each.map for each in found.values())):
+        newer_map(other, last)  # two maps of one epoch: an operator must decide
     return newest

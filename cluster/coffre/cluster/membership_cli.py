@@ -81,7 +81,11 @@ class Access:
         except RetryableError as error:
             authority = read_certificate(self.config.tls.authority)
             newest, _ = await newest_of_nodes(self.transport, self.config.cluster_map, authority)
-            found = self.config.cluster_map if newest is None else newest.map
+            found = (
+                self.config.cluster_map
+            )  # which may be newer than what nodes have, if coordination was lost
+            if newest is not None and newest.map.epoch > found.epoch:
+                found = newest.map
             await self.transport.update_map(found)
             return found, str(error)
 
