@@ -141,7 +141,7 @@ class _Tally:
         return own.damaged or (own.shard_index is None and not own.tombstone and self._view.me in self.homes)
 
     @property
-    def _can_be_settled(self) -> bool:
+    def can_be_settled(self) -> bool:
         """Whether, with all who are silent, W primaries of some set may hold it."""
         return any(
             len(self.held.keys() & set(voters.nodes)) + len(self._silent(voters.nodes)) >= voters.write
@@ -167,7 +167,7 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        return self.condemned or (self.settled and self._can_be_settled) or self.promised or self._is_kept
+        return self.condemned or (self.settled and self.can_be_settled) or self.promised or self._is_kept
 
     @property
     def _is_kept(self) -> bool:
@@ -369,8 +369,11 @@ def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:
     """Bring an established version, or note that it is established."""
     own = view.own_version(stamp)
     if tally.lacks:
-        # A condemned tombstone is on its way out: every primary had it.
-        return [] if tally.condemned and own is None else [Action(Step.RESTORE, stamp)]
+        # A condemned tombstone is on its way out: every primary had it. But not who becomes one now, and the others
+        # wait for that one. While the map changes nobody condemns or collects, so what is taken stays.
+        wanted = not tally.condemned or own is not None
+        joins = view.electorate.is_moving and tally.can_be_settled
+        return [Action(Step.RESTORE, stamp)] if wanted or joins else []
     if own is None or own.state == ABORTED:
         return []  # neither its manifest nor a shard of it belongs here
     entries = tuple(
@@ -457,7 +460,7 @@ def needs_look(
         held = mine.get(stamp)
         if changing and version.state == ABORTED and held is None and stamp > settled:
             return True
-        if version.state == ABORTED or version.condemned:
+        if version.state == ABORTED or (version.condemned and not changing):
             continue
         if held is None or (held.state == ABORTED and version.state >= LOCKED):
             old = version.state == SETTLED or unixtime_ms_of(stamp) <= old_ms

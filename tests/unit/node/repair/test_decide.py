@@ -116,6 +116,16 @@ def test_a_locked_tombstone_needs_no_shards() -> None:
     assert steps(view(answers)) == [(Step.RESTORE, stamp(1))]
 
 
+def test_who_becomes_a_primary_pulls_a_condemned_tombstone() -> None:
+    """The others cannot collect it before it has it, too, and a leaving node keeps it for as long."""
+    dying, gone = held(1, S, tombstone=True)._replace(condemned=True), held(1, S, tombstone=True)
+    answers = {1: [dying], 2: [dying], 3: [gone], 4: [gone], 5: [gone], 6: [dying]}
+    assert steps(while_moving(answers, me=7)) == [(Step.RESTORE, stamp(1))]
+    liar: dict[int, list[StoredVersion]] = {**{node: [] for node in (1, 3, 4, 5, 6)}, 2: [dying]}
+    assert steps(while_moving(liar, me=7)) == []
+    assert needs_look([], [dying], NOW_MS, changing=True)
+
+
 def test_a_condemned_tombstone_is_not_pulled() -> None:
     dying = held(1, S, tombstone=True)._replace(condemned=True)
     assert steps(view({2: [dying], 3: [dying]})) == []
