@@ -72,7 +72,6 @@ def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> It
     )
     if newest is None:
         return
-    shards: set[int] = set()
     for number, entries in held.items():
         if number not in primaries and entries:
             yield f"{name.key}: node {number} is no primary and holds {_told(entries)}"
@@ -84,10 +83,20 @@ def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> It
         for entry in versions:
             if entry.state is not State.SETTLED:
                 yield f"{name.key}: node {number} does not know that the newest version is established"
-            if entry.shard_index is not None and _is_whole(entry):
-                shards.add(entry.shard_index)
-    if not newest.tombstone and len(shards) < world.policy.n:
-        yield f"{name.key}: {len(shards)} of {world.policy.n} shards are whole"
+    yield from _shards_lacking(world, name, held)
+
+
+def _shards_lacking(world: World, name: ObjectName, held: dict[int, list[Entry]]) -> Iterator[str]:
+    """Versions, the older ones that are kept too, of which not every shard is whole on some node."""
+    every = [entry for entries in held.values() for entry in entries]
+    for stamp in sorted({entry.stamp for entry in every if not entry.tombstone}):
+        shards = {
+            entry.shard_index
+            for entry in every
+            if entry.stamp == stamp and entry.shard_index is not None and _is_whole(entry)
+        }
+        if len(shards) < world.policy.n:
+            yield f"{name.key}: {len(shards)} of {world.policy.n} shards of {stamp.hex()} are whole"
 
 
 def _told(entries: Sequence[Entry]) -> str:

@@ -28,7 +28,7 @@ __all__ = [
     "is_never_acknowledged",
     "is_pending",
     "needs_look",
-    "other_index",
+    "other_indexes",
     "wants_everyone",
 ]
 
@@ -407,27 +407,27 @@ def choose_index(
     return chosen.get(me)
 
 
-def other_index(view: View, stamp: bytes) -> int | None:
-    """The shard that this node should hold instead of its own, which an earlier primary holds, too; None: its own.
+def other_indexes(view: View, stamp: bytes) -> dict[int, int]:
+    """By primary, the shard that it should hold instead of its own, which an earlier primary holds, too.
 
     Only while all primaries answer that they hold the version as settled, each with a good shard: who has none takes
     a free one first. Every node computes the same from the same answers.
     """
     electorate = view.electorate
     if electorate.is_moving:
-        return None
+        return {}
     held = view.held(stamp)
     taken: set[int] = set()
     repeating: list[int] = []
     for node in electorate.primaries:
         version = held.get(node)
         if version is None or version.state != SETTLED or version.damaged or version.shard_index is None:
-            return None
+            return {}
         if version.shard_index in taken:
             repeating.append(node)
         taken.add(version.shard_index)
     free = (index for index in range(len(electorate.primaries)) if index not in taken)
-    return dict(zip(repeating, free, strict=False)).get(view.me)
+    return dict(zip(repeating, free, strict=False))
 
 
 def is_pending(versions: Sequence[StoredVersion]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
@@ -47,47 +47,38 @@ async def _repeated(
     store: ShardStore, scene: Scene, partition: int, members: set[int], slot: int, slots: int
 ) -> list[tuple[ObjectName, bytes, int, int]]:
     """Name, stamp, node and index of shards that an earlier primary holds, too. Raises `CoffreError`."""
-    held: dict[ObjectName, dict[int, tuple[bytes, int]]] = {}
+    held: dict[ObjectName, dict[bytes, dict[int, int]]] = {}
     async for rows in store.partition_rows(partition, slot=slot, slots=slots):
         for row in rows:
-            _note(held, row.name, scene.me, row.versions)
+            held[row.name] = {stamp: {scene.me: index} for stamp, index in _shards(row.versions)}
     for node in sorted(members - {scene.me}):
         async for row in scene.asking.rows(node, partition, slot, slots):
-            if row.name in held:
-                _note(held, row.name, node, row.versions)
+            mine = held.get(row.name, {})
+            for stamp, index in _shards(row.versions):
+                if stamp in mine:
+                    mine[stamp][node] = index
     return [
         (name, stamp, node, index)
-        for name, by_node in held.items()
-        for node, stamp, index in _later(scene.electorate(name, partition).primaries, by_node)
+        for name, versions in held.items()
+        for stamp, by_node in versions.items()
+        for node, index in _later(scene.electorate(name, partition).primaries, by_node)
     ]
 
 
-def _note(
-    held: dict[ObjectName, dict[int, tuple[bytes, int]]],
-    name: ObjectName,
-    node: int,
-    versions: Sequence[StoredVersion],
-) -> None:
-    """The newest settled version that a node holds with a shard."""
-    settled = [v for v in versions if v.state == SETTLED]
-    if settled:
-        newest = max(settled, key=lambda version: version.stamp)
-        if newest.shard_index is not None:
-            held.setdefault(name, {})[node] = newest.stamp, newest.shard_index
+def _shards(versions: Sequence[StoredVersion]) -> Iterator[tuple[bytes, int]]:
+    """The settled versions that a node holds with a shard: each that is kept, not the newest alone."""
+    for version in versions:
+        if version.state == SETTLED and version.shard_index is not None:
+            yield version.stamp, version.shard_index
 
 
-def _later(
-    primaries: Sequence[int], by_node: Mapping[int, tuple[bytes, int]]
-) -> list[tuple[int, bytes, int]]:
-    """Those that hold what an earlier primary holds of the newest version."""
-    newest = max(stamp for stamp, _ in by_node.values())
+def _later(primaries: Sequence[int], by_node: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    """Those that hold what an earlier primary holds of a version, and what that is."""
     taken: set[int] = set()
-    found: list[tuple[int, bytes, int]] = []
     for node in primaries:
-        stamp, index = by_node.get(node, (b"", -1))
-        if stamp != newest:
+        index = by_node.get(node)
+        if index is None:
             continue
         if index in taken:
-            found.append((node, stamp, index))
+            yield node, index
         taken.add(index)
-    return found

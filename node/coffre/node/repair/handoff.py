@@ -12,7 +12,7 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.repair.asking import Answers
-from coffre.node.repair.decide import View, is_dead, is_never_acknowledged
+from coffre.node.repair.decide import View, is_dead, is_never_acknowledged, other_indexes
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
 from coffre.node.repair.scene import Scene
@@ -67,6 +67,7 @@ async def releasable(
             found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
         else:
             _note_breach(scene, row.name, own[row.name], said, breaches)
+            await _tell_of_repeated(scene, row.name, view)
     return found
 
 
@@ -104,6 +105,26 @@ def _note_breach(
     breach = placement.breach(held)
     if breach is not None:
         breaches[breach] += 1
+
+
+async def _tell_of_repeated(scene: Scene, name: ObjectName, view: View) -> None:
+    """Where no primary has the shard that is held here, since two of them have another one: tell the later one to look
+    for itself (duplicates.py), rather than wait until the first primary finds it."""
+    for version in view.own:
+        sealed = best_manifest([version], version.stamp)
+        if sealed is None or (sealed.manifest.k, sealed.manifest.m) != (view.electorate.k, view.electorate.m):
+            continue
+        instead = other_indexes(view, version.stamp)
+        if version.shard_index not in instead.values():
+            continue
+        held = view.held(version.stamp)
+        for node in instead:
+            repeated = held[node].shard_index
+            assert repeated is not None
+            try:
+                await scene.asking.report(node, name, version.stamp, repeated)
+            except CoffreError as error:
+                _log.info("a repeated shard is told of later", extra={"error": type(error).__name__})
 
 
 async def _all_safe(

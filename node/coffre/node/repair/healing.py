@@ -19,7 +19,7 @@ from coffre.node.repair.decide import (
     choose_index,
     decide,
     is_pending,
-    other_index,
+    other_indexes,
     wants_everyone,
 )
 from coffre.node.repair.options import RepairOptions
@@ -315,7 +315,7 @@ class Healer:
 
     def _change_index(self, task: Task, view: View, stamp: bytes, plan: _Plan) -> None:
         """Take another shard instead of one that an earlier primary holds, too, where one is missing."""
-        index = other_index(view, stamp)
+        index = other_indexes(view, stamp).get(view.me)
         if index is None:
             return
         sealed = best_manifest(view.held(stamp).values(), stamp)

@@ -511,33 +511,35 @@ async def test_reports_about_other_nodes_are_passed_on(make_cluster: MakeCluster
     assert each[other].status().restored_objects == 0
 
 
-async def indexes(cluster: InProcessCluster, key: str) -> dict[int, int | None]:
-    """By primary, in their order, the shard that it holds."""
-    return {n: (await cluster.stores[n].read(name(key)))[0].shard_index for n in primaries(cluster, key)}
+async def indexes(cluster: InProcessCluster, key: str, age: int = 0) -> dict[int, int | None]:
+    """By primary, in their order, the shard that it holds of the newest version, or of an older one."""
+    return {
+        n: (await cluster.stores[n].read(name(key), every=True))[age].shard_index
+        for n in primaries(cluster, key)
+    }
 
 
-async def repeat_shard(cluster: InProcessCluster, key: str, node: int, index: int) -> None:
+async def give_shard(cluster: InProcessCluster, key: str, node: int, index: int, age: int = 0) -> None:
     """Let a node hold a shard that another one holds, instead of its own, as if it had chosen so."""
-    here = (await cluster.stores[node].read(name(key)))[0]
-    holder = next(n for n, held in (await indexes(cluster, key)).items() if held == index)
-    (there,) = await cluster.stores[holder].read(name(key), want_cell=True)
-    manifest = pb.Manifest.FromString(here.manifest)
+    holder = next(n for n, held in (await indexes(cluster, key, age)).items() if held == index)
+    there = (await cluster.stores[holder].read(name(key), every=True, want_cell=True))[age]
+    manifest = pb.Manifest.FromString(there.manifest)
     accept = Accept(
         name(key),
-        cluster.stores[node]._rows[name(key)].partition,
-        here.stamp,
+        partition_of(name(key), cluster.cluster_map.partitions),
+        there.stamp,
         False,
         manifest.data_id,
-        here.manifest,
-        here.mac,
-        here.placement,
+        there.manifest,
+        there.mac,
+        there.placement,
         index,
     )
     if there.cell is not None:
         accept.cell, accept.cell_crc = bytes(there.cell.data), there.cell.crc
     else:
         staged = await cluster.stores[node].stage("clinic", manifest.data_id, index)
-        async for cells in cluster.stores[holder].read_cells(name(key), here.stamp, index, 0, 0):
+        async for cells in cluster.stores[holder].read_cells(name(key), there.stamp, index, 0, 0):
             await staged.write(cells)
         await staged.commit()
         accept.staged = True
@@ -557,7 +559,7 @@ async def test_a_shard_that_two_primaries_hold_gives_way_to_the_one_that_is_miss
     await client.flush()
     before = await indexes(cluster, "k")
     first, *_, later = primaries(cluster, "k")
-    await repeat_shard(cluster, "k", later, 2)
+    await give_shard(cluster, "k", later, 2)
     each = repairers(cluster)
     for number in each:
         await each[number].round()
@@ -577,6 +579,61 @@ async def test_a_shard_that_two_primaries_hold_gives_way_to_the_one_that_is_miss
     for gone in [node for node in primaries(cluster, "k") if node not in (first, later)][:2]:
         cluster.network.down.add(gone)
     assert await cluster.client().get("b", "k") == value
+
+
+async def two_versions(
+    make_cluster: MakeCluster, size_bytes: int
+) -> tuple[InProcessCluster, dict[int, int | None]]:
+    """A cluster that keeps both versions of k, and who holds which shard of the older one."""
+    cluster = make_cluster(4, 2, nodes=7, versions_kept=2)
+    client = cluster.client()
+    await client.put("b", "k", os.urandom(size_bytes))
+    await client.put("b", "k", b"newer")
+    await client.flush()
+    return cluster, await indexes(cluster, "k", age=1)
+
+
+@pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
+async def test_of_an_older_version_that_is_kept_every_shard_is_there_once(
+    make_cluster: MakeCluster, size_bytes: int
+) -> None:
+    cluster, before = await two_versions(make_cluster, size_bytes)
+    first, *_, later = primaries(cluster, "k")
+    await give_shard(cluster, "k", later, 2, age=1)
+    assert await indexes(cluster, "k", age=1) != before
+    each = repairers(cluster)
+    for _ in range(DUPLICATES_WALKS):
+        await each[first].walk()
+    await each[later].round()
+    assert await indexes(cluster, "k", age=1) == before
+    assert list((await indexes(cluster, "k")).values()) == list(range(6)), "nor of the newest"
+
+
+@pytest.mark.parametrize("age", [0, 1])
+async def test_who_holds_the_missing_shard_tells_the_one_that_should_have_it(
+    make_cluster: MakeCluster, age: int
+) -> None:
+    """It could never let go: of what it holds no primary has a shard that can be read back."""
+    cluster, _ = await two_versions(make_cluster, 500)
+    before = await indexes(cluster, "k", age)
+    *_, later = primaries(cluster, "k")
+    (outsider,) = set(cluster.stores) - set(before)
+    missing = before[later]
+    assert missing is not None
+    await give_shard(cluster, "k", outsider, missing, age)
+    await give_shard(cluster, "k", later, 2, age)
+    each = repairers(cluster)
+    down = primaries(cluster, "k")[1]
+    cluster.network.down.add(down)
+    await each[outsider].walk()
+    assert [repair async for repair in cluster.stores[later].repair_queue()] == []
+    cluster.network.heal()
+    await each[outsider].walk()
+    assert outsider in await holders(cluster, "k"), "it is the last copy of that shard"
+    await each[later].round()
+    assert await indexes(cluster, "k", age) == before
+    await each[outsider].walk()
+    assert outsider not in await holders(cluster, "k")
 
 
 async def test_reports_of_what_is_gone_are_forgotten(make_cluster: MakeCluster) -> None:
