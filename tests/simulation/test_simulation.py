@@ -15,7 +15,6 @@ from tests.simulation.agreement import Trouble
 from tests.simulation.maps import Change
 from tests.simulation.plan import Fault, draw_plan
 from tests.simulation.run import run_seed
-from tests.simulation.set_aside import SET_ASIDE
 
 SEEDS = 300
 BATCH = 10
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_no_promise_is_broken(first: int) -> None:
-    for seed in sorted({*range(first, first + BATCH)} - SET_ASIDE):
+    for seed in range(first, first + BATCH):
         result = run_seed(seed)
         print(result)
         assert not result.failures, report(result)
