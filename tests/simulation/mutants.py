@@ -296,7 +296,7 @@ MUTANTS = (
     Mutant(
         "what is held for others goes before the primary has it",
         "coffre.node.repair.handoff",
-        "        if await _all_safe(scene, options, row.name, view, said):\n",
+        "        if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):\n",
         "        if True:\n",
         25,
         quick=True,

@@ -16,6 +16,7 @@ from coffre.node.repair.decide import View, is_dead, is_never_acknowledged, othe
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
 from coffre.node.repair.scene import Scene
+from coffre.node.repair.tombstones import is_over
 from coffre.node.store import ABORTED, SETTLED, Forget, PartitionRow, ShardStore, StoredVersion
 
 __all__ = ["releasable"]
@@ -63,7 +64,7 @@ async def releasable(
             unfinished_seconds=options.unfinished_seconds,
             homes=scene.homes(partition),
         )
-        if await _all_safe(scene, options, row.name, view, said):
+        if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):
             found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
         else:
             _note_breach(scene, row.name, own[row.name], said, breaches)
@@ -147,6 +148,22 @@ async def _all_safe(
             continue
         return False
     return True
+
+
+async def _is_over(scene: Scene, name: ObjectName, view: View) -> bool:
+    """Whether a tombstone, all that is held here of a name, was condemned, and no node of the map could bring back what
+    it deleted: each answers that it holds nothing of the name, or the condemned tombstone alone."""
+    tombstone = view.own[0]
+    others = {node: versions for node, versions in view.answers.items() if node != scene.me}
+    begun = tombstone.condemned or any(v.condemned for versions in others.values() for v in versions)
+    if len(view.own) > 1 or not tombstone.tombstone or not begun:
+        return False
+    if not all(is_over(versions, tombstone) for versions in others.values()):
+        return False
+    rest = set(scene.electorates.nodes()) - view.answers.keys()
+    answers, _ = await scene.asking.versions({node: [name] for node in rest}, want_cells=False)
+    said = answers[name] if rest else {}
+    return said.keys() == rest and all(is_over(versions, tombstone) for versions in said.values())
 
 
 def _settled(versions: Sequence[StoredVersion], stamp: bytes) -> bool:

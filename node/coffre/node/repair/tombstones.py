@@ -9,7 +9,7 @@ from coffre.cluster.names import ObjectName
 from coffre.node.repair.scene import Scene
 from coffre.node.store import SETTLED, Collect, Condemn, StoredVersion
 
-__all__ = ["Ripe", "ripe"]
+__all__ = ["Ripe", "is_over", "ripe"]
 
 
 @dataclass(slots=True)
@@ -23,27 +23,30 @@ class Ripe:
 async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, StoredVersion]) -> Ripe:
     """Decide about this node's tombstones, each the only version of its name here, settled and old enough.
 
-    Nothing while prior placements are consulted, or unless every primary answers.
+    Nothing while prior placements are consulted, or unless every primary answers. Other nodes that hold rows of the
+    partition are asked, too: they may have condemned it when they were primaries.
     """
     found = Ripe()
     electorates = scene.electorates.in_partition(partition)
     if any(electorate.is_moving for electorate in electorates):
         return found
     wanted: dict[int, list[ObjectName]] = {}
+    holders = {node for node, held in scene.digests.items() if partition in held}
     for name in tombstones:
-        for node in scene.electorate(name, partition).primaries:
-            if node != scene.me:
-                wanted.setdefault(node, []).append(name)
+        for node in holders.union(scene.electorate(name, partition).primaries) - {scene.me}:
+            wanted.setdefault(node, []).append(name)
     answers, _ = await scene.asking.versions(wanted, want_cells=False)
     nobody_else = _only_primaries_hold(scene, partition)
     for name, own in tombstones.items():
-        said = answers[name]
-        if said.keys() != set(scene.electorate(name, partition).primaries) - {scene.me}:
+        others = set(scene.electorate(name, partition).primaries) - {scene.me}
+        if not answers[name].keys() >= others:
             continue
+        said = [answers[name][node] for node in others]
         if not own.condemned:
-            if all(_holds_alone(versions, own) for versions in said.values()):
+            begun = any(versions and is_over(versions, own) for versions in answers[name].values())
+            if all(_holds_alone(versions, own) or (begun and not versions) for versions in said):
                 found.condemn.append(Condemn(name, partition, own.stamp))
-        elif nobody_else and all(_is_over(versions, own) for versions in said.values()):
+        elif nobody_else and all(is_over(versions, own) for versions in said):
             found.collect.append(Collect(name, partition, own.stamp))
     return found
 
@@ -69,6 +72,6 @@ def _holds_alone(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:
     )
 
 
-def _is_over(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:
-    """Condemned there, too, or collected: then it is gone, and with it every row of the name."""
+def is_over(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:
+    """Whether a node condemned a tombstone, too, or holds nothing of the name, as when it has collected it."""
     return not versions or (_holds_alone(versions, own) and versions[0].condemned)
