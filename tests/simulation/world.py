@@ -18,6 +18,7 @@ from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
+from coffre.cluster.placement import Placement
 from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
@@ -248,8 +249,12 @@ class World:
         """The policy, counted once more without the code that places shards."""
         places = [self.maps.nodes[number] for number in accept.placement]
         policy = self.policy
+        own = self.hosts[node].maps.map
         # A version that is brought to others lies where its writer's map, or any since, let it lie.
-        maps = [found.map for found in self.maps.all] if accept.lock else [self.hosts[node].maps.map]
+        maps = [found.map for found in self.maps.all] if accept.lock else [own]
+        # To a primary it may be brought whoever has a shard for it meanwhile, and is named beside it.
+        brought = accept.lock and node in Placement(own, self.policy).primaries(accept.partition)
+        spread = [] if brought else places
         broken = [
             what
             for what, holds in (
@@ -257,12 +262,12 @@ class World:
                 ("jurisdiction", all(place.jurisdiction in policy.jurisdictions for place in places)),
                 (
                     "server",
-                    policy.survives is not Domain.SERVER or _most(p.server for p in places) <= policy.m,
+                    policy.survives is not Domain.SERVER or _most(p.server for p in spread) <= policy.m,
                 ),
-                ("site", policy.survives is not Domain.SITE or _most(p.site for p in places) <= policy.m),
+                ("site", policy.survives is not Domain.SITE or _most(p.site for p in spread) <= policy.m),
                 (
                     "operator",
-                    min(map(_operators, maps)) < 2 or _most(p.operator for p in places) < policy.k,
+                    min(map(_operators, maps)) < 2 or _most(p.operator for p in spread) < policy.k,
                 ),
                 ("index", accept.shard_index is None or accept.placement[accept.shard_index] == node),
             )

@@ -14,6 +14,7 @@ from coffre.client._view import View
 from coffre.client._writes import Shards, Writer
 from coffre.cluster.errors import Conflict, Unavailable
 from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["SILENCE_SECONDS", "Completer"]
@@ -43,28 +44,49 @@ class Completer:
 
         Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
         """
-        opened, stamp = found.opened, found.opened.stamp.to_bytes()
-        holders = {**holding(stamp, beyond), **holding(stamp, replies)}
-        homes = view.homes(name, opened.manifest.k, opened.manifest.m)
-        staged = not opened.tombstone and opened.segments > 1
-        placement = () if opened.tombstone else lawful(view.placement(name), homes, holders, staged=staged)
-        # Substitutes lock too: a vote to abort must not take away a shard that counts here.
-        nodes = (*view.electorate(name).everyone, *holding(stamp, beyond), *placement)
-        completion = _Completion(view, name, found, placement, tuple(dict.fromkeys(nodes)))
-        if staged:
+        completion = self._begin(view, name, found, replies, beyond)
+        if _is_staged(found):
             await completion.bring_in()
-        elif not opened.tombstone:
+        elif not found.opened.tombstone:
             completion.cells = await self._missing_cells(view, name, found, completion.nodes)
         await completion.lock()
         if completion.missed and completion.aborted and not voted:
             raise Conflict("the version was given up meanwhile")
+        self._end(name, completion)
+
+    async def overrule(
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies
+    ) -> None:
+        """Complete a version that can never be dead against the votes of newer sets, or raise as `complete`.
+
+        Locked nodes have k shards of it already: others are asked for their promise alone.
+        """
+        completion = self._begin(view, name, found, replies, beyond)
+        completion.overrules = True
+        await completion.lock()
+        self._end(name, completion)
+
+    def _begin(
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies
+    ) -> _Completion:
+        opened, stamp = found.opened, found.opened.stamp.to_bytes()
+        holders = {**holding(stamp, beyond), **holding(stamp, replies)}
+        homes = view.homes(name, opened.manifest.k, opened.manifest.m)
+        rules, staged = view.placement(name), _is_staged(found)
+        placement = () if opened.tombstone else lawful(rules, homes, holders, staged=staged)
+        # Substitutes lock too: a vote to abort must not take away a shard that counts here.
+        nodes = (*view.electorate(name).everyone, *holding(stamp, beyond), *placement)
+        return _Completion(view, name, found, placement, tuple(dict.fromkeys(nodes)))
+
+    def _end(self, name: ObjectName, completion: _Completion) -> None:
         if completion.missed:
             raise Unavailable(
                 "the newest version is not established, and too few nodes answer to complete it"
             )
         if completion.short:
             return  # readable; what it replaces is kept until as many shards are there as a put would need
-        self._writer.settle(name, opened.stamp, Shards(list(placement)) if placement else None)
+        places = list(completion.placement)
+        self._writer.settle(name, completion.stamp, Shards(places) if places else None)
 
     async def _missing_cells(
         self, view: View, name: ObjectName, found: Found, nodes: Sequence[int]
@@ -89,6 +111,10 @@ class Completer:
         return rebuild_cells(opened, found.cells, missing)
 
 
+def _is_staged(found: Found) -> bool:
+    return not found.opened.tombstone and found.opened.segments > 1
+
+
 class _Completion:
     """One version that is being completed."""
 
@@ -97,7 +123,9 @@ class _Completion:
     ) -> None:
         self.nodes = tuple(node for node in nodes if node in view.peers)
         self.cells: Mapping[int, tuple[bytes, int]] = {}  # to send, by shard index
-        self.aborted = False
+        self.aborted = set[int]()
+        self.overrules = False  # votes of newer sets: the oldest keeps the version, for ever
+        self.placement = placement
         self._view = view
         self._electorate = view.electorate(name)
         self._opened = found.opened
@@ -117,9 +145,17 @@ class _Completion:
         self._accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed)
 
     @property
+    def stamp(self) -> Stamp:
+        return self._opened.stamp
+
+    @property
     def missed(self) -> bool:
         """Whether it is not established."""
-        return not self._electorate.is_established_by(self._locked) or len(self._shards) < self._k
+        electorate, lost = self._electorate, self._view.map.lost
+        by_votes = electorate.is_established_by(self._locked) or (
+            self.overrules and electorate.stands(lost, self._locked, self.aborted)
+        )
+        return not by_votes or len(self._shards) < self._k
 
     @property
     def short(self) -> bool:
@@ -182,7 +218,7 @@ class _Completion:
     def _send(self, node: int, *, lock: bool, staged: bool = False) -> asyncio.Future[pb.Outcome]:
         accept = pb.Accept()
         accept.CopyFrom(self._accept)
-        accept.lock = lock
+        accept.lock, accept.overrule = lock, self.overrules
         index = self._index.get(node)
         if index is not None and node not in self._holds:
             if staged or node in self._hidden:
@@ -197,7 +233,7 @@ class _Completion:
         if outcome.code == Conflict.code:
             if outcome.newest_stamp > self._opened.stamp.to_bytes():
                 raise Conflict("a newer version was settled")
-            self.aborted = True
+            self.aborted.add(node)
         elif not outcome.code and outcome.state in (pb.STATE_LOCKED, pb.STATE_SETTLED):
             self._locked.add(node)
             index = self._holds.get(node, self._index.get(node) if self._has_part(node) else None)

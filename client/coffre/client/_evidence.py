@@ -16,7 +16,7 @@ from coffre.proto import coffre_pb2 as pb
 
 __all__ = [
     "expected_cells",
-    "is_kept_after_loss",
+    "is_kept",
     "is_lost",
     "is_unlocked_recoding",
     "lawful",
@@ -157,10 +157,10 @@ def never_acknowledged(
     return possible < k or (unlocked and few)
 
 
-def is_kept_after_loss(
+def is_kept(
     electorate: Electorate, lost: Collection[int], opened: OpenManifest, replies: Replies, beyond: Replies
 ) -> bool:
-    """Whether a version stands although votes on it are lost, and locked nodes have k shards of it."""
+    """Whether, while the map changes, a version can never be dead, and locked nodes have k shards of it."""
     stamp = opened.stamp.to_bytes()
     held = (*holding(stamp, replies).items(), *holding(stamp, beyond).items())
     locked = {node: version for node, version in held if version.state == pb.STATE_LOCKED}
@@ -172,7 +172,7 @@ def is_kept_after_loss(
         for node, versions in replies.items()
         if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for v in versions)
     }
-    return electorate.is_moving and electorate.is_kept_after_loss(lost, locked, aborted)
+    return electorate.is_moving and electorate.is_kept(lost, locked, aborted)
 
 
 def _shards(opened: OpenManifest, replies: Replies, beyond: Replies) -> set[int]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from coffre.client._completion import SILENCE_SECONDS, Completer
 from coffre.client._evidence import (
     expected_cells,
-    is_kept_after_loss,
+    is_kept,
     is_lost,
     is_unlocked_recoding,
     may_turn_on_shards,
@@ -286,10 +286,9 @@ class Reader:
                     elsewhere=None if found.opened.tombstone else elsewhere,
                 )
                 if fate is Fate.UNKNOWN:
-                    if await self._is_kept_after_loss(view, name, found, others):
-                        self.note_established(name, found.opened.stamp)
-                        return found
-                    raise Unavailable("too few nodes answer to tell whether the newest version stands")
+                    await self._complete_against_votes(view, name, found, others)
+                    self.note_established(name, found.opened.stamp)
+                    return found
                 if fate is Fate.DEAD:
                     dead.add(stamp)
                     continue
@@ -306,17 +305,20 @@ class Reader:
             self.note_established(name, found.opened.stamp)
             return found
 
-    async def _is_kept_after_loss(
+    async def _complete_against_votes(
         self, view: View, name: ObjectName, found: Found, others: Collection[int]
-    ) -> bool:
-        """Ask again, now that everybody has voted, whether the version stands without the votes of lost nodes."""
-        if view.map.lost.isdisjoint(view.electorate(name).everyone):
-            return False
-        stamp = found.opened.stamp.to_bytes()
-        replies = await self._ask(view, view.electorate(name).everyone, name)
-        beyond = await self._ask(view, {*others, *holding(stamp, replies)} - replies.keys(), name)
-        found.versions = {**holding(stamp, beyond), **holding(stamp, replies)}
-        return is_kept_after_loss(view.electorate(name), view.map.lost, found.opened, replies, beyond)
+    ) -> None:
+        """Ask again, now that everybody has voted: what the oldest set keeps for ever is completed against the votes of
+        newer ones. Raises `Unavailable` when it does not."""
+        electorate, stamp = view.electorate(name), found.opened.stamp.to_bytes()
+        if electorate.is_moving:
+            replies = await self._ask(view, electorate.everyone, name)
+            beyond = await self._ask(view, {*others, *holding(stamp, replies)} - replies.keys(), name)
+            found.versions = {**holding(stamp, beyond), **holding(stamp, replies)}
+            if is_kept(electorate, view.map.lost, found.opened, replies, beyond):
+                await self._completer.overrule(view, name, found, replies, beyond)
+                return
+        raise Unavailable("too few nodes answer to tell whether the newest version stands")
 
     # ---------------------------------------------------------------- asking
 

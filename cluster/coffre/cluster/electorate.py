@@ -95,18 +95,26 @@ class Electorate:
         nodes, write, _ = self._base
         return len(nodes.intersection(holders_or_silent)) >= write
 
-    def is_kept_after_loss(
-        self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]
-    ) -> bool:
-        """Whether a version stands although votes on it were lost with their nodes, for good.
-
-        Everybody else of the oldest set has given a final vote, and with the lost ones it may have been LOCKED on W.
-        """
-        nodes = self._base[0]
+    def is_kept(self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]) -> bool:
+        """Whether the oldest set keeps a version from being dead, for ever: it is LOCKED on W of it, or may have been
+        with the votes that were lost with their nodes, and everybody else has given a final vote."""
+        nodes, write, _ = self._base
         known = nodes.intersection(locked)
+        if len(known) >= write:
+            return True
         if not known or nodes.isdisjoint(lost) or not nodes.issubset({*lost, *locked, *aborted}):
             return False
         return not self.is_dead_by(aborted) and self.may_be_established({*lost, *known})
+
+    def stands(self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]) -> bool:
+        """Whether a version that `is_kept` is LOCKED on W of every set, with the votes that were lost."""
+        promised = {*lost, *locked}
+        kept = self.is_kept(lost, locked, aborted)
+        return kept and all(len(nodes.intersection(promised)) >= write for nodes, write, _ in self._bars)
+
+    def is_final(self, node: int) -> bool:
+        """Whether a node's vote ABORTED proves something: those of the oldest set do."""
+        return node in self._base[0]
 
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""

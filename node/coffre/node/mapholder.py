@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import PermissionDenied, PolicyViolation
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.names import ObjectName
 from coffre.cluster.placement import Placement
 
 __all__ = ["MapHolder"]
@@ -30,6 +32,7 @@ class MapHolder:
         self.signed = signed
         self._members = {node.node_id: node for node in cluster_map.nodes}
         self._placements = placements
+        self._electorates = Electorates(cluster_map)
         codings = {policy.name: (policy.k, policy.m) for policy in cluster_map.policies}
         self._coding = codings[cluster_map.default_policy]
         self._own_codings = {
@@ -52,6 +55,11 @@ class MapHolder:
         """Raise `PermissionDenied` for a tenant that an operator has suspended."""
         if peer.role is Role.TENANT and peer.name in self.suspended:
             raise PermissionDenied(f"tenant {peer.name} is suspended")
+
+    def votes_may_change(self, name: ObjectName, partition: int, node: int) -> bool:
+        """Whether a node's votes ABORTED prove nothing: the map changes, and it is no primary of the oldest set."""
+        electorate = self._electorates.of(name.tenant, name.bucket, partition)
+        return electorate.is_moving and not electorate.is_final(node)
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

@@ -182,9 +182,9 @@ class MemoryStore:
             accept.stamp, State.ACCEPTED, accept.tombstone, shard_index, size_bytes, record, (), conditional
         )
         damaged = any(entry.stamp == accept.stamp and is_damaged(entry) for entry in entries)
-        base = accept.base or b""
+        asked, base, lock, overrule = accept.shard_index, accept.base or b"", accept.lock, accept.overrule
         verdict = votes.accept(
-            entries, proposal, lock=accept.lock, asked=accept.shard_index, base=base, damaged=damaged
+            entries, proposal, lock=lock, asked=asked, base=base, damaged=damaged, overrule=overrule
         )
         missing = accept.staged and shard is None and not accept.lock and not verdict.has_shard
         if missing and verdict.error is None:

@@ -92,6 +92,7 @@ class Accept:
     # with `lock` the manifest is accepted alone.
     staged: bool = False
     lock: bool = False
+    overrule: bool = False  # a vote ABORTED here proves nothing, and others keep the version for ever
     base: bytes | None = None  # of a conditional version: the stamp that it was decided on, b"" for none
 
 

@@ -159,7 +159,13 @@ class Transaction:
         proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         damaged = self._repairs.found_damaged(row.entries, accept.stamp, context)
         verdict = votes.accept(
-            row.entries, proposal, lock=accept.lock, asked=accept.shard_index, base=base, damaged=damaged
+            row.entries,
+            proposal,
+            lock=accept.lock,
+            asked=accept.shard_index,
+            base=base,
+            damaged=damaged,
+            overrule=accept.overrule,
         )
         if verdict.error is not None:
             return Outcome(verdict.state, verdict.error, verdict.newest_stamp)

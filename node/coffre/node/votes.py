@@ -1,8 +1,8 @@
 """What a mutation does to the versions of one key: pure functions, shared by every store.
 
 The entries of a key are a tuple, newest stamp first. docs/consistency.md says why the rules are what they
-are; those that everything rests on: a vote (LOCKED, ABORTED) never changes, the newest SETTLED version is
-never trimmed, and nothing is taken between a conditional version and its base.
+are; those that everything rests on: a vote never changes (but ABORTED where `overrule` says that it proves
+nothing), the newest SETTLED version is never trimmed, nothing is taken between a conditional one and its base.
 """
 
 from __future__ import annotations
@@ -120,13 +120,16 @@ def accept(
     asked: int | None = None,
     base: bytes = b"",
     damaged: bool = False,
+    overrule: bool = False,
 ) -> Verdict:
     """Take `proposal` (its state is not read) among `entries`, or refuse it with `Conflict`.
 
-    `asked`: the shard that its sender will count as stored; another one that is held is none. `base`: of a
-    conditional proposal, the stamp that it was decided on. `damaged`: the shard of the entry with this stamp
-    does not verify, so one of the same index may replace it.
+    `asked`: the shard that its sender will count as stored; another one that is held is none. `base`: of a conditional
+    proposal, the stamp that it was decided on. `damaged`: the shard of the entry with this stamp does not verify, so
+    one of the same index may replace it. `overrule`: a vote ABORTED on it is none.
     """
+    if overrule:
+        entries = tuple(e for e in entries if e[:2] != (proposal.stamp, ABORTED) or e.was_locked)
     if not entries:
         return _insert(entries, 0, proposal, LOCKED if lock else ACCEPTED)
     place, present = _find(entries, proposal.stamp)
@@ -256,11 +259,9 @@ def restore(
 ) -> Verdict:
     """Hold an established version as SETTLED, with the proposal's shard where it is missing or `replace` says so.
 
-    An ABORTED vote against it is spent, as with a Settle. Trimmed like a Settle; a proposal that would be trimmed at
-    once is not stored.
+    An ABORTED vote against it is spent. Trimmed like a Settle; what would be trimmed at once is not stored.
     """
-    place, present = _find(entries, proposal.stamp)
-    fresh = proposal._replace(state=SETTLED)
+    place, present, fresh = *_find(entries, proposal.stamp), proposal._replace(state=SETTLED)
     if present is None:
         if len(entries) >= ENTRIES_MAX:
             return Verdict(entries, error=ResourceExhausted("this key has too many versions"))
@@ -362,8 +363,7 @@ def collect(entries: tuple[Entry, ...], stamp: bytes) -> Verdict:
 
 def _is_alone(entries: tuple[Entry, ...], stamp: bytes) -> bool:
     """Whether a version is the newest of its name, with nothing older than votes behind it."""
-    older = all(entry.state == ABORTED for entry in entries[1:])
-    return bool(entries) and entries[0].stamp == stamp and older
+    return bool(entries) and entries[0].stamp == stamp and not kinds(entries[1:])
 
 
 def decide_own(

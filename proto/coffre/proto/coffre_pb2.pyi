@@ -348,6 +348,7 @@ class Accept(_message.Message):
     CELL_CRC_FIELD_NUMBER: _builtins.int
     STAGED_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
+    OVERRULE_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     shard_index: _builtins.int
@@ -358,6 +359,8 @@ class Accept(_message.Message):
     """the shard was streamed before, under the manifest's data_id"""
     lock: _builtins.bool
     """complete somebody's write: accept in any order, and lock"""
+    overrule: _builtins.bool
+    """with lock, while the map changes: whatever this node voted, others keep the version for ever"""
     @_builtins.property
     def sealed(self) -> Global___SealedManifest: ...
     def __init__(
@@ -371,10 +374,11 @@ class Accept(_message.Message):
         cell_crc: _builtins.int = ...,
         staged: _builtins.bool = ...,
         lock: _builtins.bool = ...,
+        overrule: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "sealed", b"sealed", "shard_index", b"shard_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "bucket", b"bucket", "cell", b"cell", "cell_crc", b"cell_crc", "key", b"key", "lock", b"lock", "sealed", b"sealed", "shard_index", b"shard_index", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "bucket", b"bucket", "cell", b"cell", "cell_crc", b"cell_crc", "key", b"key", "lock", b"lock", "overrule", b"overrule", "sealed", b"sealed", "shard_index", b"shard_index", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
     _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015

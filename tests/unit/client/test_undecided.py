@@ -191,6 +191,39 @@ async def test_what_may_stand_by_the_vote_of_a_lost_node_is_kept(
         await adopt(cluster, lost(cluster.cluster_map, primaries[0])).get("b", "k")
 
 
+async def test_what_the_oldest_set_keeps_is_completed_against_the_votes_of_newer_ones(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader locked it on W primaries of before, another one gave it up: R of the newest set have refused it."""
+    primaries = await begin(cluster)
+    moving = cluster.cluster_map
+    for number in primaries[:3]:
+        moving = drained(moving, number)
+    newest = electorate(moving).primaries
+    joined = [node for node in newest if node not in primaries]
+    with pytest.raises(CoffreError):
+        await put_on(cluster, cluster.cluster_map, primaries[:4], monkeypatch)
+    stamp = max(version.stamp for version in await cluster.stores[primaries[0]].read(NAME))
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    for node in primaries[:3]:
+        await cluster.stores[node].apply([Lock(NAME, partition, stamp)])
+    for node in joined:
+        await cluster.stores[node].apply([Refuse(NAME, partition, stamp)])
+    reader = adopt(cluster, moving)
+    cluster.network.down.add(primaries[3])
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")  # it may have refused it
+    cluster.network.down.clear()
+    await cluster.stores[primaries[3]].apply([Lock(NAME, partition, stamp)])
+    assert await reader.get("b", "k") == b"newer"
+    for voters in electorate(moving).sets:
+        states = [(await cluster.stores[node].read(NAME))[0].state for node in voters.nodes]
+        assert sum(state in (State.LOCKED, State.SETTLED) for state in states) >= voters.write
+    await reader.flush()
+    after = finish_move(moving)
+    assert await adopt(cluster, after).get("b", "k") == b"newer"
+
+
 @pytest.mark.parametrize("ended", [drained, lost])
 async def test_a_substitute_that_left_before_may_have_had_a_shard(
     cluster: InProcessCluster,

@@ -111,6 +111,35 @@ def test_the_oldest_set_may_be_one_that_comes_again() -> None:
     assert not electorate.is_dead_by([4, 5, 6])
 
 
+@given(electorates, some_nodes, some_nodes, some_nodes, some_nodes)
+def test_what_is_kept_is_never_dead(
+    electorate: Electorate, lost: set[int], locked: set[int], aborted: set[int], later: set[int]
+) -> None:
+    """Whoever votes later, since final votes stay, and so do those who were lost."""
+    locked -= lost
+    aborted -= lost | locked
+    if electorate.is_kept(lost, locked, aborted):
+        assert not electorate.is_dead_by(aborted | (later - lost - locked))
+        oldest = set(electorate.sets[-1].nodes)
+        assert electorate.may_be_established((locked | lost) & oldest)
+    if electorate.stands(lost, locked, aborted):
+        assert electorate.is_kept(lost, locked, aborted)
+        assert electorate.is_established_by(locked | lost)
+    if electorate.is_established_by(locked):
+        assert electorate.stands(lost, locked, aborted)
+
+
+def test_a_newer_set_neither_keeps_a_version_nor_kills_it() -> None:
+    electorate = Electorate((Voters((4, 5, 6), 2, 1), Voters((1, 2, 3), 2, 1)))
+    assert electorate.is_kept([], [1, 2], [3, 4, 5, 6])
+    assert not electorate.stands([], [1, 2], [3, 4, 5, 6])
+    assert electorate.stands([], [1, 2, 5, 6], [3, 4])
+    assert not electorate.is_kept([], [1, 4, 5, 6], [2])
+    assert electorate.is_kept([3], [1], [2])
+    assert not electorate.is_kept([3], [1], [])  # 2 has not voted
+    assert [electorate.is_final(node) for node in (1, 4, 7)] == [True, False, False]
+
+
 @given(st.lists(voters(), min_size=2, max_size=5), st.data())
 def test_epochs_that_share_a_set_meet(sets: list[Voters], data: st.DataObject) -> None:
     """A write that is complete under one epoch is met by every read under the next, which begins or ends a move."""

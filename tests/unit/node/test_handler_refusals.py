@@ -6,20 +6,23 @@ import dataclasses
 
 import pytest
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import IntegrityError, InvalidArgument
+from coffre.cluster.errors import Conflict, IntegrityError, InvalidArgument
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, Policy
-from coffre.cluster.names import ObjectName
+from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
 from coffre.cluster.versions import HybridClock
 from coffre.codec import crc32c
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
+from coffre.node.store import Refuse, State
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 
 CLUSTER_ID = "00112233445566aa"
 TENANT = Identity(CLUSTER_ID, Role.TENANT, "clinic")
+NAME = ObjectName("clinic", "b", "k")
 LAWFUL = (1, 4, 2, 5, 3, 6)  # two of each site
 
 
@@ -118,3 +121,35 @@ async def test_a_coding_that_is_not_the_buckets_is_refused() -> None:
     assert await send(LAWFUL, cluster_map=other) == (0, 1)
     default = dataclasses.replace(MAP, policies=policies, default_policy="5+3")
     assert await send(LAWFUL, cluster_map=default) == (InvalidArgument.code, 0)
+
+
+@pytest.mark.parametrize(
+    ("moving", "joins", "claims", "taken"),
+    [
+        (True, True, True, True),
+        (True, True, False, False),
+        (True, False, True, False),
+        (False, True, True, False),
+    ],
+)
+async def test_a_vote_is_overruled_only_while_the_map_changes_and_where_it_proves_nothing(
+    moving: bool, joins: bool, claims: bool, taken: bool
+) -> None:
+    """Where this node, or another one, is new among the primaries; before the change, and after it, its votes count."""
+    partition = partition_of(NAME, MAP.partitions)
+    placement = Placement(MAP, POLICY).primaries(partition)
+    me, new = placement[0], placement[0 if joins else 1]
+    without = dataclasses.replace(MAP.node(new), state=NodeState.DRAINING)
+    before = dataclasses.replace(MAP, nodes=tuple(without if n.number == new else n for n in NODES))
+    cluster_map = dataclasses.replace(MAP, epoch=2).with_prior([before] if moving else [])
+    store = MemoryStore(SystemClock())
+    handler = Handler(me, f"n{me}", store, MapHolder(cluster_map, b""), SystemClock())
+    asked = request(placement)
+    asked.epoch = 2
+    accept = asked.operations[0].accept
+    accept.lock, accept.overrule = True, claims
+    manifest = pb.Manifest.FromString(accept.sealed.manifest)
+    await store.apply([Refuse(NAME, partition, manifest.stamp)])
+    reply = expanded(await handler.batch(TENANT, asked))
+    assert reply.outcomes[0].code == (0 if taken else Conflict.code)
+    assert [version.state for version in await store.read(NAME)] == [State.LOCKED if taken else State.ABORTED]

@@ -138,6 +138,27 @@ def test_a_shard_of_the_same_index_is_replaced_only_when_damaged(damaged: bool) 
     assert not votes.accept((entry(1, S),), other, lock=False, damaged=damaged).stored
 
 
+def test_a_vote_against_a_version_is_changed_only_where_it_proves_nothing() -> None:
+    fresh, below = Entry(stamp(2), A, False, 0, 0, "fresh"), entry(1, S)
+    refused = (Entry(stamp(2), X), below)
+    assert votes.accept(refused, fresh, lock=True).state is X
+    taken = votes.accept(refused, fresh, lock=True, overrule=True)
+    assert (taken.state, taken.stored, taken.freed) == (L, True, ())
+    assert taken.entries == (fresh._replace(state=L), below)
+    other = (Entry(stamp(3), X), below)  # of another version
+    assert votes.accept(other, fresh, lock=True, overrule=True).entries == (
+        Entry(stamp(3), X),
+        fresh._replace(state=L),
+        below,
+    )
+    over = (entry(4, S), Entry(stamp(2), X, was_locked=True))  # it was kept, and overwritten since
+    verdict = votes.accept(over, fresh, lock=True, overrule=True)
+    assert (verdict.newest_stamp, verdict.stored) == (stamp(4), False)
+    newer = (entry(4, S), Entry(stamp(2), X))
+    verdict = votes.accept(newer, fresh, lock=True, overrule=True)
+    assert (verdict.newest_stamp, verdict.stored, verdict.changed) == (stamp(4), False, False)
+
+
 def test_a_version_does_not_change_its_kind() -> None:
     deletion = entry(1, tombstone=True)
     verdict = votes.accept((deletion,), Entry(stamp(1), A, False, 0, 0, "fresh"), lock=False)

@@ -39,6 +39,7 @@ class Step(enum.Enum):
     RESTORE = "restore"  # it is established: hold it as settled, with this node's shard
     SETTLE = "settle"  # it is established and here: say so, which trims
     TAKE = "take"  # it will be established: accept it with `lock`, with this node's shard
+    OVERRULE = "overrule"  # the same, whatever this node voted
     LOCK = "lock"
     REFUSE = "refuse"
     GIVE_UP = "give up"  # vote ABORTED though it is held: only on what its writer cannot have acknowledged
@@ -81,6 +82,11 @@ class View:
     def is_primary(self) -> bool:
         """Whether everything of the name should be here."""
         return self.me in self.electorate.primaries
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this node's votes ABORTED prove something."""
+        return self.electorate.is_final(self.me)
 
     def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
         """The nodes that should have a shard each of a version of this k and m; None: it is not known."""
@@ -167,23 +173,29 @@ class _Tally:
         What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
         claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
         """
-        return self.condemned or (self.settled and self.can_be_settled) or self.promised or self._is_kept
+        return self.condemned or (self.settled and self.can_be_settled) or self.promised or self._stands
 
     @property
-    def _is_kept(self) -> bool:
-        """LOCKED on W of the oldest set if the votes that were lost with their nodes are counted, when everybody else
-        has given a final vote, and locked nodes have k shards: it may have been returned, and nobody can decide it."""
-        lost, electorate = self._view.lost, self._electorate
-        if not electorate.is_moving or self.dead:
-            return False
-        left = self.tombstone or self._shards_of(self._locked) >= self._k_most
-        return left and electorate.is_kept_after_loss(lost, self._locked, self.aborted)
+    def _stands(self) -> bool:
+        """LOCKED on W of every set if the votes that were lost with their nodes are counted."""
+        return self.is_kept and self._electorate.stands(self._view.lost, self._locked, self.aborted)
+
+    @property
+    def is_kept(self) -> bool:
+        """It can never be dead by the votes of the oldest set, and locked nodes have k shards: it may have been
+        returned, and others may change their votes against it."""
+        electorate = self._electorate
+        kept = electorate.is_moving and electorate.is_kept(self._view.lost, self._locked, self.aborted)
+        return kept and self._locked_can_be_read
 
     @property
     def promised(self) -> bool:
         """LOCKED on W of every set, and k shards on locked nodes."""
-        by_votes = self._electorate.is_established_by(self._locked)
-        return by_votes and (self.tombstone or self._shards_of(self._locked) >= self._k_most)
+        return self._electorate.is_established_by(self._locked) and self._locked_can_be_read
+
+    @property
+    def _locked_can_be_read(self) -> bool:
+        return self.tombstone or self._shards_of(self._locked) >= self._k_most
 
     @property
     def dead(self) -> bool:
@@ -284,6 +296,8 @@ def decide(view: View) -> list[Action]:
                 actions.append(Action(Step.REFUSE, stamp))
             elif own.state != ABORTED:
                 actions.append(Action(Step.DROP, stamp))
+        elif tally.is_kept and (own is None or (own.state == ABORTED and not view.is_final)):
+            actions.append(Action(Step.OVERRULE, stamp))
         elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
             continue
         elif tally.is_unlocked_recoding:
@@ -309,7 +323,14 @@ def wants_everyone(view: View) -> bool:
         tally = _Tally(view, stamp)
         if tally.established:
             return False
-        decided = tally.settled or tally.dead or tally.can_stand or not tally.held or tally.tombstone
+        decided = (
+            tally.settled
+            or tally.dead
+            or tally.is_kept
+            or tally.can_stand
+            or not tally.held
+            or tally.tombstone
+        )
         if not decided and _is_old(view, stamp):
             return True
     return False

@@ -70,7 +70,7 @@ class _Large:
     index: int
     placement: tuple[int, ...]
     holders: Mapping[int, int]
-    established: bool
+    step: Step
 
 
 @dataclass(slots=True)
@@ -238,7 +238,7 @@ class Healer:
                     plan.mutations.append(Abort(task.name, task.partition, stamp))
                 case Step.DROP:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
-                case Step.RESTORE | Step.TAKE:
+                case Step.RESTORE | Step.TAKE | Step.OVERRULE:
                     self._bring(task, view, Action(step, stamp), plan)
         if task.report is not None and not plan.mutations and not plan.large:
             self._change_index(task, view, task.report[0], plan)
@@ -254,11 +254,8 @@ class Healer:
             plan.reason = "no copy of its manifest can be read"
             return
         if sealed.tombstone:
-            accept = _accept(task, sealed, None)
             replace = own is not None and own.damaged
-            plan.mutations.append(
-                Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept)
-            )
+            plan.mutations.append(_brought(_accept(task, sealed, None), action.step, replace=replace))
             plan.restored += 1
             return
         homes = view.homes_of((sealed.manifest.k, sealed.manifest.m))
@@ -266,17 +263,14 @@ class Healer:
             plan.reason = "it is coded as no policy of this map, or too few nodes are left for that policy"
         replace = own is not None and own.damaged
         if view.me not in homes:  # its shards belong elsewhere; who decides about it knows it all the same
-            accept = _accept(task, sealed, None)
-            plan.mutations.append(
-                Restore(accept, replace) if action.step is Step.RESTORE else _locked(accept)
-            )
+            plan.mutations.append(_brought(_accept(task, sealed, None), action.step, replace=replace))
             plan.restored += 1
             return
         index = _index_of(view, homes, sealed, held, own)
         if index is None:
             plan.reason = "every shard of it has a primary already"
             return
-        if not self._bring_shard(task, view, sealed, index, action.step is Step.RESTORE, replace, plan):
+        if not self._bring_shard(task, view, sealed, index, action.step, replace, plan):
             self._bring_manifest(task, sealed, own, action, plan)
             plan.reason = "fewer than k good shards answer"
 
@@ -286,7 +280,7 @@ class Healer:
         view: View,
         sealed: Sealed,
         index: int,
-        established: bool,
+        step: Step,
         replace: bool,
         plan: _Plan,
     ) -> bool:
@@ -301,14 +295,14 @@ class Healer:
                 for node, v in held.items()
                 if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
             }
-            plan.large.append(_Large(sealed, index, placement, holders, established))
+            plan.large.append(_Large(sealed, index, placement, holders, step))
             return True
         made = small_shard(sealed, index, held.values())
         if made is None:
             return False
         accept = _accept(task, sealed, index, placement)
         accept.cell, accept.cell_crc = made
-        plan.mutations.append(Restore(accept, replace) if established else _locked(accept))
+        plan.mutations.append(_brought(accept, step, replace=replace))
         plan.restored += 1
         plan.bytes += len(made[0]) + _RECORD_BYTES
         return True
@@ -321,7 +315,7 @@ class Healer:
         sealed = best_manifest(view.held(stamp).values(), stamp)
         if sealed is None or (sealed.manifest.k, sealed.manifest.m) != (view.electorate.k, view.electorate.m):
             return  # its shards lie by another policy, not with all of these primaries
-        if not self._bring_shard(task, view, sealed, index, True, True, plan):
+        if not self._bring_shard(task, view, sealed, index, Step.RESTORE, True, plan):
             plan.reason = "fewer than k good shards answer"
 
     def _bring_manifest(
@@ -330,7 +324,7 @@ class Healer:
         """Without its shard an established version is still known here; what it replaces is kept until the shard
         is here, too."""
         if own is None and action.step is Step.RESTORE:
-            plan.mutations.append(_locked(_accept(task, sealed, None)))
+            plan.mutations.append(_brought(_accept(task, sealed, None), Step.TAKE))
 
     # ---------------------------------------------------------------- doing
 
@@ -355,8 +349,7 @@ class Healer:
                 accept.staged = True
                 outcome.restored += 1
                 outcome.bytes += size_bytes
-                mutation = Restore(accept, replace=True) if large.established else _locked(accept)
-                await self._apply([(outcome, [mutation])])
+                await self._apply([(outcome, [_brought(accept, large.step, replace=True)])])
                 # One that was overtaken meanwhile is wanted no more.
                 await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)
             except CoffreError as error:
@@ -430,6 +423,9 @@ def _accept(
     )
 
 
-def _locked(accept: Accept) -> Accept:
-    accept.lock = True
+def _brought(accept: Accept, step: Step, *, replace: bool = False) -> Mutation:
+    """What brings a version here: as settled, or with this node's promise."""
+    if step is Step.RESTORE:
+        return Restore(accept, replace)
+    accept.lock, accept.overrule = True, step is Step.OVERRULE
     return accept

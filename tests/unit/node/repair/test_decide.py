@@ -314,9 +314,14 @@ def test_what_may_stand_by_votes_that_were_lost_stands() -> None:
     """LOCKED on 1, 2 and 3 of the oldest set, refused by 4 and 5, and the vote of 6 is lost: nobody can decide it."""
     votes = {**each([1, 2, 3], 1, L), 8: [held(1, L, 3)], 4: [held(1, X)], 5: [held(1, X)], 7: []}
     assert steps(while_moving(votes)) == []  # 6 is away, and may come back
-    assert steps(while_moving(votes, lost=(6,))) == [(Step.SETTLE, stamp(1))]
-    assert steps(while_moving(votes, lost=(6,), me=5)) == [(Step.RESTORE, stamp(1))]
-    assert steps(while_moving(votes, lost=(6,), me=7)) == [(Step.RESTORE, stamp(1))]
+    assert steps(while_moving(votes, lost=(6,))) == []  # too few in the newest set
+    assert steps(while_moving(votes, lost=(6,), me=5)) == []
+    for vote in ([], [held(1, X)]):  # that it refused it proves nothing: it is not of the oldest set
+        assert steps(while_moving({**votes, 7: vote}, lost=(6,), me=7)) == [(Step.OVERRULE, stamp(1))]
+    promised = {**votes, 7: [held(1, L, None)]}
+    assert steps(while_moving(promised, lost=(6,))) == [(Step.SETTLE, stamp(1))]
+    assert steps(while_moving(promised, lost=(6,), me=5)) == [(Step.RESTORE, stamp(1))]
+    assert steps(while_moving(promised, lost=(6,), me=7)) == [(Step.RESTORE, stamp(1))]
     assert steps(while_moving({**votes, 8: []}, lost=(6,))) == []  # three shards are left
     assert steps(while_moving({**votes, 8: [held(1, A, 3)]}, lost=(6,))) == []  # it may yet vote against it
     assert steps(while_moving({**votes, 5: []}, lost=(6,), me=5)) != [
@@ -325,6 +330,32 @@ def test_what_may_stand_by_votes_that_were_lost_stands() -> None:
     assert steps(while_moving({**votes, 3: [held(1, X)]}, lost=(6,), me=7)) == [(Step.REFUSE, stamp(1))]
     alone = {**each([1, 2], 1, L), **{node: [held(1, X)] for node in (4, 5)}, 3: [held(1, A, 2)]}
     assert steps(while_moving(alone, lost=(6,))) == []
+
+
+def test_what_the_oldest_set_keeps_stands_against_the_votes_of_newer_ones() -> None:
+    """LOCKED on W of the oldest set, where it can never be dead, and refused by R of the newest one."""
+    kept = each([1, 2, 3, 4], 1, L)
+    far = {node: [held(1, X)] for node in (7, 8, 9, 10)}
+
+    def moved(me: int, answers: Mapping[int, Sequence[StoredVersion]]) -> View:
+        return View(me, MOVED_FAR, answers, NOW_MS)
+
+    answers = {**kept, 5: [], 6: [], **far}
+    assert steps(moved(1, answers)) == []
+    assert steps(moved(7, answers)) == [(Step.OVERRULE, stamp(1))]
+    assert steps(moved(5, {**answers, 5: [held(1, X)]})) == []  # its vote counts in the oldest set, too
+    assert steps(moved(5, answers)) == [(Step.OVERRULE, stamp(1))]
+    young = {
+        node: [held(1, votes[0].state, votes[0].shard_index, young=True)] for node, votes in kept.items()
+    }
+    young |= {node: [held(1, X, young=True)] for node in far}
+    assert steps(moved(7, young)) == [(Step.OVERRULE, stamp(1, young=True))]
+    assert steps(moved(7, {**answers, 4: [held(1, A, 3)]})) == []  # it may yet vote against it
+    bare = {node: [held(1, L, None)] for node in (1, 2, 3, 4)}
+    assert steps(moved(7, {**answers, **bare})) == []  # nobody could read it
+    promised = {**answers, **{node: [held(1, L, None)] for node in (5, 7, 8, 9)}}
+    assert steps(moved(1, promised)) == [(Step.SETTLE, stamp(1))]
+    assert steps(moved(10, promised)) == [(Step.RESTORE, stamp(1))]
 
 
 def test_a_node_that_a_placement_names_may_hold_a_shard() -> None:
