@@ -377,7 +377,14 @@ def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:
     if own is None or own.state == ABORTED:
         return []  # neither its manifest nor a shard of it belongs here
     entries = tuple(
-        Entry(v.stamp, v.state, v.tombstone, v.shard_index, 0, None if v.state == ABORTED else v.stamp)
+        Entry(
+            v.stamp,
+            v.state,
+            v.tombstone,
+            v.shard_index,
+            record=None if v.state == ABORTED else v.stamp,
+            was_locked=v.was_locked,  # such a vote stays where others are trimmed
+        )
         for v in view.own
     )
     settled = votes.settle(entries, stamp, (), view.versions_kept)

@@ -240,7 +240,8 @@ class Healer:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
                 case Step.RESTORE | Step.TAKE:
                     self._bring(task, view, Action(step, stamp), plan)
-        if task.report is not None and not plan.mutations and not plan.large:
+        # A Settle, or a vote on another version, is no reason to put it off: there may be one each time.
+        if task.report is not None and not plan.restored and not plan.large:
             self._change_index(task, view, task.report[0], plan)
         return plan
 

@@ -91,6 +91,13 @@ def test_a_version_held_whole_is_only_settled() -> None:
     assert steps(view({**each([4], 2, S), 1: [held(2, S), held(1, S)]})) == [(Step.SETTLE, stamp(2))]
 
 
+def test_a_vote_to_keep_that_outlived_its_version_is_nothing_to_trim() -> None:
+    """A Settle leaves it where it is: what always seems to need one has no turn for anything else."""
+    kept = held(1, X)._replace(was_locked=True)
+    assert steps(view({**each([4], 2, S), 1: [held(2, S), kept]})) == []
+    assert steps(view({**each([4], 2, S), 1: [held(2, S), held(1, X)]})) == [(Step.SETTLE, stamp(2))]
+
+
 def test_a_shard_that_lacks_or_rots_is_brought() -> None:
     for own in (held(1, S, None), held(1, S)._replace(damaged=True)):
         assert steps(view({**each([4], 1, S), 1: [own]})) == [(Step.RESTORE, stamp(1))]
