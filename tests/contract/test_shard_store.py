@@ -251,6 +251,16 @@ async def test_settle_trims_what_is_older(store: ShardStore) -> None:
     assert await states(store) == [(5, State.ACCEPTED), (4, State.SETTLED)]
 
 
+async def test_a_vote_to_keep_that_outlives_its_version_is_told_from_others(store: ShardStore) -> None:
+    await store.apply([accept(1, lock=True), accept(2), settle(2), abort(3)])
+    versions = await store.read(name("key"), every=True)
+    assert [(v.stamp, v.state, v.was_locked) for v in versions] == [
+        (stamp(3), State.ABORTED, False),
+        (stamp(2), State.SETTLED, False),
+        (stamp(1), State.ABORTED, True),
+    ]
+
+
 async def test_settle_keeps_versions_when_told(store: ShardStore, options: StoreOptions) -> None:
     options.versions_kept = 2
     await store.apply([accept(0), settle(0), accept(1), settle(1), accept(2), abort(3), accept(4), settle(4)])

@@ -265,7 +265,7 @@ class Administration:
                 self._note(what, "failed:", repr(error))
                 failures += 1
                 if failures % RESTORE_AFTER == 0:
-                    await self._restore()
+                    await self.restore()
                 await self._world.sleep(RETRY_SECONDS)
 
     async def _run(self, what: str, wish: Wish, *, waits: bool) -> bool:
@@ -288,7 +288,8 @@ class Administration:
         finally:
             command.end()
 
-    async def _restore(self) -> None:
+    async def restore(self) -> None:
+        """Fill a store of coordination that lost its maps, if it did, and if every node that is left answers."""
         command = self._command()
         try:
             await command.actor.spawn(command.restore())

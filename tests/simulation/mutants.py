@@ -273,9 +273,9 @@ MUTANTS = (
     ),
     Mutant(
         "repair takes accepted for established",
-        "coffre.node.repair.decide",
+        "coffre.node.repair.view",
         "if version.state >= LOCKED}",
-        "if version.state >= ACCEPTED}",
+        "if version.state != ABORTED}",
         43,
     ),
     Mutant(

@@ -7,6 +7,7 @@ costs no more than one that does not.
 from __future__ import annotations
 
 from coffre.cluster.errors import CoffreError
+from coffre.cluster.map import NodeState
 from coffre.node.store import StoreOptions
 
 from tests.simulation.administration import Administration
@@ -14,14 +15,41 @@ from tests.simulation.host import RECLAIM_SECONDS, Host
 from tests.simulation.redundancy import left_staged, shortcomings, uncollected
 from tests.simulation.world import World
 
-__all__ = ["make_whole"]
+__all__ = ["make_known", "make_whole"]
 
 ROUNDS_MAX = 6
 MOVE_ROUNDS_MAX = 12  # of one change, from its command to the end of its move and the removal of who left
 MEMBERS_SECONDS = 3.0  # for administrators to look, and for members to take a new map
+RESTORES_MAX = 10  # tries to fill coordination, while nodes that start do not answer yet
 WALKS_MAX = 4  # condemn, collect, and one more for those whose digests still showed rows
 CLOCKS_APART_SECONDS = 300.0  # stamps may lie so far ahead of the right time
 PARKED_SECONDS = 3700.0  # after which everything that could not be done is tried again
+
+
+async def make_known(world: World, changes: Administration) -> None:
+    """Let an operator end the last fault, and fail the run for each node that does not take the newest map then.
+
+    What coordination has lost before any node took it is in the operator's file alone. Clients that start with that
+    file count on it, and nobody but the operator can make it known again (docs/consistency.md, "Who coordinates").
+    """
+    epoch = world.cluster_map.epoch
+    for _ in range(RESTORES_MAX):
+        if not _behind(world, epoch):
+            return
+        await changes.restore()
+        await world.sleep(MEMBERS_SECONDS)
+    for host in _behind(world, epoch):
+        world.fail(f"node {host.number} is at epoch {host.maps.map.epoch} of {epoch}")
+
+
+def _behind(world: World, epoch: int) -> list[Host]:
+    """The nodes of the cluster that serve with an older map."""
+    removed = {node.number for node in world.cluster_map.nodes if node.state is NodeState.REMOVED}
+    return [
+        host
+        for number, host in world.hosts.items()
+        if number not in removed and host.serving and host.maps.map.epoch < epoch
+    ]
 
 
 async def make_whole(world: World, changes: Administration | None) -> None:
@@ -56,6 +84,8 @@ async def _moved(world: World, changes: Administration, count: int) -> bool:
     else:
         world.fail(f"after {rounds} rounds of repair an administrator still waits for this: {changes.at}")
         return False
+    if any(host.maps.map.epoch < world.cluster_map.epoch for host in world.hosts.values()):
+        await world.sleep(MEMBERS_SECONDS)  # the last map may have been published an instant ago
     for host in world.hosts.values():
         if host.maps.map is not world.cluster_map and host.maps.map != world.cluster_map:
             world.fail(f"node {host.number} is at epoch {host.maps.map.epoch} of {world.cluster_map.epoch}")

@@ -13,7 +13,7 @@ from tests.simulation.linearizability import Undecided, is_linearizable, shortes
 from tests.simulation.maps import same_signatures
 from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.repairers import message_age
-from tests.simulation.restoration import make_whole
+from tests.simulation.restoration import make_known, make_whole
 from tests.simulation.segments import tiny_segments
 from tests.simulation.troubles import Troubles
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
@@ -107,6 +107,8 @@ class _Run:
         async with asyncio.timeout(SECONDS_MAX):
             await self._storm()
             await self._world.sleep(CALM_SECONDS)
+            if self._changes is not None:
+                await make_known(self._world, self._changes)
             worker = await self._read_all("after")
         if self._world.plan.repair is not None:
             await make_whole(self._world, self._changes)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 
 from coffre.cluster.map import verify_map
 from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import drain_node, set_capacity
 
+from tests.simulation.administration import Administration
 from tests.simulation.maps import Change, MapBook, authority, draw_changes, same_signatures
+from tests.simulation.network import Quality
 from tests.simulation.plan import draw_plan
+from tests.simulation.repairers import message_age
+from tests.simulation.restoration import make_known
+from tests.simulation.segments import tiny_segments
 from tests.simulation.test_world import in_calm
+from tests.simulation.virtual_time import VirtualLoop, run_virtually
 from tests.simulation.world import World
 
 FIRST = draw_plan(1).cluster_map
@@ -61,6 +68,42 @@ def test_a_node_that_is_gone_stays_away() -> None:
         assert not world.network.nodes[2].up
 
     in_calm(work)
+
+
+def after_a_loss(prepare: Callable[[World], None]) -> list[str]:
+    """A map that is in the operator's file alone is made known. Returns what failed, and who has it in the end."""
+    changing = next(plan for plan in map(draw_plan, range(100)) if plan.changes is not None)
+    plan = dataclasses.replace(changing, quality=Quality(0.001), faults={}, drift=0.0, offset=0.0)
+
+    async def main(loop: VirtualLoop) -> list[str]:
+        world = World(plan, loop)
+        assert plan.changes is not None
+        changes = Administration(world, plan.changes)
+        bigger = set_capacity(world.cluster_map, world.cluster_map.nodes[0].node_id, 7 << 40)
+        changes._keep(authority().signer.sign(bigger))
+        prepare(world)
+        await make_known(world, changes)
+        having = sum(host.maps.map == bigger for host in world.hosts.values())
+        return [*(failure.what for failure in world.failures), f"{len(world.hosts) - having} lack it"]
+
+    with tiny_segments(), message_age(plan.repair), same_signatures():
+        return run_virtually(main)
+
+
+def test_a_map_that_coordination_lost_is_made_known_before_anybody_counts_on_it() -> None:
+    assert after_a_loss(lambda _: None) == ["0 lack it"]
+
+
+def test_a_node_that_does_not_take_it_fails_a_run() -> None:
+    lonely = 0
+
+    def isolate(world: World) -> None:
+        nonlocal lonely
+        lonely = next(number for number in world.hosts if number not in world.cluster_map.coordinators)
+        for other in world.hosts:
+            world.network.cut(f"node {lonely}", f"node {other}", 1e6)
+
+    assert after_a_loss(isolate) == [f"node {lonely} is at epoch 1 of 2", "1 lack it"]
 
 
 def test_a_summary_names_the_changes() -> None:

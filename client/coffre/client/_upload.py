@@ -203,7 +203,8 @@ class _ShardStream:
                 return
             except CoffreError as error:
                 if isinstance(error, RetryableError):
-                    self._uploader.peers[self.node].note_failure()
+                    # By the map that chose it: the newest may have taken it out meanwhile.
+                    self._uploader.view(self._draft).peers[self.node].note_failure()
                 substitute = self._uploader.substitute(self._draft, self.index)
                 if self._retained is None or substitute is None or isinstance(error, PermanentError):
                     self.error = error
@@ -264,6 +265,10 @@ class Uploader:
     @property
     def peers(self) -> Peers:
         return self._views.current.peers
+
+    def view(self, draft: Draft) -> View:
+        """What an upload that is under way was begun with."""
+        return self._under_way[draft.manifest.data_id].view
 
     def substitute(self, draft: Draft, index: int) -> int | None:
         """Reserve a node that may take shard `index` instead of the one that failed."""

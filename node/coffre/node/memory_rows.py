@@ -76,7 +76,7 @@ def is_damaged(entry: Entry) -> bool:
 def version_of(entry: Entry, *, want_cell: bool) -> StoredVersion:
     """A version as readers get it; `damaged` when what is wanted of it does not verify."""
     if entry.state == ABORTED:
-        return StoredVersion(entry.state, entry.stamp)
+        return StoredVersion(entry.state, entry.stamp, was_locked=entry.was_locked)
     record = record_of(entry)
     cell: StoredCell | None = None
     damaged = record.manifest_rotten

@@ -126,7 +126,7 @@ class Reader:
                 for entry in entries:
                     location = entry.record
                     if location is None:
-                        versions.append(StoredVersion(entry.state, entry.stamp))
+                        versions.append(StoredVersion(entry.state, entry.stamp, was_locked=entry.was_locked))
                         continue
                     assert isinstance(location, Location)
                     raw = self._cached(location)
@@ -382,7 +382,7 @@ class Reader:
         for entry in row.entries:
             location = entry.record
             if not isinstance(location, Location):
-                found.append(StoredVersion(entry.state, entry.stamp))
+                found.append(StoredVersion(entry.state, entry.stamp, was_locked=entry.was_locked))
                 continue
             raw = heads.get(location[:2], b"")
             if not raw or (location.size_bytes > _HEAD_BYTES and head_bytes(raw) > len(raw)):

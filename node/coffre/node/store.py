@@ -278,6 +278,7 @@ class StoredVersion(NamedTuple):
     cell: StoredCell | None = None  # when asked for, whole, and undamaged
     damaged: bool = False  # the shard or the manifest is here and does not verify
     condemned: bool = False  # a tombstone that every primary is known to have
+    was_locked: bool = False  # with ABORTED, to this node alone: a vote to keep that outlived its version
 
 
 class ListingEntry(NamedTuple):

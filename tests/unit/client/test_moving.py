@@ -160,6 +160,25 @@ async def test_a_put_that_was_staged_where_the_map_forbids_it_by_now_may_be_put_
     assert await client.get("notes", key) == data
 
 
+async def test_a_node_that_fails_and_is_removed_while_the_data_comes_is_a_failure_like_any_other(
+    cluster: InProcessCluster,
+) -> None:
+    client, data = cluster.client(), os.urandom(3 << 20)
+    view = client._views.current
+    key = next(key for key in KEYS if 8 in view.electorate(ObjectName("clinic", "notes", key)).primaries)
+    changed = finish_move(lost(cluster))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data[: 2 << 20]
+        move(cluster, changed)
+        await client._views.adopt(changed)
+        cluster.network.down.add(8)
+        yield data[2 << 20 :]
+
+    await client.put("notes", key, slowly())
+    assert await client.get("notes", key) == data
+
+
 async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:
     cluster_map = drained_twice(cluster)
     client = move(cluster, cluster_map)

@@ -6,21 +6,18 @@ Pure functions. Whatever they return is a vote that is this node's own to give, 
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.node import votes
-from coffre.node.repair.electorate import Electorate
-from coffre.node.repair.rebuild import best_manifest
+from coffre.node.repair.view import Tally, View
 from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, StoredVersion
 from coffre.node.votes import Entry
 
 __all__ = [
     "Action",
     "Step",
-    "View",
     "bare_stamps",
     "choose_index",
     "decide",
@@ -51,241 +48,13 @@ class Action(NamedTuple):
     stamp: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What is known of one name. `answers`: all versions that each node holds which answered, this one too; nodes
-    that are not in it are silent. `silent_elsewhere`: how many nodes that are no primaries, and may hold a
-    shard, did not answer. `homes`: by k and m, where the shards of versions that are coded so belong; without any they
-    belong to the primaries. `consulted`: every node that the map consults; while it changes, each of them may hold a
-    shard, and without them shards are not counted. `lost`: those of them that are gone for good. `departed`: how many
-    nodes were taken out before."""
-
-    me: int
-    electorate: Electorate
-    answers: Mapping[int, Sequence[StoredVersion]]
-    now_ms: int
-    versions_kept: int = 1
-    silent_elsewhere: int = 0
-    unfinished_seconds: float = 3600.0
-    homes: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
-    consulted: frozenset[int] = frozenset()
-    departed: int = 0
-    lost: frozenset[int] = frozenset()
-
-    @property
-    def is_voter(self) -> bool:
-        """Whether this node has a say here, as primary of any set; else it looks at the name only for shards that
-        belong to it."""
-        return self.me in self.electorate.everyone
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether everything of the name should be here."""
-        return self.me in self.electorate.primaries
-
-    @property
-    def is_final(self) -> bool:
-        """Whether this node's votes ABORTED prove something."""
-        return self.electorate.is_final(self.me)
-
-    def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
-        """The nodes that should have a shard each of a version of this k and m; None: it is not known."""
-        if coding is None or not self.homes:
-            return self.electorate.primaries
-        return self.homes.get(coding, ())
-
-    def coding_of(self, stamp: bytes) -> tuple[int, int] | None:
-        """The k and m of a version, as most of those that hold its manifest have it."""
-        if len(self.homes) < 2:  # there is but one
-            return next(iter(self.homes), None)
-        sealed = best_manifest(self.held(stamp).values(), stamp)
-        return None if sealed is None else (sealed.manifest.k, sealed.manifest.m)
-
-    def held(self, stamp: bytes) -> dict[int, StoredVersion]:
-        """Who answered that it holds a version, or voted against it."""
-        return {
-            node: version
-            for node, versions in self.answers.items()
-            for version in versions
-            if version.stamp == stamp
-        }
-
-    @property
-    def own(self) -> Sequence[StoredVersion]:
-        return self.answers[self.me]
-
-    def own_version(self, stamp: bytes) -> StoredVersion | None:
-        return next((version for version in self.own if version.stamp == stamp), None)
-
-
-class _Tally:
-    """The votes on one version."""
-
-    def __init__(self, view: View, stamp: bytes) -> None:
-        self._view = view
-        self._stamp = stamp
-        self._electorate = view.electorate
-        found = view.held(stamp)
-        self.aborted = {node for node, version in found.items() if version.state == ABORTED}
-        self.held = {node: version for node, version in found.items() if version.state != ABORTED}
-        self.tombstone = any(version.tombstone for version in self.held.values())
-        self.condemned = any(version.condemned for version in self.held.values())
-        self.settled = any(version.state == SETTLED for version in self.held.values())
-        self._locked = {node for node, version in self.held.items() if version.state >= LOCKED}
-        coding = None if self.tombstone else view.coding_of(stamp)
-        self.homes = view.homes_of(coding)
-        every = [voters.k for voters in view.electorate.sets] + [k for k, _ in view.homes]
-        # Shards that are certainly enough to read it, and fewer than which certainly are not.
-        self._k_most, self._k_least = (max(every), min(every)) if coding is None else (coding[0], coding[0])
-
-    @property
-    def lacks(self) -> bool:
-        """Whether this node's copy is missing, or not all that it should be."""
-        own = self.held.get(self._view.me)
-        if own is None:
-            return self._view.is_primary or self._view.me in self.homes
-        return own.damaged or (own.shard_index is None and not own.tombstone and self._view.me in self.homes)
-
-    @property
-    def can_be_settled(self) -> bool:
-        """Whether, with all who are silent, W primaries of some set may hold it."""
-        return any(
-            len(self.held.keys() & set(voters.nodes)) + len(self._silent(voters.nodes)) >= voters.write
-            for voters in self._electorate.sets
-        )
-
-    def _silent(self, members: Iterable[int]) -> set[int]:
-        return set(members) - self._view.answers.keys()
-
-    def _shards_of(self, nodes: Iterable[int]) -> int:
-        """Distinct good shards on these nodes."""
-        versions = [self.held[node] for node in nodes if node in self.held]
-        return len({v.shard_index for v in versions if v.shard_index is not None and not v.damaged})
-
-    @property
-    def shards(self) -> int:
-        return self._shards_of(self.held)
-
-    @property
-    def established(self) -> bool:
-        """SETTLED somewhere, or LOCKED on W of every set and k shards on locked nodes.
-
-        What is settled was on W primaries of some set, and none of them drops it before a newer one is settled, so a
-        claim that fewer than W can hold is a lie. A condemned tombstone is one that others have dropped already.
-        """
-        return self.condemned or (self.settled and self.can_be_settled) or self.promised or self._stands
-
-    @property
-    def _stands(self) -> bool:
-        """LOCKED on W of every set if the votes that were lost with their nodes are counted."""
-        return self.is_kept and self._electorate.stands(self._view.lost, self._locked, self.aborted)
-
-    @property
-    def is_kept(self) -> bool:
-        """It can never be dead by the votes of the oldest set, and locked nodes have k shards: it may have been
-        returned, and others may change their votes against it."""
-        electorate = self._electorate
-        kept = electorate.is_moving and electorate.is_kept(self._view.lost, self._locked, self.aborted)
-        return kept and self._locked_can_be_read
-
-    @property
-    def promised(self) -> bool:
-        """LOCKED on W of every set, and k shards on locked nodes."""
-        return self._electorate.is_established_by(self._locked) and self._locked_can_be_read
-
-    @property
-    def _locked_can_be_read(self) -> bool:
-        return self.tombstone or self._shards_of(self._locked) >= self._k_most
-
-    @property
-    def dead(self) -> bool:
-        """ABORTED on R of some set, or on so many that fewer than k nodes could ever hold a shard."""
-        if self._electorate.is_dead_by(self.aborted):
-            return True
-        if self._electorate.is_moving or not self.held or self.tombstone:
-            return False
-        left = self._keepers - self.aborted
-        return len(left) + self._elsewhere() < self._k_least
-
-    @property
-    def _keepers(self) -> set[int]:
-        """Nodes at which shards of it belong by the newest map."""
-        return {*self._electorate.primaries, *self.homes}
-
-    def _elsewhere(self) -> int:
-        """Nodes that are none of these and hold a shard, or may."""
-        members = self._electorate.everyone.union(self.homes)
-        with_shard = [n for n, v in self.held.items() if n not in members and v.shard_index is not None]
-        return len(with_shard) + self._view.silent_elsewhere
-
-    @property
-    def never_acknowledged(self) -> bool:
-        """Provably neither acknowledged by its writer nor returned by a reader; a damaged copy counts as whole."""
-        electorate = self._electorate
-        silent = self._silent(electorate.everyone)
-        if not electorate.may_be_established(self.held.keys() | silent):
-            return True
-        if not self._counts_shards:
-            return False
-        unlocked = not electorate.may_be_established(self._locked | silent)
-        few = self._possible_shards + self._view.departed < self._k_least + 1
-        if electorate.is_moving:
-            return unlocked and (few or self.is_unreadable)
-        return self.is_unreadable or (unlocked and few)
-
-    @property
-    def is_unreadable(self) -> bool:
-        """An object of which there are fewer than k shards, whoever is silent: no reader can complete it any more."""
-        return self._counts_shards and self._possible_shards < self._k_least
-
-    @property
-    def _counts_shards(self) -> bool:
-        """Whether how many shards there may be proves anything: while the map changes it takes every node."""
-        knows_all = not self._electorate.is_moving or bool(self._view.consulted)
-        return knows_all and bool(self.held) and not self.tombstone
-
-    @property
-    def _possible_shards(self) -> int:
-        """Distinct ones, damaged ones too, and one for each node that is silent and may hold a shard."""
-        known = {v.shard_index for v in self.held.values() if v.shard_index is not None}
-        unknown = sum(v.shard_index is None and v.damaged for v in self.held.values())
-        if self._electorate.is_moving:
-            named = {node for version in self.held.values() for node in version.placement}
-            return len(known) + unknown + len(self._silent({*self._view.consulted, *self._keepers, *named}))
-        return len(known) + unknown + len(self._silent(self._keepers)) + self._view.silent_elsewhere
-
-    @property
-    def can_be_given_up(self) -> bool:
-        """Whether who holds it may vote ABORTED. Others' votes alone decide it, too, unless there are too few of them:
-        on what nobody can complete, and while the map changes."""
-        return self.never_acknowledged and (self.is_unreadable or self._electorate.is_moving)
-
-    @property
-    def is_unlocked_recoding(self) -> bool:
-        """Whether it is a version that somebody coded anew, and nobody who answers has locked: then nobody was told of
-        it, and anybody may give it up (docs/recoding.md)."""
-        if self._locked:
-            return False
-        sealed = best_manifest(self.held.values(), self._stamp)
-        return sealed is not None and bool(sealed.manifest.recodes)
-
-    @property
-    def can_stand(self) -> bool:
-        """Whether it may have been acknowledged, by what answered alone, and k shards are left: votes can keep it.
-
-        New primaries, which lack what was complete before the map changed, take it for that.
-        """
-        held = self._electorate.may_be_established(self.held.keys())
-        return held and (self.tombstone or self.shards >= self._k_most)
-
-
 def decide(view: View) -> list[Action]:
     """What to do, the newest version first. Empty: nothing, or wait for others."""
     actions: list[Action] = []
     stamps = sorted({v.stamp for versions in view.answers.values() for v in versions}, reverse=True)
     oldest_ms = view.now_ms - int(view.unfinished_seconds * 1000)
     for place, stamp in enumerate(stamps):
-        tally = _Tally(view, stamp)
+        tally = Tally(view, stamp)
         own = view.own_version(stamp)
         if tally.established:
             return actions + _established(view, stamps[place:], tally)
@@ -320,7 +89,7 @@ def wants_everyone(view: View) -> bool:
     if not view.electorate.is_moving:
         return False
     for stamp in sorted({v.stamp for versions in view.answers.values() for v in versions}, reverse=True):
-        tally = _Tally(view, stamp)
+        tally = Tally(view, stamp)
         if tally.established:
             return False
         decided = (
@@ -341,26 +110,26 @@ def bare_stamps(view: View) -> list[bytes]:
     if len(view.homes) < 2:
         return []
     stamps = {v.stamp for versions in view.answers.values() for v in versions if v.state == SETTLED}
-    tallies = {stamp: _Tally(view, stamp) for stamp in stamps}
+    tallies = {stamp: Tally(view, stamp) for stamp in stamps}
     return [stamp for stamp, tally in tallies.items() if not tally.tombstone and view.me not in tally.homes]
 
 
 def is_dead(view: View, stamp: bytes) -> bool:
     """Whether the answers show that a version is dead."""
-    return _Tally(view, stamp).dead
+    return Tally(view, stamp).dead
 
 
 def is_never_acknowledged(view: View, stamp: bytes) -> bool:
     """Whether the answers show that nobody was ever told of a version."""
-    return _Tally(view, stamp).never_acknowledged
+    return Tally(view, stamp).never_acknowledged
 
 
-def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Action]:
+def _established(view: View, stamps: Sequence[bytes], newest: Tally) -> list[Action]:
     """What to do about the newest established version, the first of `stamps`, and what is below it."""
     actions = _hold(view, stamps[0], newest)
     kept, ended = 1, newest.tombstone
     for stamp in stamps[1:]:
-        tally = _Tally(view, stamp)
+        tally = Tally(view, stamp)
         own = view.own_version(stamp)
         if tally.settled or tally.promised:
             if not ended and kept < view.versions_kept:
@@ -377,7 +146,7 @@ def _established(view: View, stamps: Sequence[bytes], newest: _Tally) -> list[Ac
     return actions
 
 
-def _is_over(view: View, stamp: bytes, tally: _Tally) -> bool:
+def _is_over(view: View, stamp: bytes, tally: Tally) -> bool:
     """A version below an established one, of which it is certain that nobody was ever told of it."""
     return _is_old(view, stamp) and tally.never_acknowledged
 
@@ -386,7 +155,7 @@ def _is_old(view: View, stamp: bytes) -> bool:
     return unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
 
 
-def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:
+def _hold(view: View, stamp: bytes, tally: Tally) -> list[Action]:
     """Bring an established version, or note that it is established."""
     own = view.own_version(stamp)
     if tally.lacks:
@@ -398,7 +167,14 @@ def _hold(view: View, stamp: bytes, tally: _Tally) -> list[Action]:
     if own is None or own.state == ABORTED:
         return []  # neither its manifest nor a shard of it belongs here
     entries = tuple(
-        Entry(v.stamp, v.state, v.tombstone, v.shard_index, 0, None if v.state == ABORTED else v.stamp)
+        Entry(
+            v.stamp,
+            v.state,
+            v.tombstone,
+            v.shard_index,
+            record=None if v.state == ABORTED else v.stamp,
+            was_locked=v.was_locked,  # such a vote stays where others are trimmed
+        )
         for v in view.own
     )
     settled = votes.settle(entries, stamp, (), view.versions_kept)

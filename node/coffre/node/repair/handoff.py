@@ -12,11 +12,12 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.repair.asking import Answers
-from coffre.node.repair.decide import View, is_dead, is_never_acknowledged, other_indexes
+from coffre.node.repair.decide import is_dead, is_never_acknowledged, other_indexes
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
 from coffre.node.repair.scene import Scene
 from coffre.node.repair.tombstones import is_over
+from coffre.node.repair.view import View
 from coffre.node.store import ABORTED, SETTLED, Forget, PartitionRow, ShardStore, StoredVersion
 
 __all__ = ["releasable"]

@@ -14,7 +14,6 @@ from coffre.node.repair.asking import Answers, bytes_of
 from coffre.node.repair.decide import (
     Action,
     Step,
-    View,
     bare_stamps,
     choose_index,
     decide,
@@ -26,6 +25,7 @@ from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
 from coffre.node.repair.scene import Scene, Task
+from coffre.node.repair.view import View
 from coffre.node.store import (
     ABORTED,
     Abort,
@@ -240,7 +240,8 @@ class Healer:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
                 case Step.RESTORE | Step.TAKE | Step.OVERRULE:
                     self._bring(task, view, Action(step, stamp), plan)
-        if task.report is not None and not plan.mutations and not plan.large:
+        # A Settle, or a vote on another version, is no reason to put it off: there may be one each time.
+        if task.report is not None and not plan.restored and not plan.large:
             self._change_index(task, view, task.report[0], plan)
         return plan
 

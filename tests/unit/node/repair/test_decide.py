@@ -8,7 +8,6 @@ import hypothesis.strategies as st
 import pytest
 from coffre.node.repair.decide import (
     Step,
-    View,
     choose_index,
     decide,
     is_dead,
@@ -19,6 +18,7 @@ from coffre.node.repair.decide import (
     wants_everyone,
 )
 from coffre.node.repair.electorate import Electorate, Voters
+from coffre.node.repair.view import View
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
 
@@ -89,6 +89,13 @@ def test_a_version_held_whole_is_only_settled() -> None:
     assert steps(view(answers)) == [(Step.SETTLE, stamp(2))]
     assert steps(view({**each([4], 2, S), 1: [held(2, S)]})) == []
     assert steps(view({**each([4], 2, S), 1: [held(2, S), held(1, S)]})) == [(Step.SETTLE, stamp(2))]
+
+
+def test_a_vote_to_keep_that_outlived_its_version_is_nothing_to_trim() -> None:
+    """A Settle leaves it where it is: what always seems to need one has no turn for anything else."""
+    kept = held(1, X)._replace(was_locked=True)
+    assert steps(view({**each([4], 2, S), 1: [held(2, S), kept]})) == []
+    assert steps(view({**each([4], 2, S), 1: [held(2, S), held(1, X)]})) == [(Step.SETTLE, stamp(2))]
 
 
 def test_a_shard_that_lacks_or_rots_is_brought() -> None:

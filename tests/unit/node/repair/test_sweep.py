@@ -581,6 +581,66 @@ async def test_a_shard_that_two_primaries_hold_gives_way_to_the_one_that_is_miss
     assert await cluster.client().get("b", "k") == value
 
 
+async def test_a_vote_that_outlived_its_version_does_not_stand_in_the_way_of_it(
+    make_cluster: MakeCluster,
+) -> None:
+    """There seemed to be something to settle, round after round, and that was all that was done."""
+    cluster = make_cluster(4, 2)
+    first, *_, later = primaries(cluster, "k")
+    cluster.network.down.add(later)
+    client = cluster.client()
+    await client.put("b", "k", b"old")
+    await client.flush()
+    (old,) = await cluster.stores[first].read(name("k"))
+    partition = partition_of(name("k"), cluster.cluster_map.partitions)
+    copy = Accept(
+        name("k"),
+        partition,
+        old.stamp,
+        False,
+        bytes(16),
+        old.manifest,
+        old.mac,
+        old.placement,
+        None,
+        lock=True,
+    )
+    await cluster.stores[later].apply([copy])  # a reader completes it
+    cluster.network.heal()
+    await client.put("b", "k", b"new")
+    await client.flush()
+    assert [v.was_locked for v in await cluster.stores[later].read(name("k"), every=True)] == [False, True]
+    before = await indexes(cluster, "k")
+    await give_shard(cluster, "k", later, 2)
+    each = repairers(cluster)
+    for _ in range(DUPLICATES_WALKS):
+        await each[first].walk()
+    await each[later].round()
+    assert await indexes(cluster, "k") == before
+
+
+async def test_what_the_store_keeps_longer_than_the_bucket_says_does_not_stand_in_the_way_of_it(
+    make_cluster: MakeCluster,
+) -> None:
+    """A node keeps as many versions as any policy says, so a Settle may leave one that this bucket does not want."""
+    cluster = make_cluster(4, 2)
+    for store in cluster.stores.values():
+        store._options.versions_kept = 2
+    client = cluster.client()
+    await client.put("b", "k", b"old")
+    await client.put("b", "k", b"new")
+    await client.flush()
+    before = await indexes(cluster, "k")
+    first, *_, later = primaries(cluster, "k")
+    await give_shard(cluster, "k", later, 2)
+    assert len(await cluster.stores[later].read(name("k"), every=True)) == 2
+    each = repairers(cluster)
+    for _ in range(DUPLICATES_WALKS):
+        await each[first].walk()
+    await each[later].round()
+    assert await indexes(cluster, "k") == before
+
+
 async def two_versions(
     make_cluster: MakeCluster, size_bytes: int
 ) -> tuple[InProcessCluster, dict[int, int | None]]:
