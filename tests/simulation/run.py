@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.simulation.administration import Administration
@@ -24,6 +25,7 @@ from tests.simulation.world import Failure, Member, World
 __all__ = ["Result", "run_plan", "run_seed"]
 
 SECONDS_MAX = 3600.0  # of the world: no client waits that long for anything
+STORM_SECONDS = 40.0  # of faults: what they bring about more of costs more than another seed
 CALM_SECONDS = 15.0  # after which no node is under suspicion any more
 TRACE_LINES = 120
 
@@ -118,7 +120,7 @@ class _Run:
             await self._write_all(worker)
 
     async def _storm(self) -> None:
-        """Work and faults, until there is no more work."""
+        """Work and faults, until there is no more work; the faults, not for longer than `STORM_SECONDS`."""
         world = self._world
         plan = world.plan
         for _ in range(plan.clients):
@@ -130,12 +132,9 @@ class _Run:
         if plan.changes is not None:
             self._changes = Administration(world, plan.changes)
             self._changes.begin(plan.changes.storm)
-        while self._working:
-            await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in self._working if task.done()]:
-                member = self._working.pop(task)
-                if member.alive:
-                    task.result()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STORM_SECONDS):
+                await self._work()
         for storm in storms:
             storm.cancel()
         for end in await asyncio.gather(*storms, return_exceptions=True):
@@ -144,6 +143,16 @@ class _Run:
         world.heal()
         if self._changes is not None:
             self._changes.be_calm()
+        await self._work()
+
+    async def _work(self) -> None:
+        """Wait until all workers have done what they were to do."""
+        while self._working:
+            await asyncio.wait(self._working, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in self._working if task.done()]:
+                member = self._working.pop(task)
+                if member.alive:
+                    task.result()
 
     def _start(self, member: Member, operations: int) -> None:
         for number in range(self._world.plan.workers):
