@@ -139,10 +139,13 @@ def _established(view: View, stamps: Sequence[bytes], newest: Tally) -> list[Act
                     actions += _hold(view, stamp, tally)
         elif own is not None and own.state != ABORTED and (tally.dead or _is_over(view, stamp, tally)):
             actions.append(Action(Step.DROP, stamp))
-        elif own is None or own.state != ACCEPTED or ended or kept == view.versions_kept:
+        elif own is None or own.state == ABORTED or ended or kept == view.versions_kept:
             continue
         elif _is_old(view, stamp) and tally.can_stand:  # somebody may have been told of it
-            actions.append(Action(Step.LOCK, stamp))
+            if tally.lacks:  # locked nodes are to have k shards, and some may lie with substitutes alone
+                actions.append(Action(Step.TAKE, stamp))
+            elif own.state == ACCEPTED:
+                actions.append(Action(Step.LOCK, stamp))
     return actions
 
 

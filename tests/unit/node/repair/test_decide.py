@@ -662,6 +662,31 @@ def test_a_version_below_a_settled_one_that_may_be_acknowledged_is_kept_by_all()
     assert steps(view(behind, versions_kept=2)) == [(Step.RESTORE, stamp(1))]
 
 
+def test_of_a_version_below_a_settled_one_locked_nodes_take_the_shards_that_substitutes_have() -> None:
+    """LOCKED on W, whose shards are fewer than k: nobody could settle it, and substitutes kept it for ever."""
+    locked: dict[int, list[StoredVersion]] = {node: both(L, node - 1) for node in range(1, 4)}
+    locked[4] = [held(2, S, 3), held(1, L, None)]
+    gone = {node: [held(2, S, node - 1)] for node in (5, 6)}
+    substitutes = {7: [held(1, A, 4)], 8: [held(1, A, 5)]}
+    answers = {**locked, **gone, **substitutes}
+
+    def of(me: int, answers: Mapping[int, Sequence[StoredVersion]]) -> list[tuple[Step, bytes]]:
+        return steps(View(me, SIX, answers, NOW_MS, versions_kept=2))
+
+    for state in (A, L):
+        own = [held(2, S, 3), held(1, state, None)]
+        assert of(4, {**answers, 4: own}) == [(Step.TAKE, stamp(1))]
+    assert of(1, answers) == []
+    assert of(5, answers) == []
+    assert of(4, {**locked, **gone, 7: [held(1, A, 4)]}) == [(Step.TAKE, stamp(1))]
+    assert of(4, {**locked, **gone}) == [
+        (Step.DROP, stamp(1))
+    ]  # three shards: nobody can have been told of it
+    taken = {**answers, 4: both(L, 3)}
+    assert of(4, taken) == [(Step.SETTLE, stamp(1))]
+    assert of(5, taken) == [(Step.RESTORE, stamp(1))]
+
+
 def test_of_a_version_below_a_settled_one_nobody_decides_while_it_is_young() -> None:
     young = {
         node: [held(2, S, node - 1, young=True), held(1, A, node - 1, young=True)] for node in range(1, 6)
