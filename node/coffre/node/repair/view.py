@@ -232,9 +232,10 @@ class Tally:
 
     @property
     def can_stand(self) -> bool:
-        """Whether it may have been acknowledged, by what answered alone, and k shards are left: votes can keep it.
+        """Whether it may have been acknowledged, by what answered or is lost, and k shards are left: votes can keep it.
 
         New primaries, which lack what was complete before the map changed, take it for that.
         """
-        held = self._electorate.may_be_established(self.held.keys())
+        lost = self._view.lost - self._view.answers.keys()
+        held = self._electorate.may_be_established(self.held.keys() | lost)
         return held and (self.tombstone or self.shards >= self._k_most)

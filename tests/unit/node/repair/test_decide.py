@@ -317,6 +317,20 @@ def test_a_lost_node_counts_while_it_is_consulted() -> None:
     assert steps(while_moving(answers, departed=1)) == []
 
 
+def test_what_a_lost_node_may_have_held_is_kept_while_it_can_be_read() -> None:
+    """With 6, which is lost, W of the oldest set held it: it may have been acknowledged, and nobody else will decide it."""
+    answers = left({1: 0, 2: 1, 3: 2, 8: 3}, 4, 5, 7)
+    assert steps(while_moving(answers)) == []  # 6 may come back
+    for me, step in ((1, Step.LOCK), (4, Step.TAKE), (7, Step.TAKE)):
+        assert steps(while_moving(answers, me=me, lost=(6,))) == [(step, stamp(1))]
+    assert steps(while_moving({**answers, 5: [held(1, X)]}, lost=(6,))) == [(Step.LOCK, stamp(1))]
+    refused = {**answers, 4: [held(1, X)], 5: [held(1, X)], 3: [held(1, X)]}
+    assert steps(while_moving(refused, lost=(6,))) == [(Step.DROP, stamp(1))]
+    assert (
+        steps(while_moving(left({1: 0, 2: 1, 3: 2}, 4, 5, 7, 8), lost=(6,), departed=1)) == []
+    )  # three shards
+
+
 def test_what_may_stand_by_votes_that_were_lost_stands() -> None:
     """LOCKED on 1, 2 and 3 of the oldest set, refused by 4 and 5, and the vote of 6 is lost: nobody can decide it."""
     votes = {**each([1, 2, 3], 1, L), 8: [held(1, L, 3)], 4: [held(1, X)], 5: [held(1, X)], 7: []}
