@@ -135,11 +135,12 @@ class Administration:
             await _MAKERS[kind](self, waits)
             self._world.faults[kind.value] += 1
             if waits and self._rng.random() < 0.5:
-                await self._remove_drained()
-        await self._until_done("apply", _nothing, waits=True)
-        await self._remove_drained()
+                await self._finish()
+        await self._finish()
 
-    async def _remove_drained(self) -> None:
+    async def _finish(self) -> None:
+        """Let what was begun end, and take away who was drained."""
+        await self._until_done("apply", _nothing, waits=True)
         while self._leaving:
             name = self._leaving.pop()
             number = next(node.number for node in self._map.nodes if node.node_id == name)

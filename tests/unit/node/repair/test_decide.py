@@ -318,7 +318,7 @@ def test_a_lost_node_counts_while_it_is_consulted() -> None:
 
 
 def test_what_a_lost_node_may_have_held_is_kept_while_it_can_be_read() -> None:
-    """With 6, which is lost, W of the oldest set held it: it may have been acknowledged, and nobody else will decide it."""
+    """With 6, which is lost, W of the oldest set held it: it may have been acknowledged, and nobody else decides it."""
     answers = left({1: 0, 2: 1, 3: 2, 8: 3}, 4, 5, 7)
     assert steps(while_moving(answers)) == []  # 6 may come back
     for me, step in ((1, Step.LOCK), (4, Step.TAKE), (7, Step.TAKE)):
