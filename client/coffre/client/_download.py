@@ -164,7 +164,8 @@ class Downloader:
         return peer.is_set_aside or peer.reads.lags(self._hedge_delay)
 
     def note_failure(self, node: int) -> None:
-        self._peers[node].note_failure()
+        if node in self._peers:  # else a newer map has taken it out meanwhile
+            self._peers[node].note_failure()
 
     def _report(self, opened: OpenManifest, indexes: set[int], places: tuple[int, ...]) -> None:
         """Queue shards for repair on two nodes, lazily."""

@@ -22,6 +22,7 @@ from coffre.cluster.errors import (
     InvalidArgument,
     PermanentError,
     RetryableError,
+    StaleMap,
     Unavailable,
 )
 from coffre.cluster.names import partition_of
@@ -287,7 +288,8 @@ class Uploader:
         """Stream the object; fill in the draft's coding, size and checksums; return where the shards are.
 
         Coding and places are those of one view: another map that comes meanwhile changes neither.
-        Raises the nodes' error when fewer than D shards are synced; what was staged is then dropped.
+        Raises the nodes' error when fewer than D shards are synced, or `StaleMap` if there is a newer map by then:
+        nodes take shards at any epoch, and say nothing. What was staged is then dropped.
         """
         view = self._views.current
         electorate = view.electorate(draft.name)
@@ -299,11 +301,13 @@ class Uploader:
             await self._stream(draft, segments, streams)
             good = frozenset(stream.index for stream in streams if not stream.failed)
             return Shards(places, staged=good)
-        except BaseException:
+        except BaseException as error:
             for stream in streams:
                 stream.fail(Unavailable("the upload was given up"))
             await asyncio.gather(*(stream.finish() for stream in streams), return_exceptions=True)
             await self.drop(draft, places)
+            if isinstance(error, RetryableError) and await self._views.renew(view):
+                raise StaleMap(f"{error}; the map has changed meanwhile: put the object again") from None
             raise
         finally:
             del self._under_way[draft.manifest.data_id]

@@ -116,10 +116,11 @@ class Views:
             await self.adopt(newer.map)
 
     async def adopt(self, candidate: ClusterMap) -> None:
-        """Begin everything from now on at the epoch of this map. Raises as `newer_map`; then nothing has changed."""
+        """Begin everything from now on at the epoch of this map, unless a newer one is known: who asks nodes and who
+        watches may come in any order. Raises as `newer_map` else; then nothing has changed."""
         async with self._adopting:
             old = self.current
-            if newer_map(old.map, candidate) is old.map:
+            if candidate.epoch < old.map.epoch or newer_map(old.map, candidate) is old.map:
                 return
             moving = asyncio.create_task(self._transport.update_map(candidate))
             self._moving.add(moving)

@@ -160,6 +160,58 @@ async def test_a_put_that_was_staged_where_the_map_forbids_it_by_now_may_be_put_
     assert await client.get("notes", key) == data
 
 
+async def test_a_large_put_that_fails_where_the_map_has_changed_says_so(cluster: InProcessCluster) -> None:
+    """Nodes take shards at any epoch, so none says that the client is behind."""
+    client, data = cluster.client(), os.urandom(3 << 20)
+    changed = finish_move(lost(cluster))
+    move(cluster, changed)
+
+    class Published:
+        async def newer(self, than: ClusterMap) -> VerifiedMap | None:
+            return VerifiedMap(changed, b"") if than.epoch < changed.epoch else None
+
+    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    cluster.network.down |= {1, 2, 3, 4, 8}
+    with pytest.raises(StaleMap, match=r"could be stored.*put the object again"):
+        await client.put("notes", "k", data)
+    with pytest.raises(Unavailable):
+        await client.put("notes", "k", data)
+    cluster.network.down = {8}
+    await client.put("notes", "k", data)
+    assert await client.get("notes", "k") == data
+
+
+async def test_a_stream_of_a_node_that_was_removed_may_fail_late(cluster: InProcessCluster) -> None:
+    """What is noted of a node is noted where the newest map has it, or not at all."""
+    client = cluster.client()
+    assert not client._ranges._downloader.is_suspect(8)
+    client._ranges._downloader.note_failure(8)
+    assert client._ranges._downloader.is_suspect(8)
+    await client._views.adopt(finish_move(lost(cluster)))
+    client._ranges._downloader.note_failure(8)
+
+
+async def test_a_map_that_is_found_while_a_newer_one_comes_by_itself_fails_nothing(
+    cluster: InProcessCluster,
+) -> None:
+    """A node says that the client is behind, another one has the map, and meanwhile the next one is published."""
+    client, begun = cluster.client(), drained(cluster)
+    after = finish_move(begun)
+
+    class Published:
+        async def newer(self, than: ClusterMap) -> VerifiedMap | None:
+            move(cluster, after)
+            await client._views.adopt(after)
+            return VerifiedMap(begun, b"")
+
+    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    move(cluster, begun)
+    for key in KEYS:
+        await client.put("notes", key, key.encode())
+        assert await client.get("notes", key) == key.encode()
+    assert client._views.current.map is after
+
+
 async def test_a_node_that_fails_and_is_removed_while_the_data_comes_is_a_failure_like_any_other(
     cluster: InProcessCluster,
 ) -> None:
