@@ -338,11 +338,7 @@ class LmdbStore:
         key, index = note_key(title), self._parts.index
         with index.reading() as txn:
             value = txn.get(key, db=index.meta)
-        try:
-            return b"" if value is None else unseal(key, value)
-        except IntegrityError as error:
-            _log.error("a note is lost: %s", error)
-            return b""
+        return b"" if value is None else unseal(key, value)
 
     async def reclaim(self) -> int:
         self._check_open()

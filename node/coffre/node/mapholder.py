@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from coffre.cluster.electorate import Electorates
-from coffre.cluster.errors import PermissionDenied, PolicyViolation
+from coffre.cluster.errors import PermissionDenied, PolicyViolation, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.names import ObjectName
@@ -17,12 +17,13 @@ __all__ = ["MapHolder"]
 class MapHolder:
     """Holds the current map, verified, with its signed bytes.
 
-    `behind`: somebody seems to have a newer one. `suspended`: tenants whose certificates are refused.
+    `behind`: somebody seems to have a newer one. `suspended`: tenants whose certificates are refused; None: it
+    is not known, so all are.
     """
 
     def __init__(self, cluster_map: ClusterMap, signed: bytes) -> None:
         self.behind = asyncio.Event()
-        self.suspended: frozenset[str] = frozenset()
+        self.suspended: frozenset[str] | None = frozenset()
         self.adopt(cluster_map, signed)
 
     def adopt(self, cluster_map: ClusterMap, signed: bytes) -> None:
@@ -52,8 +53,14 @@ class MapHolder:
             raise PermissionDenied(f"{peer.name} is no node of the map of epoch {self.map.epoch}")
 
     def check_not_suspended(self, peer: Identity) -> None:
-        """Raise `PermissionDenied` for a tenant that an operator has suspended."""
-        if peer.role is Role.TENANT and peer.name in self.suspended:
+        """Raise `PermissionDenied` for a tenant that an operator has suspended, `Unavailable` where nobody knows."""
+        if peer.role is not Role.TENANT:
+            return
+        if self.suspended is None:
+            raise Unavailable(
+                "this node lost its record of suspended tenants, and serves them again once coordination has told it"
+            )
+        if peer.name in self.suspended:
             raise PermissionDenied(f"tenant {peer.name} is suspended")
 
     def votes_may_change(self, name: ObjectName, partition: int, node: int) -> bool:

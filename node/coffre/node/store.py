@@ -452,7 +452,7 @@ class ShardStore(Protocol):
         `sync` says so."""
 
     async def note(self, title: str) -> bytes:
-        """What was kept under a title; empty when nothing was, or it does not verify."""
+        """What was kept under a title; empty when nothing was. Raises `IntegrityError` when it does not verify."""
 
     async def reclaim(self) -> int:
         """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to

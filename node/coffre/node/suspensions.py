@@ -35,7 +35,8 @@ class Suspensions:
     """Keeps `MapHolder.suspended` up to date.
 
     A tenant stays suspended until coordination says that a later decision took it back. That coordination knows nothing
-    of a tenant (it was lost, and filled again) takes nothing back.
+    of a tenant (it was lost, and filled again) takes nothing back. A node that cannot read what it kept serves no
+    tenant until it has heard from coordination.
     """
 
     def __init__(self, maps: MapHolder, notes: Notes, clock: Clock) -> None:
@@ -43,13 +44,18 @@ class Suspensions:
         self._notes = notes
         self._clock = clock
         self._decided: dict[str, int] = {}  # of suspended tenants: when
-        self._kept: dict[str, int] = {}
+        self._kept: dict[str, int] | None = {}  # None: nobody knows
 
     async def load(self) -> None:
-        """Before the node serves. Raises `IntegrityError` when what was kept cannot be read."""
-        self._decided = _decode(await self._notes.note(_TITLE))
-        self._kept = dict(self._decided)
-        self._maps.suspended = frozenset(self._decided)
+        """Before the node serves."""
+        try:
+            self._decided = _decode(await self._notes.note(_TITLE))
+        except IntegrityError as error:
+            _log.error("no tenant is served until coordination answers: %s", error)
+            self._kept = self._maps.suspended = None
+        else:
+            self._kept = dict(self._decided)
+            self._maps.suspended = frozenset(self._decided)
 
     async def run(self, coordination: Coordination) -> None:
         """Until cancelled."""

@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.coordination.tenants import Tenant, create_tenant, suspend_tenant
-from coffre.cluster.errors import IntegrityError, PermissionDenied, ResourceExhausted
+from coffre.cluster.errors import PermissionDenied, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.node.coordination import CoordinationHandler
 from coffre.node.handler import Handler
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
+from coffre.node.rows import note_key
 from coffre.node.store import StoreOptions
 from coffre.node.suspensions import Suspensions
 from coffre.proto import coffre_pb2 as pb
@@ -122,7 +124,7 @@ async def test_nor_has_it_a_part_in_coordination(maps: MapHolder, store: MemoryS
 async def test_only_a_later_decision_takes_it_back(maps: MapHolder, store: MemoryStore) -> None:
     suspensions = Suspensions(maps, store, ManualClock())
     await suspensions.adopt([SUSPENDED, Tenant("other", 1)])
-    assert maps.suspended == {"clinic"}
+    assert maps.suspended == frozenset({"clinic"})
     for nothing in (
         [],  # coordination was lost
         [Tenant("clinic", 99)],  # and the tenant entered again
@@ -130,11 +132,11 @@ async def test_only_a_later_decision_takes_it_back(maps: MapHolder, store: Memor
         [Tenant("clinic", 1, False, 9)],
     ):
         await suspensions.adopt(nothing)
-        assert maps.suspended == {"clinic"}
+        assert maps.suspended == frozenset({"clinic"})
     await suspensions.adopt([Tenant("clinic", 1, False, 11)])
     assert maps.suspended == frozenset()
     await suspensions.adopt([Tenant("clinic", 1, True, 12)])
-    assert maps.suspended == {"clinic"}
+    assert maps.suspended == frozenset({"clinic"})
 
 
 async def test_a_restart_forgets_none(tmp_path: Path) -> None:
@@ -149,16 +151,43 @@ async def test_a_restart_forgets_none(tmp_path: Path) -> None:
         maps = MapHolder(MAP, b"")
         suspensions = Suspensions(maps, opened, SystemClock())
         await suspensions.load()
-        assert maps.suspended == suspended
+        assert maps.suspended == frozenset(suspended)
         await suspensions.adopt(tenants)
         await opened.close()
 
 
-async def test_what_was_kept_and_cannot_be_read_is_an_error(maps: MapHolder, store: MemoryStore) -> None:
-    for raw in (b"\2", b"\1abc", b"\1" + bytes(8) + b"no end", b"\1" + bytes(8) + b"UPPER\0"):
-        await store.keep_note("suspended", raw)
-        with pytest.raises(IntegrityError):
-            await Suspensions(maps, store, ManualClock()).load()
+@pytest.mark.parametrize(
+    "raw", [b"\2", b"\1abc", b"\1" + bytes(8) + b"no end", b"\1" + bytes(8) + b"UPPER\0"]
+)
+async def test_without_what_was_kept_no_tenant_is_served_until_coordination_answers(
+    maps: MapHolder, store: MemoryStore, raw: bytes
+) -> None:
+    await store.keep_note("suspended", raw)
+    suspensions, node = Suspensions(maps, store, ManualClock()), Handler(1, "n1", store, maps, ManualClock())
+    await suspensions.load()
+    for tenant in (TENANT, OTHER):
+        with pytest.raises(Unavailable, match="lost its record of suspended tenants"):
+            await listed(node, tenant)
+    await suspensions.adopt([])
+    await listed(node, TENANT)
+    await Suspensions(maps, store, ManualClock()).load()  # it is kept again
+    assert maps.suspended == frozenset()
+
+
+async def test_a_note_that_rots_suspends_all(tmp_path: Path) -> None:
+    opened = await LmdbStore.open(tmp_path / "data", StoreOptions(), SystemClock())
+    await Suspensions(MapHolder(MAP, b""), opened, SystemClock()).adopt([SUSPENDED])
+    await opened.close()
+    with lmdb.open(str(tmp_path / "data" / "index"), max_dbs=16) as env, env.begin(write=True) as txn:
+        meta, key = env.open_db(b"meta", txn=txn), note_key("suspended")
+        rotten = bytearray(txn.get(key, db=meta) or b"")
+        rotten[-2] ^= 1
+        txn.put(key, bytes(rotten), db=meta)
+    opened = await LmdbStore.open(tmp_path / "data", StoreOptions(), SystemClock())
+    maps = MapHolder(MAP, b"")
+    await Suspensions(maps, opened, SystemClock()).load()
+    assert maps.suspended is None
+    await opened.close()
 
 
 async def test_a_full_disk_does_not_let_it_in(
@@ -173,11 +202,11 @@ async def test_a_full_disk_does_not_let_it_in(
         filling.setattr(store, "keep_note", full)
         with pytest.raises(ResourceExhausted):
             await suspensions.adopt([SUSPENDED])
-    assert maps.suspended == {"clinic"}
+    assert maps.suspended == frozenset({"clinic"})
     await suspensions.adopt([SUSPENDED])  # it is kept as soon as there is room
     again = MapHolder(MAP, b"")
     await Suspensions(again, store, ManualClock()).load()
-    assert again.suspended == {"clinic"}
+    assert again.suspended == frozenset({"clinic"})
 
 
 async def test_a_node_hears_of_it_by_itself(maps: MapHolder, store: MemoryStore) -> None:
@@ -197,7 +226,7 @@ async def test_a_node_hears_of_it_by_itself(maps: MapHolder, store: MemoryStore)
         await suspend_tenant(coordination, "clinic", suspended=suspended, unixtime_ms=5)
         async with asyncio.timeout(5):
             await changed.wait()
-        assert maps.suspended == ({"clinic"} if suspended else set())
+        assert maps.suspended == frozenset({"clinic"} if suspended else ())
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await coordination.close()

@@ -100,7 +100,11 @@ class Scrub:
         return size_bytes
 
     async def _recall(self) -> None:
-        raw = await self._store.note(NOTE)
+        raw = b""
+        try:
+            raw = await self._store.note(NOTE)
+        except IntegrityError as error:
+            _log.error("the place of the scrub is lost, so it begins anew: %s", error)
         if len(raw) == _PLACE.size:
             self._next, self._started_ms, self._bytes, self._finished_ms = _PLACE.unpack(raw)
         if not self._started_ms:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Sequence
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, ConfigurationError
+from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError
 from coffre.cluster.transport import Transport
 from coffre.node.store import ShardStore, StoreIdentity
 from coffre.proto import coffre_pb2 as pb
@@ -32,7 +32,11 @@ async def witness(store: ShardStore, node_id: str, store_id: bytes, commits: int
     The store that was seen first under a name is the only one that may ever have it.
     """
     title = f"peer {node_id}"
-    raw = await store.note(title)
+    try:
+        raw = await store.note(title)
+    except IntegrityError as error:
+        _log.error("what this node knew of another one's disk is lost; others know it, too: %s", error)
+        raw = b""
     seen = StoreIdentity(*_SEEN.unpack(raw)) if len(raw) == _SEEN.size else _NOTHING
     if len(store_id) != 16 or seen.store_id not in (b"", store_id) or commits <= seen.commits:
         return seen
