@@ -129,6 +129,8 @@ class Writer:
                 return True
             locking.add_holders(round_)
             round_ = locking
+        if round_.newest:
+            self._issuer.observe(Stamp.from_bytes(round_.newest))
         renewed = round_.is_stale and await self._views.renew(view)
         holders = round_.possible_holders
         staged = shards is not None and shards.is_staged
@@ -140,6 +142,10 @@ class Writer:
             await self._confirm(draft, shards, stamp)
             self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, shards))
             return True
+        if fate is Fate.UNKNOWN and round_.aborted:
+            # A node may have forgotten a vote on a version so old; what it said of the Accept counts, too.
+            await round_.finish(self._patience)
+            fate = Fate.UNKNOWN if round_.possible_holders else Fate.DEAD
         if fate is Fate.UNKNOWN:
             raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
         if not round_.aborted and not renewed:
@@ -148,8 +154,6 @@ class Writer:
             await self._clock.sleep(
                 STALE_SECONDS
             )  # the nodes, or this client, will have the newest map in a moment
-        if round_.newest:
-            self._issuer.observe(Stamp.from_bytes(round_.newest))
         return False
 
     async def _verified(

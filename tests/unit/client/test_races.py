@@ -12,7 +12,12 @@ from coffre.bench.in_process import InProcessCluster, Network, Traffic
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import NotFound, Unavailable
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
 from coffre.node.limits import RETRY_SECONDS
+from coffre.node.store import Lock
+from coffre.node.votes import VOTES_KEPT
+from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 
 MIB = 1 << 20
@@ -322,3 +327,45 @@ async def test_chaos_has_only_register_histories(
     cluster.network.heal()
     await history.read(cluster.client(), "k")
     assert history.puts
+
+
+class Behind(SystemClock):
+    """The wall clock of a machine that is a minute late."""
+
+    def unixtime_ms(self) -> int:
+        return super().unixtime_ms() - 60_000
+
+
+async def test_a_writer_whose_clock_is_behind_is_refused_and_writes_above(make_cluster: MakeCluster) -> None:
+    """Nodes keep few votes on versions that are gone, so of a stamp older than those they cannot say that it is none.
+
+    They refused its Accept, which is enough, also when one says so late.
+    """
+    cluster = make_cluster(4, 2)
+    writer, name = cluster.client(), ObjectName("clinic", "b", "k")
+    partition = partition_of(name, cluster.cluster_map.partitions)
+    for number in range(VOTES_KEPT + 1):
+        info = await writer.put("b", "k", bytes([number]))
+        stamp = bytes.fromhex(info.version)
+        await asyncio.gather(*(s.apply([Lock(name, partition, stamp)]) for s in cluster.stores.values()))
+        await writer.flush()
+    slow = Placement(cluster.cluster_map, cluster.cluster_map.policy()).primaries(partition)[5]
+
+    given_up = asyncio.Event()
+
+    async def wait(node: int, message: Traffic) -> None:
+        if isinstance(message, pb.BatchRequest) and message.operations:
+            kind = message.operations[0].WhichOneof("operation")
+            if kind == "abort":
+                given_up.set()
+            elif kind == "accept" and node == slow:
+                await given_up.wait()
+
+    cluster.network.before = wait
+    late = cluster.client(clock=Behind())
+    for value in (b"first", b"second"):
+        await late.put("b", "k", value)
+        assert await cluster.client().get("b", "k") == value
+    await late.delete("b", "k")
+    with pytest.raises(NotFound):
+        await cluster.client().get("b", "k")
