@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     seeds = parse_seeds(options.seeds)
     logging.disable(logging.CRITICAL)  # nodes write down what they meet, which is nothing unusual here
     failed: list[int] = []
-    operations = events = 0
+    operations, events, begun = 0, 0, time.monotonic()
     with ProcessPoolExecutor(min(options.workers, len(seeds))) as pool:
         for result in pool.map(run_seed, seeds, chunksize=4 if len(seeds) > 16 else 1):
             operations, events = operations + result.operations, events + result.events
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
             if result.failures:
                 failed.append(result.seed)
                 print(report(result), flush=True)
-    print(f"{len(seeds)} seeds, {operations} operations, {events} events; failed: {failed or 'none'}")
+    took = f"{len(seeds)} seeds in {time.monotonic() - begun:.0f} s"
+    print(f"{took}, {operations} operations, {events} events; failed: {failed or 'none'}")
     return 1 if failed else 0
 
 
