@@ -100,7 +100,7 @@ MUTANTS = (
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
-        25,
+        96,
         quick=True,
     ),
     Mutant(
@@ -298,7 +298,7 @@ MUTANTS = (
         "coffre.node.repair.handoff",
         "        if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):\n",
         "        if True:\n",
-        25,
+        107,
         quick=True,
     ),
     Mutant(

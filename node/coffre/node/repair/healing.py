@@ -296,6 +296,9 @@ class Healer:
                 for node, v in held.items()
                 if v.shard_index is not None and not v.damaged and v.manifest == sealed.raw
             }
+            shards = set(holders.values())
+            if index not in shards and len(shards) < sealed.manifest.k:
+                return False
             plan.large.append(_Large(sealed, index, placement, holders, step))
             return True
         made = small_shard(sealed, index, held.values())

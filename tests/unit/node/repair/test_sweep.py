@@ -13,7 +13,7 @@ from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.sweep import DUPLICATES_WALKS
-from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Restore, State
+from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State
 from coffre.proto import coffre_pb2 as pb
 
 from tests.unit.node.repair.test_repairer import in_step, primaries
@@ -651,6 +651,48 @@ async def two_versions(
     await client.put("b", "k", b"newer")
     await client.flush()
     return cluster, await indexes(cluster, "k", age=1)
+
+
+@pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
+async def test_an_older_version_that_is_kept_is_rebuilt_though_few_of_those_asked_first_have_it(
+    make_cluster: MakeCluster, size_bytes: int
+) -> None:
+    """Whoever has the newest one is asked first, and one of them may lack the older one as well: then all are asked."""
+
+    async def settle_nothing(node: int, message: object) -> None:
+        operations = message.operations if isinstance(message, pb.BatchRequest) else ()
+        if any(operation.WhichOneof("operation") == "settle" for operation in operations):
+            raise Unavailable("lost")
+
+    cluster = make_cluster(4, 2, nodes=8, versions_kept=2)
+    calm = cluster.network.before
+    client, keys = cluster.client(), [f"k{number}" for number in range(5)]
+    for key in keys:
+        partition = partition_of(name(key), cluster.cluster_map.partitions)
+        vote = Refuse(
+            name(key), partition, bytes(15) + b"\1"
+        )  # which a Settle takes away: there is something else to do
+        for node in primaries(cluster, key)[:2]:
+            await cluster.stores[node].apply([vote])
+        cluster.network.down = set(primaries(cluster, key)[:2])
+        await client.put("b", key, os.urandom(size_bytes))
+        await client.flush()
+        cluster.network.heal()
+        cluster.network.before = settle_nothing
+        await client.put("b", key, b"newer")
+        await client.flush()
+        for node in primaries(cluster, key)[:2]:
+            states = [version.state for version in await cluster.stores[node].read(name(key), every=True)]
+            assert len(states) == 2, "the newest version and the vote"
+            assert State.ABORTED in states
+    cluster.network.before = calm
+    for repairer in repairers(cluster).values():
+        await repairer.round()
+    for key in keys:
+        for node in primaries(cluster, key):
+            states = [version.state for version in await cluster.stores[node].read(name(key), every=True)]
+            assert states == [State.SETTLED, State.SETTLED], (key, node)
+        assert set((await indexes(cluster, key, age=1)).values()) == set(range(6))
 
 
 @pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
