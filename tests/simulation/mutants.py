@@ -298,8 +298,7 @@ MUTANTS = (
         "coffre.node.repair.handoff",
         "        if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):\n",
         "        if True:\n",
-        107,
-        quick=True,
+        160,
     ),
     Mutant(
         "what dead writers left stays",
