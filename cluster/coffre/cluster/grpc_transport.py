@@ -158,8 +158,8 @@ class GrpcTransport:
                     break
                 await call.write(request)
             await call.done_writing()
-        except asyncio.InvalidStateError:
-            pass  # the node ended the call before it had everything; the answer below says why
+        except (asyncio.InvalidStateError, aio.InternalError):
+            pass  # the call ended before the node had everything, or with the last message; the answer below says why
         except aio.AioRpcError as error:
             raise _translate(line.node, await endings.of_node(error), timeout) from None
         except asyncio.CancelledError:
