@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,6 +231,20 @@ async def test_the_map_is_for_every_member(bench: Bench) -> None:
     for transport in (bench.tenant, bench.operator):
         assert (await transport.get_map(1, pb.GetMapRequest(), 5)).signed_map == b"the signed map"
         assert (await transport.get_map(1, pb.GetMapRequest(known_epoch=1), 5)).signed_map == b""
+
+
+async def test_a_connection_that_breaks_with_the_last_message_is_no_error_of_grpc(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gRPC raises there is none of the errors of a call; what became of the call says its status."""
+
+    async def broken(call: object) -> None:
+        raise grpc.aio.InternalError("execute_batch")
+
+    monkeypatch.setattr("grpc.aio._call.StreamUnaryCall.done_writing", broken)
+    grpc_alone = isinstance(bench.tenant, GrpcTransport)  # the twins have no such end
+    with pytest.raises(DeadlineExceeded) if grpc_alone else nullcontext():
+        await bench.tenant.write_shard(1, shard(1), 0.3)
 
 
 async def test_who_calls_is_known_by_certificate(bench: Bench) -> None:
