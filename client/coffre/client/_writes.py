@@ -144,7 +144,7 @@ class Writer:
             return True
         if fate is Fate.UNKNOWN and round_.aborted:
             # A node may have forgotten a vote on a version so old; what it said of the Accept counts, too.
-            await round_.finish(self._patience)
+            await round_.finish(max(0.0, deadline - self._clock.monotonic()))
             fate = Fate.UNKNOWN if round_.possible_holders else Fate.DEAD
         if fate is Fate.UNKNOWN:
             raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")

@@ -112,9 +112,10 @@ class Electorate:
         kept = self.is_kept(lost, locked, aborted)
         return kept and all(len(nodes.intersection(promised)) >= write for nodes, write, _ in self._bars)
 
-    def is_final(self, node: int) -> bool:
-        """Whether a node's vote ABORTED proves something: those of the oldest set do."""
-        return node in self._base[0]
+    @property
+    def decisive(self) -> frozenset[int]:
+        """The nodes of the oldest set: their votes ABORTED prove something, those of others do not."""
+        return self._base[0]
 
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""

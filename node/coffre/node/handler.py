@@ -42,6 +42,7 @@ from coffre.node.store import (
     ShardStore,
     StoredCell,
     StoredVersion,
+    keep_votes,
 )
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell
@@ -130,6 +131,8 @@ class Handler:
                 if len(found) == done:
                     found.append(reply.outcomes.add())
                 refuse(reply.outcomes[-1], error)
+        if request.epoch != self._maps.map.epoch:  # another map may have come while reads were answered
+            keep_votes(mutations)
         results = await self._store.apply(mutations) if mutations else []
         return batch_reply(reply, found, results[marks:])
 

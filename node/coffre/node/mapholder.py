@@ -66,7 +66,7 @@ class MapHolder:
     def votes_may_change(self, name: ObjectName, partition: int, node: int) -> bool:
         """Whether a node's votes ABORTED prove nothing: the map changes, and it is no primary of the oldest set."""
         electorate = self._electorates.of(name.tenant, name.bucket, partition)
-        return electorate.is_moving and not electorate.is_final(node)
+        return electorate.is_moving and node not in electorate.decisive
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

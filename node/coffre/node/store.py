@@ -11,7 +11,7 @@ why.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -53,6 +53,7 @@ __all__ = [
     "StoreStatus",
     "StoredCell",
     "StoredVersion",
+    "keep_votes",
 ]
 
 
@@ -240,6 +241,13 @@ class Collect:
 OwnMutation = Restore | Refuse | Lock | Drop | Forget | Condemn | Collect
 KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair | OwnMutation  # of one object
 Mutation = KeyMutation | Mark
+
+
+def keep_votes(mutations: Iterable[Mutation]) -> None:
+    """Let none of them change a vote: by the map that this node works on since, it may prove something."""
+    for mutation in mutations:
+        if isinstance(mutation, Accept):
+            mutation.overrule = False
 
 
 @dataclass(frozen=True, slots=True)

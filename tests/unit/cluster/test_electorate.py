@@ -137,7 +137,7 @@ def test_a_newer_set_neither_keeps_a_version_nor_kills_it() -> None:
     assert not electorate.is_kept([], [1, 4, 5, 6], [2])
     assert electorate.is_kept([3], [1], [2])
     assert not electorate.is_kept([3], [1], [])  # 2 has not voted
-    assert [electorate.is_final(node) for node in (1, 4, 7)] == [True, False, False]
+    assert electorate.decisive == {1, 2, 3}
 
 
 @given(st.lists(voters(), min_size=2, max_size=5), st.data())

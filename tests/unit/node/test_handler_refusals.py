@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from coffre.cluster.clock import SystemClock
@@ -16,7 +17,7 @@ from coffre.codec import crc32c
 from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
-from coffre.node.store import Refuse, State
+from coffre.node.store import Refuse, State, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 
@@ -89,8 +90,10 @@ async def test_a_lawful_placement_is_taken() -> None:
         (4, 1, 2, 5, 3, 6),  # lawful, but shard 0 is not this node's
     ],
 )
-async def test_an_unlawful_placement_is_refused(placement: tuple[int, ...]) -> None:
-    assert await send(placement) == (InvalidArgument.code, 0)
+@pytest.mark.parametrize("lock", [False, True])
+async def test_an_unlawful_placement_is_refused(placement: tuple[int, ...], lock: bool) -> None:
+    """From its writer, and from a reader that completes it."""
+    assert await send(placement, lock=lock) == (InvalidArgument.code, 0)
 
 
 @pytest.mark.parametrize("cell", [b"", b"a celL", b"a cell "])
@@ -153,3 +156,31 @@ async def test_a_vote_is_overruled_only_while_the_map_changes_and_where_it_prove
     reply = expanded(await handler.batch(TENANT, asked))
     assert reply.outcomes[0].code == (0 if taken else Conflict.code)
     assert [version.state for version in await store.read(NAME)] == [State.LOCKED if taken else State.ABORTED]
+
+
+async def test_a_vote_is_not_overruled_by_a_map_that_came_meanwhile() -> None:
+    """A read of the same message is answered before, and the move ends just then: the vote counts by the new map."""
+    partition = partition_of(NAME, MAP.partitions)
+    placement = Placement(MAP, POLICY).primaries(partition)
+    me = placement[0]
+    without = dataclasses.replace(MAP.node(me), state=NodeState.DRAINING)
+    before = dataclasses.replace(MAP, nodes=tuple(without if n.number == me else n for n in NODES))
+    holder = MapHolder(dataclasses.replace(MAP, epoch=2).with_prior([before]), b"")
+
+    class Slow(MemoryStore):
+        async def read(self, *args: Any, **options: Any) -> tuple[StoredVersion, ...]:
+            found = await super().read(*args, **options)
+            holder.adopt(dataclasses.replace(MAP, epoch=3), b"")
+            return found
+
+    store = Slow(SystemClock())
+    handler = Handler(me, f"n{me}", store, holder, SystemClock())
+    asked = request(placement)
+    asked.epoch = 2
+    accept = asked.operations[0].accept
+    accept.lock = accept.overrule = True
+    asked.operations.add().read.CopyFrom(pb.Read(bucket="b", key="other"))
+    await store.apply([Refuse(NAME, partition, pb.Manifest.FromString(accept.sealed.manifest).stamp)])
+    reply = expanded(await handler.batch(TENANT, asked))
+    assert reply.outcomes[0].code == Conflict.code
+    assert [version.state for version in await MemoryStore.read(store, NAME)] == [State.ABORTED]

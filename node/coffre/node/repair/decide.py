@@ -36,7 +36,7 @@ class Step(enum.Enum):
     RESTORE = "restore"  # it is established: hold it as settled, with this node's shard
     SETTLE = "settle"  # it is established and here: say so, which trims
     TAKE = "take"  # it will be established: accept it with `lock`, with this node's shard
-    OVERRULE = "overrule"  # the same, whatever this node voted
+    OVERRULE = "overrule"  # the same, whatever this node voted: at this map alone
     LOCK = "lock"
     REFUSE = "refuse"
     GIVE_UP = "give up"  # vote ABORTED though it is held: only on what its writer cannot have acknowledged
@@ -65,7 +65,7 @@ def decide(view: View) -> list[Action]:
                 actions.append(Action(Step.REFUSE, stamp))
             elif own.state != ABORTED:
                 actions.append(Action(Step.DROP, stamp))
-        elif tally.is_kept and (own is None or (own.state == ABORTED and not view.is_final)):
+        elif tally.is_kept and not view.is_decisive and (own is None or own.state == ABORTED):
             actions.append(Action(Step.OVERRULE, stamp))
         elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
             continue

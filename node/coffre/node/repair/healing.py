@@ -39,6 +39,7 @@ from coffre.node.store import (
     Settle,
     ShardStore,
     StoredVersion,
+    keep_votes,
 )
 
 __all__ = ["OBJECT_BYTES", "Healer", "Outcome"]
@@ -114,7 +115,7 @@ class Healer:
             for task in tasks
             for plan in (plans[task.name],)
         ]
-        await self._apply([(outcome, plans[outcome.task.name].mutations) for outcome in outcomes])
+        await self._apply(scene, [(outcome, plans[outcome.task.name].mutations) for outcome in outcomes])
         await asyncio.gather(
             *(self._bring_large(scene, outcome, plans[outcome.task.name]) for outcome in outcomes)
         )
@@ -353,15 +354,17 @@ class Healer:
                 accept.staged = True
                 outcome.restored += 1
                 outcome.bytes += size_bytes
-                await self._apply([(outcome, [_brought(accept, large.step, replace=True)])])
+                await self._apply(scene, [(outcome, [_brought(accept, large.step, replace=True)])])
                 # One that was overtaken meanwhile is wanted no more.
                 await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)
             except CoffreError as error:
                 outcome.reason = f"a large shard cannot be rebuilt ({type(error).__name__})"
                 _log.warning("a large shard cannot be rebuilt: %s", error)
 
-    async def _apply(self, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:
+    async def _apply(self, scene: Scene, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:
         mutations = [mutation for _, several in planned for mutation in several]
+        if not scene.is_current():
+            keep_votes(mutations)
         results = iter(await self._store.apply(mutations) if mutations else [])
         for outcome, several in planned:
             for _ in several:

@@ -180,7 +180,16 @@ class Repairer:
         if frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
-        return Scene(self._number, self._electorates, asking, digests, before_ms, self._fresh_ms, self._bare)
+        return Scene(
+            self._number,
+            self._electorates,
+            asking,
+            digests,
+            before_ms,
+            self._fresh_ms,
+            self._bare,
+            lambda: self._maps.map is cluster_map,
+        )
 
     def _before_ms(self, cluster_map: ClusterMap) -> int | None:
         """What is younger is not compared, since it may be on its way; while the map changes, everything counts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
@@ -59,6 +59,7 @@ class Scene:
         None  # versions with later stamps were begun at this epoch; None: nothing is known of that
     )
     bare: Bare = field(default_factory=lambda: Bare())
+    is_current: Callable[[], bool] = lambda: True  # whether this node still works on the map of this scene
 
     def electorate(self, name: ObjectName, partition: int) -> Electorate:
         return self.electorates.of(name.tenant, name.bucket, partition)

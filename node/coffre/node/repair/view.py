@@ -45,9 +45,9 @@ class View:
         return self.me in self.electorate.primaries
 
     @property
-    def is_final(self) -> bool:
+    def is_decisive(self) -> bool:
         """Whether this node's votes ABORTED prove something."""
-        return self.electorate.is_final(self.me)
+        return self.me in self.electorate.decisive
 
     def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
         """The nodes that should have a shard each of a version of this k and m; None: it is not known."""
@@ -236,6 +236,13 @@ class Tally:
 
         New primaries, which lack what was complete before the map changed, take it for that.
         """
-        lost = self._view.lost - self._view.answers.keys()
-        held = self._electorate.may_be_established(self.held.keys() | lost)
+        held = self._electorate.may_be_established(self.held.keys()) or self._may_stand_with_lost
         return held and (self.tombstone or self.shards >= self._k_most)
+
+    @property
+    def _may_stand_with_lost(self) -> bool:
+        """Whether W of the oldest set may have held it, with nodes that are lost. No, where anybody refused it or may
+        have: its writer was perhaps told, with the votes that are lost, that nothing was written."""
+        lost = self._view.lost - self._view.answers.keys()
+        heard = self._electorate.decisive <= self._view.answers.keys() | lost
+        return heard and not self.aborted and self._electorate.may_be_established(self.held.keys() | lost)
