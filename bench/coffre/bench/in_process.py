@@ -152,6 +152,12 @@ class InProcessCluster:
     clients: list[AsyncClient]
     coordination: MemoryCoordination
 
+    def adopt(self, cluster_map: ClusterMap) -> None:
+        """Let all nodes of a map work on it, as if it had been published and they had started again."""
+        for node in cluster_map.nodes:
+            store, holder = self.stores[node.number], MapHolder(cluster_map, b"")
+            self.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+
     def client(
         self,
         tenant: str = "clinic",

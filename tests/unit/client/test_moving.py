@@ -11,15 +11,12 @@ from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client._stamps import Issuer
 from coffre.client._writes import Writer
-from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import NotFound, StaleMap, Unavailable
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
 
 KEYS = [f"record-{number}" for number in range(24)]
 
@@ -34,10 +31,7 @@ async def cluster() -> AsyncIterator[InProcessCluster]:
 
 def move(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
     """Let all nodes work on a map, as if it had been published; return a client of it."""
-    for node in cluster_map.nodes:
-        store = cluster.stores[node.number]
-        holder = MapHolder(cluster_map, b"")
-        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    cluster.adopt(cluster_map)
     return cluster.client(cluster_map=cluster_map)
 
 
@@ -115,6 +109,16 @@ async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProces
         assert await after.get("notes", key) == key.encode()
 
 
+class Published:
+    """Nodes that have a newer map, for who asks them."""
+
+    def __init__(self, newest: ClusterMap) -> None:
+        self._newest = newest
+
+    async def newer(self, than: ClusterMap) -> VerifiedMap | None:
+        return VerifiedMap(self._newest, b"") if than.epoch < self._newest.epoch else None
+
+
 @pytest.mark.parametrize("size_bytes", [1000, 3 << 20])
 async def test_a_policy_that_changes_while_a_put_waits_for_its_data(
     cluster: InProcessCluster, size_bytes: int
@@ -149,11 +153,7 @@ async def test_a_put_that_was_staged_where_the_map_forbids_it_by_now_may_be_put_
         move(cluster, changed)
         yield data[2 << 20 :]
 
-    class Published:
-        async def newer(self, than: ClusterMap) -> VerifiedMap | None:
-            return VerifiedMap(changed, b"") if than.epoch < changed.epoch else None
-
-    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
     with pytest.raises(StaleMap, match="put the object again"):
         await client.put("notes", key, slowly())
     await client.put("notes", key, data)
@@ -166,11 +166,7 @@ async def test_a_large_put_that_fails_where_the_map_has_changed_says_so(cluster:
     changed = finish_move(lost(cluster))
     move(cluster, changed)
 
-    class Published:
-        async def newer(self, than: ClusterMap) -> VerifiedMap | None:
-            return VerifiedMap(changed, b"") if than.epoch < changed.epoch else None
-
-    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
     cluster.network.down |= {1, 2, 3, 4, 8}
     with pytest.raises(StaleMap, match=r"could be stored.*put the object again"):
         await client.put("notes", "k", data)
@@ -198,13 +194,13 @@ async def test_a_map_that_is_found_while_a_newer_one_comes_by_itself_fails_nothi
     client, begun = cluster.client(), drained(cluster)
     after = finish_move(begun)
 
-    class Published:
+    class Overtaken(Published):
         async def newer(self, than: ClusterMap) -> VerifiedMap | None:
             move(cluster, after)
             await client._views.adopt(after)
             return VerifiedMap(begun, b"")
 
-    client._views._maps = Published()  # type: ignore[assignment]  # nobody watches here
+    client._views._maps = Overtaken(begun)  # type: ignore[assignment]  # nobody watches here
     move(cluster, begun)
     for key in KEYS:
         await client.put("notes", key, key.encode())

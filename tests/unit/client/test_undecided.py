@@ -10,14 +10,11 @@ from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client._stamps import Issuer
 from coffre.client._writes import Writer
-from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorate, Electorates
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.membership import drain_node, finish_move, remove_node
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
 from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
 
@@ -34,10 +31,7 @@ async def cluster() -> AsyncIterator[InProcessCluster]:
 
 def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
     """Let all nodes work on a map, as if it had been published; return a client of it."""
-    for node in cluster_map.nodes:
-        holder = MapHolder(cluster_map, b"")
-        store = cluster.stores[node.number]
-        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    cluster.adopt(cluster_map)
     return cluster.client(cluster_map=cluster_map)
 
 

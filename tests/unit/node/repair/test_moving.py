@@ -6,14 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.cluster.clock import SystemClock
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.membership import drain_node
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
 from coffre.node.memory_store import MemoryStore
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
@@ -31,10 +28,7 @@ async def cluster() -> AsyncIterator[InProcessCluster]:
 
 
 def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> dict[int, Repairer]:
-    for node in cluster_map.nodes:
-        holder = MapHolder(cluster_map, b"")
-        store = cluster.stores[node.number]
-        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    cluster.adopt(cluster_map)
     return {node.number: cluster.repairer(node.number, AT_ONCE) for node in cluster_map.nodes}
 
 

@@ -13,7 +13,7 @@ from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.sweep import DUPLICATES_WALKS
-from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State
+from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 
 from tests.unit.node.repair.test_repairer import in_step, primaries
@@ -60,6 +60,24 @@ async def condemned(cluster: InProcessCluster, key: str) -> set[int]:
         if any(version.condemned for version in await store.read(name(key))):
             found.add(number)
     return found
+
+
+async def complete(cluster: InProcessCluster, node: int, version: StoredVersion) -> None:
+    """Let a node promise a version of k that it lacks, without a shard, as a reader would that completes it."""
+    partition = partition_of(name("k"), cluster.cluster_map.partitions)
+    promise = Accept(
+        name("k"),
+        partition,
+        version.stamp,
+        False,
+        bytes(16),
+        version.manifest,
+        version.mac,
+        version.placement,
+        None,
+        lock=True,
+    )
+    await cluster.stores[node].apply([promise])
 
 
 # ------------------------------------------------------------------ tombstones
@@ -277,20 +295,7 @@ async def test_a_substitute_lets_go_of_what_was_overtaken_though_votes_on_it_are
     assert outsider in await holders(cluster, "k")
     (old,) = await cluster.stores[outsider].read(name("k"))
     cluster.network.down = {outsider}
-    partition = cluster.stores[members[0]]._rows[name("k")].partition
-    locked = Accept(
-        name("k"),
-        partition,
-        old.stamp,
-        False,
-        bytes(16),
-        old.manifest,
-        old.mac,
-        old.placement,
-        None,
-        lock=True,
-    )
-    await cluster.stores[members[2]].apply([locked])
+    await complete(cluster, members[2], old)
     await client.put("b", "k", b"new")
     await client.flush()
     assert old.stamp in {v.stamp for v in await cluster.stores[members[2]].read(name("k"), every=True)}
@@ -592,20 +597,7 @@ async def test_a_vote_that_outlived_its_version_does_not_stand_in_the_way_of_it(
     await client.put("b", "k", b"old")
     await client.flush()
     (old,) = await cluster.stores[first].read(name("k"))
-    partition = partition_of(name("k"), cluster.cluster_map.partitions)
-    copy = Accept(
-        name("k"),
-        partition,
-        old.stamp,
-        False,
-        bytes(16),
-        old.manifest,
-        old.mac,
-        old.placement,
-        None,
-        lock=True,
-    )
-    await cluster.stores[later].apply([copy])  # a reader completes it
+    await complete(cluster, later, old)
     cluster.network.heal()
     await client.put("b", "k", b"new")
     await client.flush()

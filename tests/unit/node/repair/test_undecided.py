@@ -10,19 +10,16 @@ from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client._stamps import Issuer
 from coffre.client._writes import Writer
-from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.membership import drain_node, finish_move, remove_node
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
 from coffre.node.repair.electorate import Electorates as NodeElectorates
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.store import State
+from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
 
 AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40, unfinished_seconds=-5.0)
@@ -39,10 +36,7 @@ async def cluster() -> AsyncIterator[InProcessCluster]:
 
 def adopt(cluster: InProcessCluster, cluster_map: ClusterMap) -> AsyncClient:
     """Let all nodes work on a map, as if it had been published; return a client of it."""
-    for node in cluster_map.nodes:
-        holder = MapHolder(cluster_map, b"")
-        store = cluster.stores[node.number]
-        cluster.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+    cluster.adopt(cluster_map)
     return cluster.client(cluster_map=cluster_map)
 
 
@@ -269,3 +263,32 @@ async def test_a_silent_node_that_was_an_understudy_before_may_hold_a_shard(
     cluster.network.heal()
     await repair(cluster, grown)
     assert await cluster.client(cluster_map=grown).get("b", "k") == b"acknowledged"
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+async def test_a_node_of_a_newer_set_changes_its_vote_at_that_map_alone(
+    cluster: InProcessCluster, overtaken: bool
+) -> None:
+    """W of the oldest set locked it, R of the newest refused it; the move ends while others are asked, or not."""
+    await begin(cluster)
+    (primaries,) = members(cluster.cluster_map)
+    moving = without(cluster.cluster_map, *primaries[:3])
+    joined = [node for node in members(moving)[0] if node not in primaries]
+    await die_in_a_put(cluster, adopt(cluster, cluster.cluster_map), primaries[:4])
+    stamp = max(version.stamp for version in await cluster.stores[primaries[0]].read(NAME))
+    partition = partition_of(NAME, moving.partitions)
+    for node in primaries[:4]:
+        await cluster.stores[node].apply([Lock(NAME, partition, stamp)])
+    for node in joined:
+        await cluster.stores[node].apply([Refuse(NAME, partition, stamp)])
+    adopt(cluster, moving)
+    repairer = cluster.repairer(joined[0], AT_ONCE)
+
+    async def end(node: int, request: object) -> None:
+        if isinstance(request, pb.BatchRequest) and overtaken:
+            repairer._maps.adopt(finish_move(moving), b"")
+
+    cluster.network.before = end
+    await repairer.round()
+    assert await holders_of(cluster, State.ABORTED) == set(joined if overtaken else joined[1:])
+    assert await holders_of(cluster, State.LOCKED) == {*primaries[:4], *([] if overtaken else joined[:1])}
