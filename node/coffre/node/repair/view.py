@@ -186,9 +186,12 @@ class Tally:
         silent = self._silent(electorate.everyone)
         if not electorate.may_be_established(self.held.keys() | silent):
             return True
+        unlocked = not electorate.may_be_established(self._locked | silent)
+        # Its writer gave it up, and could be told of it by LOCKED votes alone.
+        if self.aborted and unlocked and self._all_but_lost_answer:
+            return True
         if not self._counts_shards:
             return False
-        unlocked = not electorate.may_be_established(self._locked | silent)
         few = self._possible_shards + self._view.departed < self._k_least + 1
         if electorate.is_moving:
             return unlocked and (few or self.is_unreadable)
@@ -244,5 +247,10 @@ class Tally:
         """Whether W of the oldest set may have held it, with nodes that are lost. No, where anybody refused it or may
         have: its writer was perhaps told, with the votes that are lost, that nothing was written."""
         lost = self._view.lost - self._view.answers.keys()
-        heard = self._electorate.decisive <= self._view.answers.keys() | lost
-        return heard and not self.aborted and self._electorate.may_be_established(self.held.keys() | lost)
+        may_stand = self._electorate.may_be_established(self.held.keys() | lost)
+        return may_stand and not self.aborted and self._all_but_lost_answer
+
+    @property
+    def _all_but_lost_answer(self) -> bool:
+        """Whether every node of the oldest set does that can."""
+        return self._electorate.decisive <= self._view.answers.keys() | self._view.lost

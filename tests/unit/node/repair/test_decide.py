@@ -324,7 +324,14 @@ def test_what_a_lost_node_may_have_held_is_kept_while_it_can_be_read() -> None:
     for me, step in ((1, Step.LOCK), (4, Step.TAKE), (7, Step.TAKE)):
         assert steps(while_moving(answers, me=me, lost=(6,))) == [(step, stamp(1))]
     # 5 refused it, or may have: perhaps the vote of 6 told its writer that nothing was written.
-    assert steps(while_moving({**answers, 5: [held(1, X)]}, lost=(6,))) == []
+    given_up = {**answers, 5: [held(1, X)]}
+    assert steps(while_moving(given_up, lost=(6,))) == [(Step.GIVE_UP, stamp(1))]
+    assert steps(while_moving(given_up, lost=(6,), me=7)) == [(Step.REFUSE, stamp(1))]
+    silent = {node: given_up[node] for node in given_up if node != 4}  # it may have locked it
+    assert steps(while_moving(silent, lost=(6,))) == []
+    locked = {**given_up, **each([1, 2, 3], 1, L)}  # by W, with 6
+    for me in (1, 4, 7):
+        assert steps(while_moving(locked, lost=(6,), me=me)) == []
     assert steps(while_moving({node: answers[node] for node in answers if node != 5}, lost=(6,))) == []
     refused = {**answers, 4: [held(1, X)], 5: [held(1, X)], 3: [held(1, X)]}
     assert steps(while_moving(refused, lost=(6,))) == [(Step.DROP, stamp(1))]
