@@ -73,7 +73,8 @@ class RepairScale:
 
 
 FULL = RepairScale(80, 64 * _MIB, 100_000, 10.0, 4_000, 1_000_000, 60)
-QUICK = RepairScale(2, 4 * _MIB, 200, 0.5, 40, 100, 3)
+# The default cap lets about a thousand small objects through in a second: they must last for longer than the gets.
+QUICK = RepairScale(2, 4 * _MIB, 4_000, 0.5, 40, 100, 3)
 
 
 async def measure_repair(directory: Path, scale: RepairScale, seed: int, clock: Clock) -> AsyncIterator[Row]:
