@@ -139,7 +139,7 @@ class Committer:
         self._urgent = 0
         self._closing = False
         self._queued_bytes = 0
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[_Job] = deque()  # for room in the queue
         self._unlinked: list[int] = []
         self._broken: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -163,19 +163,12 @@ class Committer:
         if size_bytes > limit:
             raise ResourceExhausted(f"one call may bring {limit} bytes at most; this one has {size_bytes}")
         assert self._loop is not None
-        if self._waiters or self._queued_bytes + size_bytes > limit:
-            turn: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append((size_bytes, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._release(size_bytes)
-                raise
-        else:
-            self._queued_bytes += size_bytes
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._submit(_Job(items, future, size_bytes, lazy))
+        job = _Job(items, future, size_bytes, lazy)
+        if self._waiting or self._queued_bytes + size_bytes > limit:
+            self._waiting.append(job)
+        else:
+            self._submit(job)
         return await future
 
     def post(self, item: Chore) -> None:
@@ -185,10 +178,10 @@ class Committer:
     def _submit(self, job: _Job) -> None:
         with self._wakeup:
             if self._closing:
-                self._queued_bytes -= job.size_bytes
                 if job.future is not None:
                     job.future.set_exception(Unavailable("the store is closed"))
                 return
+            self._queued_bytes += job.size_bytes
             self._queue.append(job)
             if not job.lazy:
                 self._urgent += 1
@@ -196,17 +189,13 @@ class Committer:
                 self._wakeup.notify()
 
     def _release(self, size_bytes: int) -> None:
+        """Let those in who waited for room, in the order in which they came."""
         self._queued_bytes -= size_bytes
-        while self._waiters:
-            wanted, turn = self._waiters[0]
-            if turn.cancelled():
-                self._waiters.popleft()
-                continue
-            if self._queued_bytes + wanted > self._options.queue_bytes:
-                return
-            self._waiters.popleft()
-            self._queued_bytes += wanted
-            turn.set_result(None)
+        waiting = self._waiting
+        while waiting and self._queued_bytes + waiting[0].size_bytes <= self._options.queue_bytes:
+            job = waiting.popleft()
+            if job.future is not None and not job.future.cancelled():
+                self._submit(job)
 
     async def close(self) -> None:
         """Finish what is queued; the thread ends."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.errors import ResourceExhausted
+from coffre.cluster.errors import ResourceExhausted, Unavailable
 from coffre.node.chores import Copy, MoveRecords
 from coffre.node.lmdb_store import LmdbStore
 from coffre.node.memory_store import MemoryStore
@@ -266,6 +266,40 @@ async def test_many_callers_share_few_syncs_and_a_bounded_queue(tmp_path: Path) 
     await store.close()
     for task in pending:
         assert (await task)[0].error is None
+
+
+async def test_what_waits_for_room_in_the_queue_keeps_its_turn(tmp_path: Path) -> None:
+    """Who comes when there is room again stands behind who waits: an Abort that was sent after an Accept must
+    find it."""
+    store = await LmdbStore.open(tmp_path, options(queue_bytes=64 << 10, volume_bytes=4 << 20), ManualClock())
+
+    async def fill_and_abort() -> None:
+        await store.apply([accept(1, f"key {n}", cell=bytes(1000)) for n in range(40)])
+        await store.apply([Abort(name("wanted"), 7, stamp(1))])
+
+    first = asyncio.create_task(fill_and_abort())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(store.apply([accept(1, "wanted", cell=bytes(30_000))]))
+    (outcome,) = await waiting
+    assert outcome.error is None
+    await first
+    await store.close()
+
+
+async def test_callers_that_wait_for_room_are_refused_by_a_store_that_closes(tmp_path: Path) -> None:
+    store = await LmdbStore.open(tmp_path, options(queue_bytes=64 << 10, volume_bytes=4 << 20), ManualClock())
+    calls = [asyncio.create_task(store.apply([accept(1, f"key {n}", cell=bytes(30_000))])) for n in range(6)]
+    await asyncio.sleep(0)
+    calls[4].cancel()
+    await store.close()
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(end, list) for end in ends] == [True, True, False, False, False, False]
+    assert [type(end) for end in ends[2:]] == [
+        Unavailable,
+        Unavailable,
+        asyncio.CancelledError,
+        Unavailable,
+    ]
 
 
 async def test_a_record_is_synced_before_the_index_refers_to_it(
