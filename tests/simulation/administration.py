@@ -99,6 +99,7 @@ class Administration:
         self._world = world
         self._plan = plan
         self._rng = world.chance("changes")
+        self._doubts = world.chance("second thoughts")
         self._kept = world.maps.newest  # the operator's file
         self._map = self._kept.map  # what the last command left: nobody else publishes any
         self._commands = 0
@@ -166,7 +167,7 @@ class Administration:
             drained = partial(drain_node, node_id=name)
             if self._plan_of(drained) is not None:
                 await self._until_done(f"drain {name}", _pure(drained), waits=waits)
-                self._leaving.append(name)
+                await self._let_go(name, waits)
                 return
         await self.join(waits)
 
@@ -177,7 +178,24 @@ class Administration:
             self._start(offer)
             wish = _pure(lambda current: offer.instead_of(current, name, lost=False))
             await self._until_done(f"replace {name}", wish, waits=waits)
-            self._leaving.append(name)
+            await self._let_go(name, waits)
+
+    async def _let_go(self, name: str, waits: bool) -> None:
+        """A node leaves; or it stays after all, with what it has and what moved to others meanwhile."""
+        self._leaving.append(name)
+        if self._doubts.random() < self._plan.second_thoughts:
+            await self._world.sleep(self._doubts.expovariate(1 / self._plan.pause))
+            entry = next(node for node in self._map.nodes if node.node_id == name)
+            stays = partial(
+                add_node,
+                attributes=entry.attributes,
+                address=entry.address,
+                capacity_bytes=entry.capacity_bytes,
+            )
+            if self._plan_of(stays) is not None:
+                self._leaving.remove(name)
+                await self._until_done(f"take {name} back", _pure(stays), waits=waits)
+                self._world.faults["taken back"] += 1
 
     async def lose(self, waits: bool) -> None:
         """A node dies for good, with its disk: the one that rots, since no second one may be at risk."""

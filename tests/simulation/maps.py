@@ -65,6 +65,7 @@ class ChangePlan:
         float  # part of the commands that wait for the move; others are followed by the next one at once
     )
     deaths: float  # part of the commands that die, and are repeated by somebody else
+    second_thoughts: float  # part of the nodes that leave, and are taken back while data moves
 
 
 def draw_changes(seed: int, hurry: float) -> ChangePlan | None:
@@ -78,6 +79,7 @@ def draw_changes(seed: int, hurry: float) -> ChangePlan | None:
         pause=hurry * rng.choice([0.5, 2.0, 5.0]),
         patience=rng.choice([0.0, 0.5, 1.0]),
         deaths=rng.choice([0.0, 0.3, 0.6]),
+        second_thoughts=rng.choice([0.0, 0.0, 0.5]),
     )
 
 

@@ -73,7 +73,8 @@ async def make_whole(world: World, changes: Administration | None) -> None:
 
 async def _moved(world: World, changes: Administration, count: int) -> bool:
     """Let so many changes end, round after round. False when they do not."""
-    rounds = MOVE_ROUNDS_MAX * count
+    plan = world.plan.changes
+    rounds = MOVE_ROUNDS_MAX * count * (2 if plan is not None and plan.second_thoughts else 1)
     for _ in range(rounds):
         if not changes.busy:
             break
