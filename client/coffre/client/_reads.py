@@ -284,6 +284,7 @@ class Reader:
                     electorate.everyone,
                     k=found.opened.manifest.k,
                     elsewhere=None if found.opened.tombstone else elsewhere,
+                    begun=electorate,
                 )
                 if fate is Fate.UNKNOWN:
                     await self._complete_against_votes(view, name, found, others)

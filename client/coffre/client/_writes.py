@@ -136,7 +136,13 @@ class Writer:
         staged = shards is not None and shards.is_staged
         elsewhere = None if shards is None else holders
         fate = await self.give_up(
-            draft.name, stamp, holders, k=draft.manifest.k, elsewhere=elsewhere, every=staged
+            draft.name,
+            stamp,
+            holders,
+            k=draft.manifest.k,
+            elsewhere=elsewhere,
+            begun=view.electorate(draft.name),
+            every=staged,
         )
         if fate is Fate.ESTABLISHED:
             await self._confirm(draft, shards, stamp)
@@ -244,14 +250,16 @@ class Writer:
         *,
         k: int,
         elsewhere: Collection[int] | None,
+        begun: Electorate | None = None,
         every: bool = False,
     ) -> Fate:
         """Collect ABORTED votes until the version is dead, or turns out to be established.
 
         `k`: of the version, whatever codes its bucket by now. `elsewhere`: nodes that may hold a shard, beside the
         electorate; None for a tombstone, which has none. Votes are final, so a version is dead too when too few nodes
-        are left that could ever hold k shards of it. `every`: hear all nodes that answer, since the next stamp needs
-        the staged shards that an Abort gives back.
+        are left that could ever hold k shards of it. `begun`: who decided when it was written, or read; when everything
+        has moved since, those who decide now cannot tell what readers saw. `every`: hear all nodes that answer, since
+        the next stamp needs the staged shards that an Abort gives back.
         """
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
@@ -278,6 +286,8 @@ class Writer:
                     if error is None and not future.result().code:
                         votes[node] = future.result().state
                 fate = _fate(electorate, votes, k, elsewhere)
+                if fate is Fate.DEAD and begun is not None and not electorate.decides_since(begun):
+                    fate = Fate.UNKNOWN
                 if fate is not Fate.UNKNOWN and not (every and waiting):
                     return fate
             if self._clock.monotonic() >= deadline or len(votes) >= len(electorate.everyone):

@@ -117,6 +117,10 @@ class Electorate:
         """The nodes of the oldest set: their votes ABORTED prove something, those of others do not."""
         return self._base[0]
 
+    def decides_since(self, begun: Electorate) -> bool:
+        """Whether the oldest set was consulted by an electorate of before, and so about all that was written then."""
+        return self._base in begun._bars
+
     def is_heard_from(self, nodes: Collection[int]) -> bool:
         """Whether the answers of these nodes meet every completed write: R in every set."""
         return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)

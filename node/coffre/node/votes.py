@@ -268,15 +268,15 @@ def restore(
         entry, after = fresh, (*entries[:place], fresh, *entries[place:])
     else:
         if present.state == ABORTED:
-            entry = fresh
+            entry = fresh._replace(was_locked=present.was_locked)
         elif present.tombstone != proposal.tombstone:
             return Verdict(entries, error=Conflict("this version is held here as another kind"))
         elif (replace and (proposal.shard_index is not None or present.shard_index is None)) or (
             present.shard_index is None and proposal.shard_index is not None
         ):
-            entry = fresh._replace(condemned=present.condemned)
+            entry = fresh._replace(condemned=present.condemned, was_locked=_was_locked(present))
         else:
-            entry = present._replace(state=SETTLED)
+            entry = present._replace(state=SETTLED, was_locked=_was_locked(present))
         after = _put(entries, place, entry)
     kept, trimmed = _trim(after, max(versions_kept, 1))
     stored = entry.record is proposal.record and entry in kept

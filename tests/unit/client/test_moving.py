@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client._stamps import Issuer
-from coffre.client._writes import Writer
+from coffre.client._writes import Fate, Writer
 from coffre.cluster.electorate import Electorates
-from coffre.cluster.errors import NotFound, StaleMap, Unavailable
+from coffre.cluster.errors import NotFound, OutcomeUnknown, StaleMap, Unavailable
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.node.store import Abort
 
 KEYS = [f"record-{number}" for number in range(24)]
 
@@ -225,6 +227,84 @@ async def test_a_node_that_fails_and_is_removed_while_the_data_comes_is_a_failur
 
     await client.put("notes", key, slowly())
     assert await client.get("notes", key) == data
+
+
+def key_of_leaving(cluster: InProcessCluster) -> tuple[str, tuple[int, ...]]:
+    """A key, and its primaries, of which two are drained by `drained_twice`."""
+    electorates = Electorates(cluster.cluster_map)
+    for key in KEYS:
+        partition = partition_of(ObjectName("clinic", "notes", key), cluster.cluster_map.partitions)
+        primaries = electorates.of("clinic", "notes", partition).primaries
+        if {7, 8} <= set(primaries):
+            return key, primaries
+    raise AssertionError("no partition has both")
+
+
+async def overtake(cluster: InProcessCluster, key: str, client: AsyncClient) -> None:
+    """A whole move: it begins, somebody overwrites the object, and it ends; the client knows."""
+    begun = drained_twice(cluster)
+    during = move(cluster, begun)
+    await during.put("notes", key, b"second")
+    await during.flush()
+    after = finish_move(begun)
+    move(cluster, after)
+    await client._views.adopt(after)
+
+
+async def test_a_put_that_a_whole_move_overtakes_does_not_say_that_it_was_not_written(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader has returned it, and somebody overwritten it; those who decide today never voted on it."""
+    client, reader = cluster.client(), cluster.client()
+    key, primaries = key_of_leaving(cluster)
+    give_up = client._writer.give_up
+
+    async def late(*arguments: Any, **options: Any) -> Fate:
+        cluster.network.down = {primaries[0]}
+        assert await reader.get("notes", key) == b"first"
+        cluster.network.down.clear()
+        await overtake(cluster, key, client)
+        return await give_up(*arguments, **options)
+
+    monkeypatch.setattr(client._writer, "give_up", late)
+    cluster.network.down = {*cluster.stores} - {*primaries[1:]}  # a shard is missing
+    with pytest.raises(OutcomeUnknown):
+        await client.put("notes", key, b"first")
+    assert await client.get("notes", key) == b"second"
+
+
+async def test_a_read_that_a_whole_move_overtakes_looks_again(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It met a version that one node had given up, and asks who may not have voted on it."""
+    writer, reader = cluster.client(), cluster.client()
+    key, primaries = key_of_leaving(cluster)
+    name = ObjectName("clinic", "notes", key)
+
+    async def dies(*arguments: Any, **options: Any) -> Fate:
+        raise Unavailable("its writer died")
+
+    monkeypatch.setattr(writer._writer, "give_up", dies)
+    cluster.network.down = {*cluster.stores} - {*primaries[1:]}
+    with pytest.raises(Unavailable):
+        await writer.put("notes", key, b"first")
+    cluster.network.down = {primaries[0]}
+    store, partition = cluster.stores[primaries[1]], partition_of(name, cluster.cluster_map.partitions)
+    (held,) = await store.read(name)
+    await store.apply([Abort(name, partition, held.stamp)])
+    give_up = reader._writer.give_up
+    fates: list[Fate] = []
+
+    async def late(*arguments: Any, **options: Any) -> Fate:
+        if not fates:
+            cluster.network.down.clear()
+            await overtake(cluster, key, reader)
+        fates.append(await give_up(*arguments, **options))
+        return fates[-1]
+
+    monkeypatch.setattr(reader._writer, "give_up", late)
+    assert await reader.get("notes", key) == b"second"
+    assert fates == [Fate.UNKNOWN]
 
 
 async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:

@@ -265,12 +265,20 @@ def is_vote(held: Entry) -> bool:
     return held.state is X and held.was_locked
 
 
-@pytest.mark.parametrize("settled_first", [False, True])
-def test_a_vote_to_keep_outlives_its_version(settled_first: bool) -> None:
+@pytest.mark.parametrize("known_by", ["nothing", "a settle", "its repair", "its shard", "another shard"])
+def test_a_vote_to_keep_outlives_its_version(known_by: str) -> None:
     """A reader completed 5, and 7 has replaced it: the writer of 5 must not learn that nobody can have seen it."""
-    entries = votes.accept((entry(5),), entry(5), lock=True).entries
-    if settled_first:
+    first = entry(5, shard=None if known_by == "its shard" else 0)
+    entries = votes.accept((first,), first, lock=True).entries
+    if known_by == "a settle":
         entries = votes.settle(entries, stamp(5), (), 1).entries
+    elif (
+        known_by != "nothing"
+    ):  # the node's own repair finds that it is established, before anybody settles it
+        brought = entry(5, shard=1 if known_by == "another shard" else 0)
+        replace = known_by == "another shard"
+        entries = votes.restore(entries, brought, 1, replace=replace).entries
+        assert [e.shard_index for e in entries] == [brought.shard_index]
     entries = votes.accept(entries, entry(7), lock=False).entries
     assert votes.replaces(entries, stamp(7), 1)
     verdict = votes.settle(entries, stamp(7), (), 1)
@@ -364,6 +372,21 @@ class VotesMachine(RuleBasedStateMachine):
         if verdict.state is S:
             self.settled.add(stamp(number))
         self.aborted.discard(stamp(number))  # the marker is spent, or was trimmed long ago
+
+    @rule(number=stamps, shard=st.sampled_from([None, 0, 1]), replace=st.booleans())
+    def restore(self, number: int, shard: int | None, replace: bool) -> None:
+        """What is established lies between no other one and its base."""
+        held = {place for place, state in shape(self.entries) if state is not X}
+        for place in (held | {number}) & BASES.keys():
+            if any(BASES[place] < between < place for between in held | {number}):
+                return
+        self.record += 1
+        proposal = Entry(stamp(number), A, False, shard, 0, self.record, (), number in BASES)
+        verdict = votes.restore(self.entries, proposal, self.kept, replace=replace)
+        self.take(verdict, proposal)
+        if verdict.state is S:
+            self.settled.add(stamp(number))
+            self.aborted.discard(stamp(number))
 
     @invariant()
     def ordered_and_whole(self) -> None:
