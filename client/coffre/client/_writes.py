@@ -258,14 +258,16 @@ class Writer:
         `k`: of the version, whatever codes its bucket by now. `elsewhere`: nodes that may hold a shard, beside the
         electorate; None for a tombstone, which has none. Votes are final, so a version is dead too when too few nodes
         are left that could ever hold k shards of it. `begun`: who decided when it was written, or read; when everything
-        has moved since, those who decide now cannot tell what readers saw. `every`: hear all nodes that answer, since
-        the next stamp needs the staged shards that an Abort gives back.
+        has moved since, those who decide now cannot tell what readers may have seen. `every`: hear all nodes that
+        answer, since the next stamp needs the staged shards that an Abort gives back.
         """
         operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
         votes: dict[int, int] = {}
         holders = set(holders)
         if not holders:
             return Fate.DEAD  # every node said no: nothing was stored anywhere
+        if begun is not None and not begun.may_be_established(holders):
+            begun = None  # too few took it for any reader to return it
         view = self._views.current
         for node in holders - view.electorate(name).everyone:
             if node in view.peers:

@@ -307,6 +307,19 @@ async def test_a_read_that_a_whole_move_overtakes_looks_again(
     assert fates == [Fate.UNKNOWN]
 
 
+async def test_a_client_with_an_old_map_writes_although_a_node_of_it_is_gone(
+    cluster: InProcessCluster,
+) -> None:
+    """Everything has moved since, and that node may have taken the first try: one alone shows nobody anything."""
+    client, changed = cluster.client(), finish_move(drained_twice(cluster))
+    key, _ = key_of_leaving(cluster)
+    client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
+    move(cluster, changed)
+    cluster.network.down.add(8)
+    await client.put("notes", key, b"x")
+    assert await client.get("notes", key) == b"x"
+
+
 async def test_a_put_is_on_a_majority_of_every_set(cluster: InProcessCluster) -> None:
     cluster_map = drained_twice(cluster)
     client = move(cluster, cluster_map)
