@@ -24,7 +24,8 @@ async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, Sto
     """Decide about this node's tombstones, each the only version of its name here, settled and old enough.
 
     Nothing while prior placements are consulted, or unless every primary answers. Other nodes that hold rows of the
-    partition are asked, too: they may have condemned it when they were primaries.
+    partition are asked, too: they may have condemned it when they were primaries, and while one of them holds anything
+    of the name, or a node of the map does not answer, nothing is collected.
     """
     found = Ripe()
     electorates = scene.electorates.in_partition(partition)
@@ -36,12 +37,15 @@ async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, Sto
         for node in holders.union(scene.electorate(name, partition).primaries) - {scene.me}:
             wanted.setdefault(node, []).append(name)
     answers, _ = await scene.asking.versions(wanted, want_cells=False)
-    nobody_else = _only_primaries_hold(scene, partition)
+    all_answer = set(scene.electorates.nodes()) - {scene.me} <= scene.digests.keys()
     for name, own in tombstones.items():
         others = set(scene.electorate(name, partition).primaries) - {scene.me}
         if not answers[name].keys() >= others:
             continue
         said = [answers[name][node] for node in others]
+        nobody_else = all_answer and all(
+            node in answers[name] and not answers[name][node] for node in holders - others - {scene.me}
+        )
         if not own.condemned:
             begun = any(versions and is_over(versions, own) for versions in answers[name].values())
             if all(_holds_alone(versions, own) or (begun and not versions) for versions in said):
@@ -49,17 +53,6 @@ async def ripe(scene: Scene, partition: int, tombstones: Mapping[ObjectName, Sto
         elif nobody_else and all(is_over(versions, own) for versions in said):
             found.collect.append(Collect(name, partition, own.stamp))
     return found
-
-
-def _only_primaries_hold(scene: Scene, partition: int) -> bool:
-    """Whether every node of the map answered, and none that is no primary holds rows of the partition."""
-    electorates = scene.electorates.in_partition(partition)
-    # With several electorates a node may be a primary of some names alone: then it cannot be told from digests.
-    primaries = set.intersection(*(set(electorate.primaries) for electorate in electorates))
-    nodes = set(scene.electorates.nodes()) - {scene.me}
-    return nodes <= scene.digests.keys() and not any(
-        partition in held for node, held in scene.digests.items() if node not in primaries
-    )
 
 
 def _holds_alone(versions: Sequence[StoredVersion], own: StoredVersion) -> bool:

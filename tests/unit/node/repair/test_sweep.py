@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
+from coffre.cluster.map import Policy
+from coffre.cluster.membership import finish_move, set_policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
@@ -243,6 +245,35 @@ async def test_no_tombstone_goes_while_another_node_may_bring_the_object_back(
 
 
 # ------------------------------------------------------------------ held for others
+
+
+async def test_tombstones_go_while_other_nodes_hold_other_names_of_the_partition(
+    make_cluster: MakeCluster,
+) -> None:
+    """Buckets with policies of their own have other primaries of the same partitions."""
+    cluster = make_cluster(2, 1, nodes=6)
+    wide = Policy("4+2", 4, 2, ("FR",))
+    changed = finish_move(set_policy(cluster.cluster_map, "clinic", "images", "4+2", wide))
+    cluster.adopt(changed)
+    client = cluster.client(cluster_map=changed)
+    await client.put("b", "k", b"value")
+    await client.delete("b", "k")
+    partition = partition_of(name("k"), cluster.cluster_map.partitions)
+    key = next(
+        f"{number}"
+        for number in range(100_000)
+        if partition_of(ObjectName("clinic", "images", f"{number}"), cluster.cluster_map.partitions)
+        == partition
+    )
+    await client.put("images", key, b"value")
+    await client.flush()
+    assert len(await holders(cluster, "k")) == 3
+    each = repairers(cluster)
+    for _ in range(2):
+        for number in each:
+            await each[number].walk()
+    assert await holders(cluster, "k") == set()
+    assert await client.get("images", key) == b"value"
 
 
 @pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
