@@ -154,7 +154,8 @@ def _task(
         return None
     answers = [(nodes, rows.get(name, ())) for nodes, rows in theirs]
     fresh_ms = scene.fresh_ms
-    difference.pending |= _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers])
+    told = answers if scene.me not in electorate.everyone else ()
+    difference.pending |= _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers], told)
     if not any(
         needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
         for _, other in answers
@@ -188,13 +189,18 @@ def _is_undecided(
     fresh_ms: int | None,
     own: Sequence[StoredVersion],
     answers: Sequence[tuple[Sequence[int], Sequence[StoredVersion]]],
+    told: Sequence[tuple[Sequence[int], Sequence[StoredVersion]]],
 ) -> bool:
     """Whether a version that does not come after `fresh_ms` is not decided yet. `answers`: this node's, too.
 
     What this node has as settled is decided, and so is what it refuses itself and is dead by the votes of others:
-    whoever is no primary any more may have missed either, and nobody tells it again.
+    whoever is no primary any more may have missed either, and nobody tells it again. `told`: the answers of others, for
+    a node that decides nothing and may hold nothing newer: it goes by what those who decide have as settled.
     """
     settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
+    for nodes, versions in told:
+        if electorate.everyone.intersection(nodes):
+            settled = max([settled, *(v.stamp for v in versions if v.state == SETTLED)])
     left = [
         [
             v

@@ -9,6 +9,8 @@ from contextlib import suppress
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
+from coffre.client._stamps import Issuer
+from coffre.client._writes import Writer
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import IntegrityError
@@ -183,6 +185,35 @@ async def test_shards_coded_otherwise_are_rebuilt(course: Course) -> None:
             await course.check({key: OBJECTS[key]})
     await course.settle_down()
     await course.check()
+
+
+async def test_a_move_does_not_wait_for_what_was_overwritten_and_lies_with_nodes_that_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody tells a node that only has shards of the older coding what became of it."""
+    course, name = Course(*SHRINKING), ObjectName("clinic", "b", "left")
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        await course.client().put("b", "left", b"old")
+    course.adopt(finish_move(course.recoded()))
+    client = course.client()
+    await client.put("b", "left", b"new")
+    await client.flush()
+    deciding = Electorates(course.map).of("clinic", "b", partition_of(name, course.map.partitions)).primaries
+    outside = [node for node in course.homes("left") if node not in deciding]
+    assert outside
+    for node in outside:
+        (held,) = await course.cluster.stores[node].read(name)
+        assert held.state is State.ACCEPTED
+    course.adopt(drain_node(course.map, f"n{deciding[0]}"))
+    await course.move()
+    await course.settle_down()
+    assert await course.client().get("b", "left") == b"new"
+    for node in outside:
+        left = await course.cluster.stores[node].read(name, every=True)
+        assert [v.shard_index for v in left if v.stamp == held.stamp] in ([], [None])
+    await course.cluster.aclose()
 
 
 async def test_a_drained_node_hands_over_what_is_coded_otherwise(course: Course) -> None:
