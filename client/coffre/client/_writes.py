@@ -182,8 +182,7 @@ class Writer:
 
     def _check_map(self, draft: Draft, shards: Shards, view: View) -> None:
         """Raise `StaleMap` when a newer map codes the bucket otherwise, or forbids a place of what was staged."""
-        electorate, manifest = view.electorate(draft.name), draft.manifest
-        if (manifest.k, manifest.m) != (electorate.k, electorate.m):
+        if not _is_coded_for(view, draft):
             raise StaleMap("the bucket's storage policy has changed: put the object again")
         if shards.is_staged:
             try:
@@ -212,7 +211,12 @@ class Writer:
 
         Votes say that it stands, not that enough shards are there; the writer still has them all.
         """
-        round_ = await self._accept(self._views.current, draft, shards, stamp, lock=True)
+        view = self._views.current
+        if shards is not None and not _is_coded_for(view, draft):
+            raise OutcomeUnknown(
+                "the write stands, but may lack shards: the bucket's policy has changed meanwhile"
+            )
+        round_ = await self._accept(view, draft, shards, stamp, lock=True)
         if not round_.enough:
             await round_.finish()
         if round_.newest > stamp.to_bytes():
@@ -315,6 +319,12 @@ class Writer:
         for node in nodes or {*electorate.everyone, *(shards.placement if shards is not None else ())}:
             if node in view.peers:
                 view.peers[node].writes.submit_lazily(operation)
+
+
+def _is_coded_for(view: View, draft: Draft) -> bool:
+    """Whether a bucket's policy still has the k and m that a draft is coded with."""
+    electorate, manifest = view.electorate(draft.name), draft.manifest
+    return (manifest.k, manifest.m) == (electorate.k, electorate.m)
 
 
 def _fate(

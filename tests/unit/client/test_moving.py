@@ -18,7 +18,7 @@ from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.store import Abort
+from coffre.node.store import Abort, Settle
 
 KEYS = [f"record-{number}" for number in range(24)]
 
@@ -271,6 +271,36 @@ async def test_a_put_that_a_whole_move_overtakes_does_not_say_that_it_was_not_wr
     with pytest.raises(OutcomeUnknown):
         await client.put("notes", key, b"first")
     assert await client.get("notes", key) == b"second"
+
+
+async def test_a_put_that_a_reader_completed_while_the_policy_changed_does_not_wait_for_ever(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands, but its writer cannot bring its shards: the newest map has no places for shards coded so."""
+    client, reader = cluster.client(), cluster.client()
+    key, primaries = key_of_leaving(cluster)
+    name, store = ObjectName("clinic", "notes", key), cluster.stores[primaries[1]]
+    give_up, fates = client._writer.give_up, list[Fate]()
+
+    async def late(*arguments: Any, **options: Any) -> Fate:
+        cluster.network.down = {primaries[0]}
+        assert await reader.get("notes", key) == b"first"
+        (held,) = await store.read(name)
+        await store.apply([Settle(name, partition_of(name, cluster.cluster_map.partitions), held.stamp)])
+        changed = coded_anew(cluster)
+        move(cluster, changed)
+        await client._views.adopt(changed)
+        fates.append(await give_up(*arguments, **options))
+        return fates[-1]
+
+    with monkeypatch.context() as slow:
+        slow.setattr(client._writer, "give_up", late)
+        cluster.network.down = {*cluster.stores} - {*primaries[1:]}
+        async with asyncio.timeout(20):
+            with pytest.raises(OutcomeUnknown, match="stands, but may lack"):
+                await client.put("notes", key, b"first")
+    assert fates == [Fate.ESTABLISHED]
+    assert await client.get("notes", key) == b"first"
 
 
 async def test_a_read_that_a_whole_move_overtakes_looks_again(
