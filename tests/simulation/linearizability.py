@@ -8,7 +8,7 @@ one must precede, try it, and go back when that leads nowhere; with the memory o
 (2017): a set of operations that are done and a value are tried once. Linearizability is local (Herlihy and Wing, 1990),
 so each key is searched alone.
 
-Three shortcuts keep it small, all sound. An operation that can change nothing (a read, a refused swap) is taken as soon
+Four shortcuts keep it small, all sound. An operation that can change nothing (a read, a refused swap) is taken as soon
 as it fits, since it stands in nobody's way. A write of unknown outcome is taken only where another operation can notice
 it at once: one that nobody notices need not have happened, and the first to notice it can come right behind it. And of
 several deletes of unknown outcome the earliest is tried, since it can do what any other can.
@@ -16,6 +16,7 @@ several deletes of unknown outcome the earliest is tried, since it can do what a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -54,6 +55,7 @@ class _Search:
     def __init__(self, operations: list[Operation]) -> None:
         self._operations = operations
         self._required = sum(1 << place for place, op in enumerate(operations) if op.known)
+        self._finders = _finders(operations)
 
     def run(self, steps_max: int) -> bool:
         seen: set[tuple[int, int | None]] = set()
@@ -72,6 +74,7 @@ class _Search:
 
     def _next(self, done: int, value: int | None) -> list[tuple[int, int | None]]:
         """What can come next, the most likely last."""
+        awaited = self._finders.get(value, 0) & ~done
         choices: list[tuple[int, int | None]] = []
         doubtful: list[tuple[int, int | None]] = []
         places = self._candidates(done)
@@ -79,7 +82,7 @@ class _Search:
         for place in places:
             op = self._operations[place]
             fits, after = _step(op, value)
-            if not fits:
+            if not fits or (after != value and awaited & ~(1 << place)):
                 continue
             then = (done | 1 << place, after)
             if op.known:
@@ -107,6 +110,18 @@ class _Search:
             found.append(place)
             limit = min(limit, op.ended)
         return found
+
+
+def _finders(operations: Sequence[Operation]) -> dict[int | None, int]:
+    """By value that one operation writes: those that happened, and can only have happened while it was there."""
+    writers = Counter(op.value for op in operations if op.kind in (Kind.PUT, Kind.SWAP) and not op.refused)
+    found: dict[int | None, int] = {}
+    for place, op in enumerate(operations):
+        if op.known and not op.refused and op.kind in (Kind.READ, Kind.SWAP):
+            value = op.value if op.kind is Kind.READ else op.expected
+            if value is not None and writers[value] == 1:
+                found[value] = found.get(value, 0) | 1 << place
+    return found
 
 
 def _step(op: Operation, value: int | None) -> tuple[bool, int | None]:

@@ -78,7 +78,7 @@ class Sweep:
                     tombstones[row.name] = versions[0]
             elif _is_unfinished(
                 versions, scene.electorates.versions_kept(row.name.tenant, row.name.bucket), old_ms
-            ):
+            ) or _lacks_shard(versions, scene, now_ms - int(self._options.settling_seconds * 1000)):
                 self._queue.push(Task(row.name, partition, scene.electorate(row.name, partition).k))
         if not tombstones:
             return
@@ -103,6 +103,19 @@ class Sweep:
         gone = sum(outcome.error is None for outcome in outcomes)
         swept.forgotten += gone
         swept.held_for_others += len(rows) - gone
+
+
+def _lacks_shard(versions: Sequence[StoredVersion], scene: Scene, settled_ms: int) -> bool:
+    """Whether this primary has no shard of what is settled for a while, and should. Digests do not tell when no primary
+    has one: they were all down when it was written, and substitutes hold its shards."""
+    return any(
+        v.state == SETTLED
+        and not v.tombstone
+        and v.shard_index is None
+        and v.stamp not in scene.bare
+        and unixtime_ms_of(v.stamp) <= settled_ms
+        for v in versions
+    )
 
 
 def _is_unfinished(versions: Sequence[StoredVersion], versions_kept: int, old_ms: int) -> bool:

@@ -276,6 +276,35 @@ async def test_tombstones_go_while_other_nodes_hold_other_names_of_the_partition
     assert await client.get("images", key) == b"value"
 
 
+async def test_primaries_that_all_lack_their_shard_take_it_from_the_substitutes(
+    make_cluster: MakeCluster,
+) -> None:
+    """They were down while the shards were written, and up when the manifest came: their digests are equal."""
+    cluster = make_cluster(4, 2, nodes=12)
+    client, value = cluster.client(), os.urandom(3 * MIB)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        cluster.network.down = set(primaries(cluster, "k"))
+        yield value[: 2 * MIB]
+        yield value[2 * MIB :]
+        cluster.network.heal()
+
+    await client.put("b", "k", slowly())
+    await client.flush()
+    assert set((await indexes(cluster, "k")).values()) == {None}
+    each = repairers(cluster)
+    for repairer in each.values():
+        await repairer.walk()
+        await repairer.round()
+    assert sorted((await indexes(cluster, "k")).items()) == sorted(
+        zip(primaries(cluster, "k"), range(6), strict=True)
+    )
+    for repairer in each.values():
+        await repairer.walk()
+    assert await holders(cluster, "k") == set(primaries(cluster, "k"))
+    assert await cluster.client().get("b", "k") == value
+
+
 @pytest.mark.parametrize("size_bytes", [500, 2 * MIB + 3])
 async def test_a_substitute_lets_go_once_the_primary_has_its_shard(
     make_cluster: MakeCluster, size_bytes: int
