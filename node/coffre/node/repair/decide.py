@@ -176,6 +176,7 @@ def _hold(view: View, stamp: bytes, tally: Tally) -> list[Action]:
             v.tombstone,
             v.shard_index,
             record=None if v.state == ABORTED else v.stamp,
+            condemned=v.condemned,
             was_locked=v.was_locked,  # such a vote stays where others are trimmed
         )
         for v in view.own
