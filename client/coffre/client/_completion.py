@@ -72,7 +72,7 @@ class Completer:
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
         holders = {**holding(stamp, beyond), **holding(stamp, replies)}
         homes = view.homes(name, opened.manifest.k, opened.manifest.m)
-        rules, staged = view.placement(name), _is_staged(found)
+        rules, staged = view.rules(opened.manifest.k, opened.manifest.m), _is_staged(found)
         placement = () if opened.tombstone else lawful(rules, homes, holders, staged=staged)
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
         nodes = (*view.electorate(name).everyone, *holding(stamp, beyond), *placement)

@@ -43,10 +43,15 @@ def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[Co
 
 
 def lawful(
-    rules: Placement, primaries: Sequence[int], holders: Mapping[int, pb.Version], *, staged: bool = False
+    rules: Placement | None,
+    primaries: Sequence[int],
+    holders: Mapping[int, pb.Version],
+    *,
+    staged: bool = False,
 ) -> list[int]:
-    """Where the shards of a version are to be: the placement with most of them in place that keeps the policy.
-    `staged`: of two that are as good, one of its writer, who may have staged shards there.
+    """Where the shards of a version are to be: the placement with most of them in place that keeps the policy that it
+    is coded by, if there still is one. `primaries`: where they belong. `staged`: of two that are as good, one of its
+    writer, who may have staged shards there.
 
     A node that answered too late holds its shard as well as its substitute does, so what all hold together
     may be more than the policy allows, though every placement that the writer chose was lawful.
@@ -64,8 +69,8 @@ def lawful(
     if staged:
         choices.append(choices.pop(0))
     choices.sort(key=lambda places: -sum(held.get(node) == index for index, node in enumerate(places)))
-    if n != rules.policy.n:
-        return choices[0]  # coded before the bucket got its policy: nodes know the rules of that one
+    if rules is None:
+        return choices[0]
     for placement in choices:
         try:
             rules.check(placement)

@@ -40,6 +40,10 @@ class View:
         """The rules by which new shards of an object are placed."""
         return self._electorates.placement(name.tenant, name.bucket)
 
+    def rules(self, k: int, m: int) -> Placement | None:
+        """The rules by which the shards of a version are placed that is coded so; None when the map has none."""
+        return self._electorates.rules(k, m)
+
     def silent_max(self, tenant: str, bucket: str) -> int:
         """So many nodes may be silent, whichever they are, without any object of the bucket being out of reach."""
         return self._electorates.silent_max(tenant, bucket)

@@ -171,6 +171,11 @@ class Electorates:
         except PolicyViolation:
             return ()
 
+    def rules(self, k: int, m: int) -> Placement | None:
+        """The rules by which shards of objects are placed that are coded so; None when the map has no such policy."""
+        name = self._policies.get((k, m))
+        return None if name is None else self._placement(0, name)
+
     def codings(self, tenant: str, bucket: str) -> tuple[tuple[int, int], ...]:
         """The k and m that objects of a bucket may have beside those of its policy; none for a bucket that never had a
         policy of its own. A map does not say which ones its objects do have."""

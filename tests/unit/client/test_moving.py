@@ -100,6 +100,29 @@ async def test_what_was_acknowledged_but_not_settled_before_a_move_is_read_durin
     assert [entry.key async for entry in during.list("notes") if not isinstance(entry, str)] == sorted(KEYS)
 
 
+@pytest.mark.parametrize("size_bytes", [1000, 3 << 20])
+async def test_what_is_coded_otherwise_is_completed_in_a_placement_of_its_own_policy(
+    cluster: InProcessCluster, size_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A substitute holds one shard, and became a home for another: together they are no placement at all."""
+    view, data = cluster.client()._views.current, os.urandom(size_bytes)
+    key, primaries = next(
+        (key, places)
+        for key in KEYS
+        if 8 in (places := view.electorate(ObjectName("clinic", "notes", key)).primaries)[1:]
+    )
+    cluster.network.down.add(primaries[0])
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        writer = cluster.client()
+        await writer.put("notes", key, data)
+        await writer.flush()
+    cluster.network.down = {8}
+    during = move(cluster, remove_node(coded_anew(cluster), "n8", shards_held=None, lost=True))
+    assert await during.get("notes", key) == data
+
+
 async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProcessCluster) -> None:
     begun = drained(cluster)
     during = move(cluster, begun)
