@@ -154,7 +154,7 @@ def _task(
         return None
     answers = [(nodes, rows.get(name, ())) for nodes, rows in theirs]
     fresh_ms = scene.fresh_ms
-    told = answers if scene.me not in electorate.everyone else ()
+    told = () if is_voter else answers
     difference.pending |= _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers], told)
     if not any(
         needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
@@ -195,7 +195,8 @@ def _is_undecided(
 
     What this node has as settled is decided, and so is what it refuses itself and is dead by the votes of others:
     whoever is no primary any more may have missed either, and nobody tells it again. `told`: the answers of others, for
-    a node that decides nothing and may hold nothing newer: it goes by what those who decide have as settled.
+    a node that is no primary any more and need not hold anything newer: it goes by what those who decide have as
+    settled.
     """
     settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
     for nodes, versions in told:

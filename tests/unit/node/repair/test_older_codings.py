@@ -22,7 +22,7 @@ from coffre.node.handler import Handler
 from coffre.node.mapholder import MapHolder
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.store import QueueRepair, State
+from coffre.node.store import QueueRepair, Settle, State
 
 AT_ONCE = RepairOptions(
     settling_seconds=-5.0, bytes_per_second=1 << 40, retention_seconds=-5.0, unfinished_seconds=-5.0
@@ -187,26 +187,33 @@ async def test_shards_coded_otherwise_are_rebuilt(course: Course) -> None:
     await course.check()
 
 
-async def test_a_move_does_not_wait_for_what_was_overwritten_and_lies_with_nodes_that_decide_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("finished", [True, False], ids=["homes alone", "primaries of before"])
+async def test_a_move_does_not_wait_for_what_was_overwritten_and_lies_with_nodes_that_are_no_primaries(
+    finished: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody tells a node that only has shards of the older coding what became of it."""
-    course, name = Course(*SHRINKING), ObjectName("clinic", "b", "left")
+    """Nobody tells a node that only has shards of the older coding what became of it; one that knows is no help."""
+    course, name = Course((4, 2), (2, 1)), ObjectName("clinic", "b", "left")
+    partition = partition_of(name, course.map.partitions)
     with monkeypatch.context() as dying:
         dying.setattr(Issuer, "marks", lambda self: ())
         dying.setattr(Writer, "settle", lambda *args, **options: None)
         await course.client().put("b", "left", b"old")
-    course.adopt(finish_move(course.recoded()))
+    course.adopt(finish_move(course.recoded()) if finished else course.recoded())
+    first = Electorates(course.map).of("clinic", "b", partition).primaries[0]
+    after = drain_node(course.map, f"n{first}")
+    deciding = {first, *Electorates(after).of("clinic", "b", partition).primaries}
+    outside = [node for node in course.homes("left") if node not in deciding]
+    assert len(outside) == 2
     client = course.client()
+    course.cluster.network.down = set(outside)
     await client.put("b", "left", b"new")
     await client.flush()
-    deciding = Electorates(course.map).of("clinic", "b", partition_of(name, course.map.partitions)).primaries
-    outside = [node for node in course.homes("left") if node not in deciding]
-    assert outside
+    course.cluster.network.heal()
     for node in outside:
         (held,) = await course.cluster.stores[node].read(name)
         assert held.state is State.ACCEPTED
-    course.adopt(drain_node(course.map, f"n{deciding[0]}"))
+    await course.cluster.stores[outside[0]].apply([Settle(name, partition, held.stamp)])
+    course.adopt(after)
     await course.move()
     await course.settle_down()
     assert await course.client().get("b", "left") == b"new"
