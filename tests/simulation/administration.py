@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from coffre.cluster.changes import begin_change, follow_move
@@ -19,15 +20,24 @@ from coffre.cluster.errors import CoffreError, Conflict, InvalidArgument, Policy
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, NodeState, verify_map
 from coffre.cluster.map_source import VerifiedMap, maps_of_nodes
-from coffre.cluster.membership import add_node, drain_node, remove_node, replace_node, set_capacity
+from coffre.cluster.membership import (
+    add_node,
+    drain_node,
+    remove_node,
+    replace_node,
+    set_capacity,
+    set_policy,
+)
 from coffre.cluster.moves import RepairReports
 from coffre.cluster.node_survey import present_nodes, survey_nodes
 from coffre.cluster.publishing import CoordinatedMapPublisher, restore_newest_map
 
 from tests.simulation.maps import OPERATOR, Change, ChangePlan, authority
+from tests.simulation.plan import CODINGS
+from tests.simulation.recoding import Recoding
 from tests.simulation.virtual_time import Actor
 from tests.simulation.weather import spare_without
-from tests.simulation.world import World
+from tests.simulation.world import BUCKET, TENANT, World
 
 __all__ = ["Administration"]
 
@@ -105,6 +115,7 @@ class Administration:
         self._commands = 0
         self._offers = max(world.hosts)
         self._leaving: list[str] = []  # drained, and to be removed and switched off
+        self._recoding: Recoding | None = None  # once the policy has changed
         self._calm = False
         self._task: asyncio.Task[None] | None = None
         self.at = "nothing yet"  # what is being done, for who waits in vain
@@ -127,6 +138,8 @@ class Administration:
     def be_calm(self) -> None:
         """From now on no command dies, and nothing waits for long."""
         self._calm = True
+        if self._recoding is not None:
+            self._recoding.be_calm()
 
     async def _carry_out(self, kinds: Sequence[Change]) -> None:
         for kind in kinds:
@@ -142,6 +155,8 @@ class Administration:
     async def _finish(self) -> None:
         """Let what was begun end, and take away who was drained."""
         await self._until_done("apply", _nothing, waits=True)
+        self.at = "recode"
+        await self.code_anew()
         while self._leaving:
             name = self._leaving.pop()
             number = next(node.number for node in self._map.nodes if node.node_id == name)
@@ -233,6 +248,25 @@ class Administration:
         if self._plan_of(lambda current: set_capacity(current, name, size)) is not None:
             wish = _pure(lambda current: set_capacity(current, name, size))
             await self._until_done(f"set-capacity {name}", wish, waits=waits)
+
+    async def recode(self, waits: bool) -> None:
+        """The bucket gets another policy, with the first k and m that the nodes allow."""
+        tenant_policy = self._map.policy_of(TENANT, BUCKET)
+        codings = [coding for coding in CODINGS if coding != (tenant_policy.k, tenant_policy.m)]
+        for k, m in self._world.chance("coding").sample(codings, len(codings)):
+            policy = replace(tenant_policy, name=f"{k}+{m}", k=k, m=m)
+            change = partial(set_policy, tenant=TENANT, bucket=BUCKET, name=policy.name, new_policy=policy)
+            if self._plan_of(change) is not None:
+                await self._until_done(f"set-policy {policy.name}", _pure(change), waits=waits)
+                self._recoding = Recoding(self._world, 0.0 if self._calm else self._plan.deaths)
+                if waits:
+                    await self.code_anew()
+                return
+
+    async def code_anew(self) -> None:
+        """Let the tenant do its part, if the policy changed."""
+        if self._recoding is not None:
+            await self._recoding.until_done()
 
     # ---------------------------------------------------------------- who and what
 
@@ -372,4 +406,5 @@ _MAKERS: dict[Change, Callable[[Administration, bool], Awaitable[None]]] = {
     Change.REPLACE: Administration.replace,
     Change.LOSE: Administration.lose,
     Change.RESIZE: Administration.resize,
+    Change.RECODE: Administration.recode,
 }

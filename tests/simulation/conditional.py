@@ -20,8 +20,8 @@ from coffre.cluster.errors import (
 from coffre.cluster.versions import Stamp
 
 from tests.simulation.history import Kind, Operation
-from tests.simulation.workload import BUCKET, Worker, keys_of
-from tests.simulation.world import Member, World
+from tests.simulation.workload import Worker, keys_of
+from tests.simulation.world import BUCKET, Member, World
 
 __all__ = ["ConditionalWorker", "Must", "examine_conditions"]
 

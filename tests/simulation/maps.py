@@ -11,7 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
@@ -37,6 +37,7 @@ __all__ = [
     "authority",
     "draw_changes",
     "same_signatures",
+    "with_recoding",
 ]
 
 CLUSTER_ID = "51a1bead0000c0de"
@@ -52,6 +53,7 @@ class Change(enum.Enum):
     REPLACE = "replace"
     LOSE = "lose"
     RESIZE = "resize"
+    RECODE = "recode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +85,18 @@ def draw_changes(seed: int, hurry: float) -> ChangePlan | None:
     )
 
 
+def with_recoding(changes: ChangePlan, seed: int) -> ChangePlan:
+    """The same, in a part of the runs with a change of the policy somewhere between."""
+    rng = random.Random(f"{seed}/coding")
+    if rng.random() < 0.7:
+        return changes
+    place = rng.randrange(len(changes.storm) + 1)
+    return replace(changes, storm=(*changes.storm[:place], Change.RECODE, *changes.storm[place:]))
+
+
 def _draw_kinds(rng: random.Random, count: int) -> Iterator[Change]:
     """At most one node is lost: what was written last has one shard to spare."""
-    kinds = list(Change)
+    kinds = [kind for kind in Change if kind is not Change.RECODE]
     for _ in range(count):
         kind = rng.choice(kinds)
         if kind is Change.LOSE:

@@ -11,13 +11,14 @@ from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.placement import Placement
 
 from tests.simulation.agreement import AgreementPlan, draw_agreement
-from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes
+from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes, with_recoding
 from tests.simulation.network import Quality
 from tests.simulation.repairers import RepairPlan, draw_repair
 
-__all__ = ["Fault", "Plan", "draw_plan"]
+__all__ = ["CODINGS", "Fault", "Plan", "draw_plan"]
 
 PARTITIONS = 8
+CODINGS = ((2, 1), (3, 2), (4, 2), (4, 2), (4, 3), (6, 3))
 HASTY_PAUSE_SECONDS = 2.0
 CHANGING_PAUSE_SECONDS = 1.0
 
@@ -123,6 +124,8 @@ def _with_changes(plan: Plan, hurry: float) -> Plan:
     changes = draw_changes(plan.seed, hurry) if plan.repair is not None else None
     if changes is None:
         return plan
+    if plan.versions_kept == 1:
+        changes = with_recoding(changes, plan.seed)
     # They take their time, and clients are to be at work meanwhile.
     return replace(plan, changes=changes, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
 
@@ -130,7 +133,7 @@ def _with_changes(plan: Plan, hurry: float) -> Plan:
 def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:
     """A map of 6 to 12 nodes whose policy can be kept."""
     while True:
-        k, m = rng.choice([(2, 1), (3, 2), (4, 2), (4, 2), (4, 3), (6, 3)])
+        k, m = rng.choice(CODINGS)
         count = rng.randrange(max(6, k + m), 13)
         sites, operators = rng.randrange(2, 5), rng.randrange(1, 4)
         survives = rng.choice(list(Domain))

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from coffre.cluster.map import Policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.node.memory_rows import record_of
 from coffre.node.store import State
 from coffre.node.votes import Entry
 
-from tests.simulation.world import World
+from tests.simulation.world import BUCKET, TENANT, World, coding_of
 
 __all__ = ["left_staged", "shortcomings", "uncollected"]
 
 
 async def shortcomings(world: World) -> list[str]:
     """What is not as it should be, a line each; empty when nothing is."""
-    placement = Placement(world.cluster_map, world.policy)
+    policy = world.cluster_map.policy_of(TENANT, BUCKET)
+    placement = Placement(world.cluster_map, policy)
     found: list[str] = []
     for name in sorted(
         {name for host in world.hosts.values() for name in host.store.names()}, key=ObjectName.context
     ):
         primaries = placement.primaries(partition_of(name, world.cluster_map.partitions))
-        found += _of_object(world, name, primaries)
+        found += _of_object(world, name, primaries, policy)
     for partition in range(world.cluster_map.partitions):
         digests = {
             await world.hosts[number].store.partition_digest(partition)
@@ -62,7 +64,7 @@ def uncollected(world: World) -> list[str]:
     return found
 
 
-def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> Iterator[str]:
+def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...], policy: Policy) -> Iterator[str]:
     held: dict[int, list[Entry]] = {
         number: [entry for entry in host.store.versions(name) if entry.state is not State.ABORTED]
         for number, host in world.hosts.items()
@@ -83,10 +85,14 @@ def _of_object(world: World, name: ObjectName, primaries: tuple[int, ...]) -> It
         for entry in versions:
             if entry.state is not State.SETTLED:
                 yield f"{name.key}: node {number} does not know that the newest version is established"
-    yield from _shards_lacking(world, name, held)
+            elif not entry.tombstone and coding_of(record_of(entry).accept) != (policy.k, policy.m):
+                yield f"{name.key}: node {number} has the newest version otherwise than in {policy.name}"
+    yield from _shards_lacking(world, name, held, policy)
 
 
-def _shards_lacking(world: World, name: ObjectName, held: dict[int, list[Entry]]) -> Iterator[str]:
+def _shards_lacking(
+    world: World, name: ObjectName, held: dict[int, list[Entry]], policy: Policy
+) -> Iterator[str]:
     """Versions, the older ones that are kept too, of which not every shard is whole on some node."""
     every = [entry for entries in held.values() for entry in entries]
     for stamp in sorted({entry.stamp for entry in every if not entry.tombstone}):
@@ -95,8 +101,8 @@ def _shards_lacking(world: World, name: ObjectName, held: dict[int, list[Entry]]
             for entry in every
             if entry.stamp == stamp and entry.shard_index is not None and _is_whole(entry)
         }
-        if len(shards) < world.policy.n:
-            yield f"{name.key}: {len(shards)} of {world.policy.n} shards of {stamp.hex()} are whole"
+        if len(shards) < policy.n:
+            yield f"{name.key}: {len(shards)} of {policy.n} shards of {stamp.hex()} are whole"
 
 
 def _told(entries: Sequence[Entry]) -> str:

@@ -6,12 +6,15 @@ costs no more than one that does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.map import NodeState
 from coffre.node.store import StoreOptions
 
 from tests.simulation.administration import Administration
 from tests.simulation.host import RECLAIM_SECONDS, Host
+from tests.simulation.maps import Change
 from tests.simulation.redundancy import left_staged, shortcomings, uncollected
 from tests.simulation.world import World
 
@@ -59,22 +62,24 @@ async def make_whole(world: World, changes: Administration | None) -> None:
     _resting(world)
     _pass(world, plan.unfinished_seconds + CLOCKS_APART_SECONDS)
     if changes is not None and world.plan.changes is not None:
-        if not await _moved(world, changes, len(world.plan.changes.storm)):
+        if not await _moved(world, changes, world.plan.changes.storm):
             return
         if world.plan.changes.calm:
             changes.begin(world.plan.changes.calm)
-            if not await _moved(world, changes, len(world.plan.changes.calm)):
+            if not await _moved(world, changes, world.plan.changes.calm):
                 return
-    if not await _repaired(world):
+    if not await _repaired(world, changes):
         return
     # What is staged goes after a day, whatever the retention is.
     await _collect(world, max(plan.retention_seconds, StoreOptions().staging_expiry) + CLOCKS_APART_SECONDS)
 
 
-async def _moved(world: World, changes: Administration, count: int) -> bool:
-    """Let so many changes end, round after round. False when they do not."""
+async def _moved(world: World, changes: Administration, kinds: Sequence[Change]) -> bool:
+    """Let changes end, round after round. False when they do not."""
     plan = world.plan.changes
-    rounds = MOVE_ROUNDS_MAX * count * (2 if plan is not None and plan.second_thoughts else 1)
+    assert plan is not None
+    moves = len(kinds) * (2 if plan.second_thoughts or Change.RECODE in kinds else 1)
+    rounds = MOVE_ROUNDS_MAX * moves
     for _ in range(rounds):
         if not changes.busy:
             break
@@ -93,10 +98,12 @@ async def _moved(world: World, changes: Administration, count: int) -> bool:
     return True
 
 
-async def _repaired(world: World) -> bool:
+async def _repaired(world: World, changes: Administration | None) -> bool:
     found: list[str] = []
     for _ in range(ROUNDS_MAX):
         await _round(world)
+        if changes is not None:
+            await changes.code_anew()  # what was begun before the policy changed, and stands since
         found = await shortcomings(world)
         if not found:
             return True

@@ -161,7 +161,9 @@ class _Run:
             self._working[member.actor.spawn(worker.run(operations))] = member
 
     async def _replace(self, member: Member) -> None:
-        """A client died: another one does half as much as it was to do."""
+        """A client died: if it had work to do, another one does half as much as it was to do."""
+        if not member.works:
+            return
         plan, successor = self._world.plan, self._world.member()
         if len(self._world.members) < 3 * plan.clients:
             self._start(successor, plan.operations // 2)

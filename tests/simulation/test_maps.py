@@ -11,7 +11,14 @@ from coffre.cluster.map_source import VerifiedMap
 from coffre.cluster.membership import drain_node, set_capacity
 
 from tests.simulation.administration import Administration
-from tests.simulation.maps import Change, MapBook, authority, draw_changes, same_signatures
+from tests.simulation.maps import (
+    Change,
+    MapBook,
+    authority,
+    draw_changes,
+    same_signatures,
+    with_recoding,
+)
 from tests.simulation.network import Quality
 from tests.simulation.plan import draw_plan
 from tests.simulation.repairers import message_age
@@ -28,7 +35,10 @@ def test_every_change_is_drawn_and_at_most_one_node_is_lost() -> None:
     plans = [plan for seed in range(400) if (plan := draw_changes(seed, 1.0)) is not None]
     assert 100 < len(plans) < 250
     drawn = Counter(kind for plan in plans for kind in plan.storm)
-    assert set(drawn) == set(Change)
+    assert set(drawn) == set(Change) - {Change.RECODE}
+    recoding = [with_recoding(plan, seed) for seed, plan in enumerate(plans)]
+    assert 20 < sum(Change.RECODE in plan.storm for plan in recoding) < len(plans) / 2
+    assert any(plan.second_thoughts for plan in plans)
     assert all(plan.storm.count(Change.LOSE) <= 1 and plan.calm.count(Change.LOSE) <= 1 for plan in plans)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+from coffre.cluster.map_source import VerifiedMap
+from coffre.cluster.membership import finish_move, set_policy
 from coffre.cluster.names import ObjectName
 
 from tests.simulation.redundancy import left_staged, shortcomings
 from tests.simulation.test_world import in_calm
-from tests.simulation.world import TENANT, World
+from tests.simulation.world import BUCKET, TENANT, World
 
 NAME = ObjectName(TENANT, "records", "k")
 
@@ -40,6 +43,19 @@ def test_damage_is_seen() -> None:
 
     (found,) = in_calm(work)
     assert "are whole" in found
+
+
+def test_what_was_not_coded_anew_is_seen() -> None:
+    async def work(world: World) -> list[str]:
+        await written(world)
+        policy = replace(world.policy, name="other", k=world.policy.k - 1, m=world.policy.m + 1)
+        changed = finish_move(set_policy(world.cluster_map, TENANT, BUCKET, policy.name, policy))
+        world.maps.take(VerifiedMap(changed, b""))
+        return await shortcomings(world)
+
+    found = in_calm(work)
+    assert found
+    assert all("otherwise than in other" in line for line in found)
 
 
 def test_a_node_that_missed_a_write_is_seen_and_so_is_what_was_left_over() -> None:

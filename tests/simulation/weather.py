@@ -5,6 +5,7 @@ To add a fault: a member of `plan.Fault`, and a method of `Weather` with its nam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 from coffre.node.store import State
@@ -105,7 +106,7 @@ class Weather:
             holding.stamp
             for holding in store.holdings()
             if holding.stamp in established
-            and (holding.tombstone or len(shards[holding.stamp]) > self._world.policy.k)
+            and (holding.tombstone or len(shards[holding.stamp]) > self._world.policy_of(holding).k)
         }
         self._note("node", self._rotten, "rots", store.rot(self._rng, spare))
 
@@ -153,12 +154,22 @@ class Weather:
 
 
 def spare_without(world: World, number: int) -> bool:
-    """Whether every version that is known to be established has enough shards elsewhere, with nothing to spare."""
+    """Whether every version that somebody may count on has enough shards elsewhere, with nothing to spare.
+
+    Those are the ones that are known to be established, and those that stand by votes, whether anybody knows or not.
+    """
     established, shards = _good_shards(world, [other for other in world.hosts if other != number])
+    locked = Counter(
+        holding.stamp
+        for host in world.hosts.values()
+        for holding in host.store.holdings()
+        if holding.state is State.LOCKED
+    )
     return all(
-        holding.tombstone or len(shards.get(holding.stamp, ())) >= world.policy.k
+        len(shards.get(holding.stamp, ())) >= world.policy_of(holding).k
         for holding in world.hosts[number].store.holdings()
-        if holding.stamp in established
+        if not holding.tombstone
+        and (holding.stamp in established or locked[holding.stamp] > world.policy_of(holding).n // 2)
     )
 
 

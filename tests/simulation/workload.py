@@ -13,11 +13,9 @@ from coffre.cluster.errors import CoffreError, InternalError, NotFound, OutcomeU
 
 from tests.simulation.history import Kind, Operation
 from tests.simulation.segments import SEGMENT_BYTES
-from tests.simulation.world import Member, World
+from tests.simulation.world import BUCKET, Member, World
 
-__all__ = ["BUCKET", "Worker", "body", "keys_of"]
-
-BUCKET = "records"
+__all__ = ["Worker", "body", "keys_of"]
 
 
 def keys_of(world: World) -> list[str]:

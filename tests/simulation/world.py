@@ -16,10 +16,13 @@ from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import DriftingClock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.identity import Identity, NodeAttributes, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState
+from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.placement import Placement
+from coffre.node.memory_rows import record_of
 from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
+from coffre.node.votes import Entry
+from coffre.proto import coffre_pb2 as pb
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
 from tests.simulation.coordinators import MemberTransport
@@ -32,9 +35,10 @@ from tests.simulation.network import Network
 from tests.simulation.plan import Plan
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
-__all__ = ["Failure", "Member", "World"]
+__all__ = ["BUCKET", "TENANT", "Failure", "Member", "World", "coding_of"]
 
 TENANT = "clinic"
+BUCKET = "records"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,11 @@ class Member:
         client: AsyncClient,
         transport: MemberTransport,
         clock: DriftingClock,
+        *,
+        works: bool,
     ) -> None:
         self.name = name
+        self.works = works  # else nobody takes its place when it dies
         self.actor = actor
         self.client = client
         self.clock = clock
@@ -176,7 +183,7 @@ class World:
         if host.up:
             host.crash()
 
-    def member(self) -> Member:
+    def member(self, *, works: bool = True) -> Member:
         """One more client."""
         name = f"client {len(self.members) + 1}"
         identity = Identity(self.cluster_map.cluster_id, Role.TENANT, TENANT)
@@ -204,7 +211,7 @@ class World:
         )
         assert client._conditional._locks is not None
         client._conditional._locks = WitnessedLocks(client._conditional._locks, self.witness, name)
-        member = Member(name, actor, client, transport, clock)
+        member = Member(name, actor, client, transport, clock, works=works)
         self.members.append(member)
         return member
 
@@ -245,15 +252,30 @@ class World:
             if isinstance(mutation, Accept) and outcome.error is None and not mutation.tombstone:
                 self._check_placement(node, mutation)
 
+    def _policy_of(self, accept: Accept) -> Policy:
+        """The policy that a version is coded by, in whatever map it is."""
+        policies = self.cluster_map.policies
+        if len(policies) == 1:
+            return self.policy
+        k, m = coding_of(accept)
+        return next(policy for policy in policies if (policy.k, policy.m) == (k, m))
+
+    def policy_of(self, held: Entry) -> Policy:
+        """The policy that a version which a node holds is coded by."""
+        return self._policy_of(record_of(held).accept)
+
     def _check_placement(self, node: int, accept: Accept) -> None:
         """The policy, counted once more without the code that places shards."""
         places = [self.maps.nodes[number] for number in accept.placement]
-        policy = self.policy
+        policy = self._policy_of(accept)
         own = self.hosts[node].maps.map
         # A version that is brought to others lies where its writer's map, or any since, let it lie.
         maps = [found.map for found in self.maps.all] if accept.lock else [own]
         # To a primary it may be brought whoever has a shard for it meanwhile, and is named beside it.
-        brought = accept.lock and node in Placement(own, self.policy).primaries(accept.partition)
+        brought = accept.lock and any(
+            node in Placement(own, each).primaries(accept.partition)
+            for each in (policy, *(own.policy(name) for name in own.policies_in_use))
+        )
         spread = [] if brought else places
         broken = [
             what
@@ -277,6 +299,12 @@ class World:
             self.fail(
                 f"node {node} took {accept.name.key} at {accept.placement} against the policy: {broken}"
             )
+
+
+def coding_of(accept: Accept) -> tuple[int, int]:
+    """The k and m of a version."""
+    manifest = pb.Manifest.FromString(accept.manifest)
+    return manifest.k, manifest.m
 
 
 def _operators(cluster_map: ClusterMap) -> int:
