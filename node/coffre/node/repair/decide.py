@@ -22,6 +22,7 @@ __all__ = [
     "choose_index",
     "decide",
     "is_dead",
+    "is_lost",
     "is_never_acknowledged",
     "is_pending",
     "needs_look",
@@ -112,6 +113,15 @@ def bare_stamps(view: View) -> list[bytes]:
     stamps = {v.stamp for versions in view.answers.values() for v in versions if v.state == SETTLED}
     tallies = {stamp: Tally(view, stamp) for stamp in stamps}
     return [stamp for stamp, tally in tallies.items() if not tally.tombstone and view.me not in tally.homes]
+
+
+def is_lost(view: View) -> bool:
+    """Whether the newest version that is not dead is one that nobody can read any more, nor give up."""
+    for stamp in sorted({v.stamp for versions in view.answers.values() for v in versions}, reverse=True):
+        tally = Tally(view, stamp)
+        if tally.is_lost or tally.established:
+            return tally.is_lost
+    return False
 
 
 def is_dead(view: View, stamp: bytes) -> bool:

@@ -17,6 +17,7 @@ from coffre.node.repair.decide import (
     bare_stamps,
     choose_index,
     decide,
+    is_lost,
     is_pending,
     other_indexes,
     wants_everyone,
@@ -241,6 +242,10 @@ class Healer:
                     plan.mutations.append(Drop(task.name, task.partition, stamp))
                 case Step.RESTORE | Step.TAKE | Step.OVERRULE:
                     self._bring(task, view, Action(step, stamp), plan)
+        if not plan.reason and is_lost(view):
+            plan.reason = (
+                "too few shards are left of a version that may have been read: put or delete it again"
+            )
         # A Settle, or a vote on another version, is no reason to put it off: there may be one each time.
         if task.report is not None and not plan.restored and not plan.large:
             self._change_index(task, view, task.report[0], plan)

@@ -203,6 +203,18 @@ class Tally:
         return self._counts_shards and self._possible_shards < self._k_least
 
     @property
+    def is_lost(self) -> bool:
+        """An object that nobody can read any more, nor give up: by votes that never change it may have been read."""
+        electorate = self._electorate
+        stands = electorate.is_established_by(self._locked) or (
+            electorate.is_moving and electorate.is_kept(self._view.lost, self._locked, self.aborted)
+        )
+        if not (stands and not self.settled and self._counts_shards):
+            return False
+        gone = len(self._silent_keepers & self._view.lost) if electorate.is_moving else 0
+        return self._possible_shards - gone < self._k_least
+
+    @property
     def _counts_shards(self) -> bool:
         """Whether how many shards there may be proves anything: while the map changes it takes every node."""
         knows_all = not self._electorate.is_moving or bool(self._view.consulted)
@@ -214,9 +226,14 @@ class Tally:
         known = {v.shard_index for v in self.held.values() if v.shard_index is not None}
         unknown = sum(v.shard_index is None and v.damaged for v in self.held.values())
         if self._electorate.is_moving:
-            named = {node for version in self.held.values() for node in version.placement}
-            return len(known) + unknown + len(self._silent({*self._view.consulted, *self._keepers, *named}))
+            return len(known) + unknown + len(self._silent_keepers)
         return len(known) + unknown + len(self._silent(self._keepers)) + self._view.silent_elsewhere
+
+    @property
+    def _silent_keepers(self) -> set[int]:
+        """Nodes that do not answer, and may hold a shard, while the map changes."""
+        named = {node for version in self.held.values() for node in version.placement}
+        return self._silent({*self._view.consulted, *self._keepers, *named})
 
     @property
     def can_be_given_up(self) -> bool:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.client._stamps import Issuer
+from coffre.client._writes import Writer
 from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import Unavailable
+from coffre.cluster.membership import remove_node
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.node.recent import WINDOW_MS
 from coffre.node.repair.healing import OBJECT_BYTES
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.store import State
+from coffre.node.store import Abort, Lock, State
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20
 AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40)
+OLD = replace(AT_ONCE, unfinished_seconds=-5.0)
 MakeCluster = Callable[..., InProcessCluster]
 
 
@@ -288,6 +294,40 @@ async def test_what_cannot_be_rebuilt_is_parked_and_comes_when_it_can(make_clust
     await repairer.round()
     assert await in_step(cluster)
     assert not repairer.status().parked
+
+
+async def test_what_nobody_can_read_nor_give_up_says_what_to_do_about_it(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader completed it with the fewest shards that it can be read from, and one of those nodes is lost."""
+    cluster = make_cluster(4, 2, nodes=7)
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        client = cluster.client()
+        await client.put("b", "k", b"new")
+        await client.flush()
+    name = ObjectName("clinic", "b", "k")
+    partition = partition_of(name, cluster.cluster_map.partitions)
+    *lockers, first, second = primaries(cluster, "k")
+    for number in (*lockers, first, second):
+        (held,) = await cluster.stores[number].read(name)
+        vote = Lock if number in lockers else Abort
+        (outcome,) = await cluster.stores[number].apply([vote(name, partition, held.stamp)])
+        assert outcome.state is (State.LOCKED if number in lockers else State.ABORTED)
+    gone = lockers[0]
+    cluster.network.down.add(gone)
+    changed = remove_node(cluster.cluster_map, f"n{gone}", shards_held=None, lost=True)
+    cluster.adopt(changed)
+    with pytest.raises(Unavailable):
+        await cluster.client(cluster_map=changed).get("b", "k")
+    repairer = cluster.repairer(lockers[1], OLD)
+    await repairer.round()
+    assert [parked.reason for parked in repairer.status().parked] == [
+        "too few shards are left of a version that may have been read: put or delete it again"
+    ]
+    await cluster.client(cluster_map=changed).put("b", "k", b"again")
+    assert await cluster.client(cluster_map=changed).get("b", "k") == b"again"
 
 
 async def test_a_paused_repair_rests(make_cluster: MakeCluster) -> None:
