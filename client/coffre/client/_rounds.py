@@ -72,9 +72,10 @@ class Round:
             self._said[node] = self._said.get(node, 0) | _TOOK
 
     @property
-    def stale(self) -> bool:
-        """Whether a node has another map: then the same Accept again is no use."""
-        return any(isinstance(error, StaleMap) for error in self.errors.values())
+    def comes_late(self) -> bool:
+        """Whether nobody says that it took the version, and somebody has a newer map: what that map ended had ended
+        before the Accepts came."""
+        return self.is_stale and not self._holders
 
     @property
     def unanswered(self) -> list[int]:

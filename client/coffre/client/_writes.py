@@ -141,7 +141,7 @@ class Writer:
             holders,
             k=draft.manifest.k,
             elsewhere=elsewhere,
-            begun=view.electorate(draft.name),
+            begun=None if round_.comes_late else view.electorate(draft.name),
             every=staged,
         )
         if fate is Fate.ESTABLISHED:
