@@ -25,12 +25,12 @@ class Electorates(ClusterElectorates):
         return tuple(others[: rules.policy.n])
 
     def own_partitions(self, number: int) -> tuple[int, ...]:
-        """The partitions that a node is a primary of, in the newest set of some bucket, or in which shards of objects
-        that are coded otherwise belong to it."""
+        """The partitions that a node is a primary of, in any set of some bucket, or in which shards of objects that are
+        coded otherwise belong to it."""
         return tuple(
             partition
             for partition in range(self.map.partitions)
-            if any(number in electorate.primaries for electorate in self.in_partition(partition))
+            if any(number in electorate.everyone for electorate in self.in_partition(partition))
             or number in self.homes_in_partition(partition)
         )
 

@@ -147,15 +147,17 @@ def _task(
 ) -> Task | None:
     old_ms = now_ms - int(options.unfinished_seconds * 1000)
     electorate = scene.electorate(name, difference.partition)
-    is_voter = scene.me in electorate.primaries
-    if not is_voter and not scene.electorates.is_home(
-        scene.me, name.tenant, name.bucket, difference.partition
-    ):
+    is_primary = scene.me in electorate.primaries
+    keeps = is_primary or scene.electorates.is_home(scene.me, name.tenant, name.bucket, difference.partition)
+    if not keeps and scene.me not in electorate.everyone:
         return None
     answers = [(nodes, rows.get(name, ())) for nodes, rows in theirs]
     fresh_ms = scene.fresh_ms
-    told = () if is_voter else answers
-    difference.pending |= _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers], told)
+    told = () if is_primary else answers
+    undecided = _is_undecided(electorate, fresh_ms, own, [([scene.me], own), *answers], told)
+    difference.pending |= undecided
+    if not keeps and not undecided:
+        return None  # a primary of before has votes to give, and nothing to take
     if not any(
         needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
         for _, other in answers

@@ -117,6 +117,23 @@ async def test_a_move_ends_though_a_dead_writer_left_a_version_on_w_of_before(
     assert await after.get("b", "k") == b"after"
 
 
+async def test_a_primary_of_before_gives_the_vote_that_is_missing(cluster: InProcessCluster) -> None:
+    """Three have promised to keep it, and can never be one more; of those who may refuse it one is leaving."""
+    await begin(cluster)
+    (primaries,) = members(cluster.cluster_map)
+    *staying, leaving = primaries
+    await die_in_a_put(cluster, cluster.client(), staying[:3])
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    for number in staying[:3]:
+        newest, *_ = await cluster.stores[number].read(NAME)
+        await cluster.stores[number].apply([Lock(NAME, partition, newest.stamp)])
+    moving = without(cluster.cluster_map, leaving)
+    client = adopt(cluster, moving)
+    assert await repair(cluster, moving)
+    assert not await holders_of(cluster, State.LOCKED)
+    assert await client.get("b", "k") == b"before"
+
+
 async def test_it_waits_for_a_node_that_may_hold_the_shard_that_is_missing(
     cluster: InProcessCluster,
 ) -> None:
