@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from coffre.client._cells import rebuild_cells
@@ -62,7 +62,7 @@ class Completer:
         Locked nodes have k shards of it already: others are asked for their promise alone.
         """
         completion = self._begin(view, name, found, replies, beyond)
-        completion.overrules = True
+        completion.overrule(n for n, version in found.versions.items() if version.state == pb.STATE_LOCKED)
         await completion.lock()
         self._end(name, completion)
 
@@ -125,6 +125,7 @@ class _Completion:
         self.cells: Mapping[int, tuple[bytes, int]] = {}  # to send, by shard index
         self.aborted = set[int]()
         self.overrules = False  # votes of newer sets: the oldest keeps the version, for ever
+        self._overruled = frozenset[int]()  # whose votes against it prove nothing
         self.placement = placement
         self._view = view
         self._electorate = view.electorate(name)
@@ -161,6 +162,13 @@ class _Completion:
     def short(self) -> bool:
         """Whether fewer shards are there than a put needs."""
         return self._k > 0 and len(self._shards) < self._k + 1
+
+    def overrule(self, locked: Iterable[int]) -> None:
+        """Count no votes against the version but of the oldest set, and none of that if W of it have `locked` it."""
+        self.overrules = True
+        electorate = self._electorate
+        everyone = electorate.is_locked_for_ever(set(locked))
+        self._overruled = electorate.everyone if everyone else electorate.everyone - electorate.decisive
 
     async def bring_in(self) -> None:
         """Let nodes adopt what the writer of a larger object staged there.
@@ -218,7 +226,7 @@ class _Completion:
     def _send(self, node: int, *, lock: bool, staged: bool = False) -> asyncio.Future[pb.Outcome]:
         accept = pb.Accept()
         accept.CopyFrom(self._accept)
-        accept.lock, accept.overrule = lock, self.overrules
+        accept.lock, accept.overrule = lock, node in self._overruled
         index = self._index.get(node)
         if index is not None and node not in self._holds:
             if staged or node in self._hidden:

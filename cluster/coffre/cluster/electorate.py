@@ -98,13 +98,18 @@ class Electorate:
     def is_kept(self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]) -> bool:
         """Whether the oldest set keeps a version from being dead, for ever: it is LOCKED on W of it, or may have been
         with the votes that were lost with their nodes, and everybody else has given a final vote."""
-        nodes, write, _ = self._base
+        nodes, *_ = self._base
         known = nodes.intersection(locked)
-        if len(known) >= write:
+        if self.is_locked_for_ever(locked):
             return True
         if not known or nodes.isdisjoint(lost) or not nodes.issubset({*lost, *locked, *aborted}):
             return False
         return not self.is_dead_by(aborted) and self.may_be_established({*lost, *known})
+
+    def is_locked_for_ever(self, locked: Collection[int]) -> bool:
+        """Whether W of the oldest set have LOCKED a version, whatever others voted: the others' votes prove nothing."""
+        nodes, write, _ = self._base
+        return len(nodes.intersection(locked)) >= write
 
     def stands(self, lost: Collection[int], locked: Collection[int], aborted: Collection[int]) -> bool:
         """Whether a version that `is_kept` is LOCKED on W of every set, with the votes that were lost."""

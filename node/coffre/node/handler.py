@@ -241,7 +241,7 @@ class Handler:
             accept.cell_crc,
             accept.staged,
             accept.lock,
-            accept.lock and accept.overrule and self._maps.votes_may_change(name, partition, self._number),
+            accept.lock and accept.overrule and self._maps.votes_may_change(name, partition),
             base,
         )
 

@@ -63,10 +63,9 @@ class MapHolder:
         if peer.name in self.suspended:
             raise PermissionDenied(f"tenant {peer.name} is suspended")
 
-    def votes_may_change(self, name: ObjectName, partition: int, node: int) -> bool:
-        """Whether a node's votes ABORTED prove nothing: the map changes, and it is no primary of the oldest set."""
-        electorate = self._electorates.of(name.tenant, name.bucket, partition)
-        return electorate.is_moving and node not in electorate.decisive
+    def votes_may_change(self, name: ObjectName, partition: int) -> bool:
+        """Whether votes ABORTED may prove nothing: the map changes, and others may keep a version for ever."""
+        return self._electorates.of(name.tenant, name.bucket, partition).is_moving
 
     def placement_for(self, k: int, m: int) -> Placement:
         """The placement rules of the policy with this k and m; `PolicyViolation` when the map has none."""

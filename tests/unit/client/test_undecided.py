@@ -12,8 +12,8 @@ from coffre.client._stamps import Issuer
 from coffre.client._writes import Writer
 from coffre.cluster.electorate import Electorate, Electorates
 from coffre.cluster.errors import CoffreError, Unavailable
-from coffre.cluster.map import ClusterMap
-from coffre.cluster.membership import drain_node, finish_move, remove_node
+from coffre.cluster.map import ClusterMap, Policy
+from coffre.cluster.membership import drain_node, finish_move, remove_node, set_policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
@@ -216,6 +216,35 @@ async def test_what_the_oldest_set_keeps_is_completed_against_the_votes_of_newer
     await reader.flush()
     after = finish_move(moving)
     assert await adopt(cluster, after).get("b", "k") == b"newer"
+
+
+async def test_what_a_large_set_keeps_is_completed_though_most_of_a_small_one_refused_it(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket gets a policy with fewer shards: of its three primaries two are of those who had refused the version."""
+    primaries = await begin(cluster)
+    moving = set_policy(cluster.cluster_map, "clinic", "b", "2+1", Policy("2+1", 2, 1, ("FR",)))
+    refusing = electorate(moving).primaries[:2]
+    keeping = [node for node in primaries if node not in refusing]
+    assert len(keeping) == 4
+    with pytest.raises(CoffreError):
+        await put_on(cluster, cluster.cluster_map, keeping, monkeypatch)
+    stamp = max(version.stamp for version in await cluster.stores[keeping[0]].read(NAME))
+    partition = partition_of(NAME, cluster.cluster_map.partitions)
+    for node in refusing:
+        await cluster.stores[node].apply([Refuse(NAME, partition, stamp)])
+    for node in keeping[1:]:
+        await cluster.stores[node].apply([Lock(NAME, partition, stamp)])
+    reader = adopt(cluster, moving)
+    cluster.network.down.add(keeping[0])
+    with pytest.raises(Unavailable):
+        await reader.get("b", "k")  # it may have refused it, too
+    cluster.network.down.clear()
+    await cluster.stores[keeping[0]].apply([Lock(NAME, partition, stamp)])
+    assert await reader.get("b", "k") == b"newer"
+    for voters in electorate(moving).sets:
+        states = [(await cluster.stores[node].read(NAME))[0].state for node in voters.nodes]
+        assert sum(state in (State.LOCKED, State.SETTLED) for state in states) >= voters.write
 
 
 @pytest.mark.parametrize("ended", [drained, lost])

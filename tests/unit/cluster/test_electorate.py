@@ -122,6 +122,9 @@ def test_what_is_kept_is_never_dead(
         assert not electorate.is_dead_by(aborted | (later - lost - locked))
         oldest = set(electorate.sets[-1].nodes)
         assert electorate.may_be_established((locked | lost) & oldest)
+    if electorate.is_locked_for_ever(locked):
+        assert electorate.is_kept(lost, locked, aborted)
+        assert not electorate.is_dead_by(electorate.everyone - locked)
     if electorate.stands(lost, locked, aborted):
         assert electorate.is_kept(lost, locked, aborted)
         assert electorate.is_established_by(locked | lost)

@@ -131,11 +131,12 @@ async def test_a_coding_that_is_not_the_buckets_is_refused() -> None:
     [
         (True, True, True, True),
         (True, True, False, False),
-        (True, False, True, False),
+        (True, False, True, True),
+        (True, False, False, False),
         (False, True, True, False),
     ],
 )
-async def test_a_vote_is_overruled_only_while_the_map_changes_and_where_it_proves_nothing(
+async def test_a_vote_is_overruled_only_while_the_map_changes_and_by_who_says_so(
     moving: bool, joins: bool, claims: bool, taken: bool
 ) -> None:
     """Where this node, or another one, is new among the primaries; before the change, and after it, its votes count."""

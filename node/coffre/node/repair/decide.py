@@ -59,14 +59,16 @@ def decide(view: View) -> list[Action]:
         own = view.own_version(stamp)
         if tally.established:
             return actions + _established(view, stamps[place:], tally)
-        if tally.settled or not view.is_voter:
+        if tally.settled:
             continue  # somebody says so against all others: no vote is given on such grounds
         if tally.dead:
-            if own is None:
+            if own is None and view.is_voter:
                 actions.append(Action(Step.REFUSE, stamp))
-            elif own.state != ABORTED:
+            elif own is not None and own.state != ABORTED:
                 actions.append(Action(Step.DROP, stamp))
-        elif tally.is_kept and not view.is_decisive and (own is None or own.state == ABORTED):
+        elif not view.is_voter:
+            continue
+        elif tally.is_kept and tally.vote_may_change and (own is None or own.state == ABORTED):
             actions.append(Action(Step.OVERRULE, stamp))
         elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
             continue

@@ -46,7 +46,7 @@ class View:
 
     @property
     def is_decisive(self) -> bool:
-        """Whether this node's votes ABORTED prove something."""
+        """Whether this node is of the oldest set."""
         return self.me in self.electorate.decisive
 
     def homes_of(self, coding: tuple[int, int] | None) -> tuple[int, ...]:
@@ -148,6 +148,12 @@ class Tally:
         electorate = self._electorate
         kept = electorate.is_moving and electorate.is_kept(self._view.lost, self._locked, self.aborted)
         return kept and self._locked_can_be_read
+
+    @property
+    def vote_may_change(self) -> bool:
+        """Whether a vote ABORTED of this node proves nothing about a version that is kept: it is not of the oldest set,
+        or W of that have locked it, and none of these with a vote that was lost."""
+        return not self._view.is_decisive or self._electorate.is_locked_for_ever(self._locked)
 
     @property
     def promised(self) -> bool:

@@ -373,8 +373,8 @@ def test_what_the_oldest_set_keeps_stands_against_the_votes_of_newer_ones() -> N
     answers = {**kept, 5: [], 6: [], **far}
     assert steps(moved(1, answers)) == []
     assert steps(moved(7, answers)) == [(Step.OVERRULE, stamp(1))]
-    assert steps(moved(5, {**answers, 5: [held(1, X)]})) == []  # its vote counts in the oldest set, too
-    assert steps(moved(5, answers)) == [(Step.TAKE, stamp(1))]
+    assert steps(moved(5, {**answers, 5: [held(1, X)]})) == [(Step.OVERRULE, stamp(1))]  # nor its vote
+    assert steps(moved(5, answers)) == [(Step.OVERRULE, stamp(1))]
     young = {
         node: [held(1, votes[0].state, votes[0].shard_index, young=True)] for node, votes in kept.items()
     }
@@ -386,6 +386,20 @@ def test_what_the_oldest_set_keeps_stands_against_the_votes_of_newer_ones() -> N
     promised = {**answers, **{node: [held(1, L, None)] for node in (5, 7, 8, 9)}}
     assert steps(moved(1, promised)) == [(Step.SETTLE, stamp(1))]
     assert steps(moved(10, promised)) == [(Step.RESTORE, stamp(1))]
+
+
+def test_who_has_no_vote_drops_what_is_dead_and_decides_nothing_else() -> None:
+    """A home of an older coding that once stood in for a primary: a move would wait for it to hear of that."""
+    homes = {(4, 2): (1, 2, 3, 4, 5, 6), (2, 1): (7, 8, 9)}
+
+    def outside(answers: Mapping[int, Sequence[StoredVersion]]) -> View:
+        return View(9, SIX, {**dict.fromkeys(range(1, 7), ()), **answers}, NOW_MS, homes=homes)
+
+    refused = {node: [held(1, X)] for node in (1, 2, 3)}
+    assert steps(outside({**refused, 9: [held(1, A, 3)]})) == [(Step.DROP, stamp(1))]
+    assert steps(outside({**refused, 9: ()})) == []
+    assert steps(outside({1: [held(1, X)], 9: [held(1, A, 3)]})) == []
+    assert steps(outside({**each([1, 2, 3, 4], 1, A), 9: [held(1, A, 4)]})) == []
 
 
 def test_a_node_that_a_placement_names_may_hold_a_shard() -> None:
