@@ -195,8 +195,15 @@ MUTANTS = (
         "nothing is given up",
         "coffre.client._writes",
         "        fate = await self.give_up(\n"
-        "            draft.name, stamp, holders, k=draft.manifest.k, elsewhere=elsewhere, every=staged\n        )",
-        "        fate = Fate.DEAD",
+        "            draft.name,\n"
+        "            stamp,\n"
+        "            holders,\n"
+        "            k=draft.manifest.k,\n"
+        "            elsewhere=elsewhere,\n"
+        "            begun=None if round_.comes_late else view.electorate(draft.name),\n"
+        "            every=staged,\n"
+        "        )\n",
+        "        fate = Fate.DEAD\n",
         5,
         quick=True,
     ),
