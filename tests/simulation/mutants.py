@@ -60,7 +60,7 @@ MUTANTS = (
         "coffre.client._rounds",
         "return self.electorate.is_established_by(self._holders)",
         "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
-        16,
+        19,
     ),
     Mutant(
         "one answer too few for a read",
@@ -75,7 +75,7 @@ MUTANTS = (
         "coffre.client._reads",
         "await self._completer.complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
-        11,
+        1,
         quick=True,
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = (
         "coffre.client._listing",
         "    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]\n",
         "    spare = [len(electorate.primaries) - electorate.read + 1 for electorate in electorates]\n",
-        778,
+        269,
     ),
     Mutant(
         "a list skips what is not settled",
@@ -138,7 +138,7 @@ MUTANTS = (
         "coffre.client._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
-        19,
+        31,
     ),
     Mutant(
         "settled before it is established",
@@ -146,7 +146,7 @@ MUTANTS = (
         "        round_ = await self._accept(view, draft, shards, stamp)\n",
         "        round_ = await self._accept(view, draft, shards, stamp)\n"
         "        self.settle(draft.name, stamp, shards)\n",
-        0,
+        12,
         quick=True,
     ),
     Mutant(
@@ -156,7 +156,7 @@ MUTANTS = (
         "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))\n"
         "    if entry.tombstone and len(kept) == 1:\n"
         "        return Verdict((), changed=True, freed=(*freed, present), state=SETTLED)",
-        1,
+        9,
         quick=True,
     ),
     Mutant(
@@ -164,7 +164,7 @@ MUTANTS = (
         "coffre.client._evidence",
         "if not electorate.may_be_established(silent.union(holders)):",
         "if not electorate.may_be_established(holders):",
-        3,
+        17,
         quick=True,
     ),
     Mutant(
@@ -229,7 +229,7 @@ MUTANTS = (
         "coffre.client._conditions",
         "        if self.version is not None and not (live and self._is_met(newest)):\n",
         "        if self.version is not None and not self._is_met(newest):\n",
-        107,
+        15,
     ),
     Mutant(
         "a conditional write needs no lock",
@@ -253,7 +253,7 @@ MUTANTS = (
         "coffre.cluster.coordination.locks",
         "            if not before:\n",
         "            if True:\n",
-        0,
+        1,
         quick=True,
     ),
     Mutant(
@@ -261,7 +261,7 @@ MUTANTS = (
         "coffre.node.votes",
         "    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):\n",
         "    if False:\n",
-        8,
+        9,
         quick=True,
     ),
     Mutant(
@@ -269,21 +269,21 @@ MUTANTS = (
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED and not entry.conditional)",
-        251,
+        114,
     ),
     Mutant(
         "a base ignores what is not settled",
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
-        100,
+        149,
     ),
     Mutant(
         "repair takes accepted for established",
         "coffre.node.repair.view",
         "if version.state >= LOCKED}",
         "if version.state != ABORTED}",
-        43,
+        65,
     ),
     Mutant(
         "repair gives several nodes one shard",
@@ -312,7 +312,7 @@ MUTANTS = (
         "coffre.node.repair.sweep",
         "    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):\n",
         "    if False:\n",
-        10,
+        33,
     ),
     Mutant(
         "a read hears the new primaries alone",
