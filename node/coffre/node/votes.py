@@ -431,7 +431,7 @@ def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, 
     """Split into what stays and the entries with records that go. A vote to keep stays when its version goes.
 
     What is not settled takes nobody's place among the versions kept: it may never be, and then one would be missing. A
-    condemned tombstone below another version goes: others have collected it."""
+    condemned tombstone below another settled version goes: others have collected it."""
     kept: list[Entry] = []
     freed: list[Entry] = []
     counted = votes = 0
@@ -439,7 +439,7 @@ def _trim(entries: tuple[Entry, ...], versions_kept: int) -> tuple[tuple[Entry, 
     for entry in entries:
         if counted == 0 and entry.state != SETTLED:
             kept.append(entry)
-        elif entry.state == ABORTED or ended or counted == versions_kept or entry.condemned:
+        elif entry.state == ABORTED or ended or counted == versions_kept or (counted and entry.condemned):
             if entry.state != ABORTED:
                 freed.append(entry)
             if _was_locked(entry) and votes < VOTES_KEPT:

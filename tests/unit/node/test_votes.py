@@ -292,6 +292,20 @@ def test_a_vote_to_keep_outlives_its_version(known_by: str) -> None:
     assert again.newest_stamp == stamp(7)
 
 
+def test_a_condemned_tombstone_goes_below_another_settled_version_and_not_before() -> None:
+    condemned = entry(5, S, tombstone=True)._replace(condemned=True)
+    newer = entry(7)
+    for held in ((condemned,), (newer, condemned)):
+        assert votes.settle(held, stamp(5), (), 2).entries == held
+        assert votes.settle(held, stamp(5), (1, 2), 2).entries[-1].condemned
+        again = entry(5, tombstone=True)._replace(record="again")
+        restored = votes.restore(held, again, 2, replace=True)
+        assert [(e.stamp, e.condemned) for e in restored.entries] == [(e.stamp, e.condemned) for e in held]
+    verdict = votes.settle((newer, condemned), stamp(7), (), 2)
+    assert shape(verdict.entries) == [(7, S)]
+    assert verdict.freed == (condemned,)
+
+
 def test_a_few_votes_are_kept_and_a_forgotten_one_is_not_guessed() -> None:
     entries: tuple[Entry, ...] = ()
     for number in range(1, votes.VOTES_KEPT + 4):
