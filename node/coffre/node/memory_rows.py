@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.store import ABORTED, Accept, StoredCell, StoredVersion
-from coffre.node.votes import Entry
+from coffre.node.store import ABORTED, Accept, Outcome, StoredCell, StoredVersion
+from coffre.node.votes import Entry, Verdict
 
-__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "record_of", "version_of"]
+__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "outcome", "record_of", "version_of"]
 
 
 class Shard:
@@ -96,3 +96,8 @@ def version_of(entry: Entry, *, want_cell: bool) -> StoredVersion:
         damaged,
         entry.condemned,
     )
+
+
+def outcome(verdict: Verdict, *, replaces: bool = False) -> Outcome:
+    """What a caller learns of what a mutation did."""
+    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard, replaces)

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.node import votes
-from coffre.node.limits import (
-    CHUNK_BYTES,
-    RETRY_SECONDS,
-    ROWS_AT_ONCE,
-    check,
-    check_stage,
-    slot_of,
-)
+from coffre.node.limits import CHUNK_BYTES, ROWS_AT_ONCE, check, check_stage, slot_of
 from coffre.node.listing import list_page
-from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, record_of, version_of
-from coffre.node.memory_staging import MemoryStagedWriter
+from coffre.node.memory_rows import Partition, Record, Row, Shard, is_damaged, outcome, record_of, version_of
+from coffre.node.memory_staging import MemoryStagedWriter, MemoryStaging, ShardId
 from coffre.node.recent import Recent, change_of
 from coffre.node.store import (
     Abort,
@@ -53,7 +47,6 @@ from coffre.node.votes import Entry, Verdict
 __all__ = ["MemoryStore"]
 
 _Bucket = tuple[str, str]
-_ShardId = tuple[str, bytes, int]
 _Writer = tuple[str, bytes]  # tenant, id
 
 
@@ -70,12 +63,11 @@ class MemoryStore:
         self._rows: dict[ObjectName, Row] = {}
         self._keys: dict[_Bucket, list[bytes]] = {}
         self._partitions: dict[int, Partition] = {}
-        self._staging: dict[_ShardId, Shard] = {}
+        self._staging = MemoryStaging(clock)
         self._repairs: dict[tuple[ObjectName, bytes, int | None], QueueRepair] = {}
         self._marks: dict[_Writer, bytes] = {}
-        self._unsynced: dict[
-            ObjectName, tuple[int, tuple[Entry, ...]]
-        ] = {}  # partition, entries at the last sync
+        # Partition, and entries at the last sync.
+        self._unsynced: dict[ObjectName, tuple[int, tuple[Entry, ...]]] = {}
         self._unsynced_marks: dict[_Writer, bytes] = {}  # marks at the last sync; empty: none
         self._notes: dict[str, bytes] = {}
         self._used_bytes = 0
@@ -157,7 +149,7 @@ class MemoryStore:
         else:
             verdict = votes.decide_own(entries, mutation)
         self._carry_out(mutation, verdict)
-        return _outcome(verdict)
+        return outcome(verdict)
 
     def _mark(self, mark: Mark) -> Outcome:
         writer = (mark.tenant, mark.stamp[8:])
@@ -193,7 +185,7 @@ class MemoryStore:
         if verdict.stored and not accept.tombstone and not self._has_room(added_bytes):
             return Outcome(error=ResourceExhausted("the disk is full"))
         if verdict.stored and staged is not None:
-            del self._staging[staged]
+            self._staging.take(staged)
         if verdict.stored:
             self._used_bytes += added_bytes
         self._carry_out(accept, verdict)
@@ -201,7 +193,7 @@ class MemoryStore:
         if held and verdict.error is None:
             self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
         replaces = votes.replaces(verdict.entries, accept.stamp, self._options.versions_kept)
-        return _outcome(verdict, replaces=replaces and verdict.error is None)
+        return outcome(verdict, replaces=replaces and verdict.error is None)
 
     def _restore(self, restore: Restore, entries: tuple[Entry, ...]) -> Outcome:
         accept = restore.accept
@@ -224,7 +216,7 @@ class MemoryStore:
         if verdict.stored and not accept.tombstone and not self._has_room(added_bytes):
             return Outcome(error=ResourceExhausted("the disk is full"))
         if verdict.stored and staged is not None:
-            del self._staging[staged]
+            self._staging.take(staged)
         if verdict.stored:
             self._used_bytes += added_bytes
             for entry in verdict.freed:
@@ -232,9 +224,9 @@ class MemoryStore:
         self._carry_out(restore, verdict)
         if any((e.stamp, e.shard_index) == (accept.stamp, accept.shard_index) for e in verdict.entries):
             self._repairs.pop((accept.name, accept.stamp, accept.shard_index), None)
-        return _outcome(verdict)
+        return outcome(verdict)
 
-    def _shard_for(self, accept: Accept) -> tuple[Shard | None, _ShardId | None]:
+    def _shard_for(self, accept: Accept) -> tuple[Shard | None, ShardId | None]:
         if accept.shard_index is None:
             return None, None
         if accept.staged:
@@ -270,18 +262,11 @@ class MemoryStore:
             if record.shard is not None and record.accept.staged:
                 gives_back = isinstance(mutation, (Settle, Restore)) and entry.state == State.ACCEPTED
                 if isinstance(mutation, Abort) or (gives_back and entry.stamp != accepted):
-                    self._keep_staged(record)
+                    self._staging.put_back(record)
                 else:
                     self._used_bytes -= record.shard.size_bytes
             if not any(kept.stamp == entry.stamp for kept in verdict.entries if kept.state != State.ABORTED):
                 self._forget_repairs(mutation.name, entry.stamp)
-
-    def _keep_staged(self, record: Record) -> None:
-        accept, shard = record.accept, record.shard
-        assert shard is not None
-        assert accept.shard_index is not None
-        shard.expires_ms = self._clock.unixtime_ms() + int(RETRY_SECONDS * 1000)
-        self._staging[accept.name.tenant, accept.data_id, accept.shard_index] = shard
 
     def _take_back(self, record: Record, *, freed: bool) -> None:
         """A shard that a lost `Settle` had given back is adopted as it was. `freed`: that had freed the record."""
@@ -291,7 +276,7 @@ class MemoryStore:
         if record.shard is not None and accept.staged and accept.shard_index is not None:
             key = (accept.name.tenant, accept.data_id, accept.shard_index)
             if self._staging.get(key) is record.shard:
-                del self._staging[key]
+                self._staging.take(key)
             elif freed:
                 self._used_bytes += record.shard.size_bytes
 
@@ -440,11 +425,25 @@ class MemoryStore:
     async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
         self._check_open()
         check_stage(data_id, shard_index)
-        return MemoryStagedWriter(self, (tenant, data_id, shard_index), self._incarnation)
+        incarnation = self._incarnation
+
+        def check_staging() -> None:
+            self._check_open()
+            if incarnation != self._incarnation:
+                raise Unavailable("this shard is not being staged any more")
+
+        keep = partial(self._stage, (tenant, data_id, shard_index))
+        return MemoryStagedWriter(check_staging, self._has_room, keep)
+
+    def _stage(self, key: ShardId, shard: Shard) -> None:
+        replaced = self._staging.take(key)
+        self._used_bytes += shard.size_bytes - (replaced.size_bytes if replaced else 0)
+        self._staging.put(key, shard, self._options.staging_expiry)
+        self._sync()
 
     async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         self._check_open()
-        shard = self._staging.pop((tenant, data_id, shard_index), None)
+        shard = self._staging.take((tenant, data_id, shard_index))
         if shard is not None:
             self._used_bytes -= shard.size_bytes
 
@@ -461,9 +460,7 @@ class MemoryStore:
     async def reclaim(self) -> int:
         """Free what was staged and has expired; the rest is freed at once here."""
         self._check_open()
-        now_ms = self._clock.unixtime_ms()
-        expired = [key for key, shard in self._staging.items() if shard.expires_ms <= now_ms]
-        freed = sum(self._staging.pop(key).size_bytes for key in expired)
+        freed = self._staging.expire()
         self._used_bytes -= freed
         return freed
 
@@ -494,7 +491,3 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the store is closed")
-
-
-def _outcome(verdict: Verdict, *, replaces: bool = False) -> Outcome:
-    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard, replaces)

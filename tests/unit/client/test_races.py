@@ -130,7 +130,7 @@ async def test_large_objects_race_too(cluster: InProcessCluster, seed: int) -> N
     # What was overwritten before a node knew that it stood is given back there, and expires soon.
     soon_ms = SystemClock().unixtime_ms() + RETRY_SECONDS * 1000
     for store in cluster.stores.values():
-        assert all(shard.expires_ms <= soon_ms for shard in store._staging.values())
+        assert all(shard.expires_ms <= soon_ms for shard in store._staging)
 
 
 async def test_a_stream_of_an_overwritten_object_says_so(cluster: InProcessCluster) -> None:
