@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from coffre.cluster.clock import ManualClock
+from coffre.cluster.errors import Unavailable
 from coffre.node.memory_store import MemoryStore
 from coffre.node.store import Abort, State
 
@@ -69,6 +71,18 @@ async def test_a_crash_takes_a_given_back_shard_back() -> None:
     store.crash()
     assert not store._staging
     assert await states(store, "key") == [State.ACCEPTED] * 2
+
+
+async def test_nobody_goes_on_staging_after_a_crash() -> None:
+    store = MemoryStore(ManualClock())
+    written_before = await store.stage("tenant", adopt(5).data_id, 1)
+    await written_before.write(cells(2))
+    store.crash()
+    with pytest.raises(Unavailable, match="not being staged any more"):
+        await written_before.write(cells(2))
+    with pytest.raises(Unavailable, match="not being staged any more"):
+        await written_before.commit()
+    assert not store._staging
 
 
 async def test_a_crash_keeps_count_of_bytes() -> None:
