@@ -13,7 +13,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +29,7 @@ __all__ = [
     "aes_gcm",
     "disk_append_sync_4k",
     "disk_write_sync",
+    "grpc_gather_1m",
     "grpc_stream_1m",
     "grpc_stream_1m_reply",
     "grpc_unary_4k",
@@ -109,17 +110,37 @@ async def grpc_stream_1m(server: ReferenceServer, *, size_bytes: int = 256 * _MI
 
 async def grpc_stream_1m_reply(server: ReferenceServer, *, size_bytes: int = 256 * _MIB) -> Measurement:
     """Bytes/s of one stream of 1 MiB messages from server to client."""
+    rate = await _gather((server,), size_bytes)
+    detail = _conditions(f"{_messages(size_bytes)} MiB down")
+    return Measurement("grpc_stream_1m_reply", rate, "bytes/s", detail)
+
+
+async def grpc_gather_1m(servers: Sequence[ReferenceServer], *, size_bytes: int = 256 * _MIB) -> Measurement:
+    """Bytes/s that one client receives of all servers at once, a stream of 1 MiB messages and `size_bytes` from each.
+
+    So much is the most that anything built of k nodes' streams can be read with here.
+    """
+    rate = await _gather(servers, size_bytes)
+    detail = _conditions(f"{_messages(size_bytes)} MiB down from each of {len(servers)}")
+    return Measurement("grpc_gather_1m", rate, "bytes/s", detail)
+
+
+async def _gather(servers: Sequence[ReferenceServer], size_bytes: int) -> float:
+    """Bytes/s of one stream from each server, side by side, until the last one has ended."""
     messages = _messages(size_bytes)
-    async for _ in server.download(OPEN.pack(_MIB, 1)):
-        pass
-    received = 0
+
+    async def receive(server: ReferenceServer, count: int) -> int:
+        received = 0
+        async for body in server.download(OPEN.pack(_MIB, count)):
+            received += len(body)
+        return received
+
+    await asyncio.gather(*(receive(server, 1) for server in servers))
     start = perf_counter()
-    async for body in server.download(OPEN.pack(_MIB, messages)):
-        received += len(body)
+    received = sum(await asyncio.gather(*(receive(server, messages) for server in servers)))
     elapsed_s = perf_counter() - start
-    _check_total(received, messages * _MIB)
-    detail = _conditions(f"{messages} MiB down")
-    return Measurement("grpc_stream_1m_reply", received / elapsed_s, "bytes/s", detail)
+    _check_total(received, messages * _MIB * len(servers))
+    return received / elapsed_s
 
 
 def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB, seed: int = _SEED) -> Measurement:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -138,8 +138,13 @@ class _Bench:
                     await put_large(client, self._blocks, _BUCKET, f"large/{number}", size_bytes)
             await self._start_lost(cluster)
             seconds = await self._rebuilt(cluster, count)
-        shard_bytes = size_bytes // cluster.map.policy().k
-        detail = f"one node's part of {count} objects of {size_bytes // _MIB} MiB, 4+2, from 4 others each"
+        k = cluster.map.policy().k
+        shard_bytes = size_bytes // k
+        ceiling = await _ceiling(k, size_bytes)
+        detail = (
+            f"one node's part of {count} objects of {size_bytes // _MIB} MiB, 4+2, from {k} others each; receiving "
+            f"from {k} servers alone, by raw gRPC: {ceiling:.3g} bytes/s"
+        )
         return Measurement("rebuild_large", count * shard_bytes / seconds, "bytes/s", detail)
 
     async def small(self) -> Measurement:
@@ -235,6 +240,14 @@ class _Bench:
         before = _cpu_seconds(cluster.pid(1))
         ended = await reached(begun.rounds + rounds)
         return (_cpu_seconds(cluster.pid(1)) - before) / (ended.rounds - begun.rounds)
+
+
+async def _ceiling(k: int, size_bytes: int) -> float:
+    """How fast anything could be made of k streams: the k-th part of what raw gRPC brings, without disks and coding."""
+    async with AsyncExitStack() as exits:
+        servers = [await exits.enter_async_context(references.ReferenceServer()) for _ in range(k)]
+        gathered = await references.grpc_gather_1m(servers, size_bytes=size_bytes * 4)
+    return gathered.value / k
 
 
 async def _add_node(cluster: LocalCluster, node: str) -> None:

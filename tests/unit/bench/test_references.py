@@ -34,6 +34,7 @@ def test_every_grpc_reference_gives_a_plausible_figure_and_leaves_no_process() -
                 await references.grpc_unary_64k(server, duration_s=0.2, warmup_s=0.1),
                 await references.grpc_stream_1m(server, size_bytes=8 * MIB),
                 await references.grpc_stream_1m_reply(server, size_bytes=8 * MIB),
+                await references.grpc_gather_1m((server, server), size_bytes=8 * MIB),
             ]
             return server.pid, {one.id: one for one in found}
 
@@ -47,6 +48,7 @@ def test_every_grpc_reference_gives_a_plausible_figure_and_leaves_no_process() -
         "grpc_unary_64k": "s",
         "grpc_stream_1m": "bytes/s",
         "grpc_stream_1m_reply": "bytes/s",
+        "grpc_gather_1m": "bytes/s",
     }
     for one in found.values():
         low, high = {"calls/s": (20, 1e6), "s": (1e-6, 1), "bytes/s": (1e6, 1e11)}[one.unit]
@@ -186,6 +188,8 @@ async def test_bytes_lost_on_the_way_spoil_no_figure() -> None:
         await references.grpc_stream_1m(Lossy(), size_bytes=2 * MIB)
     with pytest.raises(IntegrityError, match="bytes arrived"):
         await references.grpc_stream_1m_reply(Lossy(), size_bytes=2 * MIB)
+    with pytest.raises(IntegrityError, match="2097152 bytes arrived where 4194304 were sent"):
+        await references.grpc_gather_1m((Lossy(), Lossy()), size_bytes=2 * MIB)
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
