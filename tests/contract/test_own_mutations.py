@@ -17,6 +17,7 @@ from coffre.node.store import (
     Drop,
     Forget,
     Lock,
+    Mark,
     Mutation,
     QueueRepair,
     Refuse,
@@ -109,6 +110,14 @@ async def test_restore_replaces_a_shard_only_when_told(store: ShardStore) -> Non
     assert [repair async for repair in store.repair_queue()] == []
     status = await store.status()
     assert (status.shards, status.objects) == (1, 1)
+
+
+async def test_restore_of_what_a_newer_version_trims_leaves_no_repair(store: ShardStore) -> None:
+    await store.apply([accept(2, shard_index=None), QueueRepair(name(), 7, stamp(2), None)])
+    await store.apply([accept(3), Mark("tenant", stamp(3))])  # what a mark settles trims nothing yet
+    await one(store, Restore(accept(2, shard_index=None)))
+    assert await states(store) == [(3, S)]
+    assert [repair async for repair in store.repair_queue()] == []
 
 
 async def test_restore_takes_an_older_version_that_is_kept(store: ShardStore, options: StoreOptions) -> None:

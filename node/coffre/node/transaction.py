@@ -34,6 +34,7 @@ from coffre.node.rows import (
     unseal,
 )
 from coffre.node.store import (
+    ABORTED,
     ACCEPTED,
     LOCKED,
     Abort,
@@ -263,7 +264,7 @@ class Transaction:
             self._store(accept, record, shard_index, large)
         for entry in verdict.freed:
             self._free(entry, restore, give_back=entry.state == ACCEPTED and entry.stamp != accept.stamp)
-            if entry.stamp != accept.stamp:
+            if not any(kept.stamp == entry.stamp and kept.state != ABORTED for kept in verdict.entries):
                 self._repairs.forget(context, entry.stamp)
             elif verdict.stored:
                 self._repairs.drop(context, accept.stamp, entry.shard_index)  # of the shard that gave way
