@@ -17,7 +17,15 @@ from coffre.client._evidence import (
     require_quorum,
 )
 from coffre.client._found import Found
-from coffre.client._replies import HELD, Gather, Replies, holding, newest_stamp, read_operation
+from coffre.client._replies import (
+    HELD,
+    Gather,
+    Replies,
+    holding,
+    newest_stamp,
+    read_operation,
+    undecided_between,
+)
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client._view import View, Views
@@ -302,9 +310,35 @@ class Reader:
             if never_acknowledged(electorate, found.opened, replies, beyond, others, departed):
                 dead.add(stamp)
                 continue
+            if electorate.is_moving and found.opened.manifest.conditional:
+                await self._clear_the_way(view, name, found, replies)
             await self._completer.complete(view, name, found, replies, beyond, voted=voted)
             self.note_established(name, found.opened.stamp)
             return found
+
+    async def _clear_the_way(self, view: View, name: ObjectName, found: Found, replies: Replies) -> None:
+        """Give up the versions because of which nodes of newer sets refuse a conditional one, not decided on them.
+
+        Who holds a conditional version refuses what comes between it and its base. So when W of the oldest set have
+        locked it, for ever, nothing there can ever have been acknowledged.
+        """
+        electorate, manifest = view.electorate(name), found.opened.manifest
+        locked = {node for node, v in holding(manifest.stamp, replies).items() if v.state == pb.STATE_LOCKED}
+        if not electorate.is_locked_for_ever(locked):
+            return
+        for stamp in undecided_between(manifest.base, manifest.stamp, replies):
+            in_the_way = await self._open(view, name, stamp, replies)
+            if in_the_way is None:
+                continue
+            await self._writer.give_up(
+                name,
+                in_the_way.opened.stamp,
+                electorate.everyone,
+                k=in_the_way.opened.manifest.k,
+                elsewhere=None if in_the_way.opened.tombstone else view.elsewhere(name),
+                begun=electorate,
+                every=True,
+            )
 
     async def _complete_against_votes(
         self, view: View, name: ObjectName, found: Found, others: Collection[int]

@@ -11,7 +11,16 @@ from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["HELD", "Gather", "Replies", "holding", "newest_stamp", "read_operation", "shards_of"]
+__all__ = [
+    "HELD",
+    "Gather",
+    "Replies",
+    "holding",
+    "newest_stamp",
+    "read_operation",
+    "shards_of",
+    "undecided_between",
+]
 
 HELD = (pb.STATE_ACCEPTED, pb.STATE_LOCKED, pb.STATE_SETTLED)
 
@@ -185,3 +194,11 @@ def holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
 def shards_of(stamp: bytes, replies: Replies) -> set[int]:
     held = holding(stamp, replies).values()
     return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
+
+
+def undecided_between(base: bytes, stamp: bytes, replies: Replies) -> list[bytes]:
+    """Stamps of versions between two others that some node holds, and nobody knows to be established."""
+    held = [
+        v for versions in replies.values() for v in versions if base < v.stamp < stamp and v.state in HELD
+    ]
+    return sorted({v.stamp for v in held} - {v.stamp for v in held if v.state == pb.STATE_SETTLED})

@@ -123,6 +123,42 @@ async def test_what_is_coded_otherwise_is_completed_in_a_placement_of_its_own_po
     assert await during.get("notes", key) == data
 
 
+async def test_a_conditional_put_is_completed_past_one_that_it_was_not_decided_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two writers had the same lock, and died. One has W of the old set, but not of the new one, which is smaller."""
+    cluster = in_process_cluster(4, 3, nodes=8)
+    name = ObjectName("clinic", "notes", "record")
+    changed = set_policy(cluster.cluster_map, "clinic", "notes", "4+2", Policy("4+2", 4, 2, ("FR",)))
+    old = cluster.client()._views.current.electorate(name).primaries
+    new = cluster.client(cluster_map=changed)._views.current.electorate(name).primaries
+    (leaving,) = set(old) - set(new)
+
+    establish = Writer.establish_once
+
+    async def cut_off(*args: Any, **options: Any) -> Any:
+        cluster.network.down = {*new[3:], leaving}
+        return await establish(*args, **options)
+
+    async def die(*args: object, **options: object) -> Fate:
+        return Fate.UNKNOWN
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        dying.setattr(Writer, "give_up", die)
+        with monkeypatch.context() as cutting:
+            cutting.setattr(Writer, "establish_once", cut_off)
+            with pytest.raises(OutcomeUnknown):
+                await cluster.client().put("notes", name.key, b"one", if_absent=True)
+        cluster.network.down = set(new[:3])
+        with pytest.raises(OutcomeUnknown):
+            await cluster.client().put("notes", name.key, b"two", if_absent=True)
+    cluster.network.down = set()
+    assert await move(cluster, changed).get("notes", name.key) == b"two"
+    await cluster.aclose()
+
+
 async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProcessCluster) -> None:
     begun = drained(cluster)
     during = move(cluster, begun)
