@@ -1,4 +1,6 @@
-"""What a node holds for others goes only when every primary has it, and the shard was read back from one of them."""
+"""What a node holds for others goes only when every primary has it, and the shard was read back from one of them. Where
+they cannot get it without that shard, it is promised first.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.repair.asking import Answers
-from coffre.node.repair.decide import is_dead, is_never_acknowledged, other_indexes
+from coffre.node.repair.decide import Step, decide, is_dead, is_never_acknowledged, other_indexes
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.rebuild import Sealed, best_manifest, small_shard
 from coffre.node.repair.scene import Scene
 from coffre.node.repair.tombstones import is_over
 from coffre.node.repair.view import View
-from coffre.node.store import ABORTED, SETTLED, Forget, PartitionRow, ShardStore, StoredVersion
+from coffre.node.store import ABORTED, SETTLED, Forget, Lock, PartitionRow, ShardStore, StoredVersion
 
 __all__ = ["releasable"]
 
@@ -33,13 +35,15 @@ async def releasable(
     rows: Sequence[PartitionRow],
     now_ms: int,
     breaches: Counter[str],
-) -> list[Forget]:
-    """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had.
+) -> tuple[list[Forget], list[Lock]]:
+    """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had, and
+    promises. W primaries may have locked an older version that is kept, and lack shards without this node's: they bring
+    it to all when k shards of it are on nodes that locked it.
 
     Of those that stay, `breaches` counts the ones whose shards lie, with this node's, where the policy forbids it.
     """
     if any(electorate.is_moving for electorate in scene.electorates.in_partition(partition)):
-        return []
+        return [], []
     own = {row.name: await store.read(row.name, every=True) for row in rows}
     homes = {name: _homes(scene, partition, versions) for name, versions in own.items()}
     wanted: dict[int, list[ObjectName]] = {}
@@ -47,7 +51,8 @@ async def releasable(
         for node in {*scene.electorate(row.name, partition).primaries, *homes[row.name]} - {scene.me}:
             wanted.setdefault(node, []).append(row.name)
     answers, _ = await scene.asking.versions(wanted, want_cells=True)
-    found: list[Forget] = []
+    forget: list[Forget] = []
+    promises: list[Lock] = []
     for row in rows:
         electorate = scene.electorate(row.name, partition)
         said = answers[row.name]
@@ -66,11 +71,12 @@ async def releasable(
             homes=scene.homes(partition),
         )
         if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):
-            found.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
+            forget.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
         else:
+            promises += [Lock(row.name, partition, a.stamp) for a in decide(view) if a.step is Step.LOCK]
             _note_breach(scene, row.name, own[row.name], said, breaches)
             await _tell_of_repeated(scene, row.name, view)
-    return found
+    return forget, promises
 
 
 def _homes(scene: Scene, partition: int, versions: Sequence[StoredVersion]) -> set[int]:

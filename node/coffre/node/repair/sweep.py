@@ -96,11 +96,12 @@ class Sweep:
             if scene.me in electorate.everyone and is_pending(row.versions):
                 self._queue.push(Task(row.name, partition, electorate.k))
         now_ms = self._clock.unixtime_ms()
-        forget: Sequence[Mutation] = await releasable(
+        forget, promises = await releasable(
             self._store, scene, self._options, partition, rows, now_ms, swept.breaches
         )
-        outcomes = await self._store.apply(forget) if forget else []
-        gone = sum(outcome.error is None for outcome in outcomes)
+        mutations: list[Mutation] = [*forget, *promises]
+        outcomes = await self._store.apply(mutations) if mutations else []
+        gone = sum(outcome.error is None for outcome in outcomes[: len(forget)])
         swept.forgotten += gone
         swept.held_for_others += len(rows) - gone
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.client._stamps import Issuer
+from coffre.client._writes import Writer
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.map import Policy
 from coffre.cluster.membership import finish_move, set_policy
@@ -783,6 +785,34 @@ async def test_of_an_older_version_that_is_kept_every_shard_is_there_once(
     await each[later].round()
     assert await indexes(cluster, "k", age=1) == before
     assert list((await indexes(cluster, "k")).values()) == list(range(6)), "nor of the newest"
+
+
+async def test_an_older_version_that_needs_the_shards_of_substitutes_is_brought_to_all(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W primaries have locked it, with one shard less than it takes: substitutes promise, too, and can let go then."""
+    cluster = make_cluster(6, 3, nodes=11, versions_kept=2)
+    places = primaries(cluster, "k")
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        cluster.network.down = set(places[5:])
+        await cluster.client().put("b", "k", b"older")
+        cluster.network.heal()
+    assert len(await holders(cluster, "k") - set(places)) == 2
+    client = cluster.client()
+    await client.put("b", "k", b"newer")
+    await client.flush()
+    each = repairers(cluster)
+    for _ in range(3):
+        for repairer in each.values():
+            await repairer.round()
+            await repairer.walk()
+    for node in places:
+        states = [version.state for version in await cluster.stores[node].read(name("k"), every=True)]
+        assert states == [State.SETTLED, State.SETTLED], node
+    assert await holders(cluster, "k") == set(places)
+    assert set((await indexes(cluster, "k", age=1)).values()) == set(range(9))
 
 
 @pytest.mark.parametrize("age", [0, 1])
