@@ -25,7 +25,7 @@ from tests.power.workload import COURSES, OPTIONS, Done, resume, states
 ROOT = Path(__file__).parents[2]
 RECORDER = Path(__file__).with_name("recorder.c")
 KILLS = 2
-MOMENTS = 50  # of each recorded run
+MOMENTS = 30  # of each recorded run
 GOES_ON = 0.2  # the part of them after which the store does the rest of its work, too
 
 
