@@ -45,7 +45,7 @@ test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
 	$(BIN)/python tests/asan/run.py
 
 .PHONY: soak
-soak: setup  ## kill -9 under load, many rounds (ROUNDS=2000)
+soak: setup  ## kill -9 under load, and losses of power, many rounds (ROUNDS=2000)
 	COFFRE_SOAK_ROUNDS=$(or $(ROUNDS),2000) $(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
 
 .PHONY: test-etcd

@@ -83,6 +83,7 @@ def test_figures_of_repair(tmp_path: Path) -> None:
     rows = {row["id"]: row for row in json.loads(output.read_text())["rows"]}
     assert list(rows) == [
         "rebuild_large",
+        "rebuild_large_ceiling",
         "rebuild_small",
         "get_p99_during_repair",
         "join_moved",

@@ -24,7 +24,7 @@ from coffre.client._replies import (
     holding,
     newest_stamp,
     read_operation,
-    undecided_between,
+    undecided,
 )
 from coffre.client._sealing import OpenManifest, Sealer
 from coffre.client._streams import SEGMENT_BYTES
@@ -310,25 +310,28 @@ class Reader:
             if never_acknowledged(electorate, found.opened, replies, beyond, others, departed):
                 dead.add(stamp)
                 continue
-            if electorate.is_moving and found.opened.manifest.conditional:
+            if electorate.is_moving:
                 await self._clear_the_way(view, name, found, replies)
             await self._completer.complete(view, name, found, replies, beyond, voted=voted)
             self.note_established(name, found.opened.stamp)
             return found
 
     async def _clear_the_way(self, view: View, name: ObjectName, found: Found, replies: Replies) -> None:
-        """Give up the versions because of which nodes of newer sets refuse a conditional one, not decided on them.
+        """Give up the versions because of which nodes of newer sets refuse this one.
 
-        Who holds a conditional version refuses what comes between it and its base. So when W of the oldest set have
-        locked it, for ever, nothing there can ever have been acknowledged.
+        Of a conditional version and one between it and its base a node holds one, and refuses the other. So when W of
+        the oldest set have locked this one, for ever, nobody was or will be told of the other.
         """
-        electorate, manifest = view.electorate(name), found.opened.manifest
-        locked = {node for node, v in holding(manifest.stamp, replies).items() if v.state == pb.STATE_LOCKED}
+        electorate, stamp = view.electorate(name), found.opened.stamp.to_bytes()
+        locked = {node for node, v in holding(stamp, replies).items() if v.state == pb.STATE_LOCKED}
         if not electorate.is_locked_for_ever(locked):
             return
-        for stamp in undecided_between(manifest.base, manifest.stamp, replies):
-            in_the_way = await self._open(view, name, stamp, replies)
+        for other in sorted(undecided(replies) - {stamp}):
+            in_the_way = await self._open(view, name, other, dict(replies))
             if in_the_way is None:
+                continue
+            newer = max(in_the_way.opened, found.opened, key=lambda opened: opened.stamp).manifest
+            if not newer.conditional or newer.base >= min(stamp, other):
                 continue
             await self._writer.give_up(
                 name,

@@ -19,7 +19,7 @@ __all__ = [
     "newest_stamp",
     "read_operation",
     "shards_of",
-    "undecided_between",
+    "undecided",
 ]
 
 HELD = (pb.STATE_ACCEPTED, pb.STATE_LOCKED, pb.STATE_SETTLED)
@@ -196,9 +196,7 @@ def shards_of(stamp: bytes, replies: Replies) -> set[int]:
     return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
 
 
-def undecided_between(base: bytes, stamp: bytes, replies: Replies) -> list[bytes]:
-    """Stamps of versions between two others that some node holds, and nobody knows to be established."""
-    held = [
-        v for versions in replies.values() for v in versions if base < v.stamp < stamp and v.state in HELD
-    ]
-    return sorted({v.stamp for v in held} - {v.stamp for v in held if v.state == pb.STATE_SETTLED})
+def undecided(replies: Replies) -> set[bytes]:
+    """Stamps of versions that some node holds, and nobody knows to be established."""
+    held = [v for versions in replies.values() for v in versions if v.state in HELD]
+    return {v.stamp for v in held} - {v.stamp for v in held if v.state == pb.STATE_SETTLED}

@@ -159,6 +159,42 @@ async def test_a_conditional_put_is_completed_past_one_that_it_was_not_decided_o
     await cluster.aclose()
 
 
+async def test_what_was_acknowledged_is_not_given_up_for_a_conditional_put_that_may_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A put was acknowledged after a conditional one was decided; that one reached the others, and a node is silent."""
+    cluster = in_process_cluster(4, 3, nodes=8)
+    name = ObjectName("clinic", "notes", "record")
+    changed = set_policy(cluster.cluster_map, "clinic", "notes", "4+2", Policy("4+2", 4, 2, ("FR",)))
+    old = cluster.client()._views.current.electorate(name).primaries
+    establish, other = Writer.establish_once, cluster.client()
+
+    async def be_overtaken(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Writer, "establish_once", establish)
+        cluster.network.down = set(old[:3])
+        await other.put("notes", name.key, b"acknowledged")
+        cluster.network.down = set(cluster.stores) - set(old[:3])
+        return await establish(*args, **options)
+
+    async def die(*args: object, **options: object) -> Fate:
+        return Fate.UNKNOWN
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        dying.setattr(Writer, "give_up", die)
+        monkeypatch.setattr(Writer, "establish_once", be_overtaken)
+        with pytest.raises(OutcomeUnknown):
+            await cluster.client().put("notes", name.key, b"too late", if_absent=True)
+    reader = move(cluster, changed)
+    cluster.network.down = {old[3]}
+    with pytest.raises(Unavailable):
+        await reader.get("notes", name.key)
+    cluster.network.down = set()
+    assert await reader.get("notes", name.key) == b"acknowledged"
+    await cluster.aclose()
+
+
 async def test_what_was_written_during_a_move_is_read_after_it(cluster: InProcessCluster) -> None:
     begun = drained(cluster)
     during = move(cluster, begun)
