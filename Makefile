@@ -66,6 +66,10 @@ race: setup  ## 32 writers in four processes race for one key, many rounds (ROUN
 sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
 	@$(BIN)/python -m tests.simulation $(or $(SEEDS),0..299) $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup  ## requests, replies and files that are almost right, from seeds (SEEDS=0..499)
+	COFFRE_FUZZ_SEEDS=$(or $(SEEDS),0..499) $(BIN)/python -m pytest -q -n $(or $(WORKERS),2) tests/fuzz $(ARGS)
+
 .PHONY: test-mutants
 test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)

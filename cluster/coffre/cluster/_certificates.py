@@ -44,7 +44,9 @@ def load_pem(raw: bytes) -> x509.Certificate:
     """A PEM certificate. Raises one of `UNREADABLE`, also where the library tolerates and warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", CryptographyDeprecationWarning)
-        return x509.load_pem_x509_certificate(raw)
+        certificate = x509.load_pem_x509_certificate(raw)
+        certificate.public_key()  # the library reads it late, and a damaged one would be found by whoever asks first
+    return certificate
 
 
 def load_der(raw: bytes) -> x509.Certificate:
@@ -52,6 +54,7 @@ def load_der(raw: bytes) -> x509.Certificate:
     with warnings.catch_warnings():
         warnings.simplefilter("error", CryptographyDeprecationWarning)
         certificate = x509.load_der_x509_certificate(raw)
+        certificate.public_key()  # as in `load_pem`
     # The encoding ends with the signature as a bit string. The library overlooks a wrong count of unused bits
     # in front of it, which the signature cannot cover; DER has one encoding, and nothing else is accepted.
     if not raw.endswith(b"\0" + certificate.signature):

@@ -23,12 +23,21 @@ from coffre.node.store import (
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import outcomes_of
 
-__all__ = ["Answers", "Asking", "bytes_of"]
+__all__ = ["Answers", "Asking", "bytes_of", "slots_of"]
 
 _log = logging.getLogger(__name__)
 _FULL = ResourceExhausted.code
+_SLOT_VERSIONS = (
+    8192  # of one slot, on the average: so many are held in memory, of this node and of each that differs
+)
+_ROWS_MAX = 16 * _SLOT_VERSIONS  # of one slot, with what is too young for digests
 Answers = dict[int, Sequence[StoredVersion]]
 """By node: every version of a name that it holds. Who is not in it did not answer."""
+
+
+def slots_of(versions: int) -> int:
+    """Into how many parts a partition is divided, by the hash of the names, so that each fits into memory."""
+    return max(-(-versions // _SLOT_VERSIONS), 1)
 
 
 class Asking:
@@ -71,10 +80,14 @@ class Asking:
         return {node: answer for node, answer in zip(asked, answers, strict=True) if answer is not None}
 
     async def rows(self, node: int, partition: int, slot: int, slots: int) -> AsyncIterator[PartitionRow]:
-        """Raises `CoffreError`."""
+        """Those of one slot. Raises `CoffreError`, `IntegrityError` for more of them than a slot can have."""
         request = pb.PartitionRowsRequest(epoch=self.epoch, partition=partition, slot=slot, slots=slots)
+        told = 0
         async for reply in self._transport.partition_rows(node, request, self._timeout):
             for message in reply.rows:
+                told += max(len(message.versions), 1)
+                if told > _ROWS_MAX:
+                    raise IntegrityError("a node tells more rows than there can be")
                 yield row_of_message(message)
 
     async def versions(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
+from coffre.node.repair.asking import slots_of
 from coffre.node.repair.census import is_first
 from coffre.node.repair.scene import Scene
 from coffre.node.store import SETTLED, PartitionDigest, ShardStore, StoredVersion
@@ -14,7 +15,6 @@ from coffre.node.store import SETTLED, PartitionDigest, ShardStore, StoredVersio
 __all__ = ["REPORTS_MAX", "report_duplicates"]
 
 _log = logging.getLogger(__name__)
-_SLOT_VERSIONS = 8192  # names of one slot are held in memory, with a number for each primary
 REPORTS_MAX = 1000  # of one look at a partition; the rest is found by the next one
 
 
@@ -30,7 +30,7 @@ async def report_duplicates(store: ShardStore, scene: Scene, partition: int, dig
     if moving or not is_first(scene, partition) or not members - {scene.me} <= scene.digests.keys():
         return 0
     told = 0
-    slots = max(-(-digest.versions // _SLOT_VERSIONS), 1)
+    slots = slots_of(digest.versions)
     try:
         for slot in range(slots):
             for name, stamp, node, index in await _repeated(store, scene, partition, members, slot, slots):

@@ -16,6 +16,7 @@ __all__ = ["RepairSwitch", "pack_digests", "row_message", "row_of_message", "unp
 
 _STATES = frozenset(map(int, State))
 _DIGEST = struct.Struct(">H16sQ")  # partition, digest, versions
+_VERSIONS_MAX = 1 << 32  # of one partition on one node
 
 
 class RepairSwitch(Protocol):
@@ -36,11 +37,14 @@ def unpack_digests(raw: bytes) -> dict[int, PartitionDigest]:
     """Raises `IntegrityError` for what `pack_digests` did not write."""
     if len(raw) % _DIGEST.size:
         raise IntegrityError("another node's digests cannot be read")
-    return {
+    digests = {
         number: PartitionDigest(digest, versions)
         for number, digest, versions in _DIGEST.iter_unpack(raw)
         if versions
     }
+    if any(held.versions > _VERSIONS_MAX for held in digests.values()):
+        raise IntegrityError("another node says that it holds more than a node can")
+    return digests
 
 
 def row_message(row: PartitionRow) -> pb.NameRow:

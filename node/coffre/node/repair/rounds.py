@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coffre.cluster.errors import CoffreError
+from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.repair.asking import slots_of
 from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
 from coffre.node.repair.electorate import Electorate
@@ -20,7 +21,7 @@ from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, Sto
 __all__ = ["Difference", "compare", "differing"]
 
 _log = logging.getLogger(__name__)
-_SLOT_VERSIONS = 8192  # rows of one slot are held in memory, of this node and of each that differs
+_FEWER = 8  # a slot may have so many times fewer versions than its share of what the digest says
 _NOTHING = PartitionDigest()
 _Rows = dict[ObjectName, Sequence[StoredVersion]]
 
@@ -30,9 +31,10 @@ class Difference:
     """A partition of which not all primaries hold the same. `others`: nodes that hold the same among themselves, and
     not what this node does. `empty`: those that hold nothing, while this node does: they have nothing to tell.
     `complete`: R nodes of every set answered, so nothing that was complete is missed.
-    `pending`: something in it is not decided yet."""
+    `pending`: something in it is not decided yet. `own_versions`: how many this node holds."""
 
     partition: int
+    own_versions: int = 0
     others: list[tuple[PartitionDigest, list[int]]] = field(default_factory=list)
     like_own: list[int] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
@@ -61,8 +63,8 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
     moving = any(electorate.is_moving for electorate in electorates)
     members = frozenset(node for electorate in electorates for node in electorate.everyone)
     members |= scene.electorates.homes_in_partition(partition)
-    difference = Difference(partition)
     mine = own.get(partition, _NOTHING)
+    difference = Difference(partition, mine.versions)
     groups: dict[tuple[bytes, int], tuple[PartitionDigest, list[int]]] = {}
     for node in sorted(members - {scene.me}):
         if node in scene.digests:
@@ -84,8 +86,7 @@ async def compare(
     store: ShardStore, scene: Scene, options: RepairOptions, difference: Difference, now_ms: int
 ) -> AsyncIterator[Task]:
     """The names of a partition that this node has to look at. Raises `CoffreError` when no row can be had."""
-    versions = max(digest.versions for digest, _ in difference.others)
-    slots = max(-(-versions // _SLOT_VERSIONS), 1)
+    slots = await _slots(scene, difference)
     for slot in range(slots):
         own: _Rows = {
             row.name: row.versions
@@ -105,6 +106,27 @@ async def compare(
             task = _task(scene, options, difference, name, own.get(name, ()), theirs, now_ms)
             if task is not None:
                 yield task
+
+
+async def _slots(scene: Scene, difference: Difference) -> int:
+    """Into how many slots the partition is divided. Raises `Unavailable` when nobody is left to compare it with.
+
+    Who says that it holds the most has to show it, by the rows of the first slot. Else one node could keep all others
+    busy for ever with what it does not have, and then nothing is repaired.
+    """
+    while difference.others:
+        most = max(difference.others, key=lambda group: group[0].versions)
+        claimed, nodes = most[0].versions, most[1]
+        slots = slots_of(max(claimed, difference.own_versions))
+        if slots == slots_of(difference.own_versions):
+            return slots
+        rows = await _rows_of_any(scene, nodes, difference.partition, 0, slots)
+        if rows is not None and sum(map(len, rows.values())) * slots * _FEWER >= claimed:
+            return slots
+        _log.warning("a node does not have what its digest says", extra={"peers": nodes})
+        difference.others.remove(most)
+        difference.complete = False
+    raise Unavailable("nobody shows what it holds of a partition")
 
 
 def _count(
