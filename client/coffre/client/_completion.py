@@ -11,7 +11,7 @@ from coffre.client._evidence import lawful
 from coffre.client._found import Found
 from coffre.client._replies import Replies, holding
 from coffre.client._view import View
-from coffre.client._writes import Shards, Writer
+from coffre.client._writes import Writer
 from coffre.cluster.errors import Conflict, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -86,7 +86,7 @@ class Completer:
         if completion.short:
             return  # readable; what it replaces is kept until as many shards are there as a put would need
         places = list(completion.placement)
-        self._writer.settle(name, completion.stamp, Shards(places) if places else None)
+        self._writer.settle(name, completion.stamp, tuple(places))
 
     async def _missing_cells(
         self, view: View, name: ObjectName, found: Found, nodes: Sequence[int]

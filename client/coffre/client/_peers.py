@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError
+from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError, Unavailable
 from coffre.cluster.health import Health, HealthTracker
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
@@ -24,6 +24,8 @@ __all__ = ["Lane", "Peer", "Peers", "Sink"]
 OPERATIONS_MAX = 256
 MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
+WAITING_BYTES_MAX = 16 << 20  # of a lane that is stuck; what comes then has failed
+STUCK_SECONDS = 1.0  # so long a message is under way to a node that is stuck
 WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way, but go in one of their own
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
@@ -92,6 +94,7 @@ class Lane:
         self._marks = marks
         self._told: tuple[bytes, ...] = ()
         self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
         self._in_flight = 0
         self._sent: list[float] = []  # when the messages under way were sent, the oldest first
         self._flush_due = False
@@ -103,9 +106,11 @@ class Lane:
         return self._peer.loop
 
     def post(self, operation: bytes, sink: Sink) -> None:
-        """Queue a serialized operation; `sink` is told what becomes of it."""
-        self._waiting.append((operation, sink))
-        if not self._flush_due and self._may_send():
+        """Queue a serialized operation; `sink` is told what becomes of it, later."""
+        if not self._queue(operation, sink):
+            error = Unavailable(f"node {self._peer.number} is stuck, and much is waiting for it already")
+            self._loop.call_soon(sink.failed, error)
+        elif not self._flush_due and self._may_send():
             self._schedule()
 
     def submit(self, operation: pb.Operation) -> asyncio.Future[pb.Outcome]:
@@ -116,8 +121,17 @@ class Lane:
 
     def submit_lazily(self, operation: pb.Operation) -> None:
         """Queue an operation whose outcome nobody needs; it goes with the next message, or soon on its own."""
-        self._waiting.append((operation.SerializeToString(), _NOBODY))
-        self.remind()
+        if self._queue(operation.SerializeToString(), _NOBODY):
+            self.remind()
+
+    def _queue(self, operation: bytes, sink: Sink) -> bool:
+        """False when too much waits for a node that is stuck: writers are durable without it and do not wait for it,
+        so nothing else would bound what it takes in memory."""
+        if self._waiting_bytes > WAITING_BYTES_MAX and self.lags(STUCK_SECONDS):
+            return False
+        self._waiting.append((operation, sink))
+        self._waiting_bytes += len(operation)
+        return True
 
     def remind(self) -> None:
         """What waits lazily, or a new mark, goes soon on its own when nothing else takes it along."""
@@ -178,6 +192,7 @@ class Lane:
             if batch and size_bytes > MESSAGE_BYTES_MAX:
                 break
             batch.append(waiting.popleft())
+            self._waiting_bytes -= len(batch[-1][0])
         return batch
 
     async def _send(self, batch: list[_Waiting], marks: list[bytes]) -> None:
@@ -200,6 +215,7 @@ class Lane:
                 # The node does not answer: what waits behind would only wait as long again, and pile up.
                 waiting = list(self._waiting)
                 self._waiting.clear()
+                self._waiting_bytes = 0
                 _fail(waiting, error)
         except BaseException:
             # A bug, or the end of the loop: nobody may wait for ever.
@@ -222,6 +238,7 @@ class Lane:
             else:
                 sink.answered(outcome)
         self._waiting.extendleft(reversed(again))
+        self._waiting_bytes += sum(len(operation) for operation, _ in again)
 
 
 def _fail(operations: Iterable[_Waiting], error: CoffreError) -> None:

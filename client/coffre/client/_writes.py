@@ -146,7 +146,8 @@ class Writer:
         )
         if fate is Fate.ESTABLISHED:
             await self._confirm(draft, shards, stamp)
-            self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, shards))
+            placement = _placement_of(shards)
+            self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, placement))
             return True
         if fate is Fate.UNKNOWN and round_.aborted:
             # A node may have forgotten a vote on a version so old; what it said of the Accept counts, too.
@@ -195,14 +196,15 @@ class Writer:
     ) -> None:
         """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
         electorate = round_.electorate
-        self._issuer.established(stamp, lambda: self.settle(name, stamp, shards))
-        if shards is not None and tuple(shards.placement) != electorate.primaries:
-            self.settle(name, stamp, shards)
+        placement = _placement_of(shards)  # what is called later must not keep the cells in memory
+        self._issuer.established(stamp, lambda: self.settle(name, stamp, placement))
+        if placement and placement != electorate.primaries:
+            self.settle(name, stamp, placement)
             return
         for node in round_.replacing:
-            self.settle(name, stamp, shards, (node,))
+            self.settle(name, stamp, placement, (node,))
         if round_.pending:
-            round_.on_late_replace = lambda node: self.settle(name, stamp, shards, (node,))
+            round_.on_late_replace = lambda node: self.settle(name, stamp, placement, (node,))
         for node in electorate.everyone:
             view.peers[node].writes.remind()
 
@@ -223,7 +225,7 @@ class Writer:
             return  # settled, and overwritten since
         if not round_.enough:
             raise OutcomeUnknown(f"the write stands, but lacks shards: {round_.summary()}")
-        self.settle(draft.name, stamp, shards)
+        self.settle(draft.name, stamp, _placement_of(shards))
 
     async def _accept(
         self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
@@ -242,7 +244,7 @@ class Writer:
             sender.retry()
             await round_.decided
         round_.on_failure = None  # nothing is tried any more; and no cycle keeps the cells in memory
-        if round_.pending and round_.enough and not sender.waits_for_suspects():
+        if round_.pending and round_.enough and not sender.waits_in_vain(self._straggler_grace):
             await round_.finish(self._straggler_grace)
         return round_
 
@@ -302,23 +304,30 @@ class Writer:
                 await self._clock.sleep(0.1)
 
     def settle(
-        self, name: ObjectName, stamp: Stamp, shards: Shards | None, nodes: Collection[int] = ()
+        self, name: ObjectName, stamp: Stamp, placement: tuple[int, ...], nodes: Collection[int] = ()
     ) -> None:
-        """Let the nodes (by default all that may hold it) know, lazily, that the version is established."""
+        """Let the nodes (by default all that may hold it) know, lazily, that the version is established.
+
+        `placement`: node number by shard index; empty for a tombstone.
+        """
         view = self._views.current
         electorate = view.electorate(name)
-        moved = shards is not None and tuple(shards.placement) != electorate.primaries
+        moved = placement != electorate.primaries
         operation = pb.Operation(
             settle=pb.Settle(
                 bucket=name.bucket,
                 key=name.key,
                 stamp=stamp.to_bytes(),
-                placement=shards.placement if moved and shards is not None else (),
+                placement=placement if moved else (),
             )
         )
-        for node in nodes or {*electorate.everyone, *(shards.placement if shards is not None else ())}:
+        for node in nodes or {*electorate.everyone, *placement}:
             if node in view.peers:
                 view.peers[node].writes.submit_lazily(operation)
+
+
+def _placement_of(shards: Shards | None) -> tuple[int, ...]:
+    return () if shards is None else tuple(shards.placement)
 
 
 def _is_coded_for(view: View, draft: Draft) -> bool:
@@ -432,10 +441,10 @@ class _Sender:
             moved = index is not None and placement[index] != node
             self._send(node, None if moved else index, common)
 
-    def waits_for_suspects(self) -> bool:
-        """True when every node still to answer failed recently, so that waiting for it is no use."""
-        peers = self._view.peers
-        return all(peers[node].suspect for node in self._round.unanswered)
+    def waits_in_vain(self, seconds: float) -> bool:
+        """Whether every node still to answer failed recently, or has kept an earlier message for so long already."""
+        peers = (self._view.peers[node] for node in self._round.unanswered)
+        return all(peer.suspect or peer.writes.lags(seconds) for peer in peers)
 
 
 def _refusal(round_: Round) -> CoffreError:
