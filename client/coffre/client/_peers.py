@@ -24,8 +24,11 @@ __all__ = ["Lane", "Peer", "Peers", "Sink"]
 OPERATIONS_MAX = 256
 MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
-WAITING_BYTES_MAX = 16 << 20  # of a lane that is stuck; what comes then has failed
-STUCK_SECONDS = 1.0  # so long a message is under way to a node that is stuck
+WAITING_BYTES_MAX = (
+    64 << 20
+)  # twice what puts may have in memory, and so of those that did not wait for the node
+STUCK_BYTES_MAX = 16 << 20  # the same of a node that is stuck
+STUCK_SECONDS = 1.0  # so long a message is under way to it
 WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way, but go in one of their own
 SETTLE_DELAY_SECONDS = 0.005
 SUSPECT_SECONDS_MAX = 10.0
@@ -108,7 +111,9 @@ class Lane:
     def post(self, operation: bytes, sink: Sink) -> None:
         """Queue a serialized operation; `sink` is told what becomes of it, later."""
         if not self._queue(operation, sink):
-            error = Unavailable(f"node {self._peer.number} is stuck, and much is waiting for it already")
+            error = Unavailable(
+                f"node {self._peer.number} does not keep up, and much is waiting for it already"
+            )
             self._loop.call_soon(sink.failed, error)
         elif not self._flush_due and self._may_send():
             self._schedule()
@@ -125,9 +130,10 @@ class Lane:
             self.remind()
 
     def _queue(self, operation: bytes, sink: Sink) -> bool:
-        """False when too much waits for a node that is stuck: writers are durable without it and do not wait for it,
-        so nothing else would bound what it takes in memory."""
-        if self._waiting_bytes > WAITING_BYTES_MAX and self.lags(STUCK_SECONDS):
+        """False when too much waits for a node that is stuck, or slower than the others for long: writers that are
+        durable do not wait for it, so nothing else would bound what it takes in memory."""
+        most = STUCK_BYTES_MAX if self.lags(STUCK_SECONDS) else WAITING_BYTES_MAX
+        if self._waiting_bytes > most:
             return False
         self._waiting.append((operation, sink))
         self._waiting_bytes += len(operation)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
-from coffre.client._peers import STUCK_SECONDS, WAITING_BYTES_MAX, Peers
+from coffre.client._peers import STUCK_BYTES_MAX, STUCK_SECONDS, WAITING_BYTES_MAX, Peers
 from coffre.client._writes import Shards
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import Unavailable
@@ -60,16 +60,28 @@ async def test_what_waits_for_a_stuck_node_is_bounded() -> None:
     operation = pb.Operation(accept=pb.Accept(bucket="b", key="k", cell=bytes(size_bytes)))
     taken = [lane.submit(operation)]
     await asyncio.sleep(0)
-    taken += [lane.submit(operation) for _ in range(2 * WAITING_BYTES_MAX // size_bytes)]
+    taken += [lane.submit(operation) for _ in range(2 * STUCK_BYTES_MAX // size_bytes)]
     await asyncio.sleep(0)
     assert not any(future.done() for future in taken), "a busy node is not a stuck one"
     clock.advance(STUCK_SECONDS + 0.1)
-    with pytest.raises(Unavailable, match="stuck"):
+    with pytest.raises(Unavailable, match="does not keep up"):
         async with asyncio.timeout(5):
             await lane.submit(operation)
     transport.gate.set()
     await asyncio.gather(*taken)
     await lane.submit(operation)  # it is well again
+
+
+async def test_what_waits_for_a_slow_node_is_bounded() -> None:
+    transport = Hanging()
+    lane = Peers([1], transport, ManualClock(), epoch=1, tenant="t", timeout=60.0, shards=6)[1].writes
+    operation = pb.Operation(accept=pb.Accept(bucket="b", key="k", cell=bytes(1 << 20)))
+    taken = [lane.submit(operation) for _ in range(WAITING_BYTES_MAX // (1 << 20))]
+    with pytest.raises(Unavailable, match="does not keep up"):
+        await lane.submit(operation)
+    assert not any(future.done() for future in taken)
+    transport.gate.set()
+    await asyncio.gather(*taken)
 
 
 async def test_a_put_that_has_returned_keeps_no_cells_for_a_stuck_node(cluster: InProcessCluster) -> None:
