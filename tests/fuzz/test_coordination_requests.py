@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from coffre.cluster.clock import SystemClock
@@ -15,10 +13,8 @@ from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.node.coordination import CoordinationHandler
 from coffre.node.mapholder import MapHolder
 from coffre.proto import coordination_pb2 as pb
-from google.protobuf.message import Message
 
-from tests.fuzz.mangle import mangle
-from tests.fuzz.refusals import is_refused
+from tests.fuzz.sender import Sender
 
 _ROUNDS = 60
 _NODE = MapNode(1, "a1", "127.0.0.1:7401", "server", "site", "runs", "FR", 1)
@@ -32,25 +28,16 @@ _KEYS = [
 _OWN = ("buckets/clinic/", "locks/clinic/")
 
 
-class _Tenant:
+class _Tenant(Sender):
     """One tenant's requests, lawful before they are mangled."""
 
     def __init__(self, handler: CoordinationHandler, rng: random.Random) -> None:
+        super().__init__(rng)
         self._handler = handler
-        self._rng = rng
         self._peer = Identity("test", Role.TENANT, "clinic")
-        self._kinds: list[Callable[[], Awaitable[object]]] = [
+        self._kinds = [
             self._get, self._range, *[self._commit] * 4, self._grant, self._keep_alive, self._revoke,
         ]  # fmt: skip
-
-    async def is_refused(self) -> bool:
-        """Send one, and tell what became of it."""
-        async with asyncio.timeout(20):
-            return await is_refused(self._rng.choice(self._kinds)())
-
-    def _mangled(self, request: Message) -> None:
-        for _ in range(self._rng.choice([0, 1, 1, 2, 4])):
-            mangle(self._rng, request)
 
     def _key(self) -> str:
         return self._rng.choice(_KEYS)

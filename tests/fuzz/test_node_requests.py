@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from coffre.cluster.clock import SystemClock
@@ -21,10 +20,10 @@ from coffre.node.store import ShardStore, StoreOptions
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, WireCell, decode_write, encode_write
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
-from tests.fuzz.mangle import mangle, mangled_bytes
-from tests.fuzz.refusals import is_refused
+from tests.fuzz.mangle import mangled_bytes
+from tests.fuzz.sender import Sender
 
 CLUSTER_ID = "00112233445566aa"
 _ROUNDS = 60
@@ -124,26 +123,17 @@ class _Requests:
         return chunks
 
 
-class _Sender:
+class _Sender(Sender):
     """Sends what is mangled to one node, as one tenant, or as another node where nodes alone may ask."""
 
     def __init__(self, handler: Handler, requests: _Requests, rng: random.Random, tenant: str) -> None:
+        super().__init__(rng)
         self._handler = handler
         self._requests = requests
-        self._rng = rng
         self._peer = _tenant(tenant)
-        self._kinds: list[Callable[[], Awaitable[None]]] = [
+        self._kinds = [
             *[self._batch] * 6, self._list, self._read, self._write, self._drop, self._digests, self._rows,
         ]  # fmt: skip
-
-    async def is_refused(self) -> bool:
-        """Send one, and tell what became of it."""
-        async with asyncio.timeout(20):
-            return await is_refused(self._rng.choice(self._kinds)())
-
-    def _mangled(self, request: Message) -> None:
-        for _ in range(self._rng.choice([0, 1, 1, 2, 4])):
-            mangle(self._rng, request)
 
     async def _batch(self) -> None:
         request = self._requests.batch()
