@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coffre.client._cell_cipher import CellCipher, Parts
 from coffre.client._memory import MessageMemory
-from coffre.client._peers import Peers
+from coffre.client._peers import STUCK_SECONDS, Peers
 from coffre.client._sealing import Draft, SegmentCipher
 from coffre.client._view import View, Views
 from coffre.client._writes import Shards
@@ -386,11 +386,16 @@ class Uploader:
         if not full:
             return
         tasks = {asyncio.ensure_future(stream.put(chunk)): stream for stream, chunk in full}
-        _, slow = await asyncio.wait(tasks, timeout=self._stall_timeout)
+        peers = [self.peers[stream.node] for stream, _ in full if stream.node in self.peers]
+        patience = self._stall_timeout
+        if all(peer.suspect or peer.writes.lags(STUCK_SECONDS) for peer in peers):
+            patience = min(patience, STUCK_SECONDS)  # they hung before, and may still
+        _, slow = await asyncio.wait(tasks, timeout=patience)
         for task in slow:
-            tasks[task].fail(
-                DeadlineExceeded(f"node {tasks[task].node} took nothing for {self._stall_timeout:.0f} s")
-            )
+            node = tasks[task].node
+            tasks[task].fail(DeadlineExceeded(f"node {node} took nothing for {patience:g} s"))
+            if node in self.peers:
+                self.peers[node].note_failure()
         if slow:
             await asyncio.wait(slow)
         _require(needed, streams)

@@ -104,3 +104,17 @@ async def test_a_stuck_node_is_waited_for_once(cluster: InProcessCluster) -> Non
             seconds.append(time.monotonic() - begun)
     assert seconds[0] >= _GRACE_SECONDS
     assert max(seconds[1:]) < _GRACE_SECONDS
+
+
+async def test_a_stream_waits_out_the_whole_patience_for_a_stuck_node_once(cluster: InProcessCluster) -> None:
+    patience_seconds = 4 * STUCK_SECONDS
+    client = cluster.client(options=dataclasses.replace(PATIENT, stall_timeout=patience_seconds))
+    plain, seconds = bytes(range(256)) * (40 << 12), []
+    with hanging(cluster, 6):
+        for number in range(2):
+            begun = time.monotonic()
+            await client.put("b", f"k{number}", plain)
+            seconds.append(time.monotonic() - begun)
+    assert seconds[0] >= patience_seconds
+    assert seconds[1] < patience_seconds
+    assert await client.get("b", "k1") == plain
