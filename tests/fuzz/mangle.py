@@ -13,23 +13,11 @@ from coffre.proto import coffre_pb2 as pb
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-__all__ = ["mangle", "mangled_bytes", "text"]
+__all__ = ["mangle", "mangled_bytes"]
 
 _TEXTS = [
-    "",
-    "a",
-    "..",
-    "a/../b",
-    "\0",
-    "x" * 1024,
-    "x" * 1025,
-    "é" * 600,
-    "🩺",
-    " ",
-    "default",
-    "clinic",
-    "b",
-]
+    "", "a", "..", "a/../b", "\0", "x" * 1024, "x" * 1025, "é" * 600, "🩺", " ", "default", "clinic", "b",
+]  # fmt: skip
 _BITS = {
     FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
     FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
@@ -39,13 +27,8 @@ _BITS = {
 }
 
 
-def text(rng: random.Random) -> str:
-    """A string that some name may be."""
-    return rng.choice(_TEXTS)
-
-
 def mangled_bytes(rng: random.Random, raw: bytes) -> bytes:
-    """`raw` with one to three changes of the kinds that damage does: bits, ranges lost, doubled, cut, of elsewhere."""
+    """`raw` with one to three changes of the kinds that damage does: bits, ranges lost, doubled, blanked, put in."""
     data = bytearray(raw)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(data) + 1)
@@ -140,7 +123,7 @@ def _other(rng: random.Random, field: FieldDescriptor, value: Any) -> object:
             return _other_manifest(rng, value)
         return mangled_bytes(rng, value)
     if field.type == FieldDescriptor.TYPE_STRING:
-        return text(rng)
+        return rng.choice(_TEXTS)
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return not value
     if field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):

@@ -46,7 +46,8 @@ def encoder(
 ) -> Callable[[], None]:
     """A call that encodes `data` into `parity`, `size` bytes each, with Coffre's generator matrix.
 
-    The arrays of pointers are made once, outside the call: only ISA-L's own work is left to measure.
+    The arrays of pointers are made once, outside the call: only ISA-L's own work is left to measure. The call keeps the
+    buffers, which must not change their size.
     """
     isal = library()
     rows = (ctypes.c_ubyte * (k * m)).from_buffer_copy(generator_rows(k, m))
@@ -57,7 +58,9 @@ def encoder(
     function.restype = None
     length, source_count, target_count = ctypes.c_int(size), ctypes.c_int(k), ctypes.c_int(m)
 
-    def encode() -> None:
+    buffers = (*data, *parity)  # pointers alone would not keep them
+
+    def encode(_buffers: tuple[bytearray, ...] = buffers) -> None:
         function(length, source_count, target_count, tables, sources, targets)
 
     return encode

@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 
 import uvloop
+from coffre.bench import _isal
 from coffre.bench._reference_server import OPEN, ReferenceServer, serve
 from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -36,6 +37,7 @@ __all__ = [
     "grpc_unary_4k_c1",
     "grpc_unary_4k_reply",
     "grpc_unary_64k",
+    "isal_encode_4_2",
     "measure_all",
     "memcpy",
 ]
@@ -209,6 +211,13 @@ def aes_gcm(*, duration_s: float = 0.5) -> Measurement:
     return Measurement("aes_gcm", rate * _MIB, "bytes/s", "AES-256-GCM, 1 MiB, one thread")
 
 
+def isal_encode_4_2(*, duration_s: float = 0.5) -> Measurement:
+    """Bytes/s of data shards that ISA-L codes 4+2, shards of 1 MiB. Raises `IsalMissing`, which says how to get it."""
+    data = [bytearray(_random_bytes(_MIB, _SEED + number)) for number in range(4)]
+    rate = _repeat_rate(_isal.encoder(4, 2, data, [bytearray(_MIB) for _ in range(2)], _MIB), duration_s)
+    return Measurement("isal_encode_4_2", rate * 4 * _MIB, "bytes/s", "4+2, shards of 1 MiB, one thread")
+
+
 async def measure_all(directory: Path) -> list[Measurement]:
     """Every reference once, at full length (about 15 s), one after the other."""
     async with ReferenceServer() as server:
@@ -220,7 +229,14 @@ async def measure_all(directory: Path) -> list[Measurement]:
             await grpc_stream_1m(server),
             await grpc_stream_1m_reply(server),
         ]
-    return [*found, disk_write_sync(directory), *disk_append_sync_4k(directory), memcpy(), aes_gcm()]
+    return [
+        *found,
+        disk_write_sync(directory),
+        *disk_append_sync_4k(directory),
+        memcpy(),
+        aes_gcm(),
+        isal_encode_4_2(),
+    ]
 
 
 async def _call_rate(
@@ -316,5 +332,5 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except CoffreError as error:
+    except (CoffreError, _isal.IsalMissing) as error:
         sys.exit(f"error: {error}")

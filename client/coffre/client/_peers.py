@@ -26,8 +26,8 @@ MESSAGE_BYTES_MAX = 1 << 20
 MESSAGES_IN_FLIGHT_MAX = 2
 WAITING_BYTES_MAX = (
     64 << 20
-)  # twice what puts may have in memory, and so of those that did not wait for the node
-STUCK_BYTES_MAX = 16 << 20  # the same of a node that is stuck
+)  # twice what puts under way may have in memory, so most of it is of puts that returned
+STUCK_BYTES_MAX = 16 << 20  # the same for a node that is stuck
 STUCK_SECONDS = 1.0  # so long a message is under way to it
 WORTH_A_MESSAGE = 16  # so many operations do not wait for the message under way, but go in one of their own
 SETTLE_DELAY_SECONDS = 0.005

@@ -386,10 +386,10 @@ class Uploader:
         if not full:
             return
         tasks = {asyncio.ensure_future(stream.put(chunk)): stream for stream, chunk in full}
-        peers = [self.peers[stream.node] for stream, _ in full if stream.node in self.peers]
         patience = self._stall_timeout
-        if all(peer.suspect or peer.writes.lags(STUCK_SECONDS) for peer in peers):
-            patience = min(patience, STUCK_SECONDS)  # they hung before, and may still
+        others = sum(not stream.failed for stream in streams) - len(full)
+        if others >= needed and all(self._hung_before(stream.node) for stream, _ in full):
+            patience = min(patience, STUCK_SECONDS)
         _, slow = await asyncio.wait(tasks, timeout=patience)
         for task in slow:
             node = tasks[task].node
@@ -399,6 +399,12 @@ class Uploader:
         if slow:
             await asyncio.wait(slow)
         _require(needed, streams)
+
+    def _hung_before(self, node: int) -> bool:
+        """Whether a node failed lately, or keeps a message of somebody else: it may hang still."""
+        return node in self.peers and (
+            self.peers[node].suspect or self.peers[node].writes.lags(STUCK_SECONDS)
+        )
 
     async def drop(self, draft: Draft, places: list[int]) -> None:
         """Free what was staged, as far as nodes answer; the rest expires there."""

@@ -31,7 +31,7 @@ class ClientOptions:
     straggler_grace: float = 0.1  # how long a durable write waits for the remaining nodes
     lock_patience: float = 30.0  # how long a conditional write waits for others of the same key
     stall_timeout: float = (
-        10.0  # after which a streamed write leaves a stuck node behind; 1 s when it hung before
+        10.0  # after which a streamed write leaves a stuck node behind (1 s if it hung before)
     )
 
 

@@ -90,6 +90,12 @@ def test_copy_and_cipher_give_plausible_figures() -> None:
     assert 1e7 < sealed.value < 1e11
 
 
+def test_isal_gives_a_plausible_figure() -> None:
+    coded = references.isal_encode_4_2(duration_s=0.05)
+    assert (coded.id, coded.unit) == ("isal_encode_4_2", "bytes/s")
+    assert 1e8 < coded.value < 1e12
+
+
 def test_calls_count_only_inside_the_window() -> None:
     """A call of 100 ms, warm-up 150 ms, window 500 ms: each caller ends 5 of its calls inside, not 7."""
 

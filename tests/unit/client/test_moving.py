@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ async def test_what_is_coded_otherwise_is_completed_in_a_placement_of_its_own_po
     assert await during.get("notes", key) == data
 
 
+@contextmanager
+def dying_writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Writers die meanwhile after their Accepts: they tell nobody what stands, and give nothing up."""
+
+    async def die(*args: object, **options: object) -> Fate:
+        return Fate.UNKNOWN
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        dying.setattr(Writer, "give_up", die)
+        yield
+
+
 async def test_a_conditional_put_is_completed_past_one_that_it_was_not_decided_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,13 +155,7 @@ async def test_a_conditional_put_is_completed_past_one_that_it_was_not_decided_o
         cluster.network.down = {*new[3:], leaving}
         return await establish(*args, **options)
 
-    async def die(*args: object, **options: object) -> Fate:
-        return Fate.UNKNOWN
-
-    with monkeypatch.context() as dying:
-        dying.setattr(Issuer, "marks", lambda self: ())
-        dying.setattr(Writer, "settle", lambda *args, **options: None)
-        dying.setattr(Writer, "give_up", die)
+    with dying_writers(monkeypatch):
         with monkeypatch.context() as cutting:
             cutting.setattr(Writer, "establish_once", cut_off)
             with pytest.raises(OutcomeUnknown):
@@ -176,13 +185,7 @@ async def test_what_was_acknowledged_is_not_given_up_for_a_conditional_put_that_
         cluster.network.down = set(cluster.stores) - set(old[:3])
         return await establish(*args, **options)
 
-    async def die(*args: object, **options: object) -> Fate:
-        return Fate.UNKNOWN
-
-    with monkeypatch.context() as dying:
-        dying.setattr(Issuer, "marks", lambda self: ())
-        dying.setattr(Writer, "settle", lambda *args, **options: None)
-        dying.setattr(Writer, "give_up", die)
+    with dying_writers(monkeypatch):
         monkeypatch.setattr(Writer, "establish_once", be_overtaken)
         with pytest.raises(OutcomeUnknown):
             await cluster.client().put("notes", name.key, b"too late", if_absent=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
-from coffre.client._peers import STUCK_BYTES_MAX, STUCK_SECONDS, WAITING_BYTES_MAX, Peers
+from coffre.client._peers import FAILURES_COUNTED, STUCK_BYTES_MAX, STUCK_SECONDS, WAITING_BYTES_MAX, Peers
 from coffre.client._writes import Shards
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import Unavailable
@@ -118,3 +118,20 @@ async def test_a_stream_waits_out_the_whole_patience_for_a_stuck_node_once(clust
     assert seconds[0] >= patience_seconds
     assert seconds[1] < patience_seconds
     assert await client.get("b", "k1") == plain
+
+
+async def test_a_stream_has_the_whole_patience_with_nodes_that_it_needs(cluster: InProcessCluster) -> None:
+    client = cluster.client(options=dataclasses.replace(PATIENT, stall_timeout=4 * STUCK_SECONDS))
+    plain, healed = bytes(range(256)) * (40 << 12), asyncio.Event()
+
+    async def before(receiver: int, request: Traffic) -> None:
+        if receiver in (5, 6):
+            await healed.wait()
+
+    cluster.network.before = before
+    for _ in range(FAILURES_COUNTED):
+        for number in (5, 6):
+            client._views.current.peers[number].note_failure()
+    asyncio.get_running_loop().call_later(2 * STUCK_SECONDS, healed.set)
+    await client.put("b", "k", plain)
+    assert await client.get("b", "k") == plain

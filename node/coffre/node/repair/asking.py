@@ -28,7 +28,7 @@ __all__ = ["Answers", "Asking", "bytes_of", "slots_of"]
 _log = logging.getLogger(__name__)
 _FULL = ResourceExhausted.code
 _SLOT_VERSIONS = (
-    8192  # of one slot, on the average: so many are held in memory, of this node and of each that differs
+    8192  # of one slot, on the average; it is held in memory, of this node and of each that differs
 )
 _ROWS_MAX = 16 * _SLOT_VERSIONS  # of one slot, with what is too young for digests
 Answers = dict[int, Sequence[StoredVersion]]

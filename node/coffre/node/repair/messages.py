@@ -16,7 +16,7 @@ __all__ = ["RepairSwitch", "pack_digests", "row_message", "row_of_message", "unp
 
 _STATES = frozenset(map(int, State))
 _DIGEST = struct.Struct(">H16sQ")  # partition, digest, versions
-_VERSIONS_MAX = 1 << 32  # of one partition on one node
+_VERSIONS_MAX = 1 << 28  # of one partition on one node
 
 
 class RepairSwitch(Protocol):

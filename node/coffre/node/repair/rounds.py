@@ -21,7 +21,7 @@ from coffre.node.store import ABORTED, SETTLED, PartitionDigest, ShardStore, Sto
 __all__ = ["Difference", "compare", "differing"]
 
 _log = logging.getLogger(__name__)
-_FEWER = 8  # a slot may have so many times fewer versions than its share of what the digest says
+_FEWER = 8  # so many times fewer versions than its share are still believed of a slot
 _NOTHING = PartitionDigest()
 _Rows = dict[ObjectName, Sequence[StoredVersion]]
 
@@ -85,48 +85,60 @@ def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> 
 async def compare(
     store: ShardStore, scene: Scene, options: RepairOptions, difference: Difference, now_ms: int
 ) -> AsyncIterator[Task]:
-    """The names of a partition that this node has to look at. Raises `CoffreError` when no row can be had."""
-    slots = await _slots(scene, difference)
-    for slot in range(slots):
-        own: _Rows = {
-            row.name: row.versions
-            async for rows in store.partition_rows(difference.partition, slot=slot, slots=slots)
-            for row in rows
-        }
-        theirs: list[tuple[list[int], _Rows]] = []
-        for _, nodes in difference.others:
-            rows = await _rows_of_any(scene, nodes, difference.partition, slot, slots)
-            if rows is None:
-                difference.complete = False
-            else:
-                theirs.append((nodes, rows))
-        names = own.keys() | {name for _, rows in theirs for name in rows}
-        for name in sorted(names, key=ObjectName.context):
-            _count(scene, difference, name, own.get(name, ()), theirs)
-            task = _task(scene, options, difference, name, own.get(name, ()), theirs, now_ms)
-            if task is not None:
-                yield task
+    """The names of a partition that this node has to look at; one may come twice.
 
-
-async def _slots(scene: Scene, difference: Difference) -> int:
-    """Into how many slots the partition is divided. Raises `Unavailable` when nobody is left to compare it with.
-
-    Who says that it holds the most has to show it, by the rows of the first slot. Else one node could keep all others
-    busy for ever with what it does not have, and then nothing is repaired.
+    When a node that says it holds the most does not show it, the partition is compared anew without that node. Raises
+    `Unavailable` when nobody is left, `CoffreError` when no row can be had.
     """
     while difference.others:
-        most = max(difference.others, key=lambda group: group[0].versions)
-        claimed, nodes = most[0].versions, most[1]
-        slots = slots_of(max(claimed, difference.own_versions))
-        if slots == slots_of(difference.own_versions):
-            return slots
-        rows = await _rows_of_any(scene, nodes, difference.partition, 0, slots)
-        if rows is not None and sum(map(len, rows.values())) * slots * _FEWER >= claimed:
-            return slots
-        _log.warning("a node does not have what its digest says", extra={"peers": nodes})
-        difference.others.remove(most)
-        difference.complete = False
+        slots = slots_of(max(difference.own_versions, *(digest.versions for digest, _ in difference.others)))
+        for slot in range(slots):
+            own: _Rows = {
+                row.name: row.versions
+                async for rows in store.partition_rows(difference.partition, slot=slot, slots=slots)
+                for row in rows
+            }
+            theirs = await _rows_of_others(scene, difference, slot, slots)
+            if theirs is None:
+                break
+            names = own.keys() | {name for _, rows in theirs for name in rows}
+            for name in sorted(names, key=ObjectName.context):
+                _count(scene, difference, name, own.get(name, ()), theirs)
+                task = _task(scene, options, difference, name, own.get(name, ()), theirs, now_ms)
+                if task is not None:
+                    yield task
+        else:
+            return
+        if difference.counts is not None:
+            difference.counts = Counter()
     raise Unavailable("nobody shows what it holds of a partition")
+
+
+async def _rows_of_others(
+    scene: Scene, difference: Difference, slot: int, slots: int
+) -> list[tuple[list[int], _Rows]] | None:
+    """The rows of everybody who differs and answers.
+
+    None: a node for whose sake there are so many slots has far too few rows in this one, and was left out. Else it
+    could keep this node busy for ever with what it does not have, and then nothing is repaired.
+    """
+    found: list[tuple[list[int], _Rows]] = []
+    for group in difference.others:
+        digest, nodes = group
+        rows = await _rows_of_any(scene, nodes, difference.partition, slot, slots)
+        if rows is None:
+            difference.complete = False
+        else:
+            found.append((nodes, rows))
+        shown = 0 if rows is None else sum(map(len, rows.values()))
+        if slots_of(difference.own_versions) < slots_of(digest.versions) == slots and (
+            shown * slots * _FEWER < digest.versions
+        ):
+            _log.warning("a node does not show what its digest says", extra={"peers": nodes})
+            difference.others.remove(group)
+            difference.complete = False
+            return None
+    return found
 
 
 def _count(
