@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ARGS ?=
 
+# Tests and benchmarks start hundreds of processes: each module is compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help

@@ -37,7 +37,15 @@ class _Future(asyncio.Future[Any]):
 
 
 class _Task(asyncio.Task[Any]):
-    serial = 0
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+        loop: VirtualLoop,
+        context: contextvars.Context | None,
+        serial: int,
+    ) -> None:
+        self.serial = serial  # before asyncio puts it into its set of all tasks
+        super().__init__(coro, loop=loop, context=context)
 
     def __hash__(self) -> int:
         return self.serial
@@ -96,9 +104,8 @@ class VirtualLoop(base_events.BaseEventLoop):
         name: object = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[_Result]:
-        task = _Task(coro, loop=self, context=context)
         self._serial += 1
-        task.serial = self._serial
+        task = _Task(coro, self, context, self._serial)
         actor = _actor.get() if context is None else context.get(_actor, "world")
         mine = self._running.setdefault(actor, {})
         mine[task] = None
