@@ -103,7 +103,7 @@ MUTANTS = (
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
-        161,
+        188,
         quick=True,
     ),
     Mutant(

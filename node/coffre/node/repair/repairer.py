@@ -36,7 +36,7 @@ __all__ = ["Repairer"]
 _log = logging.getLogger(__name__)
 BATCH_NAMES = 64  # reads wait behind those of a batch, and larger ones do not repair faster
 _WORKERS = 3
-_BUSY_ROUNDS = 10  # between two looks at the rows of a partition whose digests change all the time
+_BUSY_ROUNDS = 10  # between two looks at the rows of a partition that is written, or that has been moved here
 _HANDOFF_ROUNDS = 20  # between two tries to hand over what is held for others
 # How far a stamp may be ahead of this node's clock: nodes refuse more than 60 s, and may be wrong by 100 s each way.
 _STAMPS_AHEAD_MS = 300_000
@@ -144,14 +144,17 @@ class Repairer:
         return overflowed
 
     def _is_worth_rows(self, scene: Scene, own: dict[int, PartitionDigest], found: Difference) -> bool:
-        """Whether to look at the rows of a partition whose digests differ: not in every round while it is written."""
-        if any(electorate.is_moving for electorate in scene.electorates.in_partition(found.partition)):
-            return True
+        """Whether to look at the rows of a partition whose digests differ: not in every round while it is written, nor
+        while the map changes and this node has what it needs of it."""
         mine = own.get(found.partition, PartitionDigest())
         digests = mine.digest, tuple(held.digest for held, _ in found.others)
         before, looked = self._looked.get(found.partition, (None, 0))
         rounds = self._status.rounds
-        worth = before is None or before == digests or rounds - looked >= _BUSY_ROUNDS
+        if any(electorate.is_moving for electorate in scene.electorates.in_partition(found.partition)):
+            worth = found.partition not in self._moved  # rows are compared for votes, whatever the digests say
+        else:
+            worth = before == digests
+        worth |= before is None or rounds - looked >= _BUSY_ROUNDS
         self._looked[found.partition] = digests, rounds if worth else looked
         if not worth:
             found.pending = True

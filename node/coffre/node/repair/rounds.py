@@ -56,26 +56,30 @@ class Difference:
 def differing(scene: Scene, own: dict[int, PartitionDigest], partition: int) -> Difference:
     """Compare a partition's digests with those of the primaries that answered.
 
-    While the map changes every node counts as deviating: votes against versions matter then, and digests leave
-    them out.
+    While the map changes every node counts as deviating, unless nobody holds anything: votes on versions matter then,
+    and digests leave them out.
     """
     electorates = scene.electorates.in_partition(partition)
-    moving = any(electorate.is_moving for electorate in electorates)
     members = frozenset(node for electorate in electorates for node in electorate.everyone)
     members |= scene.electorates.homes_in_partition(partition)
     mine = own.get(partition, _NOTHING)
+    theirs = {
+        node: scene.digests[node].get(partition, _NOTHING)
+        for node in sorted(members - {scene.me})
+        if node in scene.digests
+    }
+    moving = any(electorate.is_moving for electorate in electorates)
+    by_rows = moving and any(digest.versions for digest in (mine, *theirs.values()))
     difference = Difference(partition, mine.versions)
     groups: dict[tuple[bytes, int], tuple[PartitionDigest, list[int]]] = {}
-    for node in sorted(members - {scene.me}):
-        if node in scene.digests:
-            digest = scene.digests[node].get(partition, _NOTHING)
-            if not moving and digest.digest == mine.digest:
-                difference.like_own.append(node)
-            elif not moving and not digest.versions:
-                difference.empty.append(node)
-            else:
-                group = groups.setdefault((digest.digest, node if moving else 0), (digest, []))
-                group[1].append(node)
+    for node, digest in theirs.items():
+        if not by_rows and digest.digest == mine.digest:
+            difference.like_own.append(node)
+        elif not by_rows and not digest.versions:
+            difference.empty.append(node)
+        else:
+            group = groups.setdefault((digest.digest, node if by_rows else 0), (digest, []))
+            group[1].append(node)
     difference.others = list(groups.values())
     answered = scene.digests.keys() | {scene.me}
     difference.complete = all(electorate.is_heard_from(answered) for electorate in electorates)

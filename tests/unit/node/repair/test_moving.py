@@ -14,7 +14,9 @@ from coffre.cluster.placement import Placement
 from coffre.node.memory_store import MemoryStore
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
+from coffre.node.repair import repairer as repairing
 from coffre.node.store import Abort, State
+from coffre.proto import coffre_pb2 as pb
 
 AT_ONCE = RepairOptions(settling_seconds=-5.0, bytes_per_second=1 << 40)
 NAME = ObjectName("clinic", "b", "k")
@@ -76,3 +78,51 @@ async def test_a_leaving_node_that_keeps_what_is_dead_does_not_hold_the_move_up(
         store.crash()  # so that nobody knows that it was established, and it can be given up
         await store.apply([Abort(NAME, partition, version.stamp)])
     await leaves(cluster, primaries[0])
+
+
+def count_rows(cluster: InProcessCluster) -> list[int]:
+    """The partitions of which rows are asked for from now on."""
+    asked: list[int] = []
+
+    async def note(node: int, request: object) -> None:
+        if isinstance(request, pb.PartitionRowsRequest):
+            asked.append(request.partition)
+
+    cluster.network.before = note
+    return asked
+
+
+async def test_what_nobody_holds_anything_of_moves_without_rows(cluster: InProcessCluster) -> None:
+    partition, primaries = await put(cluster)
+    moving = drain_node(cluster.cluster_map, cluster.cluster_map.node(primaries[0]).node_id)
+    repairers = adopt(cluster, moving)
+    asked = count_rows(cluster)
+    for _ in range(2):
+        for repairer in repairers.values():
+            await repairer.round()
+    assert set(asked) == {partition}
+    reports = {n: MoveReport(moving.epoch, one.moved(moving.epoch)) for n, one in repairers.items()}
+    assert Move(moving).is_finished(reports)
+
+
+async def test_what_has_moved_is_looked_at_seldom_and_when_a_node_comes_back(
+    cluster: InProcessCluster,
+) -> None:
+    """Digests leave votes out, so a move is by rows: once, not in each round until the slowest node is done."""
+    partition, primaries = await put(cluster)
+    moving = drain_node(cluster.cluster_map, cluster.cluster_map.node(primaries[0]).node_id)
+    repairer = adopt(cluster, moving)[primaries[1]]
+    while partition not in repairer.moved(moving.epoch):
+        await repairer.round()
+    asked = count_rows(cluster)
+    for _ in range(repairing._BUSY_ROUNDS - 1):
+        await repairer.round()
+    assert not asked
+    await repairer.round()
+    assert set(asked) == {partition}
+    cluster.network.down.add(primaries[2])
+    await repairer.round()
+    cluster.network.down.clear()
+    asked.clear()
+    await repairer.round()
+    assert set(asked) == {partition}
