@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -126,10 +127,13 @@ async def _rows_of_others(
     None: a node for whose sake there are so many slots has far too few rows in this one, and was left out. Else it
     could keep this node busy for ever with what it does not have, and then nothing is repaired.
     """
+    asked = list(difference.others)
+    answers = await asyncio.gather(
+        *(_rows_of_any(scene, nodes, difference.partition, slot, slots) for _, nodes in asked)
+    )
     found: list[tuple[list[int], _Rows]] = []
-    for group in difference.others:
+    for group, rows in zip(asked, answers, strict=True):
         digest, nodes = group
-        rows = await _rows_of_any(scene, nodes, difference.partition, slot, slots)
         if rows is None:
             difference.complete = False
         else:

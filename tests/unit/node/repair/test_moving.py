@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,9 +13,9 @@ from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
 from coffre.node.memory_store import MemoryStore
+from coffre.node.repair import repairer as repairing
 from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.repair import repairer as repairing
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 
@@ -126,3 +127,22 @@ async def test_what_has_moved_is_looked_at_seldom_and_when_a_node_comes_back(
     asked.clear()
     await repairer.round()
     assert set(asked) == {partition}
+
+
+async def test_rows_are_asked_of_all_at_once(cluster: InProcessCluster) -> None:
+    """A move asks every primary of every set: one after the other, distances between sites would add up."""
+    partition, primaries = await put(cluster)
+    moving = drain_node(cluster.cluster_map, cluster.cluster_map.node(primaries[0]).node_id)
+    repairer = adopt(cluster, moving)[primaries[1]]
+    everyone = asyncio.Barrier(
+        len(primaries)
+    )  # the other five, and the one that takes the place of the first
+
+    async def together(node: int, request: object) -> None:
+        if isinstance(request, pb.PartitionRowsRequest):
+            await everyone.wait()
+
+    cluster.network.before = together
+    async with asyncio.timeout(10):
+        await repairer.round()
+    assert partition in repairer.moved(moving.epoch)
