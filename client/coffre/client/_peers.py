@@ -264,6 +264,16 @@ class Peer:
         self._suspect_until = 0.0
         self._trial_at = 0.0
         self._behind_until = 0.0
+        self._left_bytes = 0
+
+    def note_left_behind(self, size_bytes: int) -> None:
+        """A stream to it was given up. gRPC keeps what it had taken until the node reads on, or the connection ends."""
+        self._left_bytes += size_bytes
+
+    @property
+    def takes_streams(self) -> bool:
+        """False when so much was left behind since it answered last, or a message to it failed, that no more should."""
+        return self._left_bytes < STUCK_BYTES_MAX
 
     @property
     def is_behind(self) -> bool:
@@ -329,6 +339,8 @@ class Peer:
         except RetryableError:
             self.note_failure()
             raise
+        finally:
+            self._left_bytes = 0
         self._failures = 0
         votes, outcomes = reply.votes, reply.outcomes
         answers = len(votes) if votes else len(outcomes)

@@ -193,6 +193,7 @@ class _ShardStream:
 
     def fail(self, error: CoffreError) -> None:
         self.error = self.error or error
+        self._retained = None
         self._call.cancel()
 
     async def _run(self) -> None:
@@ -296,7 +297,10 @@ class Uploader:
         draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
         places = list(electorate.primaries)
         self._under_way[draft.manifest.data_id] = _Staging(view, places, set(places))
-        streams = [_ShardStream(self, draft, index, node) for index, node in enumerate(places)]
+        streams = [
+            _ShardStream(self, draft, index, self._place(draft, index)) for index in range(len(places))
+        ]
+        self._spare(streams, needed=electorate.k + 1)
         try:
             await self._stream(draft, segments, streams)
             good = frozenset(stream.index for stream in streams if not stream.failed)
@@ -311,6 +315,25 @@ class Uploader:
             raise
         finally:
             del self._under_way[draft.manifest.data_id]
+
+    def _place(self, draft: Draft, index: int) -> int:
+        """The node for shard `index`: its primary, or a substitute where much was left behind there already."""
+        staging = self._under_way[draft.manifest.data_id]
+        primary = staging.places[index]
+        if staging.view.peers[primary].takes_streams:
+            return primary
+        return self.substitute(draft, index) or primary
+
+    def _spare(self, streams: Sequence[_ShardStream], needed: int) -> None:
+        """Begin nothing with nodes that hang, unless they are needed: each would keep some megabytes for a while."""
+        stuck = [
+            stream
+            for stream in streams
+            if stream.node in self.peers and not self.peers[stream.node].takes_streams
+        ]
+        if len(streams) - len(stuck) >= needed:
+            for stream in stuck:
+                stream.fail(Unavailable(f"node {stream.node} hangs"))
 
     async def _stream(
         self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
@@ -396,6 +419,7 @@ class Uploader:
             tasks[task].fail(DeadlineExceeded(f"node {node} took nothing for {patience:g} s"))
             if node in self.peers:
                 self.peers[node].note_failure()
+                self.peers[node].note_left_behind(MESSAGES_KEPT * MESSAGE_BYTES)
         if slow:
             await asyncio.wait(slow)
         _require(needed, streams)

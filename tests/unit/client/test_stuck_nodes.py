@@ -6,36 +6,43 @@ import asyncio
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client._peers import FAILURES_COUNTED, STUCK_BYTES_MAX, STUCK_SECONDS, WAITING_BYTES_MAX, Peers
+from coffre.client._upload import MESSAGE_BYTES, MESSAGES_KEPT
 from coffre.client._writes import Shards
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.placement import Placement
 from coffre.cluster.transport import LoopbackTransport
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk
 
 _GRACE_SECONDS = 1.0
 PATIENT = dataclasses.replace(QUICK, timeout=60.0, straggler_grace=_GRACE_SECONDS)
 
 
 @contextmanager
-def hanging(cluster: InProcessCluster, node: int) -> Iterator[None]:
-    """A node answers nothing meanwhile."""
+def hanging(cluster: InProcessCluster, node: int) -> Iterator[list[int]]:
+    """A node answers nothing meanwhile. Gives the nodes to which streams of shards are begun, now and afterwards."""
     healed = asyncio.Event()
+    begun: list[int] = []
 
     async def before(receiver: int, request: Traffic) -> None:
+        if isinstance(request, ShardChunk) and request.header is not None:
+            begun.append(receiver)
         if receiver == node:
             await healed.wait()
 
     cluster.network.before = before
     try:
-        yield
+        yield begun
     finally:
         healed.set()
 
@@ -135,3 +142,49 @@ async def test_a_stream_has_the_whole_patience_with_nodes_that_it_needs(cluster:
     asyncio.get_running_loop().call_later(2 * STUCK_SECONDS, healed.set)
     await client.put("b", "k", plain)
     assert await client.get("b", "k") == plain
+
+
+SEVERAL_MESSAGES = bytes(range(256)) * (6 * MESSAGE_BYTES * 4 // 256)  # six to each node of 4+2
+HASTY = dataclasses.replace(PATIENT, stall_timeout=0.2)
+STREAMS_LEFT_MAX = STUCK_BYTES_MAX // (MESSAGES_KEPT * MESSAGE_BYTES)
+
+
+async def test_few_streams_are_begun_with_a_node_that_hangs(cluster: InProcessCluster) -> None:
+    """Of each that was left behind gRPC keeps some megabytes, until the node reads on or the connection ends."""
+    client = cluster.client(options=HASTY)
+    with hanging(cluster, 6) as begun:
+        for number in range(STREAMS_LEFT_MAX + 2):
+            await client.put("b", f"k{number}", SEVERAL_MESSAGES)
+        assert begun.count(6) == STREAMS_LEFT_MAX
+        assert begun.count(5) == STREAMS_LEFT_MAX + 2
+    await client.flush()
+    begun.clear()
+    await client.put("b", "well again", SEVERAL_MESSAGES)
+    assert sorted(begun) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_another_node_takes_the_shards_of_one_that_hangs(
+    make_cluster: Callable[..., InProcessCluster],
+) -> None:
+    cluster = make_cluster(4, 2, nodes=9)
+    client = cluster.client(options=HASTY)
+    name = ObjectName("clinic", "b", "k")
+    partition = partition_of(name, cluster.cluster_map.partitions)
+    node = Placement(cluster.cluster_map, cluster.cluster_map.policy()).primaries(partition)[0]
+    with hanging(cluster, node) as begun:
+        for _ in range(STREAMS_LEFT_MAX):
+            await client.put("b", "k", SEVERAL_MESSAGES)
+        begun.clear()
+        await client.put("b", "k", SEVERAL_MESSAGES)
+        assert len(set(begun)) == 6
+        assert node not in begun
+    assert await client.get("b", "k") == SEVERAL_MESSAGES
+
+
+async def test_nodes_that_may_hang_are_asked_where_they_are_needed(cluster: InProcessCluster) -> None:
+    client = cluster.client(options=dataclasses.replace(HASTY, patience=0.2))
+    for number in (5, 6):
+        client._views.current.peers[number].note_left_behind(STUCK_BYTES_MAX)
+    with hanging(cluster, 1) as begun:
+        await client.put("b", "k", SEVERAL_MESSAGES)
+    assert sorted(begun) == [1, 2, 3, 4, 5, 6]
