@@ -78,7 +78,7 @@ MUTANTS = (
         "coffre.client._reads",
         "await self._completer.complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
-        1,
+        9,
         quick=True,
     ),
     Mutant(
@@ -141,7 +141,7 @@ MUTANTS = (
         "coffre.client._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
-        31,
+        65,
     ),
     Mutant(
         "settled before it is established",
@@ -232,7 +232,7 @@ MUTANTS = (
         "coffre.client._conditions",
         "        if self.version is not None and not (live and self._is_met(newest)):\n",
         "        if self.version is not None and not self._is_met(newest):\n",
-        15,
+        220,
     ),
     Mutant(
         "a conditional write needs no lock",
@@ -279,14 +279,14 @@ MUTANTS = (
         "coffre.node.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
-        149,
+        106,
     ),
     Mutant(
         "repair takes accepted for established",
         "coffre.node.repair.view",
         "if version.state >= LOCKED}",
         "if version.state != ABORTED}",
-        65,
+        73,
     ),
     Mutant(
         "repair gives several nodes one shard",
