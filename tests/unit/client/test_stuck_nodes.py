@@ -186,5 +186,6 @@ async def test_nodes_that_may_hang_are_asked_where_they_are_needed(cluster: InPr
     for number in (5, 6):
         client._views.current.peers[number].note_left_behind(STUCK_BYTES_MAX)
     with hanging(cluster, 1) as begun:
-        await client.put("b", "k", SEVERAL_MESSAGES)
+        async with asyncio.timeout(10):
+            await client.put("b", "k", SEVERAL_MESSAGES)
     assert sorted(begun) == [1, 2, 3, 4, 5, 6]
