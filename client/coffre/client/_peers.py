@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, RetryableError, Unavailable
+from coffre.cluster.errors import (
+    CoffreError,
+    DeadlineExceeded,
+    InternalError,
+    ResourceExhausted,
+    RetryableError,
+    Unavailable,
+)
 from coffre.cluster.health import Health, HealthTracker
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
@@ -272,7 +279,7 @@ class Peer:
 
     @property
     def takes_streams(self) -> bool:
-        """False when so much was left behind since it answered last, or a message to it failed, that no more should."""
+        """False when so much was left behind since it answered last, or its connection ended, that no more should."""
         return self._left_bytes < STUCK_BYTES_MAX
 
     @property
@@ -336,12 +343,12 @@ class Peer:
         )
         try:
             reply = await peers.transport.batch(self.number, request, peers.timeout)
-        except RetryableError:
+        except RetryableError as error:
             self.note_failure()
+            if not isinstance(error, DeadlineExceeded):
+                self._left_bytes = 0  # it answered, or the connection ended, and what it held is gone
             raise
-        finally:
-            self._left_bytes = 0
-        self._failures = 0
+        self._failures = self._left_bytes = 0
         votes, outcomes = reply.votes, reply.outcomes
         answers = len(votes) if votes else len(outcomes)
         if answers != len(operations) or (votes and votes.count(0) != len(outcomes)):

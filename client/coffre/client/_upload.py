@@ -297,11 +297,11 @@ class Uploader:
         draft.manifest.k, draft.manifest.m = electorate.k, electorate.m
         places = list(electorate.primaries)
         self._under_way[draft.manifest.data_id] = _Staging(view, places, set(places))
-        streams = [
-            _ShardStream(self, draft, index, self._place(draft, index)) for index in range(len(places))
-        ]
-        self._spare(streams, needed=electorate.k + 1)
+        streams: list[_ShardStream] = []
         try:
+            for index in range(len(places)):
+                streams.append(_ShardStream(self, draft, index, self._place(draft, index)))
+            self._spare(view, streams, needed=electorate.k + 1)
             await self._stream(draft, segments, streams)
             good = frozenset(stream.index for stream in streams if not stream.failed)
             return Shards(places, staged=good)
@@ -322,15 +322,12 @@ class Uploader:
         primary = staging.places[index]
         if staging.view.peers[primary].takes_streams:
             return primary
-        return self.substitute(draft, index) or primary
+        substitute = self.substitute(draft, index)
+        return primary if substitute is None else substitute
 
-    def _spare(self, streams: Sequence[_ShardStream], needed: int) -> None:
+    def _spare(self, view: View, streams: Sequence[_ShardStream], needed: int) -> None:
         """Begin nothing with nodes that hang, unless they are needed: each would keep some megabytes for a while."""
-        stuck = [
-            stream
-            for stream in streams
-            if stream.node in self.peers and not self.peers[stream.node].takes_streams
-        ]
+        stuck = [stream for stream in streams if not view.peers[stream.node].takes_streams]
         if len(streams) - len(stuck) >= needed:
             for stream in stuck:
                 stream.fail(Unavailable(f"node {stream.node} hangs"))

@@ -15,7 +15,7 @@ from coffre.client._peers import FAILURES_COUNTED, STUCK_BYTES_MAX, STUCK_SECOND
 from coffre.client._upload import MESSAGE_BYTES, MESSAGES_KEPT
 from coffre.client._writes import Shards
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.errors import Unavailable
+from coffre.cluster.errors import CoffreError, DeadlineExceeded, Unavailable
 from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, partition_of
@@ -189,3 +189,25 @@ async def test_nodes_that_may_hang_are_asked_where_they_are_needed(cluster: InPr
         async with asyncio.timeout(10):
             await client.put("b", "k", SEVERAL_MESSAGES)
     assert sorted(begun) == [1, 2, 3, 4, 5, 6]
+
+
+class Failing(LoopbackTransport):
+    """Every message fails."""
+
+    def __init__(self, error: CoffreError) -> None:
+        super().__init__(Identity("00112233445566aa", Role.TENANT, "t"), {})
+        self._error = error
+
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        raise self._error
+
+
+@pytest.mark.parametrize(("error", "takes"), [(DeadlineExceeded("late"), False), (Unavailable("gone"), True)])
+async def test_what_was_left_behind_goes_with_the_connection_not_with_a_deadline(
+    error: CoffreError, takes: bool
+) -> None:
+    peer = Peers([1], Failing(error), ManualClock(), epoch=1, tenant="t", timeout=60.0, shards=6)[1]
+    peer.note_left_behind(STUCK_BYTES_MAX)
+    with pytest.raises(type(error)):
+        await peer.writes.submit(pb.Operation(read=pb.Read(bucket="b", key="k")))
+    assert peer.takes_streams is takes

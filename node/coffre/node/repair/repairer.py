@@ -151,9 +151,8 @@ class Repairer:
         before, looked = self._looked.get(found.partition, (None, 0))
         rounds = self._status.rounds
         if any(electorate.is_moving for electorate in scene.electorates.in_partition(found.partition)):
-            worth = (
-                found.partition not in self._moved
-            )  # rows are compared for votes, whatever the digests say
+            # Rows are compared for votes, whatever the digests say.
+            worth = found.partition not in self._moved
         else:
             worth = before == digests
         worth |= before is None or rounds - looked >= _BUSY_ROUNDS
