@@ -31,9 +31,16 @@ setup: $(INSTALLED)  ## make .venv with everything in it, once the machine has w
 run: setup  ## the main job: store real records, kill two nodes, read everything back (ARGS=--once ends by itself)
 	@$(BIN)/coffre dev run $(ARGS)
 
+# Two workers begin with half of the tests each, in the order of the files, so that clusters that tests share are few.
+PYTEST := $(BIN)/python -m pytest -q -n $(or $(WORKERS),2) --dist worksteal
+
 .PHONY: test
-test: setup  ## every test of the default run
-	$(BIN)/python -m pytest -q -n $(or $(WORKERS),2) $(ARGS)
+test: setup  ## every promise, within minutes
+	$(PYTEST) $(ARGS)
+
+.PHONY: test-all
+test-all: setup  ## the same with more rounds and seeds, and what takes long
+	COFFRE_LONG_TESTS=1 $(PYTEST) -m 'not soak and not etcd and not runbooks' $(ARGS)
 
 .PHONY: lint
 lint: setup  ## style and strict types
@@ -62,7 +69,7 @@ test-etcd: setup  ## coordination on three real members of etcd; installs etcd-s
 .PHONY: test-runbooks
 test-runbooks: setup  ## the run-books of docs/operations.md, executed as written; installs etcd-server when it is missing
 	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
-	$(BIN)/python -m pytest -q -n $(or $(WORKERS),2) -m 'runbooks or not runbooks' tests/runbooks $(ARGS)
+	$(PYTEST) -m 'runbooks or not runbooks' tests/runbooks $(ARGS)
 
 .PHONY: race
 race: setup  ## 32 writers in four processes race for one key, many rounds (ROUNDS=500)
@@ -74,7 +81,7 @@ sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
 
 .PHONY: fuzz
 fuzz: setup  ## requests, replies and files that are almost right, from seeds (SEEDS=0..499)
-	COFFRE_FUZZ_SEEDS=$(or $(SEEDS),0..499) $(BIN)/python -m pytest -q -n $(or $(WORKERS),2) tests/fuzz $(ARGS)
+	COFFRE_FUZZ_SEEDS=$(or $(SEEDS),0..499) $(PYTEST) tests/fuzz $(ARGS)
 
 .PHONY: test-mutants
 test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")

@@ -114,6 +114,22 @@ def test_time_chance_and_network_are_passed_in(module: Path) -> None:
             assert name not in BANNED - allowed, f"{relative(module)}:{node.lineno} calls {name}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.long" in p.read_text("utf-8")),
+    ids=lambda p: p.name,
+)
+def test_what_is_long_has_a_short_form(path: Path) -> None:
+    """Whoever waits for `make test` alone sees each promise tried."""
+    tests = [
+        node
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    ]
+    marks = {test.name: [ast.unparse(each) for each in test.decorator_list] for test in tests}
+    assert [name for name, said in marks.items() if "pytest.mark.long" not in said], "all of it is long"
+
+
 def test_no_namespace_is_closed() -> None:
     assert not [room for room in ROOMS if (ROOT / room / "coffre" / "__init__.py").exists()]
 

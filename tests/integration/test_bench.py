@@ -27,23 +27,21 @@ def nodes_below(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        "get_4k_c64",
-        "put_4k_c1_latency",
-        "put_many_fhir",
-        "get_many_fhir",
-        "put_256m",
-        "range_64k_latency",
-        "get_p99_paused_node",
-        "node_memory_1g",
-        "disk_per_fhir_record",
-        "list_1000_of_1m",
-        "index_start_10m",
-        "index_lookup_p99_10m",
-    ],
+QUICK = ("get_4k_c64", "get_p99_paused_node", "index_lookup_p99_10m")  # load, a fault, an index alone
+OTHERS = (
+    "put_4k_c1_latency",
+    "put_many_fhir",
+    "get_many_fhir",
+    "put_256m",
+    "range_64k_latency",
+    "node_memory_1g",
+    "disk_per_fhir_record",
+    "list_1000_of_1m",
+    "index_start_10m",
 )
+
+
+@pytest.mark.parametrize("figure", [*QUICK, *(pytest.param(each, marks=pytest.mark.long) for each in OTHERS)])
 def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     output, directory = tmp_path / "out" / "figures.json", tmp_path / "clusters"
     ended = subprocess.run(
@@ -67,6 +65,7 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     assert not nodes_below(directory)
 
 
+@pytest.mark.long
 def test_figures_of_repair(tmp_path: Path) -> None:
     output, directory = tmp_path / "out" / "repair.json", tmp_path / "clusters"
     ended = subprocess.run(

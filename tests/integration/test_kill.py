@@ -1,7 +1,7 @@
 """Nodes killed with SIGKILL under load: nothing acknowledged is lost, nothing half-written shows.
 
-`make test` runs 200 rounds, `make soak` more. Each prints its seed; COFFRE_SEED repeats a run's choices (the moments
-within a round depend on the machine).
+`make test` runs 16 rounds, `make test-all` 200, `make soak` more. Each prints its seed; COFFRE_SEED repeats a run's
+choices (the moments within a round depend on the machine).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, KeyRing, connect
 from coffre.cluster.errors import CoffreError, NotFound, OutcomeUnknown, RetryableError, Unavailable
 
-ROUNDS = 200
+from tests.amounts import amount
+
+ROUNDS = amount(16, 200)
 SEED = int(os.environ.get("COFFRE_SEED", "20250611"))
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
 WRITERS = 6

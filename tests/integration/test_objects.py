@@ -13,8 +13,10 @@ from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, ObjectInfo, connect, connect_sync
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
 
+from tests.amounts import amount
 from tests.integration.conftest import QUICK
 
+RACES = amount(100, 1000)
 SEGMENT = 1 << 20
 SIZES = (0, 1, 63, 64, 4096, 65_537, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 5 * SEGMENT + 12_345)
 
@@ -146,13 +148,13 @@ async def test_streams_and_files(client: AsyncClient, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-async def test_two_writers_race_a_thousand_times(running_cluster: LocalCluster) -> None:
+async def test_two_writers_race_again_and_again(running_cluster: LocalCluster) -> None:
     """Each round both write at once; afterwards both read the same value, one of the two."""
     async with (
         await connect(running_cluster.client_config(), options=QUICK) as one,
         await connect(running_cluster.client_config(), options=QUICK) as other,
     ):
-        for number in range(1000):
+        for number in range(RACES):
             values = (b"one %d" % number, b"other %d" % number)
             await asyncio.gather(one.put("races", "key", values[0]), other.put("races", "key", values[1]))
             seen = await asyncio.gather(one.get("races", "key"), other.get("races", "key"))

@@ -19,13 +19,14 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.node.lmdb_store import LmdbStore
 
+from tests.amounts import amount
 from tests.power.disk import Disk, Entry, Kind, read_entries
 from tests.power.workload import COURSES, OPTIONS, Done, resume, states
 
 ROOT = Path(__file__).parents[2]
 RECORDER = Path(__file__).with_name("recorder.c")
 KILLS = 2
-MOMENTS = 30  # of each recorded run
+MOMENTS = amount(12, 30)  # of each recorded run
 GOES_ON = 0.2  # the part of them after which the store does the rest of its work, too
 
 
@@ -112,7 +113,7 @@ async def work_and_lose_power(recorder: Path, home: Path, seed: int) -> None:
     await lose_power(home, record(recorder, home, seed, kills), seed, MOMENTS, rng)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(amount(1, 2)))
 async def test_a_loss_of_power_loses_nothing_acknowledged(tmp_path: Path, recorder: Path, seed: int) -> None:
     await work_and_lose_power(recorder, tmp_path, seed)
 

@@ -1,4 +1,4 @@
-"""Three hundred seeds, and that a seed is one run and no other."""
+"""Some dozens of seeds, or hundreds, and that a seed is one run and no other."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.amounts import amount
 from tests.simulation.__main__ import parse_seeds, report
 from tests.simulation.agreement import Trouble
 from tests.simulation.maps import Change
 from tests.simulation.plan import Fault, draw_plan
 from tests.simulation.run import run_seed
 
-SEEDS = 300
+SEEDS = amount(60, 300)
 BATCH = 10
 ROOT = Path(__file__).parent.parent.parent
 

@@ -20,6 +20,8 @@ from coffre.node.votes import VOTES_KEPT
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 
+from tests.amounts import amount
+
 MIB = 1 << 20
 MakeCluster = Callable[..., InProcessCluster]
 
@@ -68,10 +70,10 @@ def shuffle_network(cluster: InProcessCluster, seed: int) -> None:
     cluster.network.before = cluster.network.after = wait
 
 
-async def test_two_writers_race_a_thousand_times(cluster: InProcessCluster) -> None:
+async def test_two_writers_race_again_and_again(cluster: InProcessCluster) -> None:
     shuffle_network(cluster, 1)
     one, two = cluster.client(), cluster.client()
-    for turn in range(500):
+    for turn in range(amount(100, 500)):
         first, second = await asyncio.gather(
             one.put("b", "k", b"one %d" % turn), two.put("b", "k", b"two %d" % turn)
         )
