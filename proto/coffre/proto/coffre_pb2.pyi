@@ -349,6 +349,7 @@ class Accept(_message.Message):
     STAGED_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     OVERRULE_FIELD_NUMBER: _builtins.int
+    READ_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     shard_index: _builtins.int
@@ -361,6 +362,8 @@ class Accept(_message.Message):
     """complete somebody's write: accept in any order, and lock"""
     overrule: _builtins.bool
     """with lock, while the map changes: whatever this node voted, others keep the version for ever"""
+    read_unixtime_ms: _builtins.int
+    """of one who completes somebody's write: when it began to read what it rests on, by its clock"""
     @_builtins.property
     def sealed(self) -> Global___SealedManifest: ...
     def __init__(
@@ -375,10 +378,11 @@ class Accept(_message.Message):
         staged: _builtins.bool = ...,
         lock: _builtins.bool = ...,
         overrule: _builtins.bool = ...,
+        read_unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "sealed", b"sealed", "shard_index", b"shard_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "bucket", b"bucket", "cell", b"cell", "cell_crc", b"cell_crc", "key", b"key", "lock", b"lock", "overrule", b"overrule", "sealed", b"sealed", "shard_index", b"shard_index", "staged", b"staged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index", "bucket", b"bucket", "cell", b"cell", "cell_crc", b"cell_crc", "key", b"key", "lock", b"lock", "overrule", b"overrule", "read_unixtime_ms", b"read_unixtime_ms", "sealed", b"sealed", "shard_index", b"shard_index", "staged", b"staged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__shard_index: _TypeAlias = _typing.Literal["shard_index"]  # noqa: Y015
     _WhichOneofArgType__shard_index: _TypeAlias = _typing.Literal["_shard_index", b"_shard_index"]  # noqa: Y015
@@ -393,19 +397,23 @@ class Abort(_message.Message):
     BUCKET_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     STAMP_FIELD_NUMBER: _builtins.int
+    UNLESS_HELD_FIELD_NUMBER: _builtins.int
     bucket: _builtins.str
     key: _builtins.str
     stamp: _builtins.bytes
+    unless_held: _builtins.bool
+    """of one who is not its writer: refuse it for ever, but leave it where it is held"""
     def __init__(
         self,
         *,
         bucket: _builtins.str = ...,
         key: _builtins.str = ...,
         stamp: _builtins.bytes = ...,
+        unless_held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "key", b"key", "stamp", b"stamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "key", b"key", "stamp", b"stamp", "unless_held", b"unless_held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1123,6 +1131,7 @@ class DigestsReply(_message.Message):
     STARTING_FIELD_NUMBER: _builtins.int
     WITNESSED_STORE_ID_FIELD_NUMBER: _builtins.int
     WITNESSED_COMMITS_FIELD_NUMBER: _builtins.int
+    UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     digests: _builtins.bytes
     """of every partition with versions: partition u16, digest 16 bytes, versions u64, big-endian"""
@@ -1131,6 +1140,8 @@ class DigestsReply(_message.Message):
     witnessed_store_id: _builtins.bytes
     """what this node has seen of the caller, the highest commit; empty: nothing"""
     witnessed_commits: _builtins.int
+    unixtime_ms: _builtins.int
+    """what time it is here; 0: not known"""
     def __init__(
         self,
         *,
@@ -1139,10 +1150,11 @@ class DigestsReply(_message.Message):
         starting: _builtins.bool = ...,
         witnessed_store_id: _builtins.bytes = ...,
         witnessed_commits: _builtins.int = ...,
+        unixtime_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch", "starting", b"starting", "witnessed_commits", b"witnessed_commits", "witnessed_store_id", b"witnessed_store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch", "starting", b"starting", "unixtime_ms", b"unixtime_ms", "witnessed_commits", b"witnessed_commits", "witnessed_store_id", b"witnessed_store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1550,6 +1562,7 @@ class StatusReply(_message.Message):
     STARTED_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
     PEERS_WATCHED_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
+    CLOCK_AHEAD_SECONDS_FIELD_NUMBER: _builtins.int
     node_number: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
@@ -1570,6 +1583,8 @@ class StatusReply(_message.Message):
     """when its process began to serve; 0: not known"""
     peers_watched: _builtins.int
     """other nodes that it looks at"""
+    clock_ahead_seconds: _builtins.float
+    """of most other nodes' clocks, while this node takes no new version for that; else 0"""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenPeer]:
         """those of them that do not look well"""
@@ -1595,10 +1610,11 @@ class StatusReply(_message.Message):
         started_unixtime_ms: _builtins.int = ...,
         peers_watched: _builtins.int = ...,
         peers: _abc.Iterable[Global___SeenPeer] | None = ...,
+        clock_ahead_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "shards", b"shards", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "shards", b"shards", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
