@@ -65,10 +65,8 @@ def figures(only: tuple[str, ...], quick: bool, seed: int, directory: Path, outp
         options = FigureOptions(place, frozenset(only), scale, seed)
         found = run_to_end(lambda: measure_figures(options, clock, console))
         minutes, seconds = divmod(round(clock.monotonic() - start), 60)
-        host = machine(place)
         console.print(
-            f"coffre {__version__}, seed {seed}; {host.cpu}, {host.cores} cores shared by the client and all nodes, "
-            f"{host.memory_bytes / 1e9:.0f} GB, kernel {host.kernel}, Python {host.python}, {host.filesystem}; "
+            f"coffre {__version__}, seed {seed}; {machine(place)}; client and nodes share the cores; "
             f"measured in {minutes} min {seconds} s",
             soft_wrap=True,
         )

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from coffre.bench.tables import Table
 from coffre.cluster.errors import ConfigurationError
 from rich.console import Console
-from rich.table import Table
 
 __all__ = [
     "Baseline",
@@ -174,40 +174,38 @@ def _change(before: MicroRow | None, now: MicroRow) -> Change:
 
 def print_changes(changes: Sequence[Change], console: Console) -> None:
     """One line per operation, then which got slower."""
-    headings = (
+    heads = (
         "operation",
-        "time",
         "reference",
+        "verdict",
+        "time",
         "ratio",
         "spread",
         "baseline",
         "change",
         "tolerance",
-        "verdict",
     )
-    table = Table(*headings, box=None, pad_edge=False)
-    for column in (1, 3, 4, 5, 6, 7):
-        table.columns[column].justify = "right"
-    table.columns[0].no_wrap = True
-    for change in changes:
-        row = change.now or change.before
-        assert row is not None, "a change has at least one side"
-        now = change.now
-        table.add_row(
-            change.id,
-            "" if now is None else f"{now.seconds * 1e3:.3g} ms",
-            row.reference_id,
-            "" if now is None else f"{now.ratio:.4g}",
-            "" if now is None else f"{now.spread:.0%}",
-            "" if change.before is None else f"{change.before.ratio:.4g}",
-            "" if change.growth is None else f"{change.growth:+.0%}",
-            f"{row.noise.tolerance:.0%}",
-            change.verdict.value,
-        )
-    console.print(table)
+    Table(heads, [_cells(change) for change in changes], words=3).show(console)
     slower = [change for change in changes if change.verdict is Verdict.SLOWER]
     for change in slower:
         console.print(f"slower: {change.id} by {change.growth:.0%}", style="red", highlight=False)
     compared = sum(change.growth is not None for change in changes)
     if compared and not slower:
         console.print(f"none of {compared} operations got slower by more than its tolerance")
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    before, now = change.before, change.now
+    row = now or before
+    assert row is not None, "a change has at least one side"
+    return (
+        *(change.id, row.reference_id, change.verdict.value),
+        *(
+            ("", "", "")
+            if now is None
+            else (f"{now.seconds * 1e3:.3g} ms", f"{now.ratio:.4g}", f"{now.spread:.0%}")
+        ),
+        "" if before is None else f"{before.ratio:.4g}",
+        "" if change.growth is None else f"{change.growth:+.0%}",
+        f"{row.noise.tolerance:.0%}",
+    )

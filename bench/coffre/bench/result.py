@@ -15,11 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
+from coffre.bench.files import write_whole
 from coffre.bench.references import Measurement
+from coffre.bench.tables import Table
 from coffre.cluster.errors import InvalidArgument
 from coffre.cluster.version import __version__
 from rich.console import Console
-from rich.table import Table
 
 __all__ = [
     "Bound",
@@ -96,6 +97,12 @@ class Machine:
     kernel: str
     python: str
     filesystem: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 1e9:.0f} GB, kernel {self.kernel}, "
+            f"Python {self.python}, {self.filesystem}"
+        )
 
 
 def row_of(found: Measurement, reference: Measurement | None = None) -> Row:
@@ -181,13 +188,7 @@ def write_results(path: Path, rows: Sequence[Row], *, seed: int, directory: Path
         "time": time.isoformat(timespec="seconds"),
         "rows": listed,
     }
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as sink:
-        json.dump(content, sink, indent=1, allow_nan=False)
-        sink.write("\n")
-        sink.flush()
-        os.fsync(sink.fileno())
-    draft.replace(path)
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
@@ -196,25 +197,24 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
 
     `targets` goes by row id. A target without a row is shown as not measured, which is not reached either.
     """
-    table = Table("figure", "value", "unit", "reference", "of", "ratio", "target", "reached", box=None)
-    for column in (1, 3, 5):
-        table.columns[column].justify = "right"
-    table.columns[0].no_wrap = True
-    all_reached, seen = True, set()
+    shown, all_reached, seen = [], True, set()
     for row in rows:
         seen.add(row.id)
         target = targets.get(row.id)
         reached = target is None or target.reached(row)
         all_reached = all_reached and reached
-        table.add_row(
-            *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id or ""),
-            *("" if row.ratio is None else f"{row.ratio:.3f}", "" if target is None else _wording(target)),
-            "" if target is None else "yes" if reached else "NO",
+        shown.append(
+            (
+                *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id or ""),
+                "" if row.ratio is None else f"{row.ratio:.3f}",
+                *(("", "") if target is None else (_wording(target), "yes" if reached else "NO")),
+            )
         )
     for missing in sorted(targets.keys() - seen):
         all_reached = False
-        table.add_row(missing, "not measured", "", "", "", "", _wording(targets[missing]), "NO")
-    console.print(table)
+        shown.append((missing, "not measured", "", "", "", "", _wording(targets[missing]), "NO"))
+    heads = ("figure", "value", "unit", "reference", "of", "ratio", "target", "reached")
+    Table(heads, shown).show(console)
     return all_reached
 
 

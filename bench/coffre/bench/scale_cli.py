@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import click
+from coffre.bench.files import check_writable, write_whole
 from coffre.bench.scale import ScaleOptions, run_scale
 from coffre.bench.scale_durability import FailureModel
 from coffre.bench.scale_placement import JURISDICTION
 from coffre.bench.scale_report import html_report, print_result
 from coffre.cluster.cli_errors import one_line_errors
-from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.formation import parse_policy
 from coffre.cluster.map import Domain, Policy
 from rich.console import Console
@@ -65,6 +65,8 @@ def scale(
         tuple(sorted(set(nodes))), tuple(map(_policy, dict.fromkeys(policies))), tuple(dict.fromkeys(partitions)),
         sites, operators, objects, failures, cycles, seed,
     )  # fmt: skip
+    if report is not None:
+        check_writable(report)
     with Console(stderr=True).status("") as status:
         result = run_scale(options, status.update)
     if as_json:
@@ -72,16 +74,9 @@ def scale(
     else:
         print_result(result, Console(width=None if sys.stdout.isatty() else 130))
     if report is not None:
-        _write(report, html_report(result))
+        write_whole(report, html_report(result))
         click.echo(f"written to {report}", err=True)
 
 
 def _policy(text: str) -> Policy:
     return parse_policy(text, Domain.SITE, (JURISDICTION,), 0, 1)
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None

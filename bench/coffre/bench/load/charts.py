@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from coffre.bench.charts import Chart
 from coffre.bench.load.recorder import Tally
 from coffre.bench.load.result import LoadResult
-from coffre.bench.load.svg import Band, Chart, Scale, linear, logarithmic, nines
 from coffre.bench.load.wording import amount, duration
 from coffre.bench.load.workload import Operation
 
@@ -44,21 +44,21 @@ class Buckets:
         present = {operation for _, operation in self.tallies}
         return [operation for operation in Operation if operation in present]
 
+    @property
+    def middles_s(self) -> list[float]:
+        """The middle of each bucket, in seconds from the start."""
+        return [(bucket + 0.5) * self.width_s for bucket in self]
+
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.count))
 
-    def at_s(self, bucket: int) -> float:
-        """The middle of a bucket, in seconds from the start."""
-        return (bucket + 0.5) * self.width_s
+    def of_operation(self, operation: Operation) -> list[Tally]:
+        """What came of one operation, bucket by bucket."""
+        return [self.tallies.get((bucket, operation)) or Tally() for bucket in self]
 
     def frequent(self) -> list[Operation]:
         """Operations with enough of them for percentiles over time; at least the most frequent one."""
-        done = {
-            operation: sum(
-                self.tallies[bucket, operation].done for bucket in self if (bucket, operation) in self.tallies
-            )
-            for operation in self.operations
-        }
+        done = {each: sum(tally.done for tally in self.of_operation(each)) for each in self.operations}
         enough = [each for each in done if done[each] >= OPERATIONS_PER_BUCKET * self.count]
         return enough or sorted(done, key=lambda each: -done[each])[:1]
 
@@ -66,128 +66,114 @@ class Buckets:
 def throughput_chart(result: LoadResult, buckets: Buckets) -> str:
     """Operations per second over time, a line for each operation."""
     rates = {
-        operation: [_done(buckets, bucket, operation) / buckets.width_s for bucket in buckets]
-        for operation in buckets.operations
+        each.value: [tally.done / buckets.width_s for tally in buckets.of_operation(each)]
+        for each in buckets.operations
     }
-    most = max((rate for line in rates.values() for rate in line), default=1.0)
-    chart = _over_time(result, buckets, "operations per second", linear(0.0, most * 1.12, _count), "op/s")
-    for operation, line in rates.items():
-        chart.line([(buckets.at_s(i), rate) for i, rate in enumerate(line)], operation.value)
-    for bucket in buckets:
-        said = [f"{each.value} {rates[each][bucket]:,.1f}/s" for each in rates]
-        _hover(chart, buckets, bucket, said)
-    return chart.render()
+    return _rates_chart(result, buckets, "operations per second", "op/s", rates)
 
 
 def errors_chart(result: LoadResult, buckets: Buckets) -> str:
     """Errors per second over time, of all operations together."""
-    rates = [
-        sum(buckets.tallies[key].failed for key in buckets.tallies if key[0] == bucket) / buckets.width_s
+    failed = [
+        sum(buckets.of_operation(each)[bucket].failed for each in buckets.operations) / buckets.width_s
         for bucket in buckets
     ]
-    chart = _over_time(
-        result, buckets, "errors per second", linear(0.0, max([*rates, 0.0]) * 1.12, _count), "errors/s"
-    )
-    chart.line([(buckets.at_s(i), rate) for i, rate in enumerate(rates)], "failed")
-    for bucket in buckets:
-        _hover(chart, buckets, bucket, [f"{rates[bucket]:,.1f} errors/s"])
-    return chart.render()
+    return _rates_chart(result, buckets, "errors per second", "errors/s", {"bad": failed})
 
 
 def latency_chart(result: LoadResult, buckets: Buckets) -> str:
     """p50 (dotted) and p99 over time, of the operations that there are enough of."""
-    lines = {
-        operation: [_percentiles(buckets, bucket, operation) for bucket in buckets]
-        for operation in buckets.frequent()
-    }
-    values = [value for line in lines.values() for pair in line if pair for value in pair]
-    scale = logarithmic(min(values, default=1e-3), max(values, default=1e-2), _tick)
-    chart = _over_time(result, buckets, "latency over time", scale, "latency")
-    for operation, line in lines.items():
-        for which, style in ((0, f"{operation.value} thin"), (1, operation.value)):
-            chart.line(
-                [None if pair is None else (buckets.at_s(i), pair[which]) for i, pair in enumerate(line)],
-                style,
-            )
-    for bucket in buckets:
-        pairs = {each: lines[each][bucket] for each in lines}
-        said = [
-            f"{each.value} p50 {duration(pair[0])}, p99 {duration(pair[1])}"
-            for each, pair in pairs.items()
-            if pair is not None
+    chart = _over_time(result, buckets, "latency over time", "latency")
+    said: list[list[str]] = [[] for _ in buckets]
+    seen: list[float] = []
+    for operation in buckets.frequent():
+        pairs = [
+            tally.latencies.percentiles([50, 99]) if tally.done else (math.nan, math.nan)
+            for tally in buckets.of_operation(operation)
         ]
-        _hover(chart, buckets, bucket, said)
-    return chart.render()
+        halves, highs = zip(*pairs, strict=True)
+        chart.line(buckets.middles_s, halves, operation.value, style=":")
+        chart.line(buckets.middles_s, highs, operation.value)
+        seen += [value for pair in pairs for value in pair if value == value]
+        for lines, (half, high) in zip(said, pairs, strict=True):
+            if half == half:
+                lines.append(f"{operation.value} p50 {duration(half)}, p99 {duration(high)}")
+    chart.logarithmic("y", seen, _tick)
+    return _with_tips(chart, buckets, said)
 
 
 def distribution_chart(result: LoadResult) -> str:
-    """The share of operations that were at most so slow, up to the slowest but one."""
-    curves = {}
+    """The share of operations that were at most so slow, up to the slowest but one.
+
+    The axis is that of HdrHistogram: 0, 90 %, 99 %, ... at even distances.
+    """
+    chart = Chart("distribution of latencies", "latency", "share at most so slow")
+    seen_s: list[float] = []
+    most_nines = 1.0
     for operation in Operation:
         tally = result.measured(lambda each, operation=operation: each.operation is operation)  # type: ignore[misc]
         if tally.done > 1:
-            curves[operation] = _curve(tally)
-    places = [point for curve in curves.values() for point in curve]
-    times_s = [point[0] for point in places]
-    x = logarithmic(min(times_s, default=1e-3), max(times_s, default=1e-2), _tick)
-    y = nines(max((point[1] for point in places), default=0.9))
-    chart = Chart("distribution of latencies", x, y, x_name="latency", y_name="share at most so slow")
-    for operation, curve in curves.items():
-        chart.line(curve, operation.value)
-    return chart.render()
+            curve = _curve(tally)
+            chart.line([x for x, _ in curve], [y for _, y in curve], operation.value, marker="")
+            seen_s += [x for x, _ in curve]
+            most_nines = max([most_nines, *(y for _, y in curve)])
+    chart.logarithmic("x", seen_s, _tick)
+    chart.axes.set_ylim(0, most_nines)
+    chart.ticks("y", range(math.floor(most_nines) + 1), lambda nines: f"{(1 - 10.0**-nines) * 100:.6g} %")
+    return chart.svg()
 
 
 def _curve(tally: Tally) -> list[tuple[float, float]]:
-    """Points (latency, share at or below it) without the slowest, whose share is 1."""
+    """Points (latency, nines of the share at or below it) but for the slowest, whose share is 1. At most 400."""
     found: list[tuple[float, float]] = []
     seen = 0
     for seconds, count in tally.latencies.steps():
         seen += count
         if seen < tally.done:
-            found.append((seconds, seen / tally.done))
-    return _thinned(found)
+            found.append((seconds, -math.log10(1 - seen / tally.done)))
+    # The last ones matter most, and are the furthest apart, so they stay.
+    rest, kept = found[: -POINTS_MAX // 2], found[-POINTS_MAX // 2 :]
+    return [*rest[:: max(1, math.ceil(len(rest) / (POINTS_MAX // 2)))], *kept]
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 400 of them. The last ones matter most, and are the furthest apart, so they stay."""
-    kept = points[-POINTS_MAX // 2 :]
-    rest = points[: len(points) - len(kept)]
-    step = max(1, math.ceil(len(rest) / (POINTS_MAX // 2)))
-    return [*rest[::step], *kept]
+def _rates_chart(
+    result: LoadResult, buckets: Buckets, title: str, name: str, rates: dict[str, list[float]]
+) -> str:
+    chart = _over_time(result, buckets, title, name)
+    for colour, line in rates.items():
+        chart.line(buckets.middles_s, line, colour)
+    chart.axes.set_ylim(0, max([*(rate for line in rates.values() for rate in line), 1e-9]) * 1.12)
+    chart.labels("y", lambda value: amount(value, ""))
+    said = [
+        [f"{'' if colour == 'bad' else colour} {line[bucket]:,.1f} {name}" for colour, line in rates.items()]
+        for bucket in buckets
+    ]
+    return _with_tips(chart, buckets, said)
 
 
-def _over_time(result: LoadResult, buckets: Buckets, title: str, y: Scale, y_name: str) -> Chart:
+def _over_time(result: LoadResult, buckets: Buckets, title: str, y_name: str) -> Chart:
     """A chart whose ground shows the ramp and what was done to the cluster."""
     seconds = buckets.count * buckets.width_s
-    x = linear(0.0, seconds, lambda value: f"{value:g} s", ticks=10)
-    chart = Chart(title, x, y, x_name="since the start", y_name=y_name)
+    chart = Chart(title, "since the start", y_name)
+    chart.axes.set_xlim(0, seconds)
+    chart.axes.locator_params("x", nbins=11)
+    chart.labels("x", lambda value: f"{value:g} s")
     ramp_s = 0.0 if result.plan.count is not None else result.plan.ramp_intervals * result.plan.interval_s
     if ramp_s:
-        chart.band(Band(0.0, ramp_s, "ramp", "band-a"))
+        chart.band(0.0, min(ramp_s, seconds), "ramp", "band-a")
     ends = [*(event.at_s for event in result.events[1:]), seconds][: len(result.events)]
     for number, (event, end) in enumerate(zip(result.events, ends, strict=True)):
-        chart.band(Band(event.at_s, end, event.phase, "band-b" if number % 2 else "band-none"))
+        chart.band(event.at_s, end, event.phase, "band-b" if number % 2 else None)
         if number:
             chart.mark(event.at_s)
     return chart
 
 
-def _hover(chart: Chart, buckets: Buckets, bucket: int, said: Sequence[str]) -> None:
-    first, after = bucket * buckets.width_s, (bucket + 1) * buckets.width_s
-    chart.hover(first, after, "\n".join([f"{first:g} to {after:g} s", *said]))
-
-
-def _done(buckets: Buckets, bucket: int, operation: Operation) -> int:
-    tally = buckets.tallies.get((bucket, operation))
-    return 0 if tally is None else tally.done
-
-
-def _percentiles(buckets: Buckets, bucket: int, operation: Operation) -> tuple[float, float] | None:
-    tally = buckets.tallies.get((bucket, operation))
-    if tally is None or not tally.done:
-        return None
-    half, high = tally.latencies.percentiles([50, 99])
-    return half, high
+def _with_tips(chart: Chart, buckets: Buckets, said: Sequence[Sequence[str]]) -> str:
+    for bucket, lines in enumerate(said):
+        first, after = bucket * buckets.width_s, (bucket + 1) * buckets.width_s
+        chart.tip(first, after, "\n".join([f"{first:g} to {after:g} s", *lines]))
+    return chart.svg()
 
 
 def _tick(seconds: float) -> str:
@@ -196,7 +182,3 @@ def _tick(seconds: float) -> str:
         if seconds * factor >= 0.9999:
             return f"{seconds * factor:.6g} {unit}"
     return f"{seconds * 1e6:.6g} µs"
-
-
-def _count(value: float) -> str:
-    return amount(value, "")

@@ -5,17 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from coffre.bench.load.compare import Comparison, Verdict
 from coffre.bench.load.damage import DATA_ERRORS
-from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Slice, Tally
-from coffre.bench.load.result import PERCENTILES, LoadResult
-from coffre.bench.load.wording import amount, duration, remarks, times
+from coffre.bench.load.result import LoadResult
+from coffre.bench.load.tables import operations_table, phases_table
+from coffre.bench.load.wording import amount, duration, remarks
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-__all__ = ["LiveProgress", "print_comparison", "print_result"]
+__all__ = ["LiveProgress", "print_result"]
 
 _KEPT_INTERVALS = 4
 
@@ -96,22 +94,11 @@ class LiveProgress:
 
 def print_result(result: LoadResult, console: Console) -> None:
     """The table of operations, and after it everything that a reader must not overlook."""
-    table = Table("operation", "class", "done", "errors", "op/s", "bytes/s", "mean", box=None)
-    for percentile in PERCENTILES:
-        table.add_column(f"p{percentile:g}")
-    table.add_column("max")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in result.rows():
-        table.add_row(
-            *(row.operation.value, row.kind, f"{row.done:,}", f"{row.failed:,}" if row.failed else ""),
-            *(f"{row.per_s:,.1f}", amount(row.bytes_per_s, "B/s"), duration(row.mean_s)),
-            *(duration(row.percentiles_s.get(each)) for each in PERCENTILES),
-            duration(row.max_s),
-        )
-    console.print(table)
+    operations_table(result).show(console)
     if result.events:
-        _print_phases(result, console)
+        phases_table(result).show(console)
+    for event in result.events:
+        console.print(f"{event.at_s:6.1f} s  {event.phase}: {event.what}", markup=False, soft_wrap=True)
     for line in remarks(result):
         console.print(line, soft_wrap=True, markup=False)
     for name, count in result.errors().items():
@@ -123,54 +110,3 @@ def print_result(result: LoadResult, console: Console) -> None:
         console.print(f"{result.data_errors:,} times data was wrong or lost", style="bold red")
     elif result.check is not None:
         console.print(f"all {result.check.checked:,} objects that were written are as they must be")
-
-
-def _print_phases(result: LoadResult, console: Console) -> None:
-    table = Table("at", "phase", "operation", "done", "errors", "op/s", "", "p50", "p99", "", "max", box=None)
-    for column in (0, *range(3, 11)):
-        table.columns[column].justify = "right"
-    starts = {event.phase: event.at_s for event in result.events}
-    shown = None
-    for row in phase_rows(result):
-        first, shown = row.phase != shown, row.phase
-        table.add_row(
-            *((f"{starts[row.phase]:.1f} s", row.phase) if first else ("", "")),
-            *(row.operation.value, f"{row.done:,}", f"{row.failed:,}" if row.failed else ""),
-            *(f"{row.per_s:,.1f}", times(row.per_s_ratio), duration(row.percentiles_s.get(50.0))),
-            *(duration(row.percentiles_s.get(99.0)), times(row.p99_ratio), duration(row.max_s)),
-        )
-    console.print(table)
-    for event in result.events:
-        console.print(f"{event.at_s:6.1f} s  {event.phase}: {event.what}", markup=False, soft_wrap=True)
-
-
-_STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.NOISE: "", Verdict.UNKNOWN: "dim"}
-
-
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Every quantity before and after, its change and noise, and what that means."""
-    table = Table("operation", "class", "quantity", "before", "after", "change", "noise", "", box=None)
-    for column in table.columns[3:7]:
-        column.justify = "right"
-    shown = None
-    for change in comparison.changes:
-        cell = (change.operation.value, change.kind)
-        first, shown = cell != shown, cell
-        values = (
-            (f"{change.before:,.1f}", f"{change.after:,.1f}")
-            if change.quantity == "op/s"
-            else (duration(change.before), duration(change.after))
-        )
-        table.add_row(
-            *(cell if first else ("", "")),
-            *(change.quantity, *values, f"{change.ratio:+.1%}"),
-            *("" if change.noise is None else f"± {change.noise:.1%}", change.verdict.value),
-            style=_STYLES[change.verdict],
-        )
-    console.print(table)
-    for note in comparison.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    console.print(
-        "noise: 95 % interval from the batches of each run; two starts of the same build may differ by more",
-        soft_wrap=True,
-    )

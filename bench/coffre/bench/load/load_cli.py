@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from coffre.bench.files import check_writable
 from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.load.compare import compare_results
 from coffre.bench.load.content import Texture
 from coffre.bench.load.failure import PHASES, disturbed, failure_plan
 from coffre.bench.load.latency import check_installed
-from coffre.bench.load.live import LiveProgress, print_comparison, print_result
+from coffre.bench.load.live import LiveProgress, print_result
 from coffre.bench.load.plan import LoadPlan
-from coffre.bench.load.report import write_report
 from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.session import Target, connected, run_load, started
+from coffre.bench.load.tables import comparison_table
 from coffre.bench.load.workload import parse_size
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.result import machine
@@ -63,25 +62,6 @@ class _Share(click.ParamType[float]):
         if not 0 <= found < math.inf:
             self.fail(f"{text!r} is not a share such as 10% or 0.1", param, ctx)
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Where the result goes."""
-
-    json: Path | None
-    html: Path | None
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> _Output:
-        """Raises `InvalidArgument` when nothing can be written there: better before a long run than after it."""
-        output = cls(options["output"], options["report"])
-        for path in (output.json, output.html):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if not os.access(path.parent, os.W_OK):
-                    raise InvalidArgument(f"cannot write in {path.parent}")
-        return output
 
 
 def _load_options(*, ramp_s: float, archives: bool) -> Callable[[_Command], _Command]:
@@ -189,7 +169,7 @@ def load(
         duration = 30.0 if count is None else COUNT_DURATION_S
     clock, console = SystemClock(), terminal()
     plan = plan_of(options, clock, bucket=bucket, duration_s=duration, count=count)
-    output = _Output.of(options)
+    _check_output(options)
 
     async def run(place: Path) -> LoadResult:
         with LiveProgress(console, plan.interval_s) as progress:
@@ -209,7 +189,7 @@ def load(
     else:
         with workplace(options["directory"].resolve()) as place:
             result = run_to_end(lambda: run(place))
-    finish(result, output, console)
+    finish(result, options, console)
 
 
 @click.command()
@@ -228,7 +208,7 @@ def failure(phase: float, **options: Any) -> None:
     At the end all that was acknowledged is read back. Exit status 1: data was wrong or lost.
     """
     clock, console = SystemClock(), terminal()
-    output = _Output.of(options)
+    _check_output(options)
     plan = failure_plan(plan_of(options, clock, bucket="bench", duration_s=1.0, count=None), phase)
 
     async def run(place: Path) -> LoadResult:
@@ -248,7 +228,7 @@ def failure(phase: float, **options: Any) -> None:
 
     with workplace(options["directory"].resolve()) as place:
         result = run_to_end(lambda: run(place))
-    finish(result, output, console)
+    finish(result, options, console)
 
 
 @click.command()
@@ -266,7 +246,13 @@ def compare(before: Path, after: Path, fail_over: float | None) -> None:
     first, second = read_result(before), read_result(after)
     found = compare_results(first, second)
     console = terminal()
-    print_comparison(found, console)
+    comparison_table(found).show(console)
+    for note in found.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(
+        "noise: 95 % interval from the batches of each run; two starts of the same build may differ by more",
+        soft_wrap=True,
+    )
     if fail_over is None:
         return
     regressions = found.regressions(fail_over)
@@ -341,13 +327,21 @@ def plan_of(
     )
 
 
-def finish(result: LoadResult, output: _Output, console: Console) -> None:
+def _check_output(options: dict[str, Any]) -> None:
+    for path in (options["output"], options["report"]):
+        if path is not None:
+            check_writable(path)
+
+
+def finish(result: LoadResult, options: dict[str, Any], console: Console) -> None:
     """Show it, write it, and end with status 1 when data was wrong or lost."""
     print_result(result, console)
-    if output.json is not None:
-        write_result(output.json, result)
-        console.print(f"result written to {output.json}", soft_wrap=True, markup=False)
-    if output.html is not None:
-        write_report(output.html, result)
-        console.print(f"report written to {output.html}", soft_wrap=True, markup=False)
+    if options["output"] is not None:
+        write_result(options["output"], result)
+        console.print(f"result written to {options['output']}", soft_wrap=True, markup=False)
+    if options["report"] is not None:
+        from coffre.bench.load.report import write_report  # Matplotlib takes a while to load
+
+        write_report(options["report"], result)
+        console.print(f"report written to {options['report']}", soft_wrap=True, markup=False)
     sys.exit(1 if result.data_errors else 0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from coffre.bench.files import write_whole
 from coffre.bench.load.damage import DATA_ERRORS
 from coffre.bench.load.facts import ClusterFacts, Counters
 from coffre.bench.load.latency import Latencies
@@ -223,15 +223,8 @@ def _row_json(row: Row) -> dict[str, object]:
 
 
 def write_result(path: Path, result: LoadResult) -> None:
-    """Write it, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as sink:
-        json.dump(result.to_json(), sink, allow_nan=False)
-        sink.write("\n")
-        sink.flush()
-        os.fsync(sink.fileno())
-    draft.replace(path)
+    """Write it, all or nothing. Raises `ConfigurationError`."""
+    write_whole(path, json.dumps(result.to_json(), allow_nan=False) + "\n")
 
 
 def read_result(path: Path) -> LoadResult:

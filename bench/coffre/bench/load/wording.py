@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coffre.bench.load.result import LoadResult
 
-__all__ = ["amount", "duration", "remarks", "times"]
+__all__ = ["amount", "count", "duration", "remarks", "times"]
 
 SATURATED = 0.9
 
@@ -17,6 +17,11 @@ def amount(value: float, unit: str) -> str:
         value, prefix = value / 1000, next(prefixes)
     digits = 0 if prefix == "" and value == int(value) else max(0, 3 - len(str(int(abs(value)))))
     return f"{value:.{digits}f} {prefix}{unit}".rstrip()
+
+
+def count(value: int) -> str:
+    """With separators: 12,345. Nothing for 0."""
+    return f"{value:,}" if value else ""
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,30 @@
+"""Reports as HTML pages that need nothing else: no script, no font, no picture, no address.
+
+The templates lie in pages/, with the one style sheet of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+__all__ = ["Markup", "render"]
+
+_PAGES = Path(__file__).with_name("pages")
+
+
+def render(template: str, filters: dict[str, Callable[..., str]] | None = None, **content: object) -> str:
+    """The page of a template. All text is escaped; what is HTML already, such as a chart, comes as `Markup`."""
+    environment = Environment(
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters or {})
+    page: str = environment.get_template(template).render(**content)
+    return page
