@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ MAY_IMPORT = {
     "node": {"node", "cluster", "proto", "codec"},
     "client": {"client", "cli", "cluster", "proto", "codec"},
     "bench": set(ROOMS),
+}
+
+# The inner rooms, from the ground up, and the rooms that each may import. Modules above them, in the room itself, are
+# words that all share (errors, clock, keys) or what puts the rooms together (AsyncClient, the node's server).
+INNER = {
+    "client": {
+        "sealing": set(),
+        "nodes": set(),
+        "writing": {"sealing", "nodes"},
+        "reading": {"sealing", "nodes", "writing"},
+        "puts": {"sealing", "nodes", "writing", "reading"},
+    },
 }
 
 # The wall clock, randomness and sockets are passed in. Where `main` is, they are made.
@@ -44,7 +57,9 @@ BANNED = {
 }
 MAKES_ITS_OWN = {
     "cluster/coffre/cluster/clock.py": {"time.time_ns"},  # the real Clock
-    "node/coffre/node/lmdb_store.py": {"uuid.uuid4"},  # a store's id, drawn once when its directory is made
+    "node/coffre/node/disk/lmdb_store.py": {
+        "uuid.uuid4"
+    },  # a store's id, drawn once when its directory is made
     "cluster/coffre/cluster/cli.py": {"secrets.token_hex", "os.urandom"},  # main
     "bench/coffre/bench": BANNED,  # measures, starts processes, makes its own certificates
 }
@@ -102,6 +117,51 @@ def test_imports_go_one_way(module: Path) -> None:
     room = relative(module).split("/")[0]
     for imported in imported_rooms(ast.parse(module.read_text("utf-8"))):
         assert imported in MAY_IMPORT[room], f"{relative(module)} imports coffre.{imported}"
+
+
+def inner_room(module: str) -> tuple[str, str] | None:
+    """(room, inner room) of `coffre.room.inner...`, or None."""
+    parts = module.split(".")
+    return (parts[1], parts[2]) if len(parts) > 2 and parts[2] in INNER.get(parts[1], {}) else None
+
+
+def imports_of(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """(line, module, name) of all that is imported from Coffre."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("coffre."):
+            yield from ((node.lineno, node.module, alias.name) for alias in node.names)
+
+
+def test_inner_rooms_are_entered_by_their_doors(module: Path) -> None:
+    """From outside, only what a room's `__init__` exports; from inside, only the rooms below."""
+    parts = relative(module).split("/")
+    mine = inner_room(".".join(parts[1:-1]))
+    for line, imported, name in imports_of(ast.parse(module.read_text("utf-8"))):
+        theirs = inner_room(imported)
+        if theirs is None and inner_room(f"{imported}.{name}"):
+            raise AssertionError(f"{relative(module)}:{line} imports the room {name} as a whole")
+        if theirs is None or theirs == mine:
+            continue
+        where = f"{relative(module)}:{line} imports {name} from {imported}"
+        assert len(imported.split(".")) == 3, f"{where}: past the door"
+        exported = import_module(imported).__all__
+        assert name in exported, f"{where}: the room does not export it"
+        if mine is not None and mine[0] == theirs[0]:
+            assert theirs[1] in INNER[mine[0]][mine[1]], f"{where}: {mine[1]} may not import {theirs[1]}"
+
+
+def test_inner_rooms_have_no_circle() -> None:
+    for room, inner in INNER.items():
+        below: set[str] = set()
+        for name, may_import in inner.items():
+            assert may_import <= below, f"{room}/{name} imports a room above it"
+            below.add(name)
+
+
+def test_every_inner_room_is_known() -> None:
+    for room in INNER:
+        found = {path.parent.name for path in (ROOT / room / "coffre" / room).glob("*/__init__.py")}
+        assert found == set(INNER[room])
 
 
 def test_time_chance_and_network_are_passed_in(module: Path) -> None:

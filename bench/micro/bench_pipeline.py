@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from coffre.client._sealing import Draft
-from coffre.client._upload import CellCoder, SegmentCoder
+from coffre.client.sealing import Draft
+from coffre.client.writing import CellCoder, SegmentCoder
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM

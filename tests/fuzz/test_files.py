@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import KeyRing
-from coffre.client._listing import parse_token
-from coffre.client._sealing import Sealer
 from coffre.client.config import load_client_config
+from coffre.client.reading import parse_token
+from coffre.client.sealing import Sealer
 from coffre.cluster.coordination._values import decode, encode
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.map import ClusterMap, read_map

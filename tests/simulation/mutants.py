@@ -60,7 +60,7 @@ class Verdict:
 MUTANTS = (
     Mutant(
         "majority minus one",
-        "coffre.client._rounds",
+        "coffre.client.writing._rounds",
         "return self.electorate.is_established_by(self._holders)",
         "return len(self.electorate.everyone & self._holders) >= self.electorate.write - 1",
         19,
@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     Mutant(
         "read without completing",
-        "coffre.client._reads",
+        "coffre.client.reading._reads",
         "await self._completer.complete(view, name, found, replies, beyond, voted=voted)",
         "pass",
         9,
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     Mutant(
         "believe what is merely accepted",
-        "coffre.client._reads",
+        "coffre.client.reading._reads",
         "v.stamp == stamp and v.state == pb.STATE_SETTLED\n",
         "v.stamp == stamp and v.state != pb.STATE_ABORTED\n",
         5,
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "a failed shard counts",
-        "coffre.client._rounds",
+        "coffre.client.writing._rounds",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
@@ -108,14 +108,14 @@ MUTANTS = (
     ),
     Mutant(
         "a list believes R - 1 answers",
-        "coffre.client._listing",
+        "coffre.client.reading._listing",
         "    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]\n",
         "    spare = [len(electorate.primaries) - electorate.read + 1 for electorate in electorates]\n",
         269,
     ),
     Mutant(
         "a list skips what is not settled",
-        "coffre.client._listing",
+        "coffre.client.reading._listing",
         "        found = await self._reader.resolve(name)\n        return found.opened if found else None",
         "        return None",
         1,
@@ -131,21 +131,21 @@ MUTANTS = (
     ),
     Mutant(
         "a mark passes over what is under way",
-        "coffre.client._stamps",
+        "coffre.client.writing._stamps",
         "            if first.settle is None:\n",
         "            if first.settle is None and len(self._open) == 1:\n",
         151,
     ),
     Mutant(
         "a mark passes over what was given up",
-        "coffre.client._stamps",
+        "coffre.client.writing._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
         "\n    def _settle_done",
         65,
     ),
     Mutant(
         "settled before it is established",
-        "coffre.client._writes",
+        "coffre.client.writing._writes",
         "        round_ = await self._accept(view, draft, shards, stamp)\n",
         "        round_ = await self._accept(view, draft, shards, stamp)\n"
         "        self.settle(draft.name, stamp, shards)\n",
@@ -164,7 +164,7 @@ MUTANTS = (
     ),
     Mutant(
         "an acknowledged version is skipped",
-        "coffre.client._evidence",
+        "coffre.client.reading._evidence",
         "if not electorate.may_be_established(silent.union(holders)):",
         "if not electorate.may_be_established(holders):",
         17,
@@ -187,7 +187,7 @@ MUTANTS = (
     ),
     Mutant(
         "give up after the acknowledgement",
-        "coffre.client._writes",
+        "coffre.client.writing._writes",
         "                self._established(view, draft.name, stamp, shards, round_)\n                return True",
         "                await self.give_up(draft.name, stamp, round_.electorate.everyone, k=1, elsewhere=None)\n"
         "                self._established(view, draft.name, stamp, shards, round_)\n                return True",
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     Mutant(
         "nothing is given up",
-        "coffre.client._writes",
+        "coffre.client.writing._writes",
         "        fate = await self.give_up(\n"
         "            draft.name,\n"
         "            stamp,\n"
@@ -220,7 +220,7 @@ MUTANTS = (
     ),
     Mutant(
         "a condition is checked before the lock alone",
-        "coffre.client._conditions",
+        "coffre.client.puts._conditions",
         "                draft.manifest.base = await self._decide(draft.name, condition, thorough=refused)\n",
         "                found = await self._lookup.patiently(lambda: self._reader.resolve(draft.name))\n"
         "                draft.manifest.base = found.opened.stamp.to_bytes() if found else b''\n",
@@ -229,14 +229,14 @@ MUTANTS = (
     ),
     Mutant(
         "a condition ignores tombstones",
-        "coffre.client._conditions",
+        "coffre.client.puts._conditions",
         "        if self.version is not None and not (live and self._is_met(newest)):\n",
         "        if self.version is not None and not self._is_met(newest):\n",
         220,
     ),
     Mutant(
         "a conditional write needs no lock",
-        "coffre.client._conditions",
+        "coffre.client.puts._conditions",
         "            lock = await stack.enter_async_context(self._locks.hold(draft.name, self._lock_patience))\n",
         "            from unittest.mock import Mock\n            lock = Mock()\n",
         0,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from coffre.client import _puts, _streams, async_client
+from coffre.client import _streams, async_client
+from coffre.client.puts import _puts
 
 __all__ = ["SEGMENT_BYTES", "tiny_segments"]
 

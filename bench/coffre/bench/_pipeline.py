@@ -6,9 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from coffre.client._cell_cipher import CellCipher
-from coffre.client._sealing import Draft
-from coffre.client._upload import CellCoder
+from coffre.client.sealing import CellCipher, Draft
+from coffre.client.writing import CellCoder
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.codec import codec, crc32c

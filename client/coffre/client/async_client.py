@@ -19,28 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coffre.client._conditions import ConditionalWriter, condition_of
-from coffre.client._download import Downloader
-from coffre.client._found import Found
-from coffre.client._listing import Lister, parse_token
-from coffre.client._lookup import Lookup
-from coffre.client._maps import Background, MapSource
-from coffre.client._peers import Peers
-from coffre.client._puts import Putter
-from coffre.client._ranges import RangeReader, short_range
-from coffre.client._reads import Reader
-from coffre.client._recoding import Recoder
-from coffre.client._sealing import Sealer
-from coffre.client._stamps import Issuer
 from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
     each,
     file_chunks,
 )
-from coffre.client._upload import Uploader
-from coffre.client._view import Views
-from coffre.client._writes import Writer
 from coffre.client.keys import KeyProvider
 from coffre.client.model import (
     ClientOptions,
@@ -51,6 +35,20 @@ from coffre.client.model import (
     check_metadata,
     check_text,
 )
+from coffre.client.nodes import Background, MapSource, Peers, Views
+from coffre.client.puts import ConditionalWriter, Putter, Recoder, condition_of
+from coffre.client.reading import (
+    Downloader,
+    Found,
+    Lister,
+    Lookup,
+    RangeReader,
+    Reader,
+    parse_token,
+    short_range,
+)
+from coffre.client.sealing import Sealer
+from coffre.client.writing import Issuer, Uploader, Writer
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.coordination import Coordination
 from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, list_buckets

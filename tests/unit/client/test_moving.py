@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
-from coffre.client._stamps import Issuer
-from coffre.client._writes import Fate, Writer
+from coffre.client.writing import Fate, Issuer, Writer
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import NotFound, OutcomeUnknown, StaleMap, Unavailable
 from coffre.cluster.map import ClusterMap, Policy

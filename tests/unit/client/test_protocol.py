@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Network, Traffic
-from coffre.client._rounds import Round
+from coffre.client.writing._rounds import Round
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     ClockSkew,

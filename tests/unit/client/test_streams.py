@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
-from coffre.client import _upload
-from coffre.client._cell_cipher import Parts
-from coffre.client._upload import CellCoder
+from coffre.client.sealing import Parts
+from coffre.client.writing import CellCoder, _upload
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
 from coffre.codec import Tier
 from coffre.proto import coffre_pb2 as pb

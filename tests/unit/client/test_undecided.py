@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
-from coffre.client._stamps import Issuer
-from coffre.client._writes import Writer
+from coffre.client.writing import Issuer, Writer
 from coffre.cluster.electorate import Electorate, Electorates
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.map import ClusterMap, Policy

@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from coffre.client._cell_cipher import CellCipher
-from coffre.client._sealing import Sealer, SegmentCipher
 from coffre.client.keys import KeyRing
+from coffre.client.sealing import CellCipher, Sealer, SegmentCipher
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb

@@ -9,8 +9,7 @@ from contextlib import suppress
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
-from coffre.client._stamps import Issuer
-from coffre.client._writes import Writer
+from coffre.client.writing import Issuer, Writer
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import IntegrityError

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.client._stamps import Issuer
-from coffre.client._writes import Writer
+from coffre.client.writing import Issuer, Writer
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.membership import remove_node

@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.client._stamps import Issuer
-from coffre.client._writes import Writer
+from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.map import Policy
 from coffre.cluster.membership import finish_move, set_policy

@@ -1,0 +1,313 @@
+"""Listing: pages of many nodes merged in key order, each key decided as a head would (docs/consistency.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from coffre.client._streams import each
+from coffre.client.nodes import View, Views
+from coffre.client.reading._found import Found
+from coffre.client.reading._reads import Reader
+from coffre.client.reading._replies import HELD
+from coffre.client.sealing import OpenManifest, Sealer
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    KeyUnavailable,
+    RetryableError,
+    StaleMap,
+    Unavailable,
+    Unsupported,
+)
+from coffre.cluster.names import KEY_BYTES_MAX, ObjectName
+from coffre.cluster.versions import STAMP_BYTES
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Lister", "Page", "parse_token"]
+
+SLOW_SECONDS = 0.5  # after which all the other nodes are asked, too
+COVER_NODES_MAX = 64  # in larger clusters finding few nodes to ask costs more than asking all
+COVERS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Live objects and common prefixes in key order; `after` starts the next page, None when this is the last."""
+
+    objects: tuple[OpenManifest, ...]
+    prefixes: tuple[str, ...]
+    after: bytes | None
+    after_prefix: bool = False
+
+    @property
+    def token(self) -> str | None:
+        """What `parse_token` reads: where the next page starts."""
+        return None if self.after is None else ("p" if self.after_prefix else "k") + self.after.hex()
+
+
+@dataclass(slots=True)
+class _Merged:
+    """What the nodes say of one key or prefix."""
+
+    entry: pb.ListEntry
+    by_node: dict[int, Sequence[pb.Version]]
+
+
+class Lister:
+    """Lists one bucket."""
+
+    def __init__(self, views: Views, reader: Reader, sealer: Sealer) -> None:
+        self._views = views
+        self._reader = reader
+        self._sealer = sealer
+        self._covers_found: dict[tuple[int, str, str, frozenset[int]], frozenset[int]] = {}
+
+    async def page(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        *,
+        after: bytes,
+        after_prefix: bool,
+        delimiter: str,
+        limit: int,
+    ) -> Page:
+        """Return up to `limit` entries behind `after`. A page may be short, or empty, and not be the last."""
+        view = self._views.current
+        request = pb.ListRequest(
+            epoch=view.map.epoch,
+            tenant=tenant,
+            bucket=bucket,
+            prefix=prefix,
+            after=after,
+            after_prefix=after_prefix,
+            delimiter=delimiter,
+            limit=limit,
+        )
+        replies = await self._ask(view, request)
+        merged, end, end_is_prefix = _merge(replies, limit)
+        decided = await each(
+            sorted(merged), lambda position: self._decide(view, tenant, bucket, merged[position], replies)
+        )
+        for entry in decided:
+            if isinstance(entry, CoffreError):
+                raise entry
+        return Page(
+            tuple(entry for entry in decided if isinstance(entry, OpenManifest)),
+            tuple(entry for entry in decided if isinstance(entry, str)),
+            end,
+            end_is_prefix,
+        )
+
+    async def _ask(self, view: View, request: pb.ListRequest) -> dict[int, pb.ListReply]:
+        """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""
+        first = self._cover(view, request.tenant, request.bucket)
+        everyone = view.peers.all()
+        spare = [peer.number for peer in everyone if peer.number not in first]
+        replies: dict[int, pb.ListReply] = {}
+        errors: list[CoffreError] = []
+        asking = {_asked(view, node, request): node for node in first}
+        try:
+            while asking:
+                timeout = SLOW_SECONDS if spare else None
+                done, _ = await asyncio.wait(asking, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    node = asking.pop(task)
+                    try:
+                        replies[node] = task.result()
+                    except CoffreError as error:
+                        errors.append(error)
+                if spare and (errors or not done):
+                    asking.update({_asked(view, node, request): node for node in spare})
+                    spare = []
+                if replies.keys() >= first or (not spare and _covers(view, request, replies)):
+                    return replies
+        finally:
+            for task in asking:
+                task.cancel()
+        for failure in errors:
+            if isinstance(failure, StaleMap):
+                raise failure
+        if errors and len({type(error) for error in errors}) == 1 and not replies:
+            raise errors[0]
+        raise Unavailable(f"{len(replies)} of {len(everyone)} nodes answer: too few for a complete list")
+
+    def _cover(self, view: View, tenant: str, bucket: str) -> frozenset[int]:
+        """Few nodes among which every partition has R primaries; suspects only where it takes them."""
+        suspects = frozenset(
+            peer.number for peer in view.peers.all() if peer.is_set_aside or peer.reads.lags(SLOW_SECONDS)
+        )
+        wanted = (view.map.epoch, tenant, bucket, suspects)
+        found = self._covers_found.get(wanted)
+        if found is None:
+            if len(self._covers_found) >= COVERS_KEPT:
+                self._covers_found.clear()
+            found = self._covers_found[wanted] = _find_cover(view, tenant, bucket, suspects)
+        return found
+
+    async def _decide(
+        self, view: View, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]
+    ) -> OpenManifest | str | None:
+        """The live object or the confirmed prefix, or None for what is deleted or was never acknowledged."""
+        entry = merged.entry
+        name = ObjectName(tenant, bucket, entry.key)
+        if entry.common_prefix:
+            return await self._decide_prefix(name, entry.common_prefix, merged)
+        opened = await self._decide_key(view, name, merged.by_node, replies)
+        return None if opened is None or opened.tombstone else opened
+
+    async def _decide_key(
+        self,
+        view: View,
+        name: ObjectName,
+        by_node: dict[int, Sequence[pb.Version]],
+        replies: dict[int, pb.ListReply],
+    ) -> OpenManifest | None:
+        held = [v for versions in by_node.values() for v in versions if v.state in HELD]
+        newest = max(held, key=lambda version: version.stamp, default=None)
+        if newest is not None and view.electorate(name).is_heard_from(replies):
+            settled = [
+                v
+                for v in held
+                if v.stamp == newest.stamp and v.state == pb.STATE_SETTLED and v.sealed.manifest
+            ]
+            for version in settled:
+                try:
+                    opened = await self._sealer.open(name, version.sealed)
+                except (IntegrityError, KeyUnavailable, Unsupported):
+                    break  # perhaps somebody's copy is not genuine: decide with a full read
+                if opened.stamp.to_bytes() == newest.stamp:
+                    return opened
+                break
+        found = await self._reader.resolve(name)
+        return found.opened if found else None
+
+    async def _decide_prefix(self, witness: ObjectName, prefix: str, merged: _Merged) -> str | None:
+        """A prefix shows when a live key is below it: the witness of the nodes, or else any."""
+        found: Found | None = await self._reader.resolve(witness) if witness.key else None
+        if found is not None and not found.opened.tombstone:
+            return prefix
+        after: bytes | None = b""
+        while after is not None:
+            page = await self.page(
+                witness.tenant,
+                witness.bucket,
+                prefix,
+                after=after,
+                after_prefix=False,
+                delimiter="",
+                limit=100,
+            )
+            if page.objects:
+                return prefix
+            after = page.after
+        return None
+
+
+def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:
+    async def ask() -> pb.ListReply:
+        peer = view.peers[node]
+        try:
+            reply = await view.peers.transport.list(node, request, view.peers.timeout)
+        except RetryableError as error:
+            if not isinstance(error, StaleMap):
+                peer.note_failure()
+            raise
+        if not _is_sound(reply, request):
+            raise IntegrityError(f"node {node} lists what was not asked for")
+        return reply
+
+    return asyncio.create_task(ask())
+
+
+def _covers(view: View, request: pb.ListRequest, nodes: Collection[int]) -> bool:
+    """Whether every partition has R primaries among `nodes`, in each of its sets."""
+    if len(view.peers.all()) > COVER_NODES_MAX:
+        silent = len(view.peers.all()) - len(nodes)
+        return silent <= view.silent_max(request.tenant, request.bucket)
+    return all(
+        view.partition_electorate(request.tenant, request.bucket, partition).is_heard_from(nodes)
+        for partition in range(view.map.partitions)
+    )
+
+
+def _find_cover(view: View, tenant: str, bucket: str, suspects: frozenset[int]) -> frozenset[int]:
+    everyone = frozenset(peer.number for peer in view.peers.all())
+    electorates = [
+        view.partition_electorate(tenant, bucket, partition) for partition in range(view.map.partitions)
+    ]
+    if len(everyone) > COVER_NODES_MAX or any(electorate.is_moving for electorate in electorates):
+        return everyone
+    partitions: dict[int, list[int]] = {node: [] for node in everyone}
+    for partition, electorate in enumerate(electorates):
+        for node in electorate.primaries:
+            partitions[node].append(partition)
+    # How many primaries of each partition need not be asked.
+    spare = [len(electorate.primaries) - electorate.read for electorate in electorates]
+    cover = set(everyone)
+    for node in sorted(partitions, key=lambda node: (node not in suspects, len(partitions[node]))):
+        if all(spare[partition] for partition in partitions[node]):
+            cover.remove(node)
+            for partition in partitions[node]:
+                spare[partition] -= 1
+    return frozenset(cover)
+
+
+def _is_sound(reply: pb.ListReply, request: pb.ListRequest) -> bool:
+    """Whether a page has entries of this listing alone, and lets it go on."""
+    if reply.more and not reply.entries:
+        return False
+    return all(
+        (entry.common_prefix or entry.key).startswith(request.prefix)
+        and (not entry.common_prefix or entry.key.startswith(entry.common_prefix))
+        and 1 <= len(entry.key.encode()) <= KEY_BYTES_MAX
+        and all(len(version.stamp) == STAMP_BYTES for version in entry.versions)
+        for entry in reply.entries
+    ) and (not reply.more or _start(reply.entries[-1]) > request.after)
+
+
+def _start(entry: pb.ListEntry) -> bytes:
+    """Where a listing goes on after `entry`: behind everything below a common prefix."""
+    return (entry.common_prefix + "\U0010ffff" if entry.common_prefix else entry.key).encode()
+
+
+def _merge(replies: dict[int, pb.ListReply], limit: int) -> tuple[dict[bytes, _Merged], bytes | None, bool]:
+    """Merge pages up to where every node's page reaches; return the entries, and where the next page starts."""
+    ends = [reply.entries[-1] for reply in replies.values() if reply.more and reply.entries]
+    horizon = min((_position(entry) for entry in ends), default=None)
+    merged: dict[bytes, _Merged] = {}
+    for node, reply in replies.items():
+        for entry in reply.entries:
+            position = _position(entry)
+            if horizon is None or position <= horizon:
+                merged.setdefault(position, _Merged(entry, {})).by_node[node] = entry.versions
+    positions = sorted(merged)
+    if len(positions) > limit:
+        horizon = positions[limit - 1]
+        for position in positions[limit:]:
+            del merged[position]
+    if horizon is None:
+        return merged, None, False
+    last = merged[horizon].entry
+    return merged, horizon, bool(last.common_prefix)
+
+
+def _position(entry: pb.ListEntry) -> bytes:
+    return (entry.common_prefix or entry.key).encode()
+
+
+def parse_token(token: str | None) -> tuple[bytes, bool]:
+    """Where a page starts, and whether behind a whole common prefix. Raises `InvalidArgument`."""
+    if token is None:
+        return b"", False
+    try:
+        after = bytes.fromhex(token[1:])
+    except ValueError:
+        after = b""
+    if token[:1] not in {"k", "p"} or not after:
+        raise InvalidArgument("that token is not from a list of this cluster")
+    return after, token[0] == "p"

@@ -1,0 +1,461 @@
+"""The writer's half of the register protocol (docs/consistency.md): accept on enough nodes, or give up for good."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coffre.client.nodes import View, Views
+from coffre.client.sealing import Draft
+from coffre.client.writing._rounds import Part, Round
+from coffre.client.writing._stamps import Issuer
+from coffre.cluster.clock import Clock
+from coffre.cluster.electorate import Electorate
+from coffre.cluster.errors import (
+    CoffreError,
+    OutcomeUnknown,
+    PermanentError,
+    PolicyViolation,
+    RetryableError,
+    StaleMap,
+    Unavailable,
+)
+from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.versions import Stamp
+from coffre.proto import coffre_pb2 as pb
+from coffre.proto.batches import accept_operation, accept_operations
+
+__all__ = ["Fate", "Shards", "Verify", "Writer"]
+
+ATTEMPTS_MAX = 100
+STALE_SECONDS = 0.1
+
+Verify = Callable[[Stamp], Awaitable[None]]
+"""Reads back what was written under a stamp, or raises `CoffreError`: then it does not stand."""
+
+
+class Fate(enum.Enum):
+    """What became of a version that its writer gave up."""
+
+    DEAD = "dead"
+    ESTABLISHED = "established"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Shards:
+    """The data of a version: one cell for each node, or shards that were staged there before."""
+
+    placement: list[int]  # node number by shard index
+    cells: Sequence[bytes | memoryview] = ()
+    cell_crcs: Sequence[int] = ()
+    staged: frozenset[int] = (
+        frozenset()
+    )  # indexes that are staged and synced; the others were lost on the way
+
+    @property
+    def is_staged(self) -> bool:
+        return not self.cells
+
+
+class Writer:
+    """Establishes versions."""
+
+    def __init__(
+        self, views: Views, issuer: Issuer, clock: Clock, *, straggler_grace: float, patience: float
+    ) -> None:
+        self._views = views
+        self._issuer = issuer
+        self._clock = clock
+        self._straggler_grace = straggler_grace
+        self._patience = patience
+
+    async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
+        """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.
+
+        Raises `Unavailable` when too few nodes took it and it is dead, `OutcomeUnknown` when that cannot be shown,
+        `StaleMap` when a newer map codes the bucket in another way than the draft, or forbids a node on which shards
+        were staged, or the nodes' own error when they refused.
+        """
+        deadline = self._clock.monotonic() + self._patience
+        for attempt in range(ATTEMPTS_MAX):
+            stamp = await self.establish_once(draft, shards, deadline)
+            if stamp is not None:
+                return stamp
+            if attempt > 4:
+                await self._clock.sleep(0.001 * min(attempt, 50))
+        raise Unavailable(f"{ATTEMPTS_MAX} attempts to write above other writers of this object failed")
+
+    async def establish_once(
+        self, draft: Draft, shards: Shards | None, deadline: float, verify: Verify | None = None
+    ) -> Stamp | None:
+        """Write a version under one stamp, above the draft's base; None when another version, or a newer map, stood
+        in the way, and this one is dead. Raises as `establish`.
+
+        With `verify`, it is established once that has returned and W primaries have locked it, not before: the rule of
+        re-codings (docs/recoding.md).
+        """
+        if draft.manifest.base:
+            self._issuer.observe(Stamp.from_bytes(draft.manifest.base))
+        stamp = self._issuer.issue()
+        stands = False
+        try:
+            stands = await self._try(draft, shards, stamp, deadline, verify)
+        finally:
+            if not stands:
+                self._issuer.given_up(stamp)
+        return stamp if stands else None
+
+    async def _try(
+        self, draft: Draft, shards: Shards | None, stamp: Stamp, deadline: float, verify: Verify | None
+    ) -> bool:
+        """Write a version under one stamp; False when a newer one, or a newer map, stood in the way. Raises as
+        `establish`."""
+        view = self._views.current
+        if shards is not None:
+            self._check_map(draft, shards, view)
+            if not shards.is_staged:
+                shards.placement = list(view.electorate(draft.name).primaries)
+        round_ = await self._accept(view, draft, shards, stamp)
+        conditional = draft.manifest.conditional
+        if conditional and round_.aborted and not round_.enough:
+            await round_.finish(self._patience)  # leftovers on a few nodes do not matter
+        if round_.enough and (conditional or not round_.aborted):
+            locking = round_ if verify is None else await self._verified(view, draft, shards, stamp, verify)
+            if locking.enough:
+                self._established(view, draft.name, stamp, shards, round_)
+                return True
+            locking.add_holders(round_)
+            round_ = locking
+        if round_.newest:
+            self._issuer.observe(Stamp.from_bytes(round_.newest))
+        renewed = round_.is_stale and await self._views.renew(view)
+        holders = round_.possible_holders
+        staged = shards is not None and shards.is_staged
+        elsewhere = None if shards is None else holders
+        fate = await self.give_up(
+            draft.name,
+            stamp,
+            holders,
+            k=draft.manifest.k,
+            elsewhere=elsewhere,
+            begun=None if round_.comes_late else view.electorate(draft.name),
+            every=staged,
+        )
+        if fate is Fate.ESTABLISHED:
+            await self._confirm(draft, shards, stamp)
+            placement = _placement_of(shards)
+            self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, placement))
+            return True
+        if fate is Fate.UNKNOWN and round_.aborted:
+            # A node may have forgotten a vote on a version so old; what it said of the Accept counts, too.
+            await round_.finish(max(0.0, deadline - self._clock.monotonic()))
+            fate = Fate.UNKNOWN if round_.possible_holders else Fate.DEAD
+        if fate is Fate.UNKNOWN:
+            raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
+        if not round_.aborted and not renewed:
+            if not round_.is_stale or self._clock.monotonic() >= deadline:
+                raise _refusal(round_)
+            await self._clock.sleep(
+                STALE_SECONDS
+            )  # the nodes, or this client, will have the newest map in a moment
+        return False
+
+    async def _verified(
+        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, verify: Verify
+    ) -> Round:
+        """Let it be read back, then have it locked. When it is not right, it is given up, and the error is raised."""
+        try:
+            await verify(stamp)
+        except CoffreError:
+            holders = view.electorate(draft.name).everyone.union(shards.placement if shards else ())
+            staged = shards is not None and shards.is_staged
+            await self.give_up(
+                draft.name, stamp, holders, k=draft.manifest.k, elsewhere=holders, every=staged
+            )
+            raise
+        locking = await self._accept(view, draft, shards, stamp, lock=True)
+        if not locking.enough:
+            await locking.finish(self._patience)
+        return locking
+
+    def _check_map(self, draft: Draft, shards: Shards, view: View) -> None:
+        """Raise `StaleMap` when a newer map codes the bucket otherwise, or forbids a place of what was staged."""
+        if not _is_coded_for(view, draft):
+            raise StaleMap("the bucket's storage policy has changed: put the object again")
+        if shards.is_staged:
+            try:
+                view.placement(draft.name).check(shards.placement)
+            except PolicyViolation as error:
+                raise StaleMap(f"the map has changed meanwhile ({error}): put the object again") from None
+
+    def _established(
+        self, view: View, name: ObjectName, stamp: Stamp, shards: Shards | None, round_: Round
+    ) -> None:
+        """Let the nodes know: by the next mark, and explicitly where there is something to trim or to move."""
+        electorate = round_.electorate
+        placement = _placement_of(shards)  # what is called later must not keep the cells in memory
+        self._issuer.established(stamp, lambda: self.settle(name, stamp, placement))
+        if placement and placement != electorate.primaries:
+            self.settle(name, stamp, placement)
+            return
+        for node in round_.replacing:
+            self.settle(name, stamp, placement, (node,))
+        if round_.pending:
+            round_.on_late_replace = lambda node: self.settle(name, stamp, placement, (node,))
+        for node in electorate.everyone:
+            view.peers[node].writes.remind()
+
+    async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
+        """A reader locked the version that was given up: bring it to the bar before it counts as written.
+
+        Votes say that it stands, not that enough shards are there; the writer still has them all.
+        """
+        view = self._views.current
+        if shards is not None and not _is_coded_for(view, draft):
+            raise OutcomeUnknown(
+                "the write stands, but may lack shards: the bucket's policy has changed meanwhile"
+            )
+        round_ = await self._accept(view, draft, shards, stamp, lock=True)
+        if not round_.enough:
+            await round_.finish()
+        if round_.newest > stamp.to_bytes():
+            return  # settled, and overwritten since
+        if not round_.enough:
+            raise OutcomeUnknown(f"the write stands, but lacks shards: {round_.summary()}")
+        self.settle(draft.name, stamp, _placement_of(shards))
+
+    async def _accept(
+        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
+    ) -> Round:
+        round_ = Round(view.electorate(draft.name), shards is not None, view.peers.loop)
+        deadline = self._clock.monotonic() + self._patience
+        sender = _Sender(view, round_, draft, shards, stamp, lock=lock)
+        sender.send_all()
+        await round_.decided
+        while (
+            not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
+        ):
+            if round_.is_stale or not sender.can_retry():
+                break
+            await self._clock.sleep(0.1)
+            sender.retry()
+            await round_.decided
+        round_.on_failure = None  # nothing is tried any more; and no cycle keeps the cells in memory
+        if round_.pending and round_.enough and not sender.waits_in_vain(self._straggler_grace):
+            await round_.finish(self._straggler_grace)
+        return round_
+
+    async def give_up(
+        self,
+        name: ObjectName,
+        stamp: Stamp,
+        holders: Iterable[int],
+        *,
+        k: int,
+        elsewhere: Collection[int] | None,
+        begun: Electorate | None = None,
+        every: bool = False,
+    ) -> Fate:
+        """Collect ABORTED votes until the version is dead, or turns out to be established.
+
+        `k`: of the version, whatever codes its bucket by now. `elsewhere`: nodes that may hold a shard, beside the
+        electorate; None for a tombstone, which has none. Votes are final, so a version is dead too when too few nodes
+        are left that could ever hold k shards of it. `begun`: who decided when it was written, or read; when everything
+        has moved since, those who decide now cannot tell what readers may have seen. `every`: hear all nodes that
+        answer, since the next stamp needs the staged shards that an Abort gives back.
+        """
+        operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
+        votes: dict[int, int] = {}
+        holders = set(holders)
+        if not holders:
+            return Fate.DEAD  # every node said no: nothing was stored anywhere
+        if begun is not None and not begun.may_be_established(holders):
+            begun = None  # too few took it for any reader to return it
+        view = self._views.current
+        for node in holders - view.electorate(name).everyone:
+            if node in view.peers:
+                view.peers[node].writes.submit_lazily(operation)
+        deadline = self._clock.monotonic() + self._patience
+        while True:
+            view = self._views.current
+            electorate = view.electorate(name)
+            asked = [node for node in electorate.everyone if node not in votes]
+            waiting = {view.peers[node].writes.submit(operation): node for node in asked}
+            stale = False
+            while waiting:
+                answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in answered:
+                    node = waiting.pop(future)
+                    error = future.exception()
+                    stale = stale or isinstance(error, StaleMap)
+                    if error is None and not future.result().code:
+                        votes[node] = future.result().state
+                fate = _fate(electorate, votes, k, elsewhere)
+                if fate is Fate.DEAD and begun is not None and not electorate.decides_since(begun):
+                    fate = Fate.UNKNOWN
+                if fate is not Fate.UNKNOWN and not (every and waiting):
+                    return fate
+            if self._clock.monotonic() >= deadline or len(votes) >= len(electorate.everyone):
+                return Fate.UNKNOWN
+            if not (stale and await self._views.renew(view)):
+                await self._clock.sleep(0.1)
+
+    def settle(
+        self, name: ObjectName, stamp: Stamp, placement: tuple[int, ...], nodes: Collection[int] = ()
+    ) -> None:
+        """Let the nodes (by default all that may hold it) know, lazily, that the version is established.
+
+        `placement`: node number by shard index; empty for a tombstone.
+        """
+        view = self._views.current
+        electorate = view.electorate(name)
+        moved = placement != electorate.primaries
+        operation = pb.Operation(
+            settle=pb.Settle(
+                bucket=name.bucket,
+                key=name.key,
+                stamp=stamp.to_bytes(),
+                placement=placement if moved else (),
+            )
+        )
+        for node in nodes or {*electorate.everyone, *placement}:
+            if node in view.peers:
+                view.peers[node].writes.submit_lazily(operation)
+
+
+def _placement_of(shards: Shards | None) -> tuple[int, ...]:
+    return () if shards is None else tuple(shards.placement)
+
+
+def _is_coded_for(view: View, draft: Draft) -> bool:
+    """Whether a bucket's policy still has the k and m that a draft is coded with."""
+    electorate, manifest = view.electorate(draft.name), draft.manifest
+    return (manifest.k, manifest.m) == (electorate.k, electorate.m)
+
+
+def _fate(
+    electorate: Electorate, votes: Mapping[int, int], k: int, elsewhere: Collection[int] | None
+) -> Fate:
+    """What the votes of an electorate decide, whatever the others say."""
+    if pb.STATE_SETTLED in votes.values():
+        return Fate.ESTABLISHED
+    aborted = {node for node, state in votes.items() if state == pb.STATE_ABORTED}
+    if electorate.is_dead_by(aborted) or (
+        elsewhere is not None
+        and not electorate.is_moving  # or shards may lie with substitutes of an earlier epoch
+        and len(electorate.everyone.union(elsewhere) - aborted) < k
+    ):
+        return Fate.DEAD
+    kept = {node for node, state in votes.items() if state == pb.STATE_LOCKED}
+    return Fate.ESTABLISHED if electorate.is_established_by(kept) else Fate.UNKNOWN
+
+
+class _Sender:
+    """Sends the Accepts of one round, to substitutes too."""
+
+    def __init__(
+        self, view: View, round_: Round, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool
+    ) -> None:
+        self._view = view
+        self._round = round_
+        self._draft = draft
+        self._shards = shards
+        self._stamp = stamp
+        self._lock = lock
+        self._tried: set[int] = set()
+        self._to_retry: list[tuple[int, int | None]] = []
+        round_.on_failure = self._on_failure
+
+    def send_all(self) -> None:
+        shards, electorate = self._shards, self._round.electorate
+        common = self._common()
+        if shards is None:
+            for node in electorate.everyone:
+                self._send(node, None, common)
+            return
+        self._tried.update(electorate.primaries, shards.placement)
+        if shards.is_staged:
+            for index, node in enumerate(shards.placement):
+                if node in self._view.peers:  # or it left the cluster after the shard was staged there
+                    self._send(node, index if index in shards.staged else None, common)
+        else:
+            operations = accept_operations(common, shards.cells, shards.cell_crcs)
+            for index, (node, operation) in enumerate(zip(shards.placement, operations, strict=True)):
+                self._post(node, index, operation)
+        for node in electorate.everyone:
+            if node not in shards.placement:
+                self._send(node, None, common)
+
+    def _common(self) -> bytes:
+        """What every node gets: an Accept without a shard."""
+        name, shards = self._draft.name, self._shards
+        sealed = self._draft.seal(self._stamp, shards.placement if shards is not None else ())
+        return pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock).SerializeToString()
+
+    def _send(self, node: int, index: int | None, common: bytes) -> None:
+        shards = self._shards
+        if index is None or shards is None:
+            operation = accept_operation(common)
+        elif shards.is_staged:
+            operation = accept_operation(common, index, staged=True)
+        else:
+            operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
+        self._post(node, index, operation)
+
+    def _post(self, node: int, index: int | None, operation: bytes) -> None:
+        self._round.expect(node)
+        self._view.peers[node].writes.post(operation, Part(self._round, node, index))
+
+    def _on_failure(self, node: int, index: int | None) -> None:
+        """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
+        if self._round.is_stale:
+            return
+        if isinstance(self._round.errors[node], RetryableError):
+            self._to_retry.append((node, index))
+        shards = self._shards
+        if index is None or shards is None or shards.is_staged:
+            return
+        name = self._draft.name
+        allowed, placement = self._view.substitutes(name), self._view.placement(name)
+        partition = partition_of(name, self._view.map.partitions)
+        for substitute in placement.substitutes(partition, shards.placement, index):
+            if substitute not in self._tried and substitute in allowed:
+                self._tried.add(substitute)
+                shards.placement[index] = substitute
+                self._send(substitute, index, self._common())
+                return
+
+    def can_retry(self) -> bool:
+        return bool(self._to_retry)
+
+    def retry(self) -> None:
+        """Ask the nodes that failed once more, with a new chance for the round to be decided."""
+        again, self._to_retry = self._to_retry, []
+        self._round.reopen()
+        placement = self._shards.placement if self._shards else ()
+        common = self._common()
+        for node, index in again:
+            moved = index is not None and placement[index] != node
+            self._send(node, None if moved else index, common)
+
+    def waits_in_vain(self, seconds: float) -> bool:
+        """Whether every node still to answer failed recently, or has kept an earlier message for so long already."""
+        peers = (self._view.peers[node] for node in self._round.unanswered)
+        return all(peer.suspect or peer.writes.lags(seconds) for peer in peers)
+
+
+def _refusal(round_: Round) -> CoffreError:
+    """The error that says best why a round failed."""
+    errors = list(round_.errors.values())
+    for error in errors:
+        if isinstance(error, PermanentError):
+            return error
+    kinds = {type(error) for error in errors}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        if kind is not Unavailable:
+            return kind(round_.summary())
+    return Unavailable(f"nothing was written: {round_.summary()}")
