@@ -33,6 +33,14 @@ INNER = {
         "reading": {"sealing", "nodes", "writing"},
         "puts": {"sealing", "nodes", "writing", "reading"},
     },
+    "node": {
+        "store": set(),
+        "memory": {"store"},
+        "disk": {"store"},
+        "following": set(),
+        "repair": {"store", "following"},
+        "serving": {"store", "following", "repair"},
+    },
 }
 
 # The wall clock, randomness and sockets are passed in. Where `main` is, they are made.

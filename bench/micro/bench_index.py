@@ -14,7 +14,7 @@ import pytest
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
-from coffre.node.lmdb_store import LmdbStore
+from coffre.node.disk import LmdbStore
 from coffre.node.store import Accept, Mutation, ShardStore, StoreOptions
 from micro_references import INTERPRETER, Beside, Noise, Reference
 

@@ -24,12 +24,11 @@ from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.testing import make_members
 from coffre.cluster.tls import server_credentials
-from coffre.node.coordination import CoordinationHandler
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.memory_store import MemoryStore
+from coffre.node.following import MapHolder
+from coffre.node.memory import MemoryStore
 from coffre.node.server import MESSAGE_BYTES_MAX
-from coffre.node.servicer import CoordinationServicer
+from coffre.node.serving import CoordinationServicer, Handler
+from coffre.node.serving.coordination import CoordinationHandler
 from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
 
 from tests.simulation.agreement import Agreement, StoreProcess

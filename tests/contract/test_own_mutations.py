@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import Conflict, NotFound, ResourceExhausted
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.memory_store import MemoryStore
+from coffre.node.disk import LmdbStore
+from coffre.node.memory import MemoryStore
 from coffre.node.store import (
     Collect,
     Condemn,

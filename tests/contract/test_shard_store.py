@@ -1,4 +1,4 @@
-"""What every `ShardStore` does: the seam of coffre.node.store, run against both twins."""
+"""What every `ShardStore` does: the seam of coffre.node.store.seam, run against both twins."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.memory_store import MemoryStore
-from coffre.node.recent import WINDOW_MS, window_start_ms
+from coffre.node.disk import LmdbStore
+from coffre.node.memory import MemoryStore
 from coffre.node.store import (
+    WINDOW_MS,
     Abort,
     Accept,
     DropRepair,
@@ -38,6 +38,7 @@ from coffre.node.store import (
     StoredCell,
     StoredVersion,
     StoreOptions,
+    window_start_ms,
 )
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=256 << 10)
@@ -598,7 +599,7 @@ async def test_more_says_whether_entries_follow(store: ShardStore) -> None:
 async def test_a_page_of_deleted_keys_is_bounded_and_goes_on(
     store: ShardStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coffre.node.listing.SCAN_MAX", 8)
+    monkeypatch.setattr("coffre.node.store.listing.SCAN_MAX", 8)
     deleted = [accept(1, f"a/{number:02}", tombstone=True) for number in range(30)]
     await store.apply([*deleted, accept(1, "a/99"), accept(1, "b")])
     pages, after, after_prefix = 0, b"", False

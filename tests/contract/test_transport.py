@@ -22,12 +22,11 @@ from coffre.cluster.testing import Members, make_members
 from coffre.cluster.tls import server_credentials
 from coffre.cluster.transport import LoopbackTransport, Transport
 from coffre.codec import crc32c
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.memory_store import MemoryStore
+from coffre.node.following import MapHolder
+from coffre.node.memory import MemoryStore
 from coffre.node.repair.messages import row_of_message, unpack_digests
 from coffre.node.server import MESSAGE_BYTES_MAX
-from coffre.node.servicer import Servicer, add_servicer
+from coffre.node.serving import Handler, Servicer, add_servicer
 from coffre.node.store import Accept
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded

@@ -10,8 +10,8 @@ from coffre.cluster.coordination import Coordination, Put
 from coffre.cluster.coordination.embedded import EmbeddedCoordination
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
-from coffre.node.coordination import CoordinationHandler
-from coffre.node.mapholder import MapHolder
+from coffre.node.following import MapHolder
+from coffre.node.serving.coordination import CoordinationHandler
 from coffre.proto import coordination_pb2 as pb
 
 from tests.fuzz.sender import Sender

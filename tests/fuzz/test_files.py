@@ -20,9 +20,9 @@ from coffre.cluster.operator import load_operator_config
 from coffre.cluster.tls import TlsFiles, load_identity
 from coffre.cluster.versions import Stamp
 from coffre.node.config import load_node_config
-from coffre.node.records import decode_record, encode_record
+from coffre.node.disk.records import decode_record, encode_record
+from coffre.node.disk.rows import decode_mark, decode_repair, encode_mark, encode_repair
 from coffre.node.repair.messages import row_of_message, unpack_digests
-from coffre.node.rows import decode_mark, decode_repair, encode_mark, encode_repair
 from coffre.node.store import Accept, QueueRepair
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coordination_pb2 as cpb

@@ -13,9 +13,9 @@ from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import HybridClock
 from coffre.codec import crc32c
-from coffre.node.handler import Handler
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.mapholder import MapHolder
+from coffre.node.disk import LmdbStore
+from coffre.node.following import MapHolder
+from coffre.node.serving import Handler
 from coffre.node.store import ShardStore, StoreOptions
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded

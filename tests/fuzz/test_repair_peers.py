@@ -8,8 +8,7 @@ import random
 
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
+from coffre.node.repair import Repairer, RepairOptions
 
 from tests.fuzz.lies import lie
 

@@ -19,7 +19,7 @@ import lmdb
 import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import KeyRing, connect
-from coffre.node.rows import Location, decode_row, encode_row, seal
+from coffre.node.disk.rows import Location, decode_row, encode_row, seal
 from coffre.node.store import State
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "recovery" / "recover.py"

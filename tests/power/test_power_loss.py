@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from coffre.cluster.clock import ManualClock
-from coffre.node.lmdb_store import LmdbStore
+from coffre.node.disk import LmdbStore
 
 from tests.amounts import amount
 from tests.power.disk import Disk, Entry, Kind, read_entries

@@ -17,11 +17,11 @@ from pathlib import Path
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.memory_store import MemoryStore
+from coffre.node.disk import LmdbStore
+from coffre.node.memory import MemoryStore
 from coffre.node.store import Abort, Accept, Mutation, Settle, ShardStore, State, StoredCell, StoreOptions
 
-from tests.unit.node.twin_cases import content, mutation
+from tests.unit.node.store.twin_cases import content, mutation
 
 __all__ = ["COURSES", "OPTIONS", "Course", "Done", "resume", "states"]
 

@@ -23,8 +23,8 @@ from coffre.cluster.coordination.seam import RANGE_LIMIT_MAX
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.names import ObjectName
-from coffre.node.coordination import CoordinationHandler
-from coffre.node.mapholder import MapHolder
+from coffre.node.following import MapHolder
+from coffre.node.serving.coordination import CoordinationHandler
 
 from tests.simulation.network import Destination
 from tests.simulation.virtual_time import Actor, VirtualLoop

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from coffre.cluster.errors import CoffreError, InternalError, Unavailable, error_of_status
 from coffre.cluster.identity import Identity
 from coffre.cluster.map import ClusterMap
-from coffre.node.coordination import CoordinationHandler
+from coffre.node.serving.coordination import CoordinationHandler
 from coffre.proto import coordination_pb2 as pb
 from google.protobuf.message import Message
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
-from coffre.node.memory_rows import record_of
-from coffre.node.memory_store import MemoryStore
-from coffre.node.store import Mark, Mutation, Outcome, Settle, State, StoredVersion, StoreOptions
-from coffre.node.votes import Entry
+from coffre.node.memory import MemoryStore
+from coffre.node.memory.rows import record_of
+from coffre.node.store import Entry, Mark, Mutation, Outcome, Settle, State, StoredVersion, StoreOptions
 
 __all__ = ["SimulatedStore"]
 

@@ -11,12 +11,10 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, verify_map
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
-from coffre.node.admission import await_admission, own_entry
-from coffre.node.coordinator import NearestCoordination
-from coffre.node.following import MapFollower
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.repair.repairer import Repairer
+from coffre.node.following import MapFollower, MapHolder, await_admission, own_entry
+from coffre.node.repair import Repairer
+from coffre.node.serving import Handler
+from coffre.node.serving.coordinator import NearestCoordination
 
 from tests.simulation.coordinators import MemberTransport
 from tests.simulation.disk import SimulatedStore
@@ -96,7 +94,7 @@ class Host:
     # ---------------------------------------------------------------- the map
 
     async def _follow(self, transport: MemberTransport) -> None:
-        """As `coffre.node.membership` lets a node follow the map."""
+        """As `coffre.node.serving.membership` lets a node follow the map."""
         used: Coordination = RemoteCoordination(transport)
         if self.number in self.maps.map.coordinators:
             self._world.agreement.handler(self.number)  # a store that lives in this node begins anew with it

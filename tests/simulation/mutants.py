@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stamp below the newest is taken",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "if newer and (not lock or any(entry.state == SETTLED for entry in newer)):",
         "if newer and lock and any(entry.state == SETTLED for entry in newer):",
         0,
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "acknowledge before the sync",
-        "coffre.node.memory_store",
+        "coffre.node.memory.store",
         "if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):\n            self._sync()",
         "if any(isinstance(mutation, Abort) for mutation in mutations):\n            self._sync()",
         3,
@@ -154,7 +154,7 @@ MUTANTS = (
     ),
     Mutant(
         "a tombstone is dropped early",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))",
         "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))\n"
         "    if entry.tombstone and len(kept) == 1:\n"
@@ -172,7 +172,7 @@ MUTANTS = (
     ),
     Mutant(
         "a vote to keep is not final",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "        return Verdict(entries, state=LOCKED)\n    if present.state != ACCEPTED:\n",
         "        return Verdict(entries, state=LOCKED)\n    if present.state not in (ACCEPTED, LOCKED):\n",
         16,
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     Mutant(
         "votes are forgotten with versions",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "if _was_locked(entry) and votes < VOTES_KEPT:",
         "if False:",
         5,
@@ -261,7 +261,7 @@ MUTANTS = (
     ),
     Mutant(
         "nodes do not look at the base",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "    if proposal.conditional and any(entry.stamp > base for entry in entries if entry.state != ABORTED):\n",
         "    if False:\n",
         9,
@@ -269,14 +269,14 @@ MUTANTS = (
     ),
     Mutant(
         "nodes leave conditional writes to the lock",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED and not entry.conditional)",
         114,
     ),
     Mutant(
         "a base ignores what is not settled",
-        "coffre.node.votes",
+        "coffre.node.store.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
         106,
@@ -362,7 +362,7 @@ MUTANTS = (
     ),
     Mutant(
         "a node serves every epoch",
-        "coffre.node.handler",
+        "coffre.node.serving.handler",
         "        if epoch != self._maps.map.epoch:\n            raise self._stale(epoch)\n",
         "",
         19,

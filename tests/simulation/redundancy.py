@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from coffre.cluster.map import Policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.memory_rows import record_of
-from coffre.node.store import State
-from coffre.node.votes import Entry
+from coffre.node.memory.rows import record_of
+from coffre.node.store import Entry, State
 
 from tests.simulation.world import BUCKET, TENANT, World, coding_of
 

@@ -16,11 +16,9 @@ from unittest.mock import patch
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.transport import Transport
-from coffre.node import handler as node_handler
-from coffre.node.handler import Handler
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
-from coffre.node.repair.testimony import await_testimony
+from coffre.node.repair import Repairer, RepairOptions, await_testimony
+from coffre.node.serving import Handler
+from coffre.node.serving import handler as node_handler
 from coffre.node.store import ShardStore, StoreIdentity
 
 from tests.simulation.network import SimulatedTransport

@@ -19,9 +19,8 @@ from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.placement import Placement
-from coffre.node.memory_rows import record_of
-from coffre.node.store import Accept, Forget, Mark, Mutation, Outcome, StoreOptions
-from coffre.node.votes import Entry
+from coffre.node.memory.rows import record_of
+from coffre.node.store import Accept, Entry, Forget, Mark, Mutation, Outcome, StoreOptions
 from coffre.proto import coffre_pb2 as pb
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks

@@ -17,11 +17,10 @@ from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.transport import LoopbackTransport
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.memory_store import MemoryStore
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
+from coffre.node.following import MapHolder
+from coffre.node.memory import MemoryStore
+from coffre.node.repair import Repairer, RepairOptions
+from coffre.node.serving import Handler
 from coffre.node.store import StoreOptions
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded

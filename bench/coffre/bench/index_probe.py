@@ -26,7 +26,7 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
-from coffre.node.lmdb_store import LmdbStore
+from coffre.node.disk import LmdbStore
 from coffre.node.store import Accept, Mutation, Settle, State, StoreOptions
 
 _PARTITIONS = 256

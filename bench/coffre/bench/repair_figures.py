@@ -27,7 +27,7 @@ from coffre.client import connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import InternalError
 from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.node.recent import WINDOW_MS
+from coffre.node.store import WINDOW_MS
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["FULL", "QUICK", "TARGETS", "RepairScale", "measure_repair"]

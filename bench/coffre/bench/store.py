@@ -24,7 +24,7 @@ from typing import Any
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
-from coffre.node.lmdb_store import LmdbStore
+from coffre.node.disk import LmdbStore
 from coffre.node.store import Accept, DropRepair, Mark, Settle, ShardStore, StoreOptions
 
 PARTITIONS = 1024

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.tls import TlsFiles
-from coffre.node.peer_watch import WatchOptions
-from coffre.node.repair.options import RETENTION_SECONDS_MIN, RepairOptions
+from coffre.node.following import WatchOptions
+from coffre.node.repair import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions
 
 __all__ = ["CoordinationConfig", "EmbeddedConfig", "EtcdConfig", "NodeConfig", "load_node_config"]

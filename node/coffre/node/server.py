@@ -17,18 +17,20 @@ from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_certificate,
 from coffre.cluster.map_source import ClusterMaps, VerifiedMap
 from coffre.cluster.tls import load_identity, load_tls, server_credentials
 from coffre.cluster.transport import Transport
-from coffre.node.admission import await_admission, is_ahead, own_entry
 from coffre.node.config import NodeConfig
-from coffre.node.handler import Handler
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.mapholder import MapHolder
-from coffre.node.membership import Membership
-from coffre.node.peer_watch import PeerWatch
-from coffre.node.repair.repairer import Repairer
-from coffre.node.repair.testimony import await_testimony
-from coffre.node.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
+from coffre.node.disk import LmdbStore
+from coffre.node.following import MapHolder, PeerWatch, Suspensions, await_admission, is_ahead, own_entry
+from coffre.node.repair import Repairer, await_testimony
+from coffre.node.serving import (
+    COORDINATION,
+    SERVICE,
+    CoordinationServicer,
+    Handler,
+    Membership,
+    Servicer,
+    add_servicer,
+)
 from coffre.node.store import ShardStore
-from coffre.node.suspensions import Suspensions
 from coffre.proto.coordination_pb2_grpc import add_CoordinationServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection

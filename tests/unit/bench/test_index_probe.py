@@ -16,7 +16,7 @@ from coffre.bench.index_probe import _digest, _name, _stamp, fill, lookup
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
-from coffre.node.lmdb_store import LmdbStore
+from coffre.node.disk import LmdbStore
 from coffre.node.store import Settle, State, StoreOptions
 
 SHARDS = 50

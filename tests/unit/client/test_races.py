@@ -14,9 +14,8 @@ from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.limits import RETRY_SECONDS
-from coffre.node.store import Lock
-from coffre.node.votes import VOTES_KEPT
+from coffre.node.store import RETRY_SECONDS, Lock
+from coffre.node.store.votes import VOTES_KEPT
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 

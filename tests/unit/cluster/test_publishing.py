@@ -37,9 +37,9 @@ from coffre.cluster.membership import drain_node, set_capacity
 from coffre.cluster.publishing import CoordinatedMapPublisher, Restored, restore_newest_map
 from coffre.cluster.testing import CERTIFICATE_DAYS, Members, make_members
 from coffre.cluster.transport import LoopbackTransport
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.memory_store import MemoryStore
+from coffre.node.following import MapHolder
+from coffre.node.memory import MemoryStore
+from coffre.node.serving import Handler
 
 CLUSTER_ID = "0123456789abcdef"
 NODES = [NodeAttributes(f"n{i}", f"s{i}", f"site-{i}", f"operator-{i}", "FR") for i in range(1, 5)]

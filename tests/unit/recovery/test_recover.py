@@ -14,10 +14,9 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
 from coffre.codec import Codec, crc32c
-from coffre.node.lmdb_store import LmdbStore
-from coffre.node.rows import Location, encode_row
-from coffre.node.store import Accept, Mark, State, StoreOptions
-from coffre.node.votes import Entry
+from coffre.node.disk import LmdbStore
+from coffre.node.disk.rows import Location, encode_row
+from coffre.node.store import Accept, Entry, Mark, State, StoreOptions
 from coffre.proto import coffre_pb2 as pb
 
 ROOT = Path(__file__).parents[3]

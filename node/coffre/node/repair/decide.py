@@ -10,10 +10,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from coffre.cluster.versions import unixtime_ms_of
-from coffre.node import votes
 from coffre.node.repair.view import Tally, View
-from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, StoredVersion
-from coffre.node.votes import Entry
+from coffre.node.store import ABORTED, ACCEPTED, LOCKED, SETTLED, Entry, StoredVersion, votes
 
 __all__ = [
     "Action",

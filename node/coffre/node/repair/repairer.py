@@ -14,8 +14,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, InvalidArgument
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
-from coffre.node.mapholder import MapHolder
-from coffre.node.recent import window_start_ms
+from coffre.node.following import MapHolder
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.census import Census
 from coffre.node.repair.electorate import Electorates
@@ -28,7 +27,7 @@ from coffre.node.repair.rounds import Difference, compare, differing
 from coffre.node.repair.scene import Bare, Scene, Task
 from coffre.node.repair.scrub import Scrub
 from coffre.node.repair.sweep import Sweep
-from coffre.node.store import PartitionDigest, ShardStore
+from coffre.node.store import PartitionDigest, ShardStore, window_start_ms
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Repairer"]

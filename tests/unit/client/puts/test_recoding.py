@@ -23,9 +23,9 @@ from coffre.cluster.errors import (
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import finish_move, set_policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.repair.options import RepairOptions
+from coffre.node.following import MapHolder
+from coffre.node.repair import RepairOptions
+from coffre.node.serving import Handler
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 

@@ -10,7 +10,7 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound
 from coffre.cluster.names import ObjectName
-from coffre.node.repair.options import RepairOptions
+from coffre.node.repair import RepairOptions
 from coffre.node.store import State
 
 from tests.unit.node.repair.test_repairer import primaries

@@ -11,9 +11,8 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.repair import asking
-from coffre.node.repair.messages import pack_digests, unpack_digests
-from coffre.node.repair.options import RepairOptions
+from coffre.node.repair import RepairOptions, asking, pack_digests
+from coffre.node.repair.messages import unpack_digests
 from coffre.node.store import PartitionDigest
 from coffre.proto import coffre_pb2 as pb
 

@@ -12,10 +12,9 @@ from coffre.cluster.membership import drain_node
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.memory_store import MemoryStore
+from coffre.node.memory import MemoryStore
+from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair import repairer as repairing
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 

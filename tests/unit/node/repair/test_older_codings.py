@@ -17,10 +17,9 @@ from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import drain_node, finish_move, set_policy
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.handler import Handler
-from coffre.node.mapholder import MapHolder
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
+from coffre.node.following import MapHolder
+from coffre.node.repair import Repairer, RepairOptions
+from coffre.node.serving import Handler
 from coffre.node.store import QueueRepair, Settle, State
 
 AT_ONCE = RepairOptions(

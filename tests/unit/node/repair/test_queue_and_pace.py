@@ -11,9 +11,8 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
 from coffre.node.config import load_node_config
-from coffre.node.memory_store import MemoryStore
-from coffre.node.repair import queue
-from coffre.node.repair.options import RepairOptions
+from coffre.node.memory import MemoryStore
+from coffre.node.repair import RepairOptions, queue
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.queue import RepairQueue
 from coffre.node.repair.scene import Task

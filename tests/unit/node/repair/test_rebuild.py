@@ -11,7 +11,7 @@ from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.codec import codec, crc32c
-from coffre.node.memory_store import MemoryStore
+from coffre.node.memory import MemoryStore
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard

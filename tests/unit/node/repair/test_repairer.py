@@ -15,11 +15,9 @@ from coffre.cluster.errors import Unavailable
 from coffre.cluster.membership import remove_node
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.recent import WINDOW_MS
+from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.healing import OBJECT_BYTES
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
-from coffre.node.store import Abort, Lock, State
+from coffre.node.store import WINDOW_MS, Abort, Lock, State
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20

@@ -13,8 +13,7 @@ from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.map import Policy
 from coffre.cluster.membership import finish_move, set_policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
+from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.sweep import DUPLICATES_WALKS
 from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State, StoredVersion
 from coffre.proto import coffre_pb2 as pb

@@ -10,8 +10,9 @@ from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.errors import ConfigurationError, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.transport import LoopbackTransport
-from coffre.node.memory_store import MemoryStore
-from coffre.node.repair.testimony import await_testimony, judge, witness
+from coffre.node.memory import MemoryStore
+from coffre.node.repair import await_testimony, witness
+from coffre.node.repair.testimony import judge
 from coffre.node.store import StoreIdentity
 from coffre.proto import coffre_pb2 as pb
 

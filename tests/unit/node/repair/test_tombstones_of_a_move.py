@@ -11,7 +11,7 @@ from coffre.cluster.membership import drain_node, finish_move
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.placement import Placement
-from coffre.node.repair.repairer import Repairer
+from coffre.node.repair import Repairer
 from coffre.node.store import Accept, Collect, Condemn, Forget, Restore
 
 from tests.unit.node.repair.test_sweep import AT_ONCE

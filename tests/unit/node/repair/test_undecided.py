@@ -15,9 +15,8 @@ from coffre.cluster.map import ClusterMap
 from coffre.cluster.membership import drain_node, finish_move, remove_node
 from coffre.cluster.moves import Move, MoveReport
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.electorate import Electorates as NodeElectorates
-from coffre.node.repair.options import RepairOptions
-from coffre.node.repair.repairer import Repairer
 from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
 

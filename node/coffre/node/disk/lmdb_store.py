@@ -1,0 +1,469 @@
+"""The store of one node on a disk: LMDB index, volumes, and large shards. docs/formats/node.md describes its
+files."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import struct
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVarTuple, Unpack
+
+import lmdb
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import (
+    CoffreError,
+    ConfigurationError,
+    IntegrityError,
+    ResourceExhausted,
+    Unavailable,
+)
+from coffre.cluster.names import ObjectName
+from coffre.node.disk.chores import (
+    CommitLarge,
+    DropStaged,
+    FreeLarge,
+    KeepNote,
+    Nothing,
+    OpenLarge,
+    ReportDamage,
+)
+from coffre.node.disk.committer import Committer, DiskSpace
+from coffre.node.disk.index import FORMAT, Index, partition_prefix
+from coffre.node.disk.large_shards import LargeShardWriter
+from coffre.node.disk.open_shards import OpenShards
+from coffre.node.disk.reader import Reader
+from coffre.node.disk.reclaim import Reclaimer
+from coffre.node.disk.rows import (
+    DIGEST,
+    VOLUME,
+    Counters,
+    LargeFile,
+    LargeState,
+    decode_large,
+    note_key,
+    seal,
+    staging_key,
+    unseal,
+)
+from coffre.node.disk.volumes import Volumes, VolumeState, sync_directory
+from coffre.node.store import (
+    Listing,
+    Mark,
+    Mutation,
+    Outcome,
+    PartitionDigest,
+    PartitionRow,
+    QueueRepair,
+    Settle,
+    StagedShard,
+    StagedWriter,
+    StoredCell,
+    StoredVersion,
+    StoreIdentity,
+    StoreOptions,
+    StoreStatus,
+    check_stage,
+)
+
+__all__ = ["LmdbStore"]
+
+_log = logging.getLogger(__name__)
+_THREADS = 4
+_VOLUME_BYTES_MAX = 1 << 31
+_Arguments = TypeVarTuple("_Arguments")
+
+
+class _Parts:
+    """What an open directory consists of."""
+
+    def __init__(self, root: Path, options: StoreOptions, lock: int) -> None:
+        self.lock = lock
+        self.large = root / "large"
+        self.open_shards = OpenShards(self.large)
+        self.index = Index(root / "index", options.map_bytes)
+        try:
+            self.store_id, self.counters = _identify(self.index, root)
+            self.volumes = Volumes(root / "volumes", self.store_id)
+            self._load_volumes()
+            self.damaged = self.volumes.check()
+            self.space = DiskSpace(root, options, self.volumes, self.index)
+            self._sweep_large()
+        except BaseException:
+            self.index.close()
+            raise
+
+    def _load_volumes(self) -> None:
+        with self.index.reading() as txn, txn.cursor(db=self.index.volumes) as cursor:
+            for key, value in cursor:
+                length, live_bytes = VOLUME.unpack(unseal(key, value))
+                self.volumes.table[int.from_bytes(key, "big")] = VolumeState(length, live_bytes)
+
+    def _sweep_large(self) -> None:
+        """Remove the files and rows of large shards that were not finished, or freed."""
+        known: set[str] = set()
+        gone: list[bytes] = []
+        with self.index.reading() as txn, txn.cursor(db=self.index.large) as cursor:
+            for key, value in cursor:
+                file = decode_large(key, value)
+                if file.state in (LargeState.STAGED, LargeState.ADOPTED):
+                    known.add(f"{int.from_bytes(key, 'big'):016x}")
+                    self.space.large_bytes += file.file_bytes
+                else:
+                    gone.append(key)
+        for directory in self.large.iterdir():
+            for path in directory.iterdir():
+                if path.name not in known:
+                    path.unlink()
+            sync_directory(directory)
+        if gone:
+            with self.index.env.begin(write=True) as txn:
+                for key in gone:
+                    txn.delete(key, db=self.index.large)
+
+
+def _identify(index: Index, root: Path) -> tuple[bytes, Counters]:
+    """Check the format of an index, or begin a new one. Returns the store's id and counters."""
+    with index.env.begin(write=True) as txn:
+        raw = txn.get(b"format", db=index.meta)
+        if raw is None:
+            if any((root / "volumes").iterdir()) or any((root / "large").iterdir()):
+                raise ConfigurationError(
+                    f"{root} has volumes but its index is gone: restore the index, or replace this node"
+                )
+            store_id = uuid.uuid4().bytes
+            txn.put(b"format", seal(b"format", struct.pack(">I", FORMAT)), db=index.meta)
+            txn.put(b"store", seal(b"store", store_id), db=index.meta)
+            txn.put(b"counters", seal(b"counters", Counters().encode()), db=index.meta)
+            return store_id, Counters()
+        (format_,) = struct.unpack(">I", unseal(b"format", raw))
+        if format_ != FORMAT:
+            raise ConfigurationError(
+                f"{root} is in format {format_}; this release of Coffre knows format {FORMAT} alone"
+            )
+        store_id = unseal(b"store", txn.get(b"store", b"", db=index.meta))
+        return store_id, Counters.decode(unseal(b"counters", txn.get(b"counters", b"", db=index.meta)))
+
+
+def _open(root: Path, options: StoreOptions) -> _Parts:
+    """Lock, check and mend a data directory. Blocks. Raises `ConfigurationError`."""
+    if not 4096 <= options.volume_bytes <= _VOLUME_BYTES_MAX:
+        raise ConfigurationError(f"a volume has between 4096 and {_VOLUME_BYTES_MAX} bytes")
+    try:
+        for path in (root, root / "volumes", root / "large"):
+            path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise ConfigurationError(f"the data directory {root} cannot be used: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(f"{root} is in use by another process") from None
+        parts = _Parts(root, options, lock)
+        sync_directory(root / "index")
+        sync_directory(root)
+        sync_directory(root.absolute().parent)
+    except (IntegrityError, lmdb.Error) as error:
+        os.close(lock)
+        raise ConfigurationError(
+            f"the index in {root} is damaged ({error}); if its disk failed, replace this node"
+        ) from None
+    except OSError as error:
+        os.close(lock)
+        raise ConfigurationError(f"the data directory {root} cannot be used: {error}") from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return parts
+
+
+class LmdbStore:
+    """`ShardStore` on a disk. Make one with `open`, in the event loop that will use it."""
+
+    def __init__(self, parts: _Parts, options: StoreOptions, clock: Clock) -> None:
+        self._parts = parts
+        self._closed = False
+        self._threads = ThreadPoolExecutor(_THREADS, "coffre-store")
+        self._committer = Committer(
+            parts.index,
+            parts.volumes,
+            parts.counters,
+            parts.space,
+            options,
+            clock,
+            parts.large,
+            parts.open_shards,
+        )
+        self._reader = Reader(parts.index, parts.volumes, parts.open_shards, self._threads, self._report)
+        self._reclaimer = Reclaimer(
+            parts.index, parts.volumes, self._committer, self._threads, clock, self._report
+        )
+        self._loop = asyncio.get_running_loop()
+        self._committer.start()
+
+    @classmethod
+    async def open(cls, path: Path | str, options: StoreOptions, clock: Clock) -> LmdbStore:
+        """Open the data directory at `path`, or make one; mends what a kill left.
+
+        Raises `ConfigurationError`: in use by another process, of another format, or not readable.
+        """
+        parts = await asyncio.get_running_loop().run_in_executor(None, _open, Path(path), options)
+        return cls(parts, options, clock)
+
+    async def close(self) -> None:
+        """Finish what was accepted, sync, and let go of the disk. Later calls raise `Unavailable`."""
+        if self._closed:
+            return
+        self._closed = self._reader.closed = True
+        await self._committer.close()
+        await self._loop.run_in_executor(None, self._threads.shutdown)
+        self._parts.volumes.close()
+        self._parts.open_shards.clear()
+        self._parts.index.close()
+        os.close(self._parts.lock)
+
+    @property
+    def found(self) -> StoreIdentity | None:
+        """What was on the disk before this process wrote anything; None when the directory was empty."""
+        commits = self._parts.index.commits_found
+        return StoreIdentity(self._parts.store_id, commits) if commits else None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the store is closed")
+
+    def _report(self, repair: QueueRepair) -> None:
+        """Queue damage for repair; from any thread."""
+        self._loop.call_soon_threadsafe(self._committer.post, ReportDamage(repair))
+
+    # ---------------------------------------------------------------- mutations, reads
+
+    async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
+        self._check_open()
+        lazy = all(isinstance(mutation, (Settle, Mark)) for mutation in mutations)
+        return await self._committer.run(mutations, lazy=lazy)
+
+    async def read(
+        self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
+    ) -> tuple[StoredVersion, ...]:
+        self._check_open()
+        return await self._reader.read(name, stamp, every, want_cell)
+
+    async def read_cells(
+        self, name: ObjectName, stamp: bytes, shard_index: int, first_segment: int, segment_count: int
+    ) -> AsyncIterator[Sequence[StoredCell]]:
+        self._check_open()
+        async for chunk in self._reader.read_cells(name, stamp, shard_index, first_segment, segment_count):
+            yield chunk
+
+    async def list(
+        self,
+        tenant: str,
+        bucket: str,
+        prefix: str,
+        *,
+        after: bytes = b"",
+        after_prefix: bool = False,
+        delimiter: str = "",
+        limit: int = 1000,
+    ) -> Listing:
+        self._check_open()
+        return await self._reader.list(tenant, bucket, prefix, after, after_prefix, delimiter, limit)
+
+    async def partition_digest(self, partition: int) -> PartitionDigest:
+        self._check_open()
+        index, prefix = self._parts.index, partition_prefix(partition)
+        with index.reading() as txn:
+            value = txn.get(prefix, db=index.digests)
+        if value is None:
+            return PartitionDigest()
+        return PartitionDigest(*DIGEST.unpack(unseal(prefix, value)))
+
+    async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
+        self._check_open()
+        return await self._loop.run_in_executor(self._threads, self._reader.digests, before_ms)
+
+    async def partition_rows(
+        self, partition: int, *, slot: int = 0, slots: int = 1
+    ) -> AsyncIterator[Sequence[PartitionRow]]:
+        self._check_open()
+        async for rows in self._reader.partition_rows(partition, slot, slots):
+            yield rows
+
+    async def repair_queue(self) -> AsyncIterator[QueueRepair]:
+        self._check_open()
+        await self._flush()
+        async for repair in self._reader.repair_queue():
+            yield repair
+
+    async def _flush(self) -> None:
+        """Return when reports of damage up to now are durable."""
+        await asyncio.sleep(0)  # reports come by way of the loop
+        await self._committer.run([Nothing()])
+
+    # ---------------------------------------------------------------- staging
+
+    async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
+        self._check_open()
+        check_stage(data_id, shard_index)
+        if self._parts.space.room_bytes() <= 0:
+            raise ResourceExhausted("the disk of this node is full")
+        (number,) = await self._committer.run([OpenLarge()])
+        writer = _StagedWriter(self, number, staging_key(tenant, data_id, shard_index))
+        await writer.open(tenant, data_id, shard_index)
+        return writer
+
+    async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
+        self._check_open()
+        check_stage(data_id, shard_index)
+        await self._committer.run([DropStaged(staging_key(tenant, data_id, shard_index))])
+
+    async def identity(self) -> StoreIdentity:
+        self._check_open()
+        return StoreIdentity(self._parts.store_id, self._parts.index.commits())
+
+    async def keep_note(self, title: str, note: bytes, *, sync: bool = False) -> None:
+        self._check_open()
+        await self._committer.run([KeepNote(title, note)], lazy=not sync)
+
+    async def note(self, title: str) -> bytes:
+        self._check_open()
+        key, index = note_key(title), self._parts.index
+        with index.reading() as txn:
+            value = txn.get(key, db=index.meta)
+        return b"" if value is None else unseal(key, value)
+
+    async def reclaim(self) -> int:
+        self._check_open()
+        self._reader.forget_reports()
+        return await self._reclaimer.step()
+
+    # ---------------------------------------------------------------- status
+
+    async def status(self) -> StoreStatus:
+        self._check_open()
+        parts = self._parts
+        counters = self._committer.counters
+        with parts.index.reading() as txn:
+            repairs = txn.stat(parts.index.repairs)["entries"]
+        return StoreStatus(
+            objects=counters.objects,
+            shards=counters.shards,
+            live_bytes=sum(state.live_bytes for state in parts.volumes.table.values())
+            + parts.space.large_bytes,
+            disk_bytes=parts.space.used_bytes(),
+            free_bytes=parts.space.free_bytes(),
+            writable=parts.space.room_bytes() > 0,
+            damaged=parts.damaged + self._reader.damaged,
+            repair_queue=repairs,
+            syncs=self._committer.syncs,
+        )
+
+
+class _StagedWriter:
+    """`StagedWriter` of a disk store."""
+
+    def __init__(self, store: LmdbStore, number: int, owner: bytes) -> None:
+        self._store = store
+        self._number = number
+        self._owner = owner
+        self._writer: LargeShardWriter | None = None
+        self._writing: Future[None] | None = None
+        self._counted_bytes = 0  # what the store believes to have on its disk of this shard
+
+    async def open(self, tenant: str, data_id: bytes, shard_index: int) -> None:
+        directory = self._store._parts.large
+        try:
+            self._writer = await self._store._loop.run_in_executor(
+                self._store._threads,
+                LargeShardWriter,
+                directory,
+                self._number,
+                tenant,
+                data_id,
+                shard_index,
+            )
+        except OSError as error:
+            raise _write_error(error) from error
+        self._count(self._writer.file_bytes)
+
+    async def write(self, cells: Sequence[StoredCell]) -> None:
+        writer = self._open_writer()
+        writer.check(cells)
+        if self._store._parts.space.room_bytes() < sum(len(cell.data) for cell in cells):
+            raise ResourceExhausted("the disk of this node is full")
+        buffers = writer.append(cells)
+        self._count(writer.file_bytes)
+        for filled in buffers:
+            await self._written()
+            self._begin(writer.write, filled)
+
+    async def commit(self) -> StagedShard:
+        writer = self._open_writer()
+        await self._written()
+        self._begin(writer.finish)
+        await self._written()
+        self._count(writer.file_bytes)
+        file = LargeFile(
+            LargeState.STAGED,
+            0,
+            writer.cell_count,
+            writer.size_bytes,
+            writer.file_bytes,
+            writer.shard_crc,
+            self._owner,
+        )
+        await self._store._committer.run([CommitLarge(self._number, file)])
+        self._writer = None
+        return StagedShard(writer.cell_count, writer.size_bytes, writer.shard_crc)
+
+    async def discard(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        if self._writing is not None:
+            # The thread cannot be called back; and what it says now matters to nobody.
+            await asyncio.gather(asyncio.wrap_future(self._writing), return_exceptions=True)
+        if not self._store._closed:
+            self._count(writer.written_bytes)  # as many as the one who unlinks it will find
+            await self._store._committer.run([FreeLarge(self._number)])
+
+    def _count(self, size_bytes: int) -> None:
+        self._store._parts.space.add_large(size_bytes - self._counted_bytes)
+        self._counted_bytes = size_bytes
+
+    def _begin(self, step: Callable[[Unpack[_Arguments]], None], *arguments: *_Arguments) -> None:
+        """Start what blocks, while the next cells are on their way."""
+        self._writing = self._store._threads.submit(step, *arguments)
+
+    async def _written(self) -> None:
+        """Wait for what was begun last; once it has failed, so does every later call."""
+        if self._writing is None:
+            return
+        try:
+            if self._writing.done():  # mostly it is, and nobody had to wake the loop for it
+                self._writing.result()
+            else:
+                await asyncio.shield(asyncio.wrap_future(self._writing))
+        except OSError as error:
+            raise _write_error(error) from error
+
+    def _open_writer(self) -> LargeShardWriter:
+        self._store._check_open()
+        if self._writer is None:
+            raise Unavailable("this shard is not being staged any more")
+        return self._writer
+
+
+def _write_error(error: OSError) -> CoffreError:
+    _log.error("a large shard cannot be written: %s", error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted("the disk of this node is full")
+    return Unavailable(f"this node cannot write: {error.strerror}")

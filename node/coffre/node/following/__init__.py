@@ -1,0 +1,23 @@
+"""What a node knows of its cluster: the newest map, who is suspended, who answers.
+
+It decides which map a node works on, and whom it takes for down.
+May import: nothing of the other rooms.
+"""
+
+from coffre.node.following.admission import await_admission, is_ahead, own_entry
+from coffre.node.following.following import Announcer, MapFollower
+from coffre.node.following.mapholder import MapHolder
+from coffre.node.following.peer_watch import PeerWatch, WatchOptions
+from coffre.node.following.suspensions import Suspensions
+
+__all__ = [
+    "Announcer",
+    "MapFollower",
+    "MapHolder",
+    "PeerWatch",
+    "Suspensions",
+    "WatchOptions",
+    "await_admission",
+    "is_ahead",
+    "own_entry",
+]

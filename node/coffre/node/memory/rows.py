@@ -1,0 +1,102 @@
+"""What the store in memory keeps of a version, a key and a partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coffre.cluster.names import ObjectName
+from coffre.codec import crc32c
+from coffre.node.store import ABORTED, Accept, Entry, Outcome, StoredCell, StoredVersion, Verdict
+
+__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "outcome", "record_of", "version_of"]
+
+
+class Shard:
+    """The cells of one shard, with the checksums that they came with."""
+
+    def __init__(self, first_segment: int = 0) -> None:
+        self.first_segment = first_segment
+        self.cells: list[tuple[int, bytearray]] = []
+        self.expires_ms = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(data) for _, data in self.cells)
+
+    def cell(self, place: int) -> StoredCell | None:
+        """The cell at `place`, or None when it does not verify."""
+        crc, data = self.cells[place]
+        return StoredCell(self.first_segment + place, crc, bytes(data)) if crc32c(data) == crc else None
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """An accepted version's manifest, and its shard if one came."""
+
+    accept: Accept
+    shard: Shard | None
+    manifest_rotten: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    """The versions of one key."""
+
+    partition: int
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(slots=True)
+class Partition:
+    """What a partition holds, and its digest."""
+
+    digest: int = 0
+    versions: int = 0
+    names: set[ObjectName] = field(default_factory=set)
+
+
+def record_of(entry: Entry) -> Record:
+    """The record of an entry that is not aborted."""
+    assert isinstance(entry.record, Record)
+    return entry.record
+
+
+def is_damaged(entry: Entry) -> bool:
+    """Whether anything of an entry does not verify."""
+    if entry.state == ABORTED:
+        return False
+    record = record_of(entry)
+    shard = record.shard
+    return record.manifest_rotten or (
+        shard is not None and any(shard.cell(place) is None for place in range(len(shard.cells)))
+    )
+
+
+def version_of(entry: Entry, *, want_cell: bool) -> StoredVersion:
+    """A version as readers get it; `damaged` when what is wanted of it does not verify."""
+    if entry.state == ABORTED:
+        return StoredVersion(entry.state, entry.stamp, was_locked=entry.was_locked)
+    record = record_of(entry)
+    cell: StoredCell | None = None
+    damaged = record.manifest_rotten
+    if want_cell and not damaged and record.shard is not None and not record.accept.staged:
+        cell = record.shard.cell(0)
+        damaged = cell is None
+    return StoredVersion(
+        entry.state,
+        entry.stamp,
+        entry.tombstone,
+        b"" if record.manifest_rotten else record.accept.manifest,
+        b"" if record.manifest_rotten else record.accept.mac,
+        () if record.manifest_rotten else entry.placement or record.accept.placement,
+        entry.shard_index,
+        entry.shard_bytes,
+        cell,
+        damaged,
+        entry.condemned,
+    )
+
+
+def outcome(verdict: Verdict, *, replaces: bool = False) -> Outcome:
+    """What a caller learns of what a mutation did."""
+    return Outcome(verdict.state, verdict.error, verdict.newest_stamp, verdict.has_shard, replaces)

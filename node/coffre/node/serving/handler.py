@@ -1,0 +1,489 @@
+"""What a node does with a request once its sender is known: checks, then the store.
+
+Least privilege: tenants reach their own buckets and nothing else; operators see counters, never data; other nodes read
+what repair takes (ciphertext and manifests), and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import (
+    ClockSkew,
+    CoffreError,
+    IntegrityError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    StaleMap,
+    Unavailable,
+    Unsupported,
+)
+from coffre.cluster.identity import Identity, Role
+from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
+from coffre.cluster.ranges import pieces_of_range
+from coffre.cluster.version import __version__
+from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
+from coffre.codec import crc32c
+from coffre.node.following import MapHolder, PeerWatch
+from coffre.node.repair import RepairSwitch, pack_digests, row_message, witness
+from coffre.node.serving.replies import batch_reply, put_version, refuse
+from coffre.node.store import (
+    Abort,
+    Accept,
+    Mark,
+    Mutation,
+    QueueRepair,
+    Settle,
+    ShardStore,
+    StoredCell,
+    StoredVersion,
+    keep_votes,
+)
+from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk, WireCell
+from google.protobuf.message import DecodeError
+
+__all__ = ["Handler"]
+
+OPERATIONS_MAX = 1024
+MARKS_MAX = 64
+RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays below what may be sent
+REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
+LIST_LIMIT_MAX = 1000
+CLOCK_SKEW_MS_MAX = 60_000
+MESSAGE_AGE_MS_MAX = 15 * 60_000
+MANIFEST_FORMATS = (1, 2)
+DATA_ID_BYTES = 16
+SHARDS_MAX = 255
+
+
+class Handler:
+    """One node's side of the wire contract (`coffre.cluster.transport.NodeHandler`)."""
+
+    def __init__(self, number: int, node_id: str, store: ShardStore, maps: MapHolder, clock: Clock) -> None:
+        self._number = number
+        self._node_id = node_id
+        self._store = store
+        self._maps = maps
+        self._clock = clock
+        self.repairs: RepairSwitch | None = None
+        self.watch: PeerWatch | None = None
+        self.certificate_expires_ms = 0
+        self.started_ms = clock.unixtime_ms()
+        self.serving = True
+
+    @property
+    def maps(self) -> MapHolder:
+        return self._maps
+
+    # ---------------------------------------------------------------- small operations
+
+    async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
+        """Carry out the operations, and return their outcomes in order. Raises what refuses the message as a whole."""
+        tenant = request.tenant
+        operations = list(request.operations)
+        current = request.epoch == self._maps.map.epoch
+        if peer.role is Role.NODE:
+            self._admit_node(peer, request.epoch)
+            check_tenant(tenant)
+            if request.settled or not all(map(_changes_nothing, operations)):
+                raise PermissionDenied(
+                    "a node reads from others and reports to them; it changes nothing there"
+                )
+        else:
+            # A vote to give up a version is about its stamp, whatever the map: a writer that a new map overtakes must
+            # be able to tell what became of its write.
+            aborting = not current and any(
+                operation.WhichOneof("operation") == "abort" for operation in operations
+            )
+            self._admit(peer, tenant, None if aborting else request.epoch)
+        if len(operations) > OPERATIONS_MAX or len(request.settled) > MARKS_MAX:
+            raise InvalidArgument(
+                f"a batch has at most {OPERATIONS_MAX} operations and {MARKS_MAX} marks of settled versions"
+            )
+        mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled if current]
+        marks = len(mutations)
+        reply = pb.BatchReply()
+        found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation; others lie in the reply
+        reply_bytes = 0
+        now_ms = self._clock.unixtime_ms()
+        for done, operation in enumerate(operations):
+            try:
+                which = operation.WhichOneof("operation")
+                if not current and which != "abort":
+                    raise self._stale(request.epoch)
+                if which == "read":
+                    if reply_bytes >= REPLY_BYTES:
+                        raise ResourceExhausted("this reply is full: ask again")
+                    found.append(reply.outcomes.add())
+                    reply_bytes += await self._read(tenant, operation.read, reply.outcomes[-1])
+                else:
+                    if which == "accept":
+                        self._check_age(request.sent_unixtime_ms, now_ms)
+                    mutations.append(self._mutation(tenant, which, operation, now_ms))
+                    found.append(None)
+            except CoffreError as error:
+                if len(found) == done:
+                    found.append(reply.outcomes.add())
+                refuse(reply.outcomes[-1], error)
+        if request.epoch != self._maps.map.epoch:  # another map may have come while reads were answered
+            keep_votes(mutations)
+        results = await self._store.apply(mutations) if mutations else []
+        return batch_reply(reply, found, results[marks:])
+
+    async def _read(self, tenant: str, read: pb.Read, outcome: pb.Outcome) -> int:
+        """Put what this node has into an outcome; about how many bytes that are."""
+        if read.stamp and len(read.stamp) != STAMP_BYTES:
+            raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
+        name = ObjectName(tenant, read.bucket, read.key)
+        versions = await self._store.read(name, stamp=read.stamp, every=read.all, want_cell=read.want_cell)
+        size_bytes = 0
+        for version in versions:
+            size_bytes += put_version(outcome.versions.add(), version)
+        if read.range_bytes and read.want_cell and versions:
+            for cell in await self._range(name, versions[0], read):
+                outcome.versions[0].cells.add(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))
+                size_bytes += len(cell.data)
+        return size_bytes
+
+    async def _range(self, name: ObjectName, version: StoredVersion, read: pb.Read) -> list[StoredCell]:
+        """Those cells of a larger shard that a short range lies in; none where there are none to be had."""
+        if version.shard_index is None or version.cell is not None or version.damaged or not version.manifest:
+            return []
+        manifest = pb.Manifest.FromString(version.manifest)
+        if manifest.sealing != pb.SEALING_CELL:
+            return []
+        cells: list[StoredCell] = []
+        pieces = pieces_of_range(
+            manifest.size_bytes, manifest.segment_bytes, manifest.k, read.range_start, read.range_bytes
+        )
+        try:
+            for piece in pieces:
+                if piece.shard_index == version.shard_index:
+                    chunks = self._store.read_cells(name, version.stamp, piece.shard_index, piece.segment, 1)
+                    async for chunk in chunks:
+                        cells += chunk
+        except (IntegrityError, NotFound):
+            return []  # the store has noted the damage
+        return cells if sum(len(cell.data) for cell in cells) <= RANGE_BYTES_MAX else []
+
+    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation, now_ms: int) -> Mutation:
+        if which == "accept":
+            return self._accept(tenant, operation.accept, now_ms)
+        if which == "settle":
+            settle = operation.settle
+            name, partition = self._place(tenant, settle.bucket, settle.key, settle.stamp)
+            if len(settle.placement) > SHARDS_MAX:
+                raise InvalidArgument("a placement has at most 255 nodes")
+            return Settle(name, partition, settle.stamp, tuple(settle.placement))
+        if which == "abort":
+            abort = operation.abort
+            name, partition = self._place(tenant, abort.bucket, abort.key, abort.stamp)
+            return Abort(name, partition, abort.stamp)
+        if which == "report":
+            report = operation.report
+            name, partition = self._place(tenant, report.bucket, report.key, report.stamp)
+            if report.shard_index >= SHARDS_MAX:
+                raise InvalidArgument("no such shard index")
+            return QueueRepair(name, partition, report.stamp, report.shard_index)
+        raise Unsupported("this node does not know that operation; it may be older than the client")
+
+    def _place(self, tenant: str, bucket: str, key: str, stamp: bytes) -> tuple[ObjectName, int]:
+        if len(stamp) != STAMP_BYTES:
+            raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
+        name = ObjectName(tenant, bucket, key)
+        return name, partition_of(name, self._maps.map.partitions)
+
+    def _accept(self, tenant: str, accept: pb.Accept, now_ms: int) -> Accept:
+        sealed = accept.sealed
+        raw = sealed.manifest
+        try:
+            manifest = pb.Manifest.FromString(raw)
+        except DecodeError:
+            raise InvalidArgument("the manifest is not a manifest") from None
+        if manifest.format not in MANIFEST_FORMATS:
+            raise Unsupported(f"manifest format {manifest.format} is not known to this node")
+        stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
+        name, partition = self._place(tenant, accept.bucket, accept.key, stamp)
+        self._check_stamp(stamp, now_ms)
+        if len(data_id) != DATA_ID_BYTES or len(mac) != 16:
+            raise InvalidArgument("a manifest needs a data id and a seal of 16 bytes each")
+        placement = tuple(sealed.placement[:])
+        shard_index = accept.shard_index if accept.HasField("shard_index") else None
+        if kind == pb.KIND_TOMBSTONE:
+            if shard_index is not None or placement:
+                raise InvalidArgument("a tombstone has no shards")
+        elif kind == pb.KIND_OBJECT:
+            if not accept.lock:  # what is completed may have been begun under another policy
+                self._maps.check_coding(tenant, accept.bucket, manifest.k, manifest.m)
+            self._check_shard(accept, manifest, placement, shard_index)
+        else:
+            raise Unsupported(f"manifest kind {kind} is not known to this node")
+        base = _base(manifest) if manifest.conditional else None
+        if manifest.recodes and (not base or len(manifest.recodes) != STAMP_BYTES or manifest.recodes > base):
+            raise InvalidArgument("a version that is coded anew is decided on the one that it is made from")
+        return Accept(
+            name,
+            partition,
+            stamp,
+            kind == pb.KIND_TOMBSTONE,
+            data_id,
+            raw,
+            mac,
+            placement,
+            shard_index,
+            accept.cell,
+            accept.cell_crc,
+            accept.staged,
+            accept.lock,
+            accept.lock and accept.overrule and self._maps.votes_may_change(name, partition),
+            base,
+        )
+
+    def _check_stamp(self, stamp: bytes, now_ms: int) -> None:
+        ahead_ms = unixtime_ms_of(stamp) - now_ms
+        if ahead_ms > CLOCK_SKEW_MS_MAX:
+            raise ClockSkew(
+                f"the writer's clock is {ahead_ms / 1000:.0f} s ahead of node {self._node_id}'s; "
+                f"at most {CLOCK_SKEW_MS_MAX // 1000} s are allowed: set the clocks (NTP)"
+            )
+
+    def _check_age(self, sent_ms: int, now_ms: int) -> None:
+        """A version may come late only while everybody still knows what happened to its object since."""
+        if not sent_ms:
+            raise InvalidArgument("a message that brings a version says when it was sent")
+        if now_ms - sent_ms > MESSAGE_AGE_MS_MAX:
+            raise ClockSkew(
+                f"this message was sent {(now_ms - sent_ms) / 1000:.0f} s ago by its sender's clock, and node "
+                f"{self._node_id} takes none older than {MESSAGE_AGE_MS_MAX // 1000} s: send it again, or set "
+                "the clocks (NTP)"
+            )
+
+    def _check_shard(
+        self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
+    ) -> None:
+        k, m, shard_crcs = manifest.k, manifest.m, manifest.shard_crcs
+        n = k + m
+        if len(placement) != n or len(shard_crcs) != 4 * n:
+            raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} checksums")
+        self._maps.placement_for(k, m).check(placement)
+        if shard_index is None:
+            return
+        if shard_index >= n or placement[shard_index] != self._number:
+            raise InvalidArgument(f"shard {shard_index} is not placed on node {self._node_id}")
+        if accept.staged:
+            return
+        # That the cell has its checksum is the store's to see; here, that the checksum is the manifest's.
+        expected = shard_crcs[4 * shard_index : 4 * shard_index + 4]
+        if crc32c(accept.cell_crc.to_bytes(4, "little")).to_bytes(4, "little") != expected:
+            raise IntegrityError("the cell is not the one that the manifest names")
+
+    # ---------------------------------------------------------------- large shards
+
+    async def write_shard(self, peer: Identity, requests: AsyncIterator[ShardChunk]) -> pb.WriteShardReply:
+        writer = None
+        try:
+            async for request in requests:
+                if writer is None:
+                    header = request.header or pb.ShardHeader()
+                    self._admit(peer, header.tenant)  # at any epoch: the Accept that adopts it decides
+                    if len(header.data_id) != DATA_ID_BYTES or header.shard_index >= SHARDS_MAX:
+                        raise InvalidArgument(
+                            "a staged shard needs a data id of 16 bytes and an index below 255"
+                        )
+                    writer = await self._store.stage(header.tenant, header.data_id, header.shard_index)
+                await writer.write([StoredCell(cell.segment, cell.crc, cell.data) for cell in request.cells])
+            if writer is None:
+                raise InvalidArgument("the stream ended before its header")
+            staged = await writer.commit()
+        except BaseException:
+            if writer is not None:
+                await writer.discard()
+            raise
+        return pb.WriteShardReply(
+            cell_count=staged.cell_count, size_bytes=staged.size_bytes, shard_crc=staged.shard_crc
+        )
+
+    async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
+        self._admit_reader(peer, request.tenant)  # at any epoch: a version never changes
+        name, _ = self._place(request.tenant, request.bucket, request.key, request.stamp)
+        chunks = self._store.read_cells(
+            name, request.stamp, request.shard_index, request.first_segment, request.segment_count
+        )
+        async for chunk in chunks:
+            if peer.role is Role.NODE:
+                self._check_node(peer)  # a newer map may have shut it out meanwhile
+            self._maps.check_not_suspended(peer)
+            yield ShardChunk([WireCell(cell.segment, cell.crc, cell.data) for cell in chunk])
+
+    async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
+        self._admit(peer, request.tenant)
+        await self._store.drop_staged(request.tenant, request.data_id, request.shard_index)
+
+    # ---------------------------------------------------------------- other nodes
+
+    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
+        self._check_node(peer)
+        seen = await witness(self._store, peer.name, request.store_id, request.commits)
+        comparable = self.serving and request.epoch == self._maps.map.epoch
+        if request.epoch > self._maps.map.epoch:
+            self._maps.behind.set()
+        reply = pb.DigestsReply(
+            epoch=self._maps.map.epoch,
+            starting=not comparable,  # then it testifies, at any epoch: who was down may have an old map
+            witnessed_store_id=seen.store_id,
+            witnessed_commits=seen.commits,
+        )
+        if comparable:
+            before_ms = request.before_unixtime_ms or None
+            reply.digests = pack_digests(await self._store.digests(before_ms))
+        return reply
+
+    async def partition_rows(
+        self, peer: Identity, request: pb.PartitionRowsRequest
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        self._admit_node(peer, request.epoch)
+        if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
+            raise InvalidArgument("there is no such partition, or no such slot of it")
+        rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
+        async for some in rows:
+            self._check_node(peer)  # a newer map may have shut it out meanwhile
+            yield pb.PartitionRowsReply(rows=map(row_message, some))
+
+    # ---------------------------------------------------------------- listing, administration
+
+    async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply:
+        self._admit(peer, request.tenant, request.epoch)
+        check_bucket(request.bucket)
+        listing = await self._store.list(
+            request.tenant,
+            request.bucket,
+            request.prefix,
+            after=request.after,
+            after_prefix=request.after_prefix,
+            delimiter=request.delimiter,
+            limit=min(request.limit or LIST_LIMIT_MAX, LIST_LIMIT_MAX),
+        )
+        reply = pb.ListReply(more=listing.more)
+        for entry in listing.entries:
+            row = reply.entries.add(key=entry.key, common_prefix=entry.common_prefix)
+            for version in entry.versions:
+                put_version(row.versions.add(), version)
+        return reply
+
+    async def status(self, peer: Identity) -> pb.StatusReply:
+        if peer.role is Role.TENANT:
+            raise PermissionDenied(
+                "a node's counters are for operators and nodes; this is a tenant's certificate"
+            )
+        status = await self._store.status()
+        reply = pb.StatusReply(
+            node_number=self._number,
+            node_id=self._node_id,
+            epoch=self._maps.map.epoch,
+            version=__version__,
+            objects=status.objects,
+            shards=status.shards,
+            live_bytes=status.live_bytes,
+            disk_bytes=status.disk_bytes,
+            free_bytes=status.free_bytes,
+            writable=status.writable,
+            damaged=status.damaged,
+            syncs=status.syncs,
+            repair_queue=status.repair_queue,
+            unixtime_ms=self._clock.unixtime_ms(),
+            certificate_expires_unixtime_ms=self.certificate_expires_ms,
+            started_unixtime_ms=self.started_ms,
+        )
+        if self.watch is not None:
+            self.watch.tell(reply)
+        return reply
+
+    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:
+        return self._admit_operator(peer).status()
+
+    async def repair_control(self, peer: Identity, request: pb.RepairControlRequest) -> pb.RepairStatusReply:
+        switch = self._admit_operator(peer)
+        switch.control(request)
+        return switch.status()
+
+    def _admit_operator(self, peer: Identity) -> RepairSwitch:
+        if peer.role is not Role.OPERATOR:
+            raise PermissionDenied(f"this is for operators; the certificate is a {peer.role.value}'s")
+        if self.repairs is None:
+            raise Unavailable("this node does not repair (yet)")
+        return self.repairs
+
+    async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
+        if request.known_epoch >= self._maps.map.epoch:
+            return pb.GetMapReply()
+        return pb.GetMapReply(signed_map=self._maps.signed)
+
+    def _admit(self, peer: Identity, tenant: str, epoch: int | None = None) -> None:
+        """Only a tenant, and only in its own buckets; and only on the map that this node has."""
+        check_tenant(tenant)
+        if peer.role is not Role.TENANT or peer.name != tenant:
+            raise PermissionDenied(f"this certificate ({peer.role.value}) does not open tenant {tenant!r}")
+        self._maps.check_not_suspended(peer)
+        if epoch is None:
+            self._check_serving()
+        else:
+            self._check_epoch(epoch)
+
+    def _admit_reader(self, peer: Identity, tenant: str) -> None:
+        """A tenant in its own buckets, or a node of the map; at any epoch."""
+        if peer.role is not Role.NODE:
+            self._admit(peer, tenant)
+            return
+        check_tenant(tenant)
+        self._check_node(peer)
+        self._check_serving()
+
+    def _admit_node(self, peer: Identity, epoch: int) -> None:
+        """Only a node, and only one that the map has, as its certificate says."""
+        self._check_node(peer)
+        self._check_epoch(epoch)
+
+    def _check_node(self, peer: Identity) -> None:
+        if peer.role is not Role.NODE:
+            raise PermissionDenied(f"this is for nodes; the certificate is a {peer.role.value}'s")
+        self._maps.check_member(peer)
+
+    def _check_serving(self) -> None:
+        if not self.serving:
+            raise Unavailable(
+                f"node {self._node_id} is starting: it asks the others what they have seen of it"
+            )
+
+    def _check_epoch(self, epoch: int) -> None:
+        self._check_serving()
+        if epoch != self._maps.map.epoch:
+            raise self._stale(epoch)
+
+    def _stale(self, epoch: int) -> StaleMap:
+        if epoch > self._maps.map.epoch:
+            self._maps.behind.set()
+        return StaleMap(
+            f"node {self._node_id} is at map epoch {self._maps.map.epoch}, the request at {epoch}"
+        )
+
+
+def _base(manifest: pb.Manifest) -> bytes:
+    """What a conditional version was decided on."""
+    base = manifest.base
+    if len(base) not in (0, STAMP_BYTES) or base >= manifest.stamp:
+        raise InvalidArgument("a conditional version is decided on an older one, or on none")
+    return base
+
+
+def _changes_nothing(operation: pb.Operation) -> bool:
+    return operation.WhichOneof("operation") in ("read", "report")
+
+
+def _mark(tenant: str, stamp: bytes) -> Mark:
+    if len(stamp) != STAMP_BYTES:
+        raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes")
+    return Mark(tenant, stamp)
