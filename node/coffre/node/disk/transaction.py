@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable
 
 from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, NotFound, ResourceExhausted
+from coffre.node.disk.digests import Digests
 from coffre.node.disk.index import Index, WriteKeys, partition_prefix
 from coffre.node.disk.large_files import LargeFiles
 from coffre.node.disk.marks import WriterId
 from coffre.node.disk.records import LargeShard, decode_record, encode_record
 from coffre.node.disk.repair_rows import RepairRows
 from coffre.node.disk.rows import (
-    DIGEST,
     VOLUME,
     Counters,
     Location,
@@ -28,7 +28,6 @@ from coffre.node.disk.rows import (
     mark_key,
     seal,
     staging_key,
-    unseal,
 )
 from coffre.node.disk.volumes import FILE_HEADER_BYTES, Volumes, VolumeState
 from coffre.node.store import (
@@ -37,11 +36,11 @@ from coffre.node.store import (
     LOCKED,
     Abort,
     Accept,
-    Change,
     Collect,
     Condemn,
     Drop,
     DropRepair,
+    Entry,
     Forget,
     KeyMutation,
     Lock,
@@ -53,7 +52,7 @@ from coffre.node.store import (
     Restore,
     Settle,
     StoreOptions,
-    change_of,
+    Verdict,
     check,
     digest_of,
     kind_of,
@@ -100,8 +99,7 @@ class Transaction:
         self._first: dict[bytes, bytes] = {}  # encoded, of keys that had no row and are not in `_rows`
         self._listed: dict[bytes, bytes] = {}  # rows of the partitions table to add
         self._marks: dict[WriterId, bytes] = {}  # those that moved
-        self._digests: dict[int, list[int]] = {}
-        self._changes: list[Change] = []  # of digests
+        self._digests = Digests(index, self.txn)
         self._live: dict[int, int] = {}
         self._segments: list[tuple[int, int, list[bytes]]] = []  # volume, offset, buffers
         self._lengths: dict[int, int] = {}
@@ -159,9 +157,7 @@ class Transaction:
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
         conditional, base = accept.base is not None, accept.base or b""
-        proposal = votes.Entry(
-            accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional
-        )
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         damaged = self._repairs.found_damaged(row.entries, accept.stamp, context)
         verdict = votes.accept(
             row.entries,
@@ -199,7 +195,7 @@ class Transaction:
         if large is not None:
             self.large.adopt(large)
 
-    def _brought(self, accept: Accept, context: bytes, verdict: votes.Verdict) -> None:
+    def _brought(self, accept: Accept, context: bytes, verdict: Verdict) -> None:
         """Forget a queued repair when the shard is here now."""
         for entry in verdict.entries:
             if entry.stamp == accept.stamp and entry.shard_index == accept.shard_index:
@@ -224,11 +220,8 @@ class Transaction:
         state = LOCKED if accept.lock else ACCEPTED
         self._first[key] = encode_first(key, partition, accept.stamp, state, tombstone, shard_index, place)
         self._listed[partition_prefix(partition) + key] = b""
-        digest = self._digest(partition)
-        delta = digest_of(context, accept.stamp, kind_of(tombstone, shard_index is not None))
-        digest[0] ^= delta
-        digest[1] += 1
-        self._changes.append((partition, accept.stamp, delta))
+        kind = kind_of(tombstone, shard_index is not None)
+        self._digests.add(partition, accept.stamp, digest_of(context, accept.stamp, kind))
         self._repairs.drop(context, accept.stamp, shard_index)
         return _FIRST[accept.lock, shard_index is not None]
 
@@ -261,9 +254,7 @@ class Transaction:
         record = encode_record(accept, context, shard_index, large)
         location = self._next_location(len(record), large)
         conditional = accept.base is not None
-        proposal = votes.Entry(
-            accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional
-        )
+        proposal = Entry(accept.stamp, ACCEPTED, accept.tombstone, shard_index, 0, location, (), conditional)
         kept = self._options.versions_kept
         verdict = votes.restore(row.entries, proposal, kept, replace=restore.replace)
         if verdict.stored:
@@ -316,12 +307,10 @@ class Transaction:
 
     # ---------------------------------------------------------------- rows
 
-    def _put_row(
-        self, key: bytes, context: bytes, before: Row, partition: int, verdict: votes.Verdict
-    ) -> None:
+    def _put_row(self, key: bytes, context: bytes, before: Row, partition: int, verdict: Verdict) -> None:
         if not verdict.changed:
             return
-        self._recount(partition, context, before.entries, verdict.entries)
+        self._digests.recount(partition, context, before.entries, verdict.entries)
         self._rows[key] = Row(partition, verdict.entries)
         self._first.pop(key, None)
         if bool(before.entries) == bool(verdict.entries):
@@ -361,32 +350,6 @@ class Transaction:
         self.dropped.append(number)
         return state.length
 
-    def _recount(
-        self, partition: int, context: bytes, before: tuple[votes.Entry, ...], after: tuple[votes.Entry, ...]
-    ) -> None:
-        """Bring a partition's digest up to date with one row."""
-        counted, wanted = votes.kinds(before), votes.kinds(after)
-        if counted == wanted:
-            return
-        change = change_of(partition, context, counted, wanted)
-        digest = self._digest(partition)
-        digest[0] ^= change[2]
-        digest[1] += len(wanted) - len(counted)
-        self._changes.append(change)
-
-    def _digest(self, partition: int) -> list[int]:
-        digest = self._digests.get(partition)
-        if digest is None:
-            held = self.index.counted.get(partition)
-            digest = self._digests[partition] = self._counted(partition) if held is None else held[:]
-        return digest
-
-    def _counted(self, partition: int) -> list[int]:
-        prefix = partition_prefix(partition)
-        raw = self.txn.get(prefix, db=self.index.digests)
-        value, versions = (b"", 0) if raw is None else DIGEST.unpack(unseal(prefix, raw))
-        return [int.from_bytes(value, "big"), versions]
-
     # ---------------------------------------------------------------- records
 
     def _roll(self, size_bytes: int) -> None:
@@ -414,7 +377,7 @@ class Transaction:
         self._lengths[self._active] = self._end
         self._live[self._active] = self._live.get(self._active, 0) + len(record)
 
-    def _free(self, entry: votes.Entry, mutation: KeyMutation, *, give_back: bool) -> None:
+    def _free(self, entry: Entry, mutation: KeyMutation, *, give_back: bool) -> None:
         location = entry.record
         assert isinstance(location, Location)
         self._live[location.volume] = self._live.get(location.volume, 0) - location.size_bytes
@@ -446,10 +409,7 @@ class Transaction:
         for writer, stamp in self._marks.items():
             key = mark_key(*writer)
             self.txn.put(key, encode_mark(key, stamp), db=index.marks.table)
-        for partition, (digest, versions) in self._digests.items():
-            prefix = partition_prefix(partition)
-            body = DIGEST.pack(digest.to_bytes(16, "big"), versions)
-            self.txn.put(prefix, seal(prefix, body), db=index.digests)
+        self._digests.put()
         after = self._volumes_after()
         for number, state in after.items():
             key = number.to_bytes(4, "big")
@@ -465,12 +425,12 @@ class Transaction:
             decode_record(copy, len(copy))
         with index.recent.lock:
             self.txn.commit()
-            index.recent.add(self._changes, self.now_ms)
+            index.recent.add(self._digests.changes, self.now_ms)
         self._volumes.table.update(after)
         for number in self.dropped:
             del self._volumes.table[number]
         self._keys.committed()
-        index.counted.update(self._digests)
+        self._digests.committed()
         index.marks.committed(self._marks)
 
     @property
