@@ -26,6 +26,15 @@ MAY_IMPORT = {
 # The inner rooms, from the ground up, and the rooms that each may import. Modules above them, in the room itself, are
 # words that all share (errors, clock, keys) or what puts the rooms together (AsyncClient, the node's server).
 INNER = {
+    "cluster": {
+        "identity": set(),
+        "map": {"identity"},
+        "transport": {"identity", "map"},
+        "coordination": {"identity", "map", "transport"},
+        "health": {"identity", "map", "transport"},
+        "membership": {"identity", "map", "transport", "coordination", "health"},
+        "admin": {"identity", "map", "transport", "coordination", "health", "membership"},
+    },
     "client": {
         "sealing": set(),
         "nodes": set(),
@@ -68,7 +77,7 @@ MAKES_ITS_OWN = {
     "node/coffre/node/disk/lmdb_store.py": {
         "uuid.uuid4"
     },  # a store's id, drawn once when its directory is made
-    "cluster/coffre/cluster/cli.py": {"secrets.token_hex", "os.urandom"},  # main
+    "cluster/coffre/cluster/admin/cli.py": {"secrets.token_hex", "os.urandom"},  # main
     "bench/coffre/bench": BANNED,  # measures, starts processes, makes its own certificates
 }
 

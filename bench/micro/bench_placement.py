@@ -6,9 +6,8 @@ from itertools import count
 
 import pytest
 from coffre.bench.scale_placement import JURISDICTION, Layout, synthetic_map
-from coffre.cluster.map import Policy
+from coffre.cluster.map import Placement, Policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from micro_references import INTERPRETER, Beside
 
 POLICY = Policy("4+2", 4, 2, (JURISDICTION,))

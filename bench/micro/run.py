@@ -21,7 +21,7 @@ from coffre.bench.micro import (
     rows_from_json,
 )
 from coffre.bench.result import machine
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.version import __version__
 from rich.console import Console
 

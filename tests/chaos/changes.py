@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coffre.bench.local_cluster import LocalCluster
-from coffre.cluster.cli_errors import ExitCode
+from coffre.cluster.admin.cli_errors import ExitCode
 from coffre.cluster.errors import Unavailable
 
 from tests.chaos.network import Member, NamespaceNetwork, Network, ProxyNetwork

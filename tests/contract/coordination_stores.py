@@ -19,11 +19,10 @@ from coffre.cluster.coordination import (
     MemoryCoordination,
     RemoteCoordination,
 )
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Identity, NodeAttributes, Role
+from coffre.cluster.identity import Identity, NodeAttributes, Role, server_credentials
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.testing import make_members
-from coffre.cluster.tls import server_credentials
+from coffre.cluster.transport import GrpcTransport
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.server import MESSAGE_BYTES_MAX

@@ -9,13 +9,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from coffre.cluster.coordination import Change, Commit, Compare, Coordination, Put
-from coffre.cluster.coordination.seam import (
-    COMMIT_KEYS_MAX,
-    LEASE_SECONDS_MAX,
-    RANGE_LIMIT_MAX,
-    VALUE_BYTES_MAX,
-)
+from coffre.cluster.coordination import RANGE_LIMIT_MAX, Change, Commit, Compare, Coordination, Put
+from coffre.cluster.coordination.seam import COMMIT_KEYS_MAX, LEASE_SECONDS_MAX, VALUE_BYTES_MAX
 from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
 
 from tests.contract.coordination_stores import STORES, Store

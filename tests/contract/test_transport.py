@@ -14,13 +14,11 @@ import pytest
 from coffre.cluster import errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, DeadlineExceeded, PermissionDenied, Unavailable
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Identity, NodeAttributes
+from coffre.cluster.identity import Identity, NodeAttributes, server_credentials
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.testing import Members, make_members
-from coffre.cluster.tls import server_credentials
-from coffre.cluster.transport import LoopbackTransport, Transport
+from coffre.cluster.transport import GrpcTransport, LoopbackTransport, Transport
 from coffre.codec import crc32c
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore

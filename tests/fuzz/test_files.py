@@ -12,12 +12,12 @@ from coffre.client import KeyRing
 from coffre.client.config import load_client_config
 from coffre.client.reading import parse_token
 from coffre.client.sealing import Sealer
+from coffre.cluster.admin.operator import load_operator_config
 from coffre.cluster.coordination._values import decode, encode
 from coffre.cluster.errors import CoffreError
+from coffre.cluster.identity import TlsFiles, load_identity
 from coffre.cluster.map import ClusterMap, read_map
 from coffre.cluster.names import ObjectName
-from coffre.cluster.operator import load_operator_config
-from coffre.cluster.tls import TlsFiles, load_identity
 from coffre.cluster.versions import Stamp
 from coffre.node.config import load_node_config
 from coffre.node.disk.records import decode_record, encode_record

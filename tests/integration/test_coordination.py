@@ -19,9 +19,8 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, ObjectInfo, connect
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.coordination import Put, RemoteCoordination
-from coffre.cluster.coordination.liveness import alive_nodes
-from coffre.cluster.coordination.maps import map_of_epoch, newest_map, publish_map
+from coffre.cluster.coordination import Put, RemoteCoordination, alive_nodes, newest_map, publish_map
+from coffre.cluster.coordination.maps import map_of_epoch
 from coffre.cluster.errors import (
     AlreadyExists,
     NotFound,
@@ -30,9 +29,10 @@ from coffre.cluster.errors import (
     StaleMap,
     Unavailable,
 )
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.map import ClusterMap, read_certificate, read_map, write_map
+from coffre.cluster.identity import read_certificate
+from coffre.cluster.map import ClusterMap, read_map, write_map
 from coffre.cluster.membership import set_capacity
+from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))

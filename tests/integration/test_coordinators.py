@@ -13,7 +13,7 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import AlreadyExists, Unavailable
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.transport import GrpcTransport
 
 from tests.integration.conftest import QUICK
 

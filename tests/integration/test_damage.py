@@ -13,7 +13,7 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import CoffreError, NotFound, ResourceExhausted
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.transport import GrpcTransport
 
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
 FLIPS = 60

@@ -16,10 +16,15 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import PermissionDenied
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import NodeAttributes, tls_name
+from coffre.cluster.identity import (
+    NodeAttributes,
+    TlsFiles,
+    channel_credentials,
+    server_credentials,
+    tls_name,
+)
 from coffre.cluster.map import read_map
-from coffre.cluster.tls import TlsFiles, channel_credentials, server_credentials
+from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from coffre.proto import coordination_pb2 as cpb

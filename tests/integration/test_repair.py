@@ -15,8 +15,8 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import ClientOptions, connect
 from coffre.cluster.errors import NotFound, Unavailable
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.identity import TlsFiles
+from coffre.cluster.transport import GrpcTransport
 from coffre.node.repair.messages import unpack_digests
 from coffre.node.store import PartitionDigest
 from coffre.proto import coffre_pb2 as pb

@@ -18,17 +18,21 @@ from coffre.cluster.errors import (
     NotFound,
     PermissionDenied,
 )
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Identity, NodeAttributes, Role, tls_name, uri_of_identity
-from coffre.cluster.pki import (
+from coffre.cluster.identity import (
     Authority,
+    Identity,
+    NodeAttributes,
+    Role,
+    TlsFiles,
     create_authority,
     issue_node,
     issue_tenant,
     read_authority,
+    tls_name,
+    uri_of_identity,
     write_issued,
 )
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from cryptography import x509

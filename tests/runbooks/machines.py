@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from click.testing import CliRunner
-from coffre.cluster.cli import cluster, pki
+from coffre.cluster.admin.cli import cluster, pki
 
 from tests.integration.etcd_cluster import EtcdCluster
 from tests.runbooks.book import Step

@@ -12,9 +12,9 @@ import pytest
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import AlreadyExists, NotFound, PermissionDenied, RetryableError, Unavailable
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import TlsFiles
 from coffre.cluster.map import read_map
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 
 from tests.integration.etcd_cluster import EtcdCluster

@@ -13,24 +13,26 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from coffre.cluster.changes import begin_change, follow_move
-from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.coordination.maps import newest_map
+from coffre.cluster.coordination import RemoteCoordination, newest_map
 from coffre.cluster.errors import CoffreError, Conflict, InvalidArgument, PolicyViolation, RetryableError
+from coffre.cluster.health import present_nodes, survey_nodes
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, NodeState, verify_map
-from coffre.cluster.map_source import VerifiedMap, maps_of_nodes
 from coffre.cluster.membership import (
+    CoordinatedMapPublisher,
+    RepairReports,
+    VerifiedMap,
     add_node,
+    begin_change,
     drain_node,
+    follow_move,
     remove_node,
     replace_node,
+    restore_newest_map,
     set_capacity,
     set_policy,
 )
-from coffre.cluster.moves import RepairReports
-from coffre.cluster.node_survey import present_nodes, survey_nodes
-from coffre.cluster.publishing import CoordinatedMapPublisher, restore_newest_map
+from coffre.cluster.membership.map_source import maps_of_nodes
 
 from tests.simulation.maps import OPERATOR, Change, ChangePlan, authority
 from tests.simulation.plan import CODINGS

@@ -15,11 +15,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import Changes, Commit, Compare, Coordination, Entry, Lease, Page, Put
+from coffre.cluster.coordination import (
+    RANGE_LIMIT_MAX,
+    Changes,
+    Commit,
+    Compare,
+    Coordination,
+    Entry,
+    KeyLocks,
+    Lease,
+    Page,
+    Put,
+)
 from coffre.cluster.coordination._engine import Engine, Write
-from coffre.cluster.coordination.locks import KeyLocks, LockHeld, lock_prefix
+from coffre.cluster.coordination.locks import LockHeld, lock_prefix
 from coffre.cluster.coordination.memory import MemoryRows
-from coffre.cluster.coordination.seam import RANGE_LIMIT_MAX
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.names import ObjectName

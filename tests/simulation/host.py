@@ -10,7 +10,7 @@ from coffre.cluster.coordination import Coordination, RemoteCoordination
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, verify_map
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.node.following import MapFollower, MapHolder, await_admission, own_entry
 from coffre.node.repair import Repairer
 from coffre.node.serving import Handler

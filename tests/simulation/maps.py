@@ -16,14 +16,12 @@ from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
-from coffre.cluster import map as signed_maps
-from coffre.cluster import map_source, pki, publishing
-from coffre.cluster._certificates import parse_certificate, parse_key
-from coffre.cluster.changes import MapSigner
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.coordination import maps as coordinated_maps
+from coffre.cluster.identity import parse_certificate, parse_key, pki
 from coffre.cluster.map import ClusterMap, MapNode
-from coffre.cluster.map_source import VerifiedMap
+from coffre.cluster.map import signed as signed_maps
+from coffre.cluster.membership import MapSigner, VerifiedMap, map_source, publishing
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec

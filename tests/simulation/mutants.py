@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "one answer too few for a read",
-        "coffre.cluster.electorate",
+        "coffre.cluster.map.electorate",
         "return len(self.nodes) - self.write + 1",
         "return len(self.nodes) - self.write",
         2,
@@ -212,7 +212,7 @@ MUTANTS = (
     ),
     Mutant(
         "caps of the policy are forgotten",
-        "coffre.cluster.placement",
+        "coffre.cluster.map.placement",
         "    return tuple(caps)\n",
         "    return ()\n",
         2,
@@ -320,7 +320,7 @@ MUTANTS = (
     ),
     Mutant(
         "a read hears the new primaries alone",
-        "coffre.cluster.electorate",
+        "coffre.cluster.map.electorate",
         "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars)",
         "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars[:1])",
         54,
@@ -329,7 +329,7 @@ MUTANTS = (
     ),
     Mutant(
         "a write is on a majority of the new primaries alone",
-        "coffre.cluster.electorate",
+        "coffre.cluster.map.electorate",
         "return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars)",
         "return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars[:1])",
         253,
@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     Mutant(
         "primaries of before are not consulted",
-        "coffre.cluster.electorate",
+        "coffre.cluster.map.electorate",
         "        self._maps = (cluster_map, *cluster_map.prior)\n",
         "        self._maps = (cluster_map,)\n",
         80,
@@ -354,7 +354,7 @@ MUTANTS = (
     ),
     Mutant(
         "a move is ended before all has moved",
-        "coffre.cluster.changes",
+        "coffre.cluster.membership.changes",
         "            if move.is_finished(found):\n",
         "            if True:\n",
         80,

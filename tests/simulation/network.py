@@ -21,10 +21,9 @@ from coffre.cluster.errors import (
     Unavailable,
     error_of_status,
 )
-from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity
 from coffre.cluster.map import ClusterMap
-from coffre.cluster.transport import NodeHandler
+from coffre.cluster.transport import Batch, NodeHandler
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, decode_read, decode_write, encode_read, encode_write
 from google.protobuf.message import Message

@@ -7,8 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 from coffre.cluster.errors import PolicyViolation
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
-from coffre.cluster.placement import Placement
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Placement, Policy
 
 from tests.simulation.agreement import AgreementPlan, draw_agreement
 from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes, with_recoding

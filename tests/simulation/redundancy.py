@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from coffre.cluster.map import Policy
+from coffre.cluster.map import Placement, Policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.node.memory.rows import record_of
 from coffre.node.store import Entry, State
 

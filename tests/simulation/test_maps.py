@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from coffre.cluster.map import verify_map
-from coffre.cluster.map_source import VerifiedMap
-from coffre.cluster.membership import drain_node, set_capacity
+from coffre.cluster.membership import VerifiedMap, drain_node, set_capacity
 
 from tests.simulation.administration import Administration
 from tests.simulation.maps import (

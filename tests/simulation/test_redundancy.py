@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from coffre.cluster.map_source import VerifiedMap
-from coffre.cluster.membership import finish_move, set_policy
+from coffre.cluster.membership import VerifiedMap, set_policy
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName
 
 from tests.simulation.redundancy import left_staged, shortcomings

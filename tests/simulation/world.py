@@ -16,9 +16,8 @@ from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import DriftingClock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.identity import Identity, NodeAttributes, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
-from coffre.cluster.placement import Placement
+from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Placement, Policy
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.node.memory.rows import record_of
 from coffre.node.store import Accept, Entry, Forget, Mark, Mutation, Outcome, StoreOptions
 from coffre.proto import coffre_pb2 as pb

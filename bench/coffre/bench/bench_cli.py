@@ -13,7 +13,7 @@ from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.repair_cli import repair
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.version import __version__
 from rich.console import Console

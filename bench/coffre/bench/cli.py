@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import uvloop
 from coffre.bench.demo import DemoOptions, run_demo
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from rich.console import Console
 

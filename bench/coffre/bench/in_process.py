@@ -13,10 +13,9 @@ from coffre.client import AsyncClient, ClientOptions, KeyRing
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.errors import Unavailable
-from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
-from coffre.cluster.transport import LoopbackTransport
+from coffre.cluster.transport import Batch, LoopbackTransport
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.repair import Repairer, RepairOptions

@@ -19,19 +19,21 @@ import grpc
 from coffre.client import KeyRing
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import ConfigurationError, Unavailable
-from coffre.cluster.identity import NodeAttributes, tls_name
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, create_map_file, sign_map
-from coffre.cluster.pki import (
+from coffre.cluster.identity import (
     Authority,
+    NodeAttributes,
+    TlsFiles,
+    channel_credentials,
     create_authority,
     issue_node,
     issue_operator,
     issue_tenant,
     read_authority,
+    tls_name,
     write_authority,
     write_issued,
 )
-from coffre.cluster.tls import TlsFiles, channel_credentials
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, create_map_file, sign_map
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc

@@ -10,7 +10,7 @@ import click
 from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.repair_figures import FULL, QUICK, TARGETS, measure_repair
 from coffre.bench.result import Row, one_line, print_table, write_results
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from rich.console import Console
 

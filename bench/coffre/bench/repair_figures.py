@@ -26,7 +26,7 @@ from coffre.bench.result import Bound, Row, Target, row_of
 from coffre.client import connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import InternalError
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.transport import GrpcTransport
 from coffre.node.store import WINDOW_MS
 from coffre.proto import coffre_pb2 as pb
 

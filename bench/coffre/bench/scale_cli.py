@@ -12,9 +12,9 @@ from coffre.bench.scale import ScaleOptions, run_scale
 from coffre.bench.scale_durability import FailureModel
 from coffre.bench.scale_placement import JURISDICTION
 from coffre.bench.scale_report import html_report, print_result
-from coffre.cluster.cli_errors import one_line_errors
-from coffre.cluster.formation import parse_policy
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.map import Domain, Policy
+from coffre.cluster.membership import parse_policy
 from rich.console import Console
 
 __all__ = ["scale"]

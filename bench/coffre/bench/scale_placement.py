@@ -1,6 +1,6 @@
 """Placement on clusters that nobody has yet: how even it is, and what moves when one node comes or goes.
 
-The clusters are synthetic, the placement is the real one (coffre.cluster.placement), computed for every
+The clusters are synthetic, the placement is the real one (coffre.cluster.map.placement), computed for every
 partition. Objects fall into partitions by a hash, so the counts of 10^9 objects per partition are one draw from
 a multinomial distribution: they are drawn as such, exactly, instead of hashing 10^9 names.
 """
@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from coffre.cluster.errors import InvalidArgument, PolicyViolation
-from coffre.cluster.map import ClusterMap, MapNode, NodeState, Policy
-from coffre.cluster.placement import Placement
+from coffre.cluster.map import ClusterMap, MapNode, NodeState, Placement, Policy
 from numpy.typing import NDArray
 
 __all__ = [

@@ -12,7 +12,7 @@ import click
 from coffre.cli._objects import json_option, print_json, quiet_option, run
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import RecodeReport
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Conflict, InvalidArgument, Unavailable
 from rich.console import Console

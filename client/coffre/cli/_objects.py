@@ -19,7 +19,7 @@ from coffre.client.async_client import AsyncClient
 from coffre.client.config import PASSPHRASE_VARIABLE, connect, find_config
 from coffre.client.keys import KeyRing
 from coffre.client.model import ObjectInfo
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.errors import InvalidArgument, NotFound
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

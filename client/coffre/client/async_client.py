@@ -50,18 +50,22 @@ from coffre.client.reading import (
 from coffre.client.sealing import Sealer
 from coffre.client.writing import Issuer, Uploader, Writer
 from coffre.cluster.clock import Clock, SystemClock
-from coffre.cluster.coordination import Coordination
-from coffre.cluster.coordination.buckets import Bucket, create_bucket, delete_bucket, list_buckets
-from coffre.cluster.coordination.locks import KeyLocks
-from coffre.cluster.coordination.sessions import Session
-from coffre.cluster.electorate import SHARDS_MAX
+from coffre.cluster.coordination import (
+    Bucket,
+    Coordination,
+    KeyLocks,
+    Session,
+    create_bucket,
+    delete_bucket,
+    list_buckets,
+)
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
     Unavailable,
 )
-from coffre.cluster.map import ClusterMap
+from coffre.cluster.map import SHARDS_MAX, ClusterMap
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant
 from coffre.cluster.transport import Transport
 from coffre.proto import coffre_pb2 as pb

@@ -14,11 +14,10 @@ from coffre.client.sync_client import Client
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import ConfigurationError, Unauthenticated
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Role
-from coffre.cluster.map import read_certificate, read_map
-from coffre.cluster.map_source import ClusterMaps
-from coffre.cluster.tls import TlsFiles, load_identity
+from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
+from coffre.cluster.map import read_map
+from coffre.cluster.membership import ClusterMaps
+from coffre.cluster.transport import GrpcTransport
 
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
 

@@ -35,19 +35,32 @@ from coffre.cluster.errors import (
     Unsupported,
     error_of_status,
 )
-from coffre.cluster.grpc_transport import (
-    GrpcTransport,
-)
 from coffre.cluster.identity import (
+    Authority,
     Identity,
+    IssuedCertificate,
     NodeAttributes,
     Role,
+    TlsFiles,
+    TlsMaterial,
+    channel_credentials,
     check_jurisdiction,
+    create_authority,
     identity_of_certificate,
     identity_of_pem,
     identity_of_uri,
+    issue_node,
+    issue_operator,
+    issue_tenant,
+    load_identity,
+    load_tls,
+    peer_identity,
+    read_authority,
+    server_credentials,
     tls_name,
     uri_of_identity,
+    write_authority,
+    write_issued,
 )
 from coffre.cluster.map import (
     MAP_BYTES_MAX,
@@ -57,6 +70,7 @@ from coffre.cluster.map import (
     Domain,
     MapNode,
     NodeState,
+    Placement,
     Policy,
     create_map_file,
     newer_map,
@@ -73,30 +87,8 @@ from coffre.cluster.names import (
     check_tenant,
     partition_of,
 )
-from coffre.cluster.pki import (
-    Authority,
-    IssuedCertificate,
-    create_authority,
-    issue_node,
-    issue_operator,
-    issue_tenant,
-    read_authority,
-    write_authority,
-    write_issued,
-)
-from coffre.cluster.placement import (
-    Placement,
-)
-from coffre.cluster.tls import (
-    TlsFiles,
-    TlsMaterial,
-    channel_credentials,
-    load_identity,
-    load_tls,
-    peer_identity,
-    server_credentials,
-)
 from coffre.cluster.transport import (
+    GrpcTransport,
     LoopbackTransport,
     NodeHandler,
     Transport,

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import Unavailable
-from coffre.cluster.identity import Identity, NodeAttributes
-from coffre.cluster.moves import MoveReport
-from coffre.cluster.pki import (
+from coffre.cluster.identity import (
     Authority,
+    Identity,
     IssuedCertificate,
+    NodeAttributes,
+    TlsFiles,
     create_authority,
     issue_node,
     issue_operator,
@@ -24,7 +25,7 @@ from coffre.cluster.pki import (
     write_authority,
     write_issued,
 )
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.membership import MoveReport
 
 __all__ = ["CERTIFICATE_DAYS", "Members", "MemoryMoveReports", "make_members"]
 
@@ -76,7 +77,7 @@ def make_members(
 
 
 class MemoryMoveReports:
-    """The twin of what nodes report of a move (`coffre.cluster.moves.MoveReports`). Nodes in `down` do not answer."""
+    """The twin of what nodes report of a move (`MoveReports`, membership/moves.py). Nodes in `down` do not answer."""
 
     def __init__(self) -> None:
         self.reports: dict[int, MoveReport] = {}

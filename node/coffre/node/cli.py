@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import uvloop
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.node.config import load_node_config
 from coffre.node.logs import set_up_logs

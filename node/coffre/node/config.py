@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.identity import TlsFiles
 from coffre.node.following import WatchOptions
 from coffre.node.repair import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions

@@ -11,12 +11,17 @@ import grpc
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import ConfigurationError, RetryableError
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_certificate, read_map, write_map
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
-from coffre.cluster.tls import load_identity, load_tls, server_credentials
-from coffre.cluster.transport import Transport
+from coffre.cluster.identity import (
+    Identity,
+    Role,
+    load_identity,
+    load_tls,
+    read_certificate,
+    server_credentials,
+)
+from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map, write_map
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
+from coffre.cluster.transport import GrpcTransport, Transport
 from coffre.node.config import NodeConfig
 from coffre.node.disk import LmdbStore
 from coffre.node.following import MapHolder, PeerWatch, Suspensions, await_admission, is_ahead, own_entry

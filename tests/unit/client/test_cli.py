@@ -8,9 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 from coffre.cli._tree import tree
 from coffre.client import KeyRing
-from coffre.cluster._certificates import parse_certificate, parse_key
-from coffre.cluster.cli_errors import ExitCode
-from coffre.cluster.identity import NodeAttributes
+from coffre.cluster.admin.cli_errors import ExitCode
+from coffre.cluster.identity import NodeAttributes, parse_certificate, parse_key
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, create_map_file, sign_map
 from coffre.cluster.testing import Members, make_members
 

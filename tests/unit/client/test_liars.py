@@ -18,10 +18,10 @@ from coffre.cluster.errors import (
     PermissionDenied,
     Unavailable,
 )
-from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
+from coffre.cluster.transport import Batch
 from coffre.codec import crc32c
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb

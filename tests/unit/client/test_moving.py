@@ -12,11 +12,10 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Fate, Issuer, Writer
-from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import NotFound, OutcomeUnknown, StaleMap, Unavailable
-from coffre.cluster.map import ClusterMap, Policy
-from coffre.cluster.map_source import VerifiedMap
-from coffre.cluster.membership import add_node, drain_node, finish_move, remove_node, set_policy
+from coffre.cluster.map import ClusterMap, Electorates, Policy
+from coffre.cluster.membership import VerifiedMap, add_node, drain_node, remove_node, set_policy
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.store import Abort, Settle
 

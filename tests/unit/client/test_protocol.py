@@ -18,8 +18,8 @@ from coffre.cluster.errors import (
     StaleMap,
     Unavailable,
 )
+from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from coffre.cluster.errors import CoffreError
-from coffre.cluster.grpc_transport import GrpcTransport
+from coffre.cluster.identity import TlsFiles
 from coffre.cluster.map import ClusterMap, NodeState
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.transport import GrpcTransport
 
 __all__ = ["ClusterFacts", "Counters", "Observer", "cpu_s"]
 

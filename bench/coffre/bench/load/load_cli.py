@@ -26,10 +26,10 @@ from coffre.bench.load.workload import parse_size
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.result import machine
 from coffre.client import load_client_config
-from coffre.cluster.cli_errors import one_line_errors
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.identity import TlsFiles
 from rich.console import Console
 
 __all__ = ["compare", "failure", "load"]

@@ -21,8 +21,8 @@ from coffre.bench.result import Machine
 from coffre.client import load_client_config
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
+from coffre.cluster.identity import TlsFiles
 from coffre.cluster.map import ClusterMap, read_map
-from coffre.cluster.tls import TlsFiles
 from coffre.cluster.version import __version__
 
 __all__ = ["Progress", "Target", "connected", "run_load", "started"]

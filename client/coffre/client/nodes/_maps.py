@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import Protocol
 
 from coffre.cluster.map import ClusterMap
-from coffre.cluster.map_source import VerifiedMap
+from coffre.cluster.membership import VerifiedMap
 
 __all__ = ["Background", "MapSource"]
 
@@ -30,7 +30,7 @@ class Background:
 
 
 class MapSource(Protocol):
-    """Where newer maps come from, verified (`coffre.cluster.map_source.ClusterMaps`)."""
+    """Where newer maps come from, verified (`coffre.cluster.membership.map_source.ClusterMaps`)."""
 
     async def newer(self, than: ClusterMap) -> VerifiedMap | None:
         """A newer map, None when no node that answers has one."""

@@ -8,10 +8,8 @@ from itertools import islice
 
 from coffre.client.nodes._maps import MapSource
 from coffre.client.nodes._peers import Peers
-from coffre.cluster.electorate import Electorate, Electorates
-from coffre.cluster.map import ClusterMap, newer_map
+from coffre.cluster.map import ClusterMap, Electorate, Electorates, Placement, newer_map
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.cluster.transport import Transport
 
 __all__ = ["View", "Views"]

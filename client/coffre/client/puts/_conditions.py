@@ -9,7 +9,7 @@ from coffre.client.reading import Lookup, Reader
 from coffre.client.sealing import Draft, OpenManifest
 from coffre.client.writing import Shards, Verify, Writer
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination.locks import KeyLocks
+from coffre.cluster.coordination import KeyLocks
 from coffre.cluster.errors import AlreadyExists, InvalidArgument, PreconditionFailed, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp

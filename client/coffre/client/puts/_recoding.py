@@ -18,7 +18,7 @@ from coffre.client.reading import Downloader, Found, Lister, Lookup, RangeReader
 from coffre.client.sealing import Draft, OpenManifest, Sealer
 from coffre.client.writing import Shards, Verify
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination.locks import KeyLocks
+from coffre.cluster.coordination import KeyLocks
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,

@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client.reading._replies import Replies, holding, shards_of
 from coffre.client.sealing import OpenManifest
-from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import CoffreError, PermissionDenied, PolicyViolation, StaleMap, Unavailable
-from coffre.cluster.placement import Placement
-from coffre.cluster.ranges import pieces_of_range
+from coffre.cluster.map import Electorate, Placement
+from coffre.cluster.transport import pieces_of_range
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = [

@@ -10,7 +10,7 @@ from coffre.client.reading._download import Downloader
 from coffre.client.reading._found import Found
 from coffre.client.sealing import CellCipher, OpenManifest, segment_count
 from coffre.cluster.errors import IntegrityError, InvalidArgument
-from coffre.cluster.ranges import Piece, part_bytes, pieces_of_range
+from coffre.cluster.transport import Piece, part_bytes, pieces_of_range
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["RangeReader", "short_range"]

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
 from coffre.client.nodes import Peers
-from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import CoffreError
+from coffre.cluster.map import Electorate
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 

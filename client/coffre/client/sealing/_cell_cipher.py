@@ -10,7 +10,7 @@ from coffre.client.sealing._compression import RAW, Shrinker
 from coffre.client.sealing._memory import SegmentMemory
 from coffre.client.sealing._sealing import FRAME, TAG_BYTES, OpenManifest, SegmentCipher, unframe
 from coffre.cluster.errors import IntegrityError
-from coffre.cluster.ranges import part_bytes
+from coffre.cluster.transport import part_bytes
 from coffre.proto import coffre_pb2 as pb
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM

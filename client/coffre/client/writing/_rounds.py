@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
@@ -16,6 +15,7 @@ from coffre.cluster.errors import (
     Unsupported,
     error_of_status,
 )
+from coffre.cluster.map import Electorate
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import VOTE_REPLACES, VOTE_SHARD, vote_of
 

@@ -12,7 +12,6 @@ from coffre.client.sealing import Draft
 from coffre.client.writing._rounds import Part, Round
 from coffre.client.writing._stamps import Issuer
 from coffre.cluster.clock import Clock
-from coffre.cluster.electorate import Electorate
 from coffre.cluster.errors import (
     CoffreError,
     OutcomeUnknown,
@@ -22,6 +21,7 @@ from coffre.cluster.errors import (
     StaleMap,
     Unavailable,
 )
+from coffre.cluster.map import Electorate
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb

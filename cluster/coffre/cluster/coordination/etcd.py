@@ -42,7 +42,7 @@ from coffre.cluster.errors import (
     Unauthenticated,
     Unavailable,
 )
-from coffre.cluster.tls import TlsFiles
+from coffre.cluster.identity import TlsFiles
 from coffre.proto import etcd_pb2 as pb
 from google.protobuf.message import Message
 from grpc import aio

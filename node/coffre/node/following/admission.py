@@ -8,7 +8,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.identity import Identity
 from coffre.cluster.map import ClusterMap, MapNode, NodeState
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
 
 __all__ = ["await_admission", "is_ahead", "own_entry"]
 

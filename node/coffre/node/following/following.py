@@ -8,12 +8,10 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import Coordination
-from coffre.cluster.coordination.liveness import NodeStatus, announce
-from coffre.cluster.coordination.sessions import Session
+from coffre.cluster.coordination import Coordination, NodeStatus, Session, announce
 from coffre.cluster.errors import CoffreError, ConfigurationError, RetryableError
 from coffre.cluster.map import ClusterMap, MapNode, newer_map
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.cluster.version import __version__
 from coffre.node.following.mapholder import MapHolder
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import PermissionDenied, PolicyViolation, Unavailable
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, NodeState
+from coffre.cluster.map import ClusterMap, Electorates, NodeState, Placement
 from coffre.cluster.names import ObjectName
-from coffre.cluster.placement import Placement
 
 __all__ = ["MapHolder"]
 

@@ -8,8 +8,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import Coordination
-from coffre.cluster.coordination.tenants import Tenant, watch_tenants
+from coffre.cluster.coordination import Coordination, Tenant, watch_tenants
 from coffre.cluster.errors import CoffreError, IntegrityError, RetryableError
 from coffre.cluster.names import check_tenant
 from coffre.node.following.mapholder import MapHolder

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from coffre.cluster.electorate import Electorate, Voters
-from coffre.cluster.electorate import Electorates as ClusterElectorates
-from coffre.cluster.map import ClusterMap
+from coffre.cluster.map import ClusterMap, Electorate, Voters
+from coffre.cluster.map import Electorates as ClusterElectorates
 
 __all__ = ["Electorate", "Electorates", "Voters"]
 

@@ -11,14 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination.liveness import node_key
-from coffre.cluster.coordination.seam import (
-    RANGE_LIMIT_MAX,
-    Compare,
-    Coordination,
-    Entry,
-    Put,
-)
+from coffre.cluster.coordination import RANGE_LIMIT_MAX, Compare, Coordination, Entry, Put, node_key
 from coffre.cluster.errors import InvalidArgument, PermissionDenied, ReadAgain, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.node.following import MapHolder

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import (
+    RANGE_LIMIT_MAX,
     Changes,
     Commit,
     Compare,
@@ -19,7 +20,6 @@ from coffre.cluster.coordination import (
     Page,
     Put,
 )
-from coffre.cluster.coordination.seam import RANGE_LIMIT_MAX
 from coffre.cluster.errors import Unavailable
 from coffre.node.config import CoordinationConfig, EmbeddedConfig
 from coffre.node.following import MapHolder

@@ -23,7 +23,7 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
-from coffre.cluster.ranges import pieces_of_range
+from coffre.cluster.transport import pieces_of_range
 from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c

@@ -8,9 +8,10 @@ from functools import partial
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination, RemoteCoordination
-from coffre.cluster.grpc_transport import GrpcTransport
-from coffre.cluster.map import ClusterMap, MapNode, read_certificate, write_map
-from coffre.cluster.map_source import ClusterMaps
+from coffre.cluster.identity import read_certificate
+from coffre.cluster.map import ClusterMap, MapNode, write_map
+from coffre.cluster.membership import ClusterMaps
+from coffre.cluster.transport import GrpcTransport
 from coffre.node.config import NodeConfig
 from coffre.node.following import Announcer, MapFollower, MapHolder, Suspensions
 from coffre.node.serving.coordination import CoordinationHandler

@@ -10,8 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from coffre.cluster.errors import CoffreError, InternalError, OutcomeUnknown, Unavailable
-from coffre.cluster.identity import Identity
-from coffre.cluster.tls import peer_identity
+from coffre.cluster.identity import Identity, peer_identity
 from coffre.node.serving.coordination import CoordinationHandler
 from coffre.node.serving.handler import Handler
 from coffre.proto import coffre_pb2 as pb

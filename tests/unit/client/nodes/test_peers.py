@@ -18,11 +18,10 @@ from coffre.client.nodes._peers import (
 from coffre.client.reading._reads import YOUNG_MS
 from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.errors import CoffreError, InternalError, Unavailable
-from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
-from coffre.cluster.transport import LoopbackTransport
+from coffre.cluster.transport import Batch, LoopbackTransport
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import vote_of
 

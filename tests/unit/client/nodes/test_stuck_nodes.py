@@ -17,11 +17,10 @@ from coffre.client.writing import Shards
 from coffre.client.writing._upload import MESSAGE_BYTES, MESSAGES_KEPT
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, DeadlineExceeded, Unavailable
-from coffre.cluster.exchange import Batch
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
-from coffre.cluster.transport import LoopbackTransport
+from coffre.cluster.transport import Batch, LoopbackTransport
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 

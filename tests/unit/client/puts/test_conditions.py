@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, ObjectInfo
-from coffre.cluster.coordination.locks import KeyLocks, LockHeld
-from coffre.cluster.coordination.sessions import Session
+from coffre.cluster.coordination import KeyLocks, Session
+from coffre.cluster.coordination.locks import LockHeld
 from coffre.cluster.errors import (
     AlreadyExists,
     CoffreError,

@@ -21,7 +21,8 @@ from coffre.cluster.errors import (
     PreconditionFailed,
 )
 from coffre.cluster.map import ClusterMap, Policy
-from coffre.cluster.membership import finish_move, set_policy
+from coffre.cluster.membership import set_policy
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.following import MapHolder
 from coffre.node.repair import RepairOptions

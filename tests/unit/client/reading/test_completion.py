@@ -8,9 +8,8 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, Network, Traffic
 from coffre.client.reading._evidence import lawful
 from coffre.cluster.errors import CoffreError, Unavailable
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Placement, Policy
 from coffre.cluster.names import ObjectName
-from coffre.cluster.placement import Placement
 from coffre.node.store import State
 from coffre.proto import coffre_pb2 as pb
 

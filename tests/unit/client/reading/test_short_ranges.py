@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.cluster.errors import NotFound
+from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.cluster.versions import Stamp
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb

@@ -14,7 +14,7 @@ from coffre.client.sealing._cell_cipher import Way
 from coffre.client.writing import CellCoder
 from coffre.cluster.errors import IntegrityError, Unsupported
 from coffre.cluster.names import ObjectName
-from coffre.cluster.ranges import part_bytes
+from coffre.cluster.transport import part_bytes
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -10,9 +10,9 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.errors import ConfigurationError, IntegrityError, StaleMap
-from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, read_certificate, write_map
-from coffre.cluster.map_source import ClusterMaps, VerifiedMap
+from coffre.cluster.identity import Identity, Role, read_certificate
+from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy, write_map
+from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.cluster.testing import make_members
 from coffre.cluster.transport import LoopbackTransport
 from coffre.node.following import MapFollower, MapHolder

@@ -12,8 +12,7 @@ import lmdb
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.clock import ManualClock, SystemClock
-from coffre.cluster.coordination import MemoryCoordination
-from coffre.cluster.coordination.tenants import Tenant, create_tenant, suspend_tenant
+from coffre.cluster.coordination import MemoryCoordination, Tenant, create_tenant, suspend_tenant
 from coffre.cluster.errors import PermissionDenied, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.node.disk import LmdbStore

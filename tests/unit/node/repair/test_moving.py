@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.cluster.map import ClusterMap
-from coffre.cluster.membership import drain_node
-from coffre.cluster.moves import Move, MoveReport
+from coffre.cluster.map import ClusterMap, Placement
+from coffre.cluster.membership import Move, MoveReport, drain_node
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.node.memory import MemoryStore
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair import repairer as repairing

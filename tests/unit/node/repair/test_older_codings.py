@@ -11,11 +11,10 @@ from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import IntegrityError
-from coffre.cluster.map import ClusterMap, Policy
-from coffre.cluster.membership import drain_node, finish_move, set_policy
-from coffre.cluster.moves import Move, MoveReport
+from coffre.cluster.map import ClusterMap, Electorates, Policy
+from coffre.cluster.membership import Move, MoveReport, drain_node, set_policy
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.following import MapHolder
 from coffre.node.repair import Repairer, RepairOptions

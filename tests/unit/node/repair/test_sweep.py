@@ -11,7 +11,8 @@ from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.map import Policy
-from coffre.cluster.membership import finish_move, set_policy
+from coffre.cluster.membership import set_policy
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.sweep import DUPLICATES_WALKS

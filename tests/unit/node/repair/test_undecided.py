@@ -9,11 +9,10 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Issuer, Writer
-from coffre.cluster.electorate import Electorates
 from coffre.cluster.errors import CoffreError, Unavailable
-from coffre.cluster.map import ClusterMap
-from coffre.cluster.membership import drain_node, finish_move, remove_node
-from coffre.cluster.moves import Move, MoveReport
+from coffre.cluster.map import ClusterMap, Electorates
+from coffre.cluster.membership import Move, MoveReport, drain_node, remove_node
+from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.electorate import Electorates as NodeElectorates

@@ -9,9 +9,8 @@ import pytest
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Conflict, IntegrityError, InvalidArgument
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, NodeState, Placement, Policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.placement import Placement
 from coffre.cluster.versions import HybridClock
 from coffre.codec import crc32c
 from coffre.node.following import MapHolder

@@ -1,0 +1,354 @@
+"""`coffre pki` and `coffre cluster`: the authority of a cluster, and its signed map."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+import click
+from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.admin.coordination_cli import COMMANDS as COORDINATION_COMMANDS
+from coffre.cluster.admin.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.identity import (
+    AUTHORITY_DAYS,
+    GENERATION_MAX,
+    MEMBER_DAYS,
+    IssuedCertificate,
+    NodeAttributes,
+    authority_cluster_id,
+    create_authority,
+    identity_of_certificate,
+    issue_node,
+    issue_operator,
+    issue_tenant,
+    read_authority,
+    read_certificate,
+    write_authority,
+    write_issued,
+)
+from coffre.cluster.map import ClusterMap, Domain, create_map_file, read_map, read_unverified_map
+from coffre.cluster.membership import (
+    OFFERED_PARTITIONS,
+    NodeOffer,
+    PolicyReport,
+    form_map,
+    parse_policy,
+    survey,
+)
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["cluster", "pki"]
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_directory = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the authority and the certificates it issued.",
+)
+_days = click.option(
+    "--days", type=click.IntRange(1), default=MEMBER_DAYS, show_default=True, help="Validity."
+)
+
+
+# ------------------------------------------------------------------ pki
+
+
+@click.group()
+def pki() -> None:
+    """The cluster's own authority: who is a node, a tenant, an operator."""
+
+
+@pki.command("init")
+@_directory
+@click.option("--days", type=click.IntRange(1), default=AUTHORITY_DAYS, show_default=True, help="Validity.")
+@one_line_errors
+def pki_init(directory: Path, days: int) -> None:
+    """Make a new authority, and with it a new cluster id."""
+    authority = create_authority(secrets.token_hex(8), SystemClock(), days)
+    write_authority(authority, directory)
+    click.echo(f"cluster {authority.cluster_id}: {directory / 'ca.crt'}, {directory / 'ca.key'}")
+    click.echo(f"Keep {directory / 'ca.key'} off line: whoever has it can join as anybody.")
+
+
+@pki.group("issue")
+def pki_issue() -> None:
+    """Issue a certificate, with its key, into the authority's folder."""
+
+
+def _written(issued: IssuedCertificate, directory: Path) -> None:
+    write_issued(issued, directory)
+    name = issued.identity.name
+    click.echo(f"{issued.identity.role.value} {name}: {directory / name}.crt, {directory / name}.key")
+
+
+@pki_issue.command("node")
+@click.argument("name")
+@_directory
+@click.option("--server", required=True, help="The machine that the node runs on.")
+@click.option("--site", required=True, help="The data centre that the machine stands in.")
+@click.option("--operator", required=True, help="The company that runs the machine.")
+@click.option(
+    "--jurisdiction", required=True, help="ISO 3166-1 alpha-2 code of the site's country, such as FR."
+)
+@click.option(
+    "--generation",
+    type=click.IntRange(0, GENERATION_MAX),
+    default=0,
+    show_default=True,
+    help="One more than before, to shut out the certificates before it (coffre cluster renew).",
+)
+@_days
+@one_line_errors
+def issue_node_command(
+    name: str,
+    directory: Path,
+    server: str,
+    site: str,
+    operator: str,
+    jurisdiction: str,
+    generation: int,
+    days: int,
+) -> None:
+    """NAME is the node's id for life."""
+    attributes = NodeAttributes(name, server, site, operator, jurisdiction, generation)
+    _written(issue_node(read_authority(directory), attributes, SystemClock(), days), directory)
+
+
+@pki_issue.command("tenant")
+@click.argument("name")
+@_directory
+@_days
+@one_line_errors
+def issue_tenant_command(name: str, directory: Path, days: int) -> None:
+    """NAME owns its own buckets, and reaches nobody else's."""
+    _written(issue_tenant(read_authority(directory), name, SystemClock(), days), directory)
+
+
+@pki_issue.command("operator")
+@click.argument("name")
+@_directory
+@_days
+@one_line_errors
+def issue_operator_command(name: str, directory: Path, days: int) -> None:
+    """NAME signs cluster maps and looks after nodes; it reaches no records."""
+    _written(issue_operator(read_authority(directory), name, SystemClock(), days), directory)
+
+
+@pki.command("show")
+@click.argument("file", type=_FILE)
+@one_line_errors
+def pki_show(file: Path) -> None:
+    """Say whose certificate FILE is, and how long it is valid."""
+    certificate = read_certificate(file)
+    try:
+        rows = {"cluster": authority_cluster_id(certificate), "role": "authority"}
+    except ConfigurationError:
+        identity = identity_of_certificate(certificate)
+        rows = {"cluster": identity.cluster_id, "role": identity.role.value, "name": identity.name}
+        if identity.attributes is not None:
+            node = identity.attributes
+            rows |= {"server": node.server, "site": node.site, "operator": node.operator}
+            rows |= {"jurisdiction": node.jurisdiction, "generation": str(node.generation)}
+    rows["valid from"] = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
+    rows["valid until"] = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
+    rows["serial"] = f"{certificate.serial_number:x}"
+    for name, value in rows.items():
+        click.echo(f"{name:12} {value}")
+
+
+# ------------------------------------------------------------------ cluster
+
+
+@click.group()
+def cluster() -> None:
+    """The signed cluster map, and who is in it."""
+
+
+for _command in (*MEMBERSHIP_COMMANDS, *COORDINATION_COMMANDS):
+    cluster.add_command(_command)
+
+
+@cluster.command("init")
+@_directory
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    required=True,
+    metavar="CERT=HOST:PORT=CAPACITY",
+    help="A node: its certificate (a file, or a name in --dir), address, and capacity such as 4TB or 500GiB.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    required=True,
+    metavar="K+M",
+    help="A storage policy such as 4+2; the first is the default.",
+)
+@click.option(
+    "--survives",
+    type=click.Choice([domain.name.lower() for domain in Domain]),
+    default="site",
+    show_default=True,
+    help="What may be lost as a whole.",
+)
+@click.option(
+    "--jurisdiction",
+    "jurisdictions",
+    multiple=True,
+    default=("FR",),
+    show_default=True,
+    help="Allowed country.",
+)
+@click.option("--operator-cap", type=click.IntRange(0), default=0, help="Shards of one object per operator.")
+@click.option("--versions-kept", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--partitions", type=click.IntRange(1), default=OFFERED_PARTITIONS, show_default=True)
+@click.option(
+    "--signer", required=True, help="Name of the operator who signs, with certificate and key in --dir."
+)
+@click.option(
+    "--coordinator",
+    "coordinators",
+    multiple=True,
+    metavar="NODE_ID",
+    help="A node that serves coordination; without any there are no conditional writes.",
+)
+@click.option("--out", type=_FILE, help="Where the map goes; cluster.map in --dir unless given.")
+@one_line_errors
+def cluster_init(
+    directory: Path,
+    nodes: tuple[str, ...],
+    policies: tuple[str, ...],
+    survives: str,
+    jurisdictions: tuple[str, ...],
+    operator_cap: int,
+    versions_kept: int,
+    partitions: int,
+    signer: str,
+    coordinators: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Write the first map (epoch 1). What it says of nodes is read from their certificates."""
+    wanted = [
+        parse_policy(text, Domain[survives.upper()], jurisdictions, operator_cap, versions_kept)
+        for text in policies
+    ]
+    offers = [NodeOffer.parse(text, directory) for text in nodes]
+    signed, cluster_map = form_map(directory, offers, wanted, partitions, signer, SystemClock(), coordinators)
+    path = out or directory / "cluster.map"
+    create_map_file(path, signed)
+    click.echo(f"cluster {cluster_map.cluster_id}, epoch 1, {len(offers)} nodes: {path}")
+
+
+@cluster.command("show")
+@click.argument("map_file", metavar="MAP", type=_FILE)
+@click.option("--authority", type=_FILE, help="Certificate of the authority; without it nothing is verified.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
+    """Print a map."""
+    found = read_map(map_file, authority)[0] if authority else read_unverified_map(map_file)
+    if as_json:
+        click.echo(json.dumps(_as_dict(found, authority is not None), indent=2))
+        return
+    checked = "signature verified" if authority else "signature NOT verified (no --authority)"
+    click.echo(f"cluster {found.cluster_id}, epoch {found.epoch}, {found.partitions} partitions, {checked}")
+    served = ", ".join(found.node(number).node_id for number in found.coordinators)
+    click.echo(f"coordination: {served or 'none'}")
+    console = Console()
+    table = Table("no", "node", "address", "server", "site", "operator", "country", "capacity", "state")
+    for node in found.nodes:
+        place = (node.server, node.site, node.operator, node.jurisdiction)
+        capacity = f"{node.capacity_bytes / 1e9:,.1f} GB"
+        table.add_row(str(node.number), node.node_id, node.address, *place, capacity, node.state.name.lower())
+    console.print(table)
+    table = Table("policy", "k+m", "survives", "countries", "operator cap", "versions")
+    for policy in found.policies:
+        name = f"{policy.name} (default)" if policy.name == found.default_policy else policy.name
+        cap = str(policy.operator_cap or f"{policy.k - 1} with several operators")
+        countries = ", ".join(policy.jurisdictions)
+        survives = (
+            f"{policy.m} nodes" if policy.survives is Domain.NODE else f"a {policy.survives.name.lower()}"
+        )
+        table.add_row(name, f"{policy.k}+{policy.m}", survives, countries, cap, str(policy.versions_kept))
+    console.print(table)
+    for one in found.bucket_policies:
+        click.echo(f"bucket {one.tenant}/{one.bucket}: policy {one.policy}")
+    if found.coordinators:
+        click.echo(f"coordinators: {', '.join(found.node(number).node_id for number in found.coordinators)}")
+    if found.prior:
+        click.echo(
+            f"data is moving; still consulted: epochs {', '.join(str(one.epoch) for one in found.prior)}"
+        )
+
+
+def _as_dict(found: ClusterMap, verified: bool) -> dict[str, object]:
+    """The map as JSON has it: the field names of coffre.v1.ClusterMap, and of prior maps their epochs."""
+    nodes = [
+        {
+            "number": node.number,
+            "node_id": node.node_id,
+            "address": node.address,
+            "server": node.server,
+            "site": node.site,
+            "operator": node.operator,
+            "jurisdiction": node.jurisdiction,
+            "capacity_bytes": node.capacity_bytes,
+            "state": node.state.name.lower(),
+        }
+        for node in found.nodes
+    ]
+    policies = [
+        {
+            "name": policy.name,
+            "k": policy.k,
+            "m": policy.m,
+            "jurisdictions": list(policy.jurisdictions),
+            "survives": policy.survives.name.lower(),
+            "operator_cap": policy.operator_cap,
+            "versions_kept": policy.versions_kept,
+        }
+        for policy in found.policies
+    ]
+    return {
+        "verified": verified,
+        "cluster_id": found.cluster_id,
+        "epoch": found.epoch,
+        "partitions": found.partitions,
+        "default_policy": found.default_policy,
+        "coordinators": [found.node(number).node_id for number in found.coordinators],
+        "nodes": nodes,
+        "policies": policies,
+        "prior_epochs": [prior.epoch for prior in found.prior],
+        "bucket_policies": [
+            {"tenant": one.tenant, "bucket": one.bucket, "policy": one.policy}
+            for one in found.bucket_policies
+        ],
+    }
+
+
+@cluster.command("verify")
+@click.argument("map_file", metavar="MAP", type=_FILE)
+@click.option("--authority", type=_FILE, required=True, help="Certificate of the authority (ca.crt).")
+@one_line_errors
+def cluster_verify(map_file: Path, authority: Path) -> None:
+    """Check a map: signature, signer, and that every policy can be kept in every partition."""
+    found = read_map(map_file, authority)[0]
+    click.echo(f"cluster {found.cluster_id}, epoch {found.epoch}: signed by an operator of this authority")
+    for policy in found.policies:
+        _print_report(survey(found, policy))
+
+
+def _print_report(report: PolicyReport) -> None:
+    worst = ", ".join(f"{count} with one {domain}" for domain, count in report.shards_max.items())
+    click.echo(
+        f"policy {report.policy.name}: all {report.partitions} partitions placed; at most {worst}; "
+        f"{report.spare_nodes_min} of {report.policy.m} substitutes or more for any shard"
+    )

@@ -1,0 +1,193 @@
+"""`coffre cluster publish`, `nodes`, `tenants` and `restore-coordination`: what operators do with coordination."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from coffre.cluster._files import read_file
+from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.clock import SystemClock
+from coffre.cluster.coordination import (
+    RemoteCoordination,
+    Tenant,
+    alive_nodes,
+    create_tenant,
+    list_tenants,
+    newest_map,
+    publish_map,
+    suspend_tenant,
+)
+from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
+from coffre.cluster.map import MAP_BYTES_MAX, NodeState, read_map, verify_map
+from coffre.cluster.membership import Restored, VerifiedMap, restore_newest_map
+from coffre.cluster.transport import GrpcTransport
+
+__all__ = ["COMMANDS"]
+
+_T = TypeVar("_T")
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_map = click.option("--map", "map_path", type=_FILE, required=True, help="The signed map that you have.")
+_pki = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder with ca.crt and the operator's certificate and key.",
+)
+_operator = click.option("--operator", required=True, help="Whose certificate to show: NAME.crt, NAME.key.")
+
+
+class _Session:
+    """An operator's connections for one command."""
+
+    def __init__(self, map_path: Path, directory: Path, operator: str) -> None:
+        self.authority_path = directory / "ca.crt"
+        tls = TlsFiles(self.authority_path, directory / f"{operator}.crt", directory / f"{operator}.key")
+        if load_identity(tls).role is not Role.OPERATOR:
+            raise ConfigurationError(f"{tls.certificate} is not an operator's certificate")
+        self.map, self.signed = read_map(map_path, self.authority_path)
+        self.authority = read_certificate(self.authority_path)
+        self.clock = SystemClock()
+        self.transport = GrpcTransport(self.map, tls)
+        self.coordination = RemoteCoordination(self.transport)
+
+
+def _run(map_path: Path, directory: Path, operator: str, work: Callable[[_Session], Awaitable[_T]]) -> _T:
+    async def connected() -> _T:
+        session = _Session(map_path, directory, operator)
+        try:
+            return await work(session)
+        finally:
+            await session.transport.close()
+
+    return asyncio.run(connected())
+
+
+@click.command("publish")
+@click.argument("new", metavar="NEW_MAP", type=_FILE)
+@_map
+@_pki
+@_operator
+@one_line_errors
+def publish(new: Path, map_path: Path, directory: Path, operator: str) -> None:
+    """Make NEW_MAP, signed and one epoch above the newest, the map of the cluster. Nodes adopt it within a second."""
+    signed = read_file(new, MAP_BYTES_MAX)
+
+    async def work(session: _Session) -> int:
+        published = await publish_map(
+            session.coordination, signed, session.authority, session.clock.unixtime_ms()
+        )
+        return published.epoch
+
+    click.echo(f"epoch {_run(map_path, directory, operator, work)} is published")
+
+
+@click.command("nodes")
+@_map
+@_pki
+@_operator
+@one_line_errors
+def nodes(map_path: Path, directory: Path, operator: str) -> None:
+    """Which nodes of the map have said lately that they are alive, and at which epoch they serve."""
+
+    async def work(session: _Session) -> list[str]:
+        newest = await newest_map(session.coordination)
+        current = session.map if newest is None else verify_map(newest.signed, session.authority)
+        alive = await alive_nodes(session.coordination)
+        lines = []
+        for node in current.nodes:
+            if node.state is not NodeState.REMOVED:
+                status = alive.get(node.number)
+                said = "silent" if status is None else f"alive at epoch {status.epoch}, {status.version}"
+                lines.append(f"{node.number:>6}  {node.node_id:<24} {said}")
+        return lines
+
+    for line in _run(map_path, directory, operator, work):
+        click.echo(line)
+
+
+@click.group("tenants")
+def tenants() -> None:
+    """The list of tenants: who is expected, and whose certificates nodes refuse for now."""
+
+
+@tenants.command("add")
+@click.argument("name")
+@_map
+@_pki
+@_operator
+@one_line_errors
+def add(name: str, map_path: Path, directory: Path, operator: str) -> None:
+    """Enter a tenant."""
+
+    async def work(session: _Session) -> None:
+        await create_tenant(session.coordination, Tenant(name, session.clock.unixtime_ms()))
+
+    _run(map_path, directory, operator, work)
+
+
+@tenants.command("suspend")
+@click.argument("name")
+@click.option("--lift", is_flag=True, help="Take the suspension back.")
+@_map
+@_pki
+@_operator
+@one_line_errors
+def suspend(name: str, lift: bool, map_path: Path, directory: Path, operator: str) -> None:
+    """Let nodes refuse a tenant's certificates, within a second and until that is taken back."""
+
+    async def work(session: _Session) -> None:
+        now_ms = session.clock.unixtime_ms()
+        await suspend_tenant(session.coordination, name, suspended=not lift, unixtime_ms=now_ms)
+
+    _run(map_path, directory, operator, work)
+
+
+@tenants.command("list")
+@_map
+@_pki
+@_operator
+@one_line_errors
+def list_command(map_path: Path, directory: Path, operator: str) -> None:
+    """All tenants."""
+
+    async def work(session: _Session) -> list[Tenant]:
+        return await list_tenants(session.coordination)
+
+    for tenant in _run(map_path, directory, operator, work):
+        click.echo(f"{tenant.name}{'  suspended' if tenant.suspended else ''}")
+
+
+@click.command("restore-coordination")
+@_map
+@_pki
+@_operator
+@one_line_errors
+def restore(map_path: Path, directory: Path, operator: str) -> None:
+    """Fill an empty coordination store again: the newest signed map that you or any node keeps becomes the current one.
+
+    The map that was published last may be in your file alone, so give the newest one that you have.
+    """
+
+    async def work(session: _Session) -> Restored:
+        kept = VerifiedMap(session.map, session.signed)
+        return await restore_newest_map(
+            session.coordination, session.transport, kept, session.authority, session.clock
+        )
+
+    done = _run(map_path, directory, operator, work)
+    if done.newest_of_nodes < done.map.epoch:
+        click.echo(
+            f"epoch {done.map.epoch} is restored from {map_path}; "
+            f"the newest that {done.answered} nodes keep is {done.newest_of_nodes}"
+        )
+    else:
+        click.echo(f"epoch {done.map.epoch} is restored, the newest that {done.answered} nodes keep")
+
+
+COMMANDS: tuple[click.Command, ...] = (publish, nodes, tenants, restore)

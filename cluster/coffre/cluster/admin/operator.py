@@ -1,0 +1,68 @@
+"""operator.toml: with which certificate, and on which map, an operator's commands talk to the nodes."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from coffre.cluster.errors import ConfigurationError, Unauthenticated
+from coffre.cluster.identity import Role, TlsFiles, load_identity
+from coffre.cluster.map import ClusterMap, read_map
+
+__all__ = ["OperatorConfig", "find_operator_config", "load_operator_config"]
+
+CONFIG_VARIABLE = "COFFRE_OPERATOR_CONFIG"
+DEFAULT_PLACES = (Path(".coffre/operator.toml"), Path("~/.config/coffre/operator.toml"))
+_SETTINGS = ("map", "authority", "certificate", "key")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """The map, verified, and where it and the files of an operator are."""
+
+    cluster_map: ClusterMap
+    tls: TlsFiles
+    map_path: Path
+
+
+def find_operator_config(given: Path | None) -> Path:
+    """The file to use: the one given, $COFFRE_OPERATOR_CONFIG, ./.coffre, or ~/.config/coffre."""
+    if given is not None:
+        return given
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    for place in DEFAULT_PLACES:
+        if place.expanduser().exists():
+            return place.expanduser()
+    raise ConfigurationError(
+        f"no operator is configured: pass --operator FILE or set {CONFIG_VARIABLE}; see docs/operations.md"
+    )
+
+
+def load_operator_config(path: Path) -> OperatorConfig:
+    """Read and check `path`; relative paths count from its folder. Raises `ConfigurationError` or `Unauthenticated`."""
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    for name, value in raw.items():
+        if name not in _SETTINGS or not isinstance(value, str):
+            raise ConfigurationError(
+                f"{path}: {name} is not a setting, or not text; known are {', '.join(_SETTINGS)}"
+            )
+    if missing := [name for name in _SETTINGS if name not in raw]:
+        raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
+    base = path.parent
+    tls = TlsFiles(base / raw["authority"], base / raw["certificate"], base / raw["key"])
+    map_path = base / raw["map"]
+    cluster_map, _ = read_map(map_path, tls.authority)
+    identity = load_identity(tls)
+    if identity.role is not Role.OPERATOR:
+        raise Unauthenticated(f"{tls.certificate} is not an operator's certificate")
+    if identity.cluster_id != cluster_map.cluster_id:
+        raise ConfigurationError("the certificate and the cluster map are of different clusters")
+    return OperatorConfig(cluster_map, tls, map_path)

@@ -1,0 +1,174 @@
+"""What is wrong with a cluster, or soon will be, from what its nodes say of themselves. Pure functions."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coffre.cluster.health.witnesses import Testimony, lonely_accusers, testimonies
+from coffre.cluster.map import ClusterMap, NodeState
+from coffre.proto import coffre_pb2 as pb
+
+__all__ = ["Finding", "Level", "NodeReport", "examine"]
+
+CERTIFICATE_DAYS_MIN = 30
+CLOCK_SKEW_MS_MAX = 2_000
+DISK_FREE_MIN = 0.15
+_DAY_MS = 86_400_000
+
+
+class Level(enum.IntEnum):
+    """How much a finding matters."""
+
+    NOTE = 0
+    WARNING = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that an operator should know, and about whom."""
+
+    level: Level
+    subject: str  # a node's id, or the cluster
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What one node said. `skew_ms`: its clock less the asker's, half a round trip taken off. `error`: why it said
+    nothing."""
+
+    status: pb.StatusReply | None = None
+    repair: pb.RepairStatusReply | None = None
+    skew_ms: float = 0.0
+    error: str = ""
+
+
+def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: int) -> list[Finding]:
+    """Findings, what matters most first."""
+    findings: list[Finding] = []
+    said = testimonies({n: report.status for n, report in reports.items() if report.status is not None})
+    for node in cluster_map.nodes:
+        if node.state is NodeState.REMOVED:
+            continue
+        report = reports.get(node.number, NodeReport(error="it was not asked"))
+        testimony = said.get(node.number)
+        if report.status is None:
+            text = f"does not answer: {report.error}" + _of_outage(testimony)
+            findings.append(Finding(Level.ERROR, node.node_id, text))
+            continue
+        if testimony is not None:
+            level = Level.WARNING if testimony.is_shared else Level.NOTE
+            findings.append(Finding(level, node.node_id, f"is {testimony.text}"))
+        findings += _of_status(node.node_id, report.status, cluster_map.epoch, now_ms)
+        if abs(report.skew_ms) > CLOCK_SKEW_MS_MAX:
+            text = f"its clock is {report.skew_ms / 1000:+.1f} s off this machine's: set the clocks (NTP)"
+            findings.append(Finding(Level.WARNING, node.node_id, text))
+        if report.repair is not None:
+            findings += _of_repair(node.node_id, report.repair)
+    findings += [
+        Finding(
+            Level.NOTE,
+            cluster_map.node(number).node_id,
+            f"says that {count} nodes are not well which most others see well: look at its network",
+        )
+        for number, count in sorted(lonely_accusers(said).items())
+    ]
+    findings += _of_census(cluster_map, reports)
+    findings += _of_all(reports)
+    return sorted(findings, key=lambda finding: -finding.level)
+
+
+def _of_outage(testimony: Testimony | None) -> str:
+    if testimony is None:
+        return ""
+    text = f"; {testimony.text}"
+    if testimony.lost:
+        text += (
+            ": longer than an outage is waited for. Start it, or give its place to another (cluster replace)"
+        )
+    return text
+
+
+def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> list[Finding]:
+    findings: list[Finding] = []
+    if status.epoch != epoch:
+        text = f"is at map epoch {status.epoch}, this operator's map at {epoch}"
+        findings.append(Finding(Level.WARNING, node, text))
+    if not status.writable:
+        findings.append(Finding(Level.ERROR, node, "its disk is full: it takes deletes alone"))
+    else:
+        whole = status.disk_bytes + status.free_bytes
+        if whole and status.free_bytes < whole * DISK_FREE_MIN:
+            text = f"its disk is filling: {status.free_bytes / whole:.0%} free"
+            findings.append(Finding(Level.WARNING, node, text))
+    if status.damaged:
+        text = f"has met damage {status.damaged} times since it started: look at its disk"
+        findings.append(Finding(Level.WARNING, node, text))
+    expires_ms = status.certificate_expires_unixtime_ms
+    if expires_ms and expires_ms - now_ms < CERTIFICATE_DAYS_MIN * _DAY_MS:
+        days = (expires_ms - now_ms) / _DAY_MS
+        level = Level.ERROR if days < 3 else Level.WARNING
+        findings.append(Finding(level, node, f"its certificate runs out in {days:.0f} days: issue a new one"))
+    return findings
+
+
+def _of_repair(node: str, repair: pb.RepairStatusReply) -> list[Finding]:
+    findings: list[Finding] = []
+    lost = sum(need.objects for need in repair.queue if need.spare_shards < 0)
+    bare = sum(need.objects for need in repair.queue if need.spare_shards == 0)
+    if lost:
+        text = f"lacks its shard of {lost} objects of which fewer than k good shards answer"
+        findings.append(Finding(Level.ERROR, node, text))
+    if bare:
+        text = f"lacks its shard of {bare} objects at k+0: one more loss and they cannot be read"
+        findings.append(Finding(Level.ERROR, node, text))
+    if repair.paused:
+        findings.append(Finding(Level.WARNING, node, "its repair is paused"))
+    for parked in repair.parked:
+        text = f"cannot repair {parked.objects} objects for now: {parked.reason}"
+        findings.append(Finding(Level.WARNING, node, text))
+    for violation in repair.violations:
+        text = f"holds shards of {violation.objects} objects against the policy: {violation.reason}"
+        findings.append(Finding(Level.WARNING, node, text))
+    behind = repair.partitions - repair.partitions_in_step
+    if behind and repair.rounds:
+        text = f"{behind} of its {repair.partitions} partitions differ"
+        findings.append(Finding(Level.NOTE, node, text))
+    elif not repair.caught_up:  # rounds leave out what is young, so what was just missed is not known yet
+        text = "has not yet compared all that was written before it, or another node, was back"
+        findings.append(Finding(Level.NOTE, node, text))
+    return findings
+
+
+def _of_census(cluster_map: ClusterMap, reports: Mapping[int, NodeReport]) -> list[Finding]:
+    """Each partition is counted by one node, the first of its primaries that answered."""
+    counts: Counter[int] = Counter()
+    repairs = [report.repair for report in reports.values() if report.repair is not None]
+    for repair in repairs:
+        counts.update({need.spare_shards: need.objects for need in repair.census})
+    findings: list[Finding] = []
+    if lost := sum(count for spare, count in counts.items() if spare < 0):
+        text = f"of {lost} versions fewer than k shards answer: they cannot be read for now"
+        findings.append(Finding(Level.ERROR, "cluster", text))
+    if bare := counts[0]:
+        text = f"{bare} versions are at k+0: one more loss and they cannot be read"
+        findings.append(Finding(Level.ERROR, "cluster", text))
+    counted = sum(repair.census_partitions for repair in repairs)
+    if len(repairs) == len(reports) and counted < cluster_map.partitions:
+        text = (
+            f"{cluster_map.partitions - counted} of {cluster_map.partitions} partitions are not counted now"
+        )
+        findings.append(Finding(Level.NOTE, "cluster", text))
+    return findings
+
+
+def _of_all(reports: Mapping[int, NodeReport]) -> list[Finding]:
+    versions = Counter(report.status.version for report in reports.values() if report.status is not None)
+    if len(versions) > 1:
+        text = "nodes run different releases: " + ", ".join(f"{v} ({n})" for v, n in versions.items())
+        return [Finding(Level.NOTE, "cluster", text)]
+    return []

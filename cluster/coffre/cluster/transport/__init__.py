@@ -1,0 +1,21 @@
+"""How a member talks to a node: the seam, gRPC over mutual TLS, and the exchange of batches.
+
+It decides how a call travels and which error it ends with.
+May import: identity, map.
+"""
+
+from coffre.cluster.transport.exchange import Batch
+from coffre.cluster.transport.grpc_transport import GrpcTransport
+from coffre.cluster.transport.ranges import Piece, part_bytes, pieces_of_range
+from coffre.cluster.transport.seam import LoopbackTransport, NodeHandler, Transport
+
+__all__ = [
+    "Batch",
+    "GrpcTransport",
+    "LoopbackTransport",
+    "NodeHandler",
+    "Piece",
+    "Transport",
+    "part_bytes",
+    "pieces_of_range",
+]

@@ -1,0 +1,172 @@
+"""Each thing that the doctor is to find, and that it finds nothing in a sound cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from coffre.cluster.admin.cli_errors import ExitCode
+from coffre.cluster.admin.operator import find_operator_config, load_operator_config
+from coffre.cluster.admin.operator_cli import doctor
+from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.health import Level, NodeReport, examine
+from coffre.cluster.health.doctor import Finding
+from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.proto import coffre_pb2 as pb
+
+NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
+GB = 10**9
+
+
+def node(number: int, state: NodeState = NodeState.ACTIVE) -> MapNode:
+    return MapNode(
+        number, f"n{number}", f"127.0.0.1:{7000 + number}", f"s{number}", "x", "o", "FR", GB, state
+    )
+
+
+POLICY = Policy("1+1", 1, 1, ("FR",), Domain.NODE)
+MAP = ClusterMap("00112233445566aa", 4, 16, (node(1), node(2), node(3, NodeState.REMOVED)), (POLICY,), "1+1")
+
+
+def status(**changes: object) -> pb.StatusReply:
+    reply = pb.StatusReply(
+        epoch=4,
+        version="0.1.0",
+        writable=True,
+        disk_bytes=10 * GB,
+        free_bytes=90 * GB,
+        certificate_expires_unixtime_ms=NOW_MS + 300 * DAY_MS,
+    )
+    reply.MergeFrom(pb.StatusReply(**changes))  # type: ignore[arg-type]
+    return reply
+
+
+SOUND = NodeReport(
+    status(),
+    pb.RepairStatusReply(rounds=1, partitions=16, partitions_in_step=16, census_partitions=8, caught_up=True),
+)
+
+
+def of_first(report: NodeReport) -> list[Finding]:
+    return examine(MAP, {1: report, 2: SOUND}, NOW_MS)
+
+
+def repair(**changes: object) -> NodeReport:
+    reply = pb.RepairStatusReply(**{"census_partitions": 8, "caught_up": True} | changes)  # type: ignore[arg-type]
+    return NodeReport(status(), reply)
+
+
+def test_a_sound_cluster_has_nothing() -> None:
+    assert of_first(SOUND) == []
+
+
+full = status()
+full.writable = False
+NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
+
+
+@pytest.mark.parametrize(
+    ("report", "level", "text"),
+    [
+        (NodeReport(error="no route"), Level.ERROR, "does not answer: no route"),
+        (NodeReport(full), Level.ERROR, "full"),
+        (NodeReport(status(disk_bytes=900 * GB)), Level.WARNING, "9% free"),
+        (NodeReport(status(damaged=3)), Level.WARNING, "damage 3 times"),
+        (NodeReport(status(epoch=5)), Level.WARNING, "epoch 5"),
+        (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + 9 * DAY_MS)), Level.WARNING, "9 days"),
+        (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + DAY_MS)), Level.ERROR, "1 days"),
+        (NodeReport(status(), skew_ms=-5000), Level.WARNING, "-5.0 s"),
+        (repair(queue=[NEEDS]), Level.ERROR, "7 objects at k+0"),
+        (repair(queue=[pb.RepairNeed(spare_shards=-1, objects=2)]), Level.ERROR, "2 objects of which fewer"),
+        (
+            repair(violations=[pb.RepairParked(reason="3 in site x", objects=5)]),
+            Level.WARNING,
+            "5 objects against the policy: 3 in site x",
+        ),
+        (repair(paused=True), Level.WARNING, "paused"),
+        (repair(parked=[pb.RepairParked(reason="why", objects=4)]), Level.WARNING, "4 objects for now: why"),
+        (repair(rounds=1, partitions=16, partitions_in_step=9), Level.NOTE, "7 of its 16"),
+        (repair(rounds=0, partitions=16, caught_up=False), Level.NOTE, "has not yet compared all"),
+        (repair(rounds=3, caught_up=False), Level.NOTE, "has not yet compared all"),
+    ],
+)
+def test_each_finding(report: NodeReport, level: Level, text: str) -> None:
+    (finding,) = of_first(report)
+    assert (finding.level, finding.subject) == (level, "n1")
+    assert text in finding.text
+
+
+def seen(
+    number: int, condition: pb.PeerCondition.ValueType, seconds: float = 200, lost: bool = False
+) -> pb.SeenPeer:
+    return pb.SeenPeer(node_number=number, condition=condition, seconds=seconds, lost=lost)
+
+
+FIVE = ClusterMap("00112233445566aa", 4, 16, tuple(map(node, range(1, 6))), (POLICY,), "1+1")
+
+
+def of_five(peers: dict[int, list[pb.SeenPeer]], silent: int = 0) -> list[Finding]:
+    reports = {
+        number: NodeReport(status(peers_watched=4, peers=peers.get(number, [])), SOUND.repair)
+        for number in range(1, 6)
+    }
+    if silent:
+        reports[silent] = NodeReport(error="no route")
+    return examine(FIVE, reports, NOW_MS)
+
+
+def test_what_most_say_of_a_node_is_a_warning_about_it() -> None:
+    accused = [seen(3, pb.PEER_CONDITION_FLAPPING)]
+    assert of_five({1: accused, 2: accused, 4: [seen(3, pb.PEER_CONDITION_SLOW, 10)]}) == [
+        Finding(Level.WARNING, "n3", "is flapping, say 3 of 4 nodes, for 3 min")
+    ]
+
+
+def test_one_witness_brands_nobody() -> None:
+    accusations = [seen(number, pb.PEER_CONDITION_SLOW) for number in (1, 2, 4)]
+    found = of_five({3: [*accusations, seen(3, pb.PEER_CONDITION_DOWN)]})
+    assert {finding.level for finding in found} == {Level.NOTE}
+    assert [finding.text for finding in found if finding.subject == "n3"] == [
+        "says that 3 nodes are not well which most others see well: look at its network"
+    ]
+
+
+def test_an_outage_is_waited_for_and_then_called_lost() -> None:
+    for lost in (False, True):
+        accused = [seen(3, pb.PEER_CONDITION_DOWN, 3000, lost)]
+        (finding,) = of_five({1: accused, 2: accused, 4: accused, 5: accused}, silent=3)
+        assert finding.level is Level.ERROR
+        assert "down, say 4 of 4 nodes, for 50 min" in finding.text
+        assert ("cluster replace" in finding.text) is lost
+
+
+def test_releases_that_differ() -> None:
+    (finding,) = of_first(NodeReport(status(version="0.2.0")))
+    assert (finding.level, finding.subject) == (Level.NOTE, "cluster")
+
+
+def test_what_matters_most_comes_first() -> None:
+    worse = repair(queue=[NEEDS], paused=True, rounds=1, partitions=3)
+    assert [finding.level for finding in of_first(worse)] == [Level.ERROR, Level.WARNING, Level.NOTE]
+
+
+@pytest.mark.parametrize("text", ["map = 1", "nonsense", 'map = "m"', 'color = "red"'])
+def test_a_wrong_operator_toml_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "operator.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"operator\.toml"):
+        load_operator_config(path)
+
+
+def test_no_operator_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("COFFRE_OPERATOR_CONFIG", raising=False)
+    with pytest.raises(ConfigurationError, match="operations"):
+        find_operator_config(None)
+    monkeypatch.setenv("COFFRE_OPERATOR_CONFIG", "elsewhere.toml")
+    assert find_operator_config(None) == Path("elsewhere.toml")
+    result = CliRunner().invoke(doctor, [])
+    assert result.exit_code == ExitCode.USAGE
