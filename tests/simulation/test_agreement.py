@@ -213,7 +213,7 @@ def test_what_must_not_come_of_a_conditional_write_fails_the_run() -> None:
         await worker.create("k", Must.HAPPEN)
         world.agreement.store.refuse(1)
         client = world.member().client
-        locks, client._conditional._locks = client._conditional._locks, None
+        locks, client._parts.conditional._locks = client._parts.conditional._locks, None
         assert locks is not None
         worker.member.client = client
         await client.delete("records", "k")
@@ -241,7 +241,7 @@ def test_the_witness_sees_two_holders_and_one_that_is_wrong() -> None:
     async def work(world: World) -> list[str]:
         failures: list[str] = []
         store = world.agreement.store
-        locks = [world.member().client._conditional._locks for _ in range(2)]
+        locks = [world.member().client._parts.conditional._locks for _ in range(2)]
         witness = Witness(store, failures.append, strict=True)
         assert locks[0] is not None
         assert locks[1] is not None

@@ -207,8 +207,10 @@ class World:
                 maps=maps,
             )
         )
-        assert client._conditional._locks is not None
-        client._conditional._locks = WitnessedLocks(client._conditional._locks, self.witness, name)
+        assert client._parts.conditional._locks is not None
+        client._parts.conditional._locks = WitnessedLocks(
+            client._parts.conditional._locks, self.witness, name
+        )
         member = Member(name, actor, client, transport, clock, works=works)
         self.members.append(member)
         return member

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from coffre.client._ground import Ground
+from coffre.client._parts import assemble
 from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
@@ -36,19 +38,10 @@ from coffre.client.model import (
     check_text,
 )
 from coffre.client.nodes import Background, MapSource, Peers, Views
-from coffre.client.puts import ConditionalWriter, Putter, Recoder, condition_of
-from coffre.client.reading import (
-    Downloader,
-    Found,
-    Lister,
-    Lookup,
-    RangeReader,
-    Reader,
-    parse_token,
-    short_range,
-)
+from coffre.client.puts import condition_of
+from coffre.client.reading import Found, parse_token, short_range
 from coffre.client.sealing import Sealer
-from coffre.client.writing import Issuer, Uploader, Writer
+from coffre.client.writing import Issuer
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.coordination import (
     Bucket,
@@ -100,59 +93,20 @@ class AsyncClient:
         """`coordination`: for conditional writes and buckets. `maps`: where newer maps come from."""
         check_tenant(tenant)
         options, clock = options or ClientOptions(), clock or SystemClock()
-        self._transport = transport
+        issuer = Issuer(clock, entropy)
+        peers_of = _peers_of(transport, clock, tenant, options.timeout, issuer)
         self._tenant = tenant
-        self._options = options
-        self._clock = clock
-        self._entropy = entropy
+        self._transport = transport
         self._maps = maps
         self._coordination = coordination
+        self._session = Session(coordination, clock) if coordination is not None else None
         self._background = Background()
         self._following = False
-        issuer = Issuer(clock, entropy)
-
-        self._views = views = Views(
-            cluster_map, _peers_of(transport, clock, tenant, options.timeout, issuer), transport, maps
-        )
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._views = Views(cluster_map, peers_of, transport, maps)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
-        self._sealer = Sealer(keys, entropy)
-        grace, patience = options.straggler_grace, options.patience
-        self._writer = Writer(views, issuer, clock, straggler_grace=grace, patience=patience)
-        self._reader = Reader(views, self._sealer, self._writer, clock, hedge_delay=options.hedge_delay)
-        level, stall = options.compress_level, options.stall_timeout
-        self._uploader = Uploader(views, clock, self._pool, compress_level=level, stall_timeout=stall)
-        downloader = Downloader(views, self._reader, self._pool, hedge_delay=options.hedge_delay)
-        self._ranges = RangeReader(downloader)
-        self._lister = Lister(views, self._reader, self._sealer)
-        self._lookup = Lookup(views, self._reader, clock, patience)
-        self._session = Session(coordination, clock) if coordination is not None else None
-        locks = (
-            KeyLocks(coordination, self._session, clock, entropy) if coordination and self._session else None
-        )
-        self._conditional = ConditionalWriter(
-            self._writer,
-            self._reader,
-            self._lookup,
-            locks,
-            clock,
-            patience=patience,
-            lock_patience=options.lock_patience,
-        )
-        self._putter = Putter(
-            views, self._writer, self._conditional, self._uploader, self._reader, compress_level=level
-        )
-        self._recoder = Recoder(
-            views,
-            clock,
-            self._sealer,
-            self._reader,
-            self._lookup,
-            self._lister,
-            downloader,
-            self._putter,
-            locks,
-        )
+        self._ground = Ground(self._views, clock, Sealer(keys, entropy), self._pool, options, entropy)
+        self._parts = assemble(self._ground, issuer, _locks(coordination, self._session, clock, entropy))
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @property
     def tenant(self) -> str:
@@ -192,7 +146,7 @@ class AsyncClient:
                 async with aclosing(maps.watch()) as published:
                     async for found in published:
                         await self._views.adopt(found.map)
-            await self._clock.sleep(MAPS_PAUSE_SECONDS)
+            await self._ground.clock.sleep(MAPS_PAUSE_SECONDS)
 
     def _follow_maps(self) -> None:
         """With the first operation, begin to adopt maps as they are published."""
@@ -225,9 +179,11 @@ class AsyncClient:
         condition = condition_of(if_absent, if_version)
         self._follow_maps()
         if condition is not None:
-            await self._conditional.check(name, condition)
-        draft = await self._sealer.draft(name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata)
-        stamp = await self._putter.put(draft, data, condition)
+            await self._parts.conditional.check(name, condition)
+        draft = await self._ground.sealer.draft(
+            name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata
+        )
+        stamp = await self._parts.putter.put(draft, data, condition)
         size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
         return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
 
@@ -276,8 +232,8 @@ class AsyncClient:
         name = ObjectName(self._tenant, bucket, key)
         condition = condition_of(False, if_version)
         self._follow_maps()
-        draft = await self._sealer.draft(name, pb.KIND_TOMBSTONE)
-        stamp = await self._putter.establish(draft, None, condition)
+        draft = await self._ground.sealer.draft(name, pb.KIND_TOMBSTONE)
+        stamp = await self._parts.putter.establish(draft, None, condition)
         return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
 
     # ---------------------------------------------------------------- buckets
@@ -289,7 +245,7 @@ class AsyncClient:
         """
         if policy:
             self.cluster_map.policy(policy)
-        entered = Bucket(self._tenant, bucket, policy, self._clock.unixtime_ms())
+        entered = Bucket(self._tenant, bucket, policy, self._ground.clock.unixtime_ms())
         await create_bucket(self._agreed(), entered)
 
     async def list_buckets(self) -> list[str]:
@@ -316,8 +272,8 @@ class AsyncClient:
         check_bucket(bucket)
         self._follow_maps()
         if dry_run:
-            return await self._recoder.survey(self._tenant, bucket)
-        return await self._recoder.run(
+            return await self._parts.recoder.survey(self._tenant, bucket)
+        return await self._parts.recoder.run(
             self._tenant,
             bucket,
             bytes_per_second=bytes_per_second,
@@ -337,8 +293,8 @@ class AsyncClient:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
         self._follow_maps()
-        deadline = self._clock.monotonic() + self._options.patience
-        lookup, wanted = self._lookup, short_range(start, length)
+        deadline = self._ground.clock.monotonic() + self._ground.options.patience
+        lookup, wanted = self._parts.lookup, short_range(start, length)
         found = await lookup.found(name, version, want_cell=True, want_range=wanted)
         while True:
             try:
@@ -350,28 +306,28 @@ class AsyncClient:
                 found = await lookup.successor(found, version, error, deadline)
 
     async def _whole(self, found: Found, start: int, length: int | None) -> bytes:
-        pieces = [piece async for piece in self._ranges.pieces(found, start, length)]
+        pieces = [piece async for piece in self._parts.ranges.pieces(found, start, length)]
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     async def get_stream(
         self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
-        deadline = self._clock.monotonic() + self._options.patience
+        deadline = self._ground.clock.monotonic() + self._ground.options.patience
         name = ObjectName(self._tenant, bucket, key)
         self._follow_maps()
-        found = await self._lookup.found(name, version, want_cell=True)
+        found = await self._parts.lookup.found(name, version, want_cell=True)
         begun = False
         while True:
             try:
-                async with aclosing(self._ranges.pieces(found, start, length)) as pieces:
+                async with aclosing(self._parts.ranges.pieces(found, start, length)) as pieces:
                     async for piece in pieces:
                         begun = True
                         yield piece
                 return
             except (IntegrityError, Unavailable) as error:
                 until = 0.0 if begun else deadline
-                found = await self._lookup.successor(found, version, error, until)
+                found = await self._parts.lookup.successor(found, version, error, until)
                 if begun:
                     raise Unavailable("the object was overwritten while it was read; read it again") from None
 
@@ -385,7 +341,7 @@ class AsyncClient:
         progress: Callable[[int], None] | None = None,
     ) -> int:
         """Write an object to a file, which appears only when it is whole and synced; return its size."""
-        partial = path.with_name(f"{path.name}.{self._entropy(4).hex()}.part")
+        partial = path.with_name(f"{path.name}.{self._ground.entropy(4).hex()}.part")
         size_bytes = 0
         loop = asyncio.get_running_loop()
         try:
@@ -413,14 +369,14 @@ class AsyncClient:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
         self._follow_maps()
-        found = await self._lookup.found(name, version)
+        found = await self._parts.lookup.found(name, version)
         return found.opened.info()
 
     async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
         name = ObjectName(self._tenant, bucket, key)
         self._follow_maps()
-        found = await self._lookup.patiently(lambda: self._reader.history(name))
+        found = await self._parts.lookup.patiently(lambda: self._parts.reader.history(name))
         return [version.opened.info() for version in found]
 
     async def list_page(
@@ -440,8 +396,8 @@ class AsyncClient:
             raise InvalidArgument("limit is 1 to 1000")
         after, after_prefix = parse_token(token)
         self._follow_maps()
-        page = await self._lookup.patiently(
-            lambda: self._lister.page(
+        page = await self._parts.lookup.patiently(
+            lambda: self._parts.lister.page(
                 self._tenant,
                 bucket,
                 prefix,
@@ -472,7 +428,7 @@ class AsyncClient:
     async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
-        return await self._lookup.places(name, await self._lookup.found(name, version))
+        return await self._parts.lookup.places(name, await self._parts.lookup.found(name, version))
 
 
 # -------------------------------------------------------------------- small things
@@ -496,6 +452,12 @@ def _peers_of(
         )
 
     return peers_of
+
+
+def _locks(
+    coordination: Coordination | None, session: Session | None, clock: Clock, entropy: Callable[[int], bytes]
+) -> KeyLocks | None:
+    return KeyLocks(coordination, session, clock, entropy) if coordination and session else None
 
 
 def _listing_position(entry: ObjectInfo | str) -> bytes:

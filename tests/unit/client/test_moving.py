@@ -233,7 +233,7 @@ async def test_a_policy_that_changes_while_a_put_waits_for_its_data(
 
     await client.put("notes", "late", slowly())
     assert await client.get("notes", "late") == data
-    found = await client._lookup.found(ObjectName("clinic", "notes", "late"), None)
+    found = await client._parts.lookup.found(ObjectName("clinic", "notes", "late"), None)
     assert (found.opened.manifest.k, found.opened.manifest.m) == (4, 2)
 
 
@@ -278,11 +278,11 @@ async def test_a_large_put_that_fails_where_the_map_has_changed_says_so(cluster:
 async def test_a_stream_of_a_node_that_was_removed_may_fail_late(cluster: InProcessCluster) -> None:
     """What is noted of a node is noted where the newest map has it, or not at all."""
     client = cluster.client()
-    assert not client._ranges._downloader.is_suspect(8)
-    client._ranges._downloader.note_failure(8)
-    assert client._ranges._downloader.is_suspect(8)
+    assert not client._parts.ranges._downloader.is_suspect(8)
+    client._parts.ranges._downloader.note_failure(8)
+    assert client._parts.ranges._downloader.is_suspect(8)
     await client._views.adopt(finish_move(lost(cluster)))
-    client._ranges._downloader.note_failure(8)
+    client._parts.ranges._downloader.note_failure(8)
 
 
 async def test_a_map_that_is_found_while_a_newer_one_comes_by_itself_fails_nothing(
@@ -353,7 +353,7 @@ async def test_a_put_that_a_whole_move_overtakes_does_not_say_that_it_was_not_wr
     """A reader has returned it, and somebody overwritten it; those who decide today never voted on it."""
     client, reader = cluster.client(), cluster.client()
     key, primaries = key_of_leaving(cluster)
-    give_up = client._writer.give_up
+    give_up = client._parts.writer.give_up
 
     async def late(*arguments: Any, **options: Any) -> Fate:
         cluster.network.down = {primaries[0]}
@@ -362,7 +362,7 @@ async def test_a_put_that_a_whole_move_overtakes_does_not_say_that_it_was_not_wr
         await overtake(cluster, key, client)
         return await give_up(*arguments, **options)
 
-    monkeypatch.setattr(client._writer, "give_up", late)
+    monkeypatch.setattr(client._parts.writer, "give_up", late)
     cluster.network.down = {*cluster.stores} - {*primaries[1:]}  # a shard is missing
     with pytest.raises(OutcomeUnknown):
         await client.put("notes", key, b"first")
@@ -376,7 +376,7 @@ async def test_a_put_that_a_reader_completed_while_the_policy_changed_does_not_w
     client, reader = cluster.client(), cluster.client()
     key, primaries = key_of_leaving(cluster)
     name, store = ObjectName("clinic", "notes", key), cluster.stores[primaries[1]]
-    give_up, fates = client._writer.give_up, list[Fate]()
+    give_up, fates = client._parts.writer.give_up, list[Fate]()
 
     async def late(*arguments: Any, **options: Any) -> Fate:
         cluster.network.down = {primaries[0]}
@@ -390,7 +390,7 @@ async def test_a_put_that_a_reader_completed_while_the_policy_changed_does_not_w
         return fates[-1]
 
     with monkeypatch.context() as slow:
-        slow.setattr(client._writer, "give_up", late)
+        slow.setattr(client._parts.writer, "give_up", late)
         cluster.network.down = {*cluster.stores} - {*primaries[1:]}
         async with asyncio.timeout(20):
             with pytest.raises(OutcomeUnknown, match="stands, but may lack"):
@@ -410,7 +410,7 @@ async def test_a_read_that_a_whole_move_overtakes_looks_again(
     async def dies(*arguments: Any, **options: Any) -> Fate:
         raise Unavailable("its writer died")
 
-    monkeypatch.setattr(writer._writer, "give_up", dies)
+    monkeypatch.setattr(writer._parts.writer, "give_up", dies)
     cluster.network.down = {*cluster.stores} - {*primaries[1:]}
     with pytest.raises(Unavailable):
         await writer.put("notes", key, b"first")
@@ -418,7 +418,7 @@ async def test_a_read_that_a_whole_move_overtakes_looks_again(
     store, partition = cluster.stores[primaries[1]], partition_of(name, cluster.cluster_map.partitions)
     (held,) = await store.read(name)
     await store.apply([Abort(name, partition, held.stamp)])
-    give_up = reader._writer.give_up
+    give_up = reader._parts.writer.give_up
     fates: list[Fate] = []
 
     async def late(*arguments: Any, **options: Any) -> Fate:
@@ -428,7 +428,7 @@ async def test_a_read_that_a_whole_move_overtakes_looks_again(
         fates.append(await give_up(*arguments, **options))
         return fates[-1]
 
-    monkeypatch.setattr(reader._writer, "give_up", late)
+    monkeypatch.setattr(reader._parts.writer, "give_up", late)
     assert await reader.get("notes", key) == b"second"
     assert fates == [Fate.UNKNOWN]
 

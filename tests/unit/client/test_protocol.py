@@ -248,7 +248,7 @@ async def test_a_clock_far_behind_is_refused(cluster: InProcessCluster) -> None:
     on_time = cluster.client(clock=ManualClock(now_ms))
     await on_time.put("b", "k", b"x")
     behind = cluster.client(clock=ManualClock(now_ms - 3_600_000), options=QUICK)
-    behind._writer._patience = 0.0
+    behind._parts.writer._patience = 0.0
     with pytest.raises(ClockSkew):
         await behind.put("b", "k", b"y")
     assert await on_time.get("b", "k") == b"x"
@@ -256,7 +256,7 @@ async def test_a_clock_far_behind_is_refused(cluster: InProcessCluster) -> None:
 
 async def test_a_clock_far_ahead_is_refused_and_nothing_stays(cluster: InProcessCluster) -> None:
     ahead = cluster.client(clock=ManualClock(4_000_000_000_000), options=QUICK)
-    ahead._writer._patience = 0.0
+    ahead._parts.writer._patience = 0.0
     with pytest.raises(ClockSkew):
         await ahead.put("b", "k", b"x")
     with pytest.raises(ClockSkew):

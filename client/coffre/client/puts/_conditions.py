@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from coffre.client._ground import Ground
 from coffre.client.reading import Lookup, Reader
 from coffre.client.sealing import Draft, OpenManifest
 from coffre.client.writing import Shards, Verify, Writer
-from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import KeyLocks
 from coffre.cluster.errors import AlreadyExists, InvalidArgument, PreconditionFailed, Unavailable
 from coffre.cluster.names import ObjectName
@@ -60,23 +60,15 @@ class ConditionalWriter:
     """Decides and writes under the lock of a key; without coordination it raises `Unavailable`."""
 
     def __init__(
-        self,
-        writer: Writer,
-        reader: Reader,
-        lookup: Lookup,
-        locks: KeyLocks | None,
-        clock: Clock,
-        *,
-        patience: float,
-        lock_patience: float,
+        self, ground: Ground, writer: Writer, reader: Reader, lookup: Lookup, locks: KeyLocks | None
     ) -> None:
         self._writer = writer
         self._reader = reader
         self._lookup = lookup
         self._locks = locks
-        self._clock = clock
-        self._patience = patience
-        self._lock_patience = lock_patience
+        self._clock = ground.clock
+        self._patience = ground.options.patience
+        self._lock_patience = ground.options.lock_patience
 
     async def check(self, name: ObjectName, condition: Condition) -> None:
         """Fail early, before data is moved: the condition did not hold just now."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable
 
+from coffre.client._ground import Ground
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, segmented
-from coffre.client.nodes import Views
 from coffre.client.puts._conditions import Condition, ConditionalWriter
 from coffre.client.reading import Reader
 from coffre.client.sealing import Draft
@@ -24,20 +24,18 @@ class Putter:
 
     def __init__(
         self,
-        views: Views,
+        ground: Ground,
         writer: Writer,
         conditional: ConditionalWriter,
         uploader: Uploader,
         reader: Reader,
-        *,
-        compress_level: int | None,
     ) -> None:
-        self._views = views
+        self._views = ground.views
         self._writer = writer
         self._conditional = conditional
         self._uploader = uploader
         self._reader = reader
-        self._compress_level = compress_level
+        self._compress_level = ground.options.compress_level
         self._budget = ByteBudget(SMALL_BYTES_IN_FLIGHT)
 
     async def put(

@@ -9,13 +9,14 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
+from coffre.client._ground import Ground
 from coffre.client._streams import each
 from coffre.client.model import RecodeReport
-from coffre.client.nodes import View, Views
+from coffre.client.nodes import View
 from coffre.client.puts._conditions import Untouched
 from coffre.client.puts._puts import Putter
 from coffre.client.reading import Downloader, Found, Lister, Lookup, RangeReader, Reader
-from coffre.client.sealing import Draft, OpenManifest, Sealer
+from coffre.client.sealing import Draft, OpenManifest
 from coffre.client.writing import Shards, Verify
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import KeyLocks
@@ -76,9 +77,7 @@ class Recoder:
 
     def __init__(
         self,
-        views: Views,
-        clock: Clock,
-        sealer: Sealer,
+        ground: Ground,
         reader: Reader,
         lookup: Lookup,
         lister: Lister,
@@ -86,9 +85,9 @@ class Recoder:
         putter: Putter,
         locks: KeyLocks | None,
     ) -> None:
-        self._views = views
-        self._clock = clock
-        self._sealer = sealer
+        self._views = ground.views
+        self._clock = ground.clock
+        self._sealer = ground.sealer
         self._reader = reader
         self._lookup = lookup
         self._lister = lister

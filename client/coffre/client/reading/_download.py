@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import NamedTuple
 
-from coffre.client.nodes import Peers, Views
+from coffre.client._ground import Ground
+from coffre.client.nodes import Peers
 from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
 from coffre.client.sealing import CellCipher, OpenManifest, SegmentCipher, cipher_of, open_segment
@@ -29,11 +29,11 @@ STREAM_TIMEOUT_SECONDS = 24 * 3600.0
 class Downloader:
     """Reads the bytes of versions that were found."""
 
-    def __init__(self, views: Views, reader: Reader, pool: Executor, *, hedge_delay: float) -> None:
-        self._views = views
+    def __init__(self, ground: Ground, reader: Reader) -> None:
+        self._views = ground.views
         self._reader = reader
-        self._pool = pool
-        self._hedge_delay = hedge_delay
+        self._pool = ground.pool
+        self._hedge_delay = ground.options.hedge_delay
 
     async def one_segment(self, found: Found) -> bytes | memoryview:
         """Return a one-segment object from the cells that came with its manifest, or ask for more."""

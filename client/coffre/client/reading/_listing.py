@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from coffre.client._ground import Ground
 from coffre.client._streams import each
-from coffre.client.nodes import View, Views
+from coffre.client.nodes import View
 from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
 from coffre.client.reading._replies import HELD
-from coffre.client.sealing import OpenManifest, Sealer
+from coffre.client.sealing import OpenManifest
 from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
@@ -59,10 +60,10 @@ class _Merged:
 class Lister:
     """Lists one bucket."""
 
-    def __init__(self, views: Views, reader: Reader, sealer: Sealer) -> None:
-        self._views = views
+    def __init__(self, ground: Ground, reader: Reader) -> None:
+        self._views = ground.views
         self._reader = reader
-        self._sealer = sealer
+        self._sealer = ground.sealer
         self._covers_found: dict[tuple[int, str, str, frozenset[int]], frozenset[int]] = {}
 
     async def page(

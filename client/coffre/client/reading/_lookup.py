@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from coffre.client._ground import Ground
 from coffre.client.model import ShardPlace
-from coffre.client.nodes import Views
 from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
-from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, StaleMap, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -23,11 +22,11 @@ _T = TypeVar("_T")
 class Lookup:
     """`patience`: seconds for which to read again while too few nodes answer, or are at another epoch."""
 
-    def __init__(self, views: Views, reader: Reader, clock: Clock, patience: float) -> None:
-        self._views = views
+    def __init__(self, ground: Ground, reader: Reader) -> None:
+        self._views = ground.views
         self._reader = reader
-        self._clock = clock
-        self._patience = patience
+        self._clock = ground.clock
+        self._patience = ground.options.patience
 
     async def patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
         """Read again for a while when too few nodes answer: one that restarts is back in a second."""

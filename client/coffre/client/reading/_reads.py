@@ -6,8 +6,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
+from coffre.client._ground import Ground
 from coffre.client._streams import SEGMENT_BYTES
-from coffre.client.nodes import View, Views
+from coffre.client.nodes import View
 from coffre.client.reading._completion import SILENCE_SECONDS, Completer
 from coffre.client.reading._evidence import (
     expected_cells,
@@ -28,9 +29,8 @@ from coffre.client.reading._replies import (
     read_operation,
     undecided,
 )
-from coffre.client.sealing import OpenManifest, Sealer
+from coffre.client.sealing import OpenManifest
 from coffre.client.writing import Fate, Writer
-from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
@@ -54,14 +54,12 @@ YOUNG_MS = 10_000  # a version may be on its way to a node for so long
 class Reader:
     """Resolves names to established versions."""
 
-    def __init__(
-        self, views: Views, sealer: Sealer, writer: Writer, clock: Clock, *, hedge_delay: float
-    ) -> None:
-        self._views = views
-        self._sealer = sealer
+    def __init__(self, ground: Ground, writer: Writer) -> None:
+        self._views = ground.views
+        self._sealer = ground.sealer
         self._writer = writer
-        self._clock = clock
-        self._hedge_delay = hedge_delay
+        self._clock = ground.clock
+        self._hedge_delay = ground.options.hedge_delay
         self._known: OrderedDict[ObjectName, bytes] = OrderedDict()
         self._completer = Completer(self._ask, writer)
 

@@ -8,10 +8,10 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from coffre.client.nodes import STUCK_SECONDS, Peers, View, Views
+from coffre.client._ground import Ground
+from coffre.client.nodes import STUCK_SECONDS, Peers, View
 from coffre.client.sealing import CellCipher, Draft, MessageMemory, Parts, SegmentCipher
 from coffre.client.writing._writes import Shards
-from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
     DeadlineExceeded,
@@ -245,20 +245,12 @@ class _Staging:
 class Uploader:
     """Stages the shards of large objects."""
 
-    def __init__(
-        self,
-        views: Views,
-        clock: Clock,
-        pool: Executor,
-        *,
-        compress_level: int | None,
-        stall_timeout: float,
-    ) -> None:
-        self._views = views
-        self._clock = clock
-        self._pool = pool
-        self._compress_level = compress_level
-        self._stall_timeout = stall_timeout
+    def __init__(self, ground: Ground) -> None:
+        self._views = ground.views
+        self._clock = ground.clock
+        self._pool = ground.pool
+        self._compress_level = ground.options.compress_level
+        self._stall_timeout = ground.options.stall_timeout
         self._under_way: dict[bytes, _Staging] = {}  # by data id
 
     @property

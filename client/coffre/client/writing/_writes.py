@@ -7,11 +7,11 @@ import enum
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from coffre.client.nodes import View, Views
+from coffre.client._ground import Ground
+from coffre.client.nodes import View
 from coffre.client.sealing import Draft
 from coffre.client.writing._rounds import Part, Round
 from coffre.client.writing._stamps import Issuer
-from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
     OutcomeUnknown,
@@ -63,14 +63,12 @@ class Shards:
 class Writer:
     """Establishes versions."""
 
-    def __init__(
-        self, views: Views, issuer: Issuer, clock: Clock, *, straggler_grace: float, patience: float
-    ) -> None:
-        self._views = views
+    def __init__(self, ground: Ground, issuer: Issuer) -> None:
+        self._views = ground.views
         self._issuer = issuer
-        self._clock = clock
-        self._straggler_grace = straggler_grace
-        self._patience = patience
+        self._clock = ground.clock
+        self._straggler_grace = ground.options.straggler_grace
+        self._patience = ground.options.patience
 
     async def establish(self, draft: Draft, shards: Shards | None) -> Stamp:
         """Write a version (a tombstone when `shards` is None) and return its stamp once it is established.

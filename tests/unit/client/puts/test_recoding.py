@@ -76,7 +76,7 @@ async def changed(cluster: InProcessCluster) -> AsyncClient:
 
 
 async def coding(client: AsyncClient, key: str) -> tuple[int, int]:
-    found = await client._lookup.found(ObjectName("clinic", "notes", key), None)
+    found = await client._parts.lookup.found(ObjectName("clinic", "notes", key), None)
     return found.opened.manifest.k, found.opened.manifest.m
 
 
@@ -333,7 +333,7 @@ async def test_killed_at_any_moment_it_can_be_read_and_coded_anew(
         with pytest.MonkeyPatch.context() as dying:
             killed_at(dying, stage)
             with pytest.raises(Killed):
-                await client._recoder.recode(ObjectName("clinic", "notes", key), NO_PACE)
+                await client._parts.recoder.recode(ObjectName("clinic", "notes", key), NO_PACE)
     # Not even waited for: the process is gone.
     reader = cluster.client(cluster_map=client.cluster_map)
     await check_all(reader, None)
@@ -394,7 +394,7 @@ async def test_a_leftover_may_be_read_by_all_and_written_over_by_anybody(cluster
     with pytest.MonkeyPatch.context() as dying:
         killed_at(dying, "accepted")
         with pytest.raises(Killed):
-            await client._recoder.recode(ObjectName("clinic", "notes", "large-0"), NO_PACE)
+            await client._parts.recoder.recode(ObjectName("clinic", "notes", "large-0"), NO_PACE)
     assert len(await held(cluster, "large-0")) == 2
     reader = cluster.client(cluster_map=client.cluster_map)
     assert await reader.get("notes", "large-0") == OBJECTS["large-0"]
@@ -413,7 +413,7 @@ async def test_nodes_give_up_a_leftover_that_nobody_comes_back_to(cluster: InPro
     with pytest.MonkeyPatch.context() as dying:
         killed_at(dying, "accepted")
         with pytest.raises(Killed):
-            await client._recoder.recode(ObjectName("clinic", "notes", "large-0"), NO_PACE)
+            await client._parts.recoder.recode(ObjectName("clinic", "notes", "large-0"), NO_PACE)
     young = RepairOptions(settling_seconds=-5.0)
     old = RepairOptions(settling_seconds=-5.0, unfinished_seconds=-5.0)
     for options, stamps in ((young, 2), (old, 1)):
