@@ -4,7 +4,7 @@
 in memory, for tests and simulation, and can forget what was not synced. Both pass
 tests/contract/test_shard_store.py.
 
-What a node may do to a version is decided in coffre.node.votes, which both share; docs/consistency.md says
+What a node may do to a version is decided in coffre.node.store.votes, which both share; docs/consistency.md says
 why.
 """
 
