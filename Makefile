@@ -71,6 +71,11 @@ test-runbooks: setup  ## the run-books of docs/operations.md, executed as writte
 	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
 	$(PYTEST) -m 'runbooks or not runbooks' tests/runbooks $(ARGS)
 
+.PHONY: test-fresh
+test-fresh:  ## README's commands in a minimal Debian, as root; installs debootstrap when it is missing (ARGS=--suite=trixie)
+	@command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq debootstrap; }
+	$(PYTHON) tests/fresh/run.py $(ARGS)
+
 .PHONY: race
 race: setup  ## 32 writers in four processes race for one key, many rounds (ROUNDS=500)
 	COFFRE_RACE_ROUNDS=$(or $(ROUNDS),500) $(BIN)/python -m pytest -q -s -m soak --timeout 0 tests/integration/test_coordination.py $(ARGS)
