@@ -84,6 +84,10 @@ race: setup  ## 32 writers in four processes race for one key, many rounds (ROUN
 sim: setup  ## simulated clusters under faults, from seeds (SEEDS=0..299)
 	@$(BIN)/python -m tests.simulation $(or $(SEEDS),0..299) $(ARGS)
 
+.PHONY: shrink
+shrink: setup  ## take away from a seed that fails whatever it does not take to fail (SEED=4711)
+	@$(BIN)/python -m tests.simulation.shrink $(SEED) $(ARGS)
+
 .PHONY: fuzz
 fuzz: setup  ## requests, replies and files that are almost right, from seeds (SEEDS=0..499)
 	COFFRE_FUZZ_SEEDS=$(or $(SEEDS),0..499) $(PYTEST) tests/fuzz $(ARGS)

@@ -32,7 +32,7 @@ def report(result: Result) -> str:
             *(f"  {failure}" for failure in result.failures),
             "  before that:",
             *(f"  {line}" for line in result.trace),
-            f"  run it again: make sim SEEDS={result.seed}",
+            f"  run it again: make sim SEEDS={result.seed}; make it smaller: make shrink SEED={result.seed}",
         ]
     )
 

@@ -42,12 +42,13 @@ def test_every_fault_happens_and_work_gets_done() -> None:
 def test_a_seed_is_the_same_run_again_in_any_process() -> None:
     """The digest is over every message, commit, fault and outcome."""
     assert draw_plan(2016).changes is not None
-    here = [run_seed(seed).digest for seed in range(2016, 2020)]
+    seeds = range(2016, 2016 + amount(2, 4))
+    here = [run_seed(seed).digest for seed in seeds]
     assert len(set(here)) == len(here)
-    assert [run_seed(seed).digest for seed in range(2019, 2015, -1)] == here[::-1]
+    assert [run_seed(seed).digest for seed in reversed(seeds)] == here[::-1]
     for hash_seed in ("1", "2"):
         run = subprocess.run(
-            [sys.executable, "-m", "tests.simulation", "2016..2019", "--workers", "1"],
+            [sys.executable, "-m", "tests.simulation", f"{seeds[0]}..{seeds[-1]}", "--workers", "1"],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
@@ -55,7 +56,7 @@ def test_a_seed_is_the_same_run_again_in_any_process() -> None:
             timeout=120,
             check=True,
         )
-        assert [line.split()[2] for line in run.stdout.splitlines()[:4]] == here
+        assert [line.split()[2] for line in run.stdout.splitlines()[: len(seeds)]] == here
 
 
 def test_ranges_of_seeds() -> None:
