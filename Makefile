@@ -53,6 +53,13 @@ format: setup  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The hook is of the branch that is checked out. One that somebody else has put there stays.
+.PHONY: hook
+hook:  ## have git look at layout, lint and sizes before each commit
+	@hooks=$$(git rev-parse --git-path hooks) && mkdir -p "$$hooks" && hook="$$hooks/pre-commit" && \
+	if [ -e "$$hook" ] && ! grep -q '\.ci/pre-commit' "$$hook"; then echo "$$hook is there already, and not of this project"; exit 1; fi && \
+	printf '#!/bin/sh\nexec "$$(git rev-parse --show-toplevel)/.ci/pre-commit"\n' > "$$hook" && chmod +x "$$hook" && echo "$$hook runs .ci/pre-commit"
+
 .PHONY: test-asan
 test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
 	$(BIN)/python tests/asan/run.py

@@ -21,11 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MIRROR = "http://deb.debian.org/debian"
 HOME = "root/coffre"  # where the checkout is, in the Debian
-# How this machine reaches the network; a certificate file is carried over, too.
-PASSED_ON = re.compile(
-    r"(?i)(https?_proxy|no_proxy|pip_(extra_)?index_url|pip_trusted_host|pip_cert|ssl_cert_file)"
-)
-NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
+# How this machine reaches the network; files that are named so are carried over, too.
+PASSED_ON = re.compile(r"(?i)(https?_proxy|no_proxy|pip_(extra_)?index_url|pip_trusted_host)")
+CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE")
+NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf")
 MOUNTS = "mount --make-rprivate / && mount -t proc proc {0}/proc && mount --rbind /dev {0}/dev"
 
 
@@ -54,11 +53,12 @@ class Debian:
             subprocess.run(["cp", "-a", f"{base}/.", self.place], check=True)
         else:
             subprocess.run(["debootstrap", "--variant=minbase", suite, str(self.place), mirror], check=True)
-        for name in NETWORK_FILES:
-            if Path(name).is_file():
-                target = self.place / name[1:]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(name, target)
+        for name in filter(os.path.isfile, NETWORK_FILES):
+            shutil.copyfile(name, self.place / name[1:])
+        for name in CERTIFICATES:
+            if Path(os.environ.get(name, "")).is_file():
+                shutil.copyfile(os.environ[name], self.place / "root" / name)
+                self._environment[name] = f"/root/{name}"
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
         for name in filter(None, listed.decode().split("\0")):
             if (ROOT / name).is_file():
