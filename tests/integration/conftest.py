@@ -10,7 +10,19 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 
+from tests.nursery import Nursery
+
 QUICK = ClientOptions(timeout=3.0, patience=0.2, stall_timeout=3.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[None]:
+    """Nodes start from what has been imported once."""
+    nursery = Nursery()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalCluster, "start_process", staticmethod(nursery.spawn))
+        yield
+    nursery.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,10 @@ from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import CoffreError, NotFound, ResourceExhausted
 from coffre.cluster.transport import GrpcTransport
 
+from tests.amounts import amount
+
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
-FLIPS = 60
+FLIPS = amount(20, 60)
 MIB = 1 << 20
 
 

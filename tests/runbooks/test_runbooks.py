@@ -123,6 +123,7 @@ def test_what_a_run_book_says_is_read() -> None:
 # ------------------------------------------------------------------ events
 
 
+@pytest.mark.runbooks
 async def test_a_node_dies(make: Make) -> None:
     machines = make()
     machines.end("a2")

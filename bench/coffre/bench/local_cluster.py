@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import grpc
 from coffre.client import KeyRing
@@ -38,7 +39,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["ClusterShape", "LocalCluster"]
+__all__ = ["ClusterShape", "LocalCluster", "NodeProcess"]
 
 _MARKER = "development-cluster"
 _CLIENT_TOML = """\
@@ -93,8 +94,32 @@ class ClusterShape:
     addresses: tuple[str, ...] = ()
 
 
+class NodeProcess(Protocol):
+    """What a cluster does with the process of a node; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def start_process(command: list[str], log: BinaryIO) -> NodeProcess:
+    """Start a command in a session of its own, with nothing to read and this log."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
 class LocalCluster:
     """Six nodes, or what the shape says, on loopback. Every process that it starts, it also ends."""
+
+    start_process = staticmethod(start_process)
 
     def __init__(
         self,
@@ -105,7 +130,7 @@ class LocalCluster:
         self.directory = directory
         self.map = cluster_map
         self._shape = shape
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes: dict[int, NodeProcess] = {}
         self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
 
     @classmethod
@@ -245,9 +270,7 @@ class LocalCluster:
         if number not in self._processes and not self.data(number).exists():
             command.append("--new-cluster")
         with self.log(number).open("ab") as log:
-            self._processes[number] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            self._processes[number] = self.start_process(command, log)
 
     async def wait_ready(self, number: int, timeout: float = 30.0) -> None:
         """Return when the node's health service says SERVING."""
