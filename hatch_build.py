@@ -1,4 +1,8 @@
-"""Build hook: compiles the Reed-Solomon kernel; an install without a C compiler still works, on zfec."""
+"""Build hook: compiles the Reed-Solomon kernel, and makes of a wheel's `coffre` a regular package.
+
+An install without a C compiler still works, on zfec. In the tree `coffre` is a namespace that spans the rooms, so it
+has no `__init__.py`; but any folder that is called `coffre` beside a user's script would take over a namespace package.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCES = Path("codec", "csrc")
 MODULE = Path("codec", "coffre", "codec", "_kernel")
 PATH_IN_WHEEL = Path("coffre", "codec", "_kernel")
+PACKAGE = Path("deploy", "wheel", "__init__.py")
 FLAGS = (
     "-std=c11",
     "-O3",
@@ -59,7 +64,7 @@ def compile_kernel(root: Path, output: Path, extra_flags: tuple[str, ...] = ()) 
 
 
 class KernelBuildHook(BuildHookInterface[Any]):
-    """Adds the compiled kernel to editable installs and wheels.
+    """Adds the compiled kernel to editable installs and wheels, and the package's `__init__.py` to wheels.
 
     COFFRE_REQUIRE_KERNEL=1 turns a kernel that cannot be compiled into a failed build.
     """
@@ -67,10 +72,12 @@ class KernelBuildHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile the kernel beside its package, and name it for the wheel."""
+        """Compile the kernel beside its package, and name what the wheel has more than the tree."""
         if self.target_name != "wheel":
             return
         root = Path(self.root)
+        if version != "editable":
+            build_data["force_include"][str(root / PACKAGE)] = "coffre/__init__.py"
         suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
         output = root / f"{MODULE}{suffix}"
         try:

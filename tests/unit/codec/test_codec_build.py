@@ -61,7 +61,10 @@ def test_a_compiler_gives_a_working_module(
     output = root / f"codec/coffre/codec/_kernel{SUFFIX}"
     if app.warnings:
         pytest.skip(f"no compiler here: {app.warnings[0]}")
-    assert build_data["force_include"] == {str(output): f"coffre/codec/_kernel{SUFFIX}"}
+    assert build_data["force_include"] == {
+        str(output): f"coffre/codec/_kernel{SUFFIX}",
+        str(root / "deploy/wheel/__init__.py"): "coffre/__init__.py",
+    }
     assert build_data["pure_python"] is False
     assert build_data["infer_tag"] is True
     spec = importlib.util.spec_from_file_location("_kernel", output)
@@ -85,7 +88,8 @@ def test_no_compiler_is_one_warning(
     assert (
         "the codec kernel was not compiled (the C compiler '/nonexistent/cc' cannot be run" in app.warnings[0]
     )
-    assert build_data == {"force_include": {}}
+    assert str(stale) not in build_data["force_include"]
+    assert "pure_python" not in build_data
     assert not stale.exists()
 
 
