@@ -13,6 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed here")
 
+TIDY = '''"""Tidiness."""
+
+from pathlib import Path
+
+
+def test_nobody_is_called_utils() -> None:
+    assert not list(Path(__file__).parent.parent.rglob("utils.py"))
+'''
+
 
 def run(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "MAKE"))}
@@ -29,10 +38,12 @@ def run(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A repository with the hook, this project's settings, and nearly nothing else."""
-    for name in ("Makefile", "pyproject.toml", ".ci/pre-commit", "tests/test_tidy.py"):
+    """A repository with the hook, this project's settings, a rule of tidiness, and nearly nothing else."""
+    for name in ("Makefile", "pyproject.toml", ".ci/pre-commit"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_tidy.py").write_text(TIDY)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".gitignore").write_text(".venv\n")
     for command in (
@@ -61,6 +72,10 @@ def test_what_is_staged_must_be_in_order_and_the_rest_does_not_count(home: Path)
     done = run(home, "git", "commit", "-qm", "In order")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "In order" in run(home, "git", "log", "--oneline").stdout
+
+    (home / "tests" / "utils.py").write_text('"""A module."""\n')
+    run(home, "git", "add", "tests/utils.py")
+    assert run(home, "git", "commit", "-qm", "Untidy").returncode != 0
 
 
 def test_the_hook_of_somebody_else_stays(home: Path) -> None:
