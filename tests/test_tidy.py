@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -108,6 +109,63 @@ def test_modules_say_what_they_are_for(module: Path) -> None:
     docstring = ast.get_docstring(tree)
     assert docstring, "a module starts with a docstring"
     assert docstring.splitlines()[0].rstrip().endswith((".", ":")) or "\n" in docstring
+
+
+def exported(tree: ast.Module) -> set[str]:
+    """The names in a module's `__all__`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Public methods and properties, without setters."""
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+            method.name.startswith("_")
+            or any(ast.unparse(d).endswith(".setter") for d in method.decorator_list)
+        ):
+            yield method
+
+
+def is_seam(node: ast.ClassDef) -> bool:
+    return any("Protocol" in ast.unparse(base) for base in node.bases)
+
+
+@cache
+def told_by_seams() -> frozenset[str]:
+    """Methods that a seam describes: its implementations need not say it again."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
+    seams = [
+        node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and is_seam(node)
+    ]
+    return frozenset(method.name for seam in seams for method in methods(seam))
+
+
+def is_told_elsewhere(node: ast.ClassDef) -> bool:
+    """The sync client has the methods of the async one; servicers have those of the .proto files."""
+    return node.name in {"Client", "Servicer", "CoordinationServicer"}
+
+
+def test_what_a_module_offers_says_what_it_does(module: Path) -> None:
+    tree = ast.parse(module.read_text("utf-8"))
+    if relative(module).startswith("bench/"):
+        pytest.skip("bench is being folded; its docstrings come with it")
+    silent = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in exported(
+            tree
+        ):
+            silent += [] if ast.get_docstring(node) else [node.name]
+            if isinstance(node, ast.ClassDef) and not is_told_elsewhere(node):
+                told = frozenset() if is_seam(node) else told_by_seams()
+                silent += [
+                    f"{node.name}.{method.name}"
+                    for method in methods(node)
+                    if not ast.get_docstring(method) and method.name not in told
+                ]
+    assert not silent, f"{relative(module)}: no docstring at {', '.join(silent)}"
 
 
 def test_functions_fit_a_screen(module: Path) -> None:

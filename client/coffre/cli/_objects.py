@@ -55,6 +55,7 @@ def _split(target: str, *, key_required: bool = True) -> tuple[str, str]:
 
 
 def print_json(value: object) -> None:
+    """Print one value as JSON, for machines."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 

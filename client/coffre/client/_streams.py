@@ -22,6 +22,7 @@ _Result = TypeVar("_Result")
 
 
 async def cut(view: memoryview) -> AsyncIterator[bytes]:
+    """Pieces of at most one segment (1 MiB), without a copy."""
     for start in range(0, len(view), SEGMENT_BYTES):
         yield view[start : start + SEGMENT_BYTES]  # type: ignore[misc]  # the coder takes any buffer
 
@@ -58,6 +59,7 @@ async def regroup(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
 
 
 async def chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """What was read already, then the rest of a stream."""
     for piece in first:
         yield piece
     async for piece in rest:
@@ -65,6 +67,7 @@ async def chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIter
 
 
 async def file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
+    """Read a file in pieces of a segment; `progress` hears of each in bytes. Raises `InvalidArgument`."""
     loop = asyncio.get_running_loop()
     try:
         file = path.open("rb", buffering=0)
@@ -103,6 +106,7 @@ class ByteBudget:
         return not self._used_bytes or self._used_bytes + size_bytes <= self._limit_bytes
 
     def give_back(self, size_bytes: int) -> None:
+        """Give back what `take` gave; those that wait go on."""
         self._used_bytes -= size_bytes
         while self._queue and (self._queue[0][1].done() or self._fits(self._queue[0][0])):
             waiting_bytes, turn = self._queue.popleft()

@@ -110,6 +110,7 @@ class AsyncClient:
 
     @property
     def tenant(self) -> str:
+        """The tenant whose objects these are, from the client's certificate."""
         return self._tenant
 
     @property

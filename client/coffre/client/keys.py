@@ -66,6 +66,7 @@ class KeyRing:
 
     @property
     def key_ids(self) -> tuple[str, ...]:
+        """Ids of all keys in the ring, in order."""
         return tuple(sorted(self._keys))
 
     @property

@@ -46,6 +46,7 @@ class Members:
         return TlsFiles(base / "ca.crt", base / f"{name}.crt", base / f"{name}.key")
 
     def identity(self, name: str) -> Identity:
+        """Who the member is whose certificate has this file name."""
         return self.issued[name].identity
 
     def attributes(self, name: str) -> NodeAttributes:

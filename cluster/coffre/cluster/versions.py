@@ -30,10 +30,12 @@ class Stamp:
         return self.hlc >> _COUNTER_BITS
 
     def to_bytes(self) -> bytes:
+        """16 bytes, which compare as stamps do: 8 of the clock, 8 of the writer, big-endian."""
         return self.hlc.to_bytes(8, "big") + self.writer.to_bytes(8, "big")
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Stamp:
+        """The reverse of `to_bytes`. Raises `InvalidArgument` when these are not 16 bytes."""
         if len(raw) != STAMP_BYTES:
             raise InvalidArgument(f"a stamp has {STAMP_BYTES} bytes, not {len(raw)}")
         return cls(int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big"))

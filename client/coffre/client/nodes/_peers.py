@@ -55,7 +55,8 @@ class Sink(Protocol):
     def voted(self, vote: int) -> None:
         """A change that was done (coffre.proto.batches says what the byte means)."""
 
-    def answered(self, outcome: pb.Outcome) -> None: ...
+    def answered(self, outcome: pb.Outcome) -> None:
+        """Take the outcome of an operation; called once, in the event loop, and never raises."""
 
     def failed(self, error: CoffreError) -> None:
         """The node did not answer, or refused the whole message."""
@@ -316,12 +317,15 @@ class Peer:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that its messages travel in."""
         return self._peers.loop
 
     def now(self) -> float:
+        """Monotonic seconds."""
         return self._peers.clock.monotonic()
 
     def note_failure(self) -> None:
+        """Count a failure: this node is asked later than others for a while."""
         self._failures = min(self._failures + 1, FAILURES_COUNTED)
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
@@ -402,10 +406,12 @@ class Peers:
         self.aside: frozenset[int] = frozenset()
 
     def note_answer(self, number: int, latency_seconds: float) -> None:
+        """Count an answer, and how many seconds it took."""
         self._health.answered(number, latency_seconds)
         self._judge()
 
     def note_failure(self, number: int) -> None:
+        """Count a failure to answer."""
         self._health.failed(number)
         self._judge()
 
@@ -433,6 +439,7 @@ class Peers:
         return number in self._peers
 
     def all(self) -> tuple[Peer, ...]:
+        """The lanes to all nodes, in no order."""
         return tuple(self._peers.values())
 
     async def drain(self) -> None:

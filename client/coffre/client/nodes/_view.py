@@ -32,6 +32,7 @@ class View:
         return self._electorates.of(name.tenant, name.bucket, partition)
 
     def partition_electorate(self, tenant: str, bucket: str, partition: int) -> Electorate:
+        """Who decides about the objects of one partition of a bucket."""
         return self._electorates.of(tenant, bucket, partition)
 
     def placement(self, name: ObjectName) -> Placement:

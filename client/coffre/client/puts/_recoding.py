@@ -63,6 +63,7 @@ class Pace:
         self._free_at = 0.0
 
     async def spend(self, size_bytes: int) -> None:
+        """Wait until these bytes of plaintext may be spent."""
         if not self._bytes_per_second:
             return
         now = self._clock.monotonic()

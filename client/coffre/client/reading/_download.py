@@ -147,9 +147,11 @@ class Downloader:
 
     @property
     def hedge_delay(self) -> float:
+        """Seconds after which one more node is asked."""
         return self._hedge_delay
 
     def is_suspect(self, node: int) -> bool:
+        """Whether a node is not to be asked first: it fails, or the map has it no more."""
         return node not in self._peers or self._peers[node].suspect
 
     def is_slow(self, node: int) -> bool:
@@ -161,6 +163,7 @@ class Downloader:
         return peer.is_set_aside or peer.reads.lags(self._hedge_delay)
 
     def note_failure(self, node: int) -> None:
+        """Count a failure of a node."""
         if node in self._peers:  # else a newer map has taken it out meanwhile
             self._peers[node].note_failure()
 

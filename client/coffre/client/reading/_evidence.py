@@ -26,6 +26,7 @@ __all__ = [
 
 
 def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[CoffreError] = ()) -> None:
+    """Raises `Unavailable` when too few nodes have answered to say anything, with what they said instead."""
     if electorate.is_heard_from(replies):
         return
     kinds = Counter(type(error) for error in errors)

@@ -183,6 +183,7 @@ def newest_stamp(replies: Iterable[Sequence[pb.Version]], dead: Collection[bytes
 
 
 def holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
+    """What each node says of the version of that stamp, of those that have it."""
     return {
         node: version
         for node, versions in replies.items()
@@ -192,6 +193,7 @@ def holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
 
 
 def shards_of(stamp: bytes, replies: Replies) -> set[int]:
+    """Indexes of the shards of that version that were seen, damaged ones left out."""
     held = holding(stamp, replies).values()
     return {v.shard_index for v in held if v.HasField("shard_index") and not v.damaged}
 

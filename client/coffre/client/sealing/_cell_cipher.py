@@ -36,6 +36,7 @@ class Parts:
 
     @property
     def cell_bytes(self) -> int:
+        """Bytes of each cell, with its tag."""
         return len(self.parts[0]) + TAG_BYTES
 
 

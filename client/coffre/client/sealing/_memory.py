@@ -63,6 +63,7 @@ class MessageMemory:
         self._kept_max = kept
 
     def take(self) -> BytesIO:
+        """A buffer for one message; one that is used again when enough were made."""
         memory = self._kept.popleft() if len(self._kept) == self._kept_max else BytesIO()
         self._kept.append(memory)
         return memory

@@ -81,6 +81,7 @@ class OpenManifest:
 
     @property
     def tombstone(self) -> bool:
+        """Whether the version is a deletion."""
         return self.manifest.kind == pb.KIND_TOMBSTONE
 
     @property
@@ -90,6 +91,7 @@ class OpenManifest:
 
     @property
     def segments(self) -> int:
+        """How many segments the object has."""
         return segment_count(self.manifest.size_bytes, self.manifest.segment_bytes)
 
     def plain_bytes(self, segment: int) -> int:

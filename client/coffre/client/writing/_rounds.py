@@ -52,6 +52,7 @@ class Round:
 
     @property
     def enough(self) -> bool:
+        """Whether the bar is reached: enough shards, and a quorum of each set of primaries."""
         if self._needs_shards and self._shards.bit_count() < self.electorate.shards:
             return False
         return self.electorate.is_established_by(self._holders)
@@ -83,6 +84,7 @@ class Round:
         return [node for node, said in self._said.items() if not said]
 
     def summary(self) -> str:
+        """For people: what the nodes said that refused or failed."""
         failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
         want = f"{self.electorate.shards} shards and " if self._needs_shards else ""
         manifests = len(self._holders & self.electorate.everyone)
@@ -109,6 +111,7 @@ class Round:
                 timer.cancel()
 
     def took(self, node: int, shard_index: int | None, vote: int) -> None:
+        """Count a node that has the version, and the shard that came with it."""
         said = self._said[node]
         if not said & _TOOK:
             self._said[node] = said | _TOOK
@@ -122,6 +125,7 @@ class Round:
         self._count()
 
     def heard(self, node: int, shard_index: int | None, outcome: pb.Outcome) -> None:
+        """Count a node's outcome."""
         if outcome.code == ABORTED_CODE:
             self.newest = max(self.newest, outcome.newest_stamp)
             self.aborted = True
@@ -176,6 +180,7 @@ class Part:
         self.round.took(self.node, self.shard_index, vote)
 
     def answered(self, outcome: pb.Outcome) -> None:
+        """Hand the node's outcome to the round."""
         self.round.heard(self.node, self.shard_index, outcome)
 
     def failed(self, error: CoffreError) -> None:

@@ -59,6 +59,7 @@ class SegmentCoder:
         self._k, self._m = k, m
 
     def code(self, segment: int, plain: bytes | bytearray | memoryview) -> CodedSegment:
+        """Compress, encrypt and code one segment of at most 1 MiB; cells in the order of their indexes."""
         frame = self._cipher.frame(plain)
         cell_bytes = frame.sealed_bytes // self._k
         whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
@@ -106,14 +107,17 @@ class CellCoder:
 
     @property
     def is_full(self) -> bool:
+        """Whether the next message should be sent now."""
         return self._segments == MESSAGE_SEGMENTS_MAX or self._cell_bytes >= MESSAGE_BYTES
 
     @property
     def shards(self) -> int:
+        """How many shards there are: k + m."""
         return len(self._memories)
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing waits to be sent."""
         return not self._segments
 
     def cut(self, plain: bytes | bytearray | memoryview) -> Parts:
@@ -255,6 +259,7 @@ class Uploader:
 
     @property
     def peers(self) -> Peers:
+        """The lanes to the nodes, at the newest map."""
         return self._views.current.peers
 
     def view(self, draft: Draft) -> View:

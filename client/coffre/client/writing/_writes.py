@@ -57,6 +57,7 @@ class Shards:
 
     @property
     def is_staged(self) -> bool:
+        """Whether the nodes have the cells already, from a stream."""
         return not self.cells
 
 

@@ -43,6 +43,7 @@ class Plan:
 
     @property
     def moved_bytes(self) -> int | None:
+        """How many bytes will move, estimated from what the nodes hold; None when no node said."""
         return None if self.bytes_per_shard is None else round(self.bytes_per_shard * self.movement.moved)
 
 
@@ -150,6 +151,7 @@ def _estimate(plan: Plan, shards: int) -> str:
 
 
 def plan_as_dict(plan: Plan) -> dict[str, object]:
+    """A plan for machines: `--json` of the commands that change the map. Bytes are bytes, not rounded."""
     incoming = plan.movement.total(lambda course: course.incoming)
     outgoing = plan.movement.total(lambda course: course.outgoing)
     names = {node.number: node.node_id for node in plan.proposed.nodes}
@@ -172,6 +174,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
 
 
 def progress_line(progress: MoveProgress) -> str:
+    """One line on how far a move has come, for people who wait."""
     share = progress.done / progress.total if progress.total else 1.0
     silent = f"; {len(progress.silent)} node(s) do not say" if progress.silent else ""
     return (
@@ -181,6 +184,7 @@ def progress_line(progress: MoveProgress) -> str:
 
 
 def progress_as_dict(progress: MoveProgress) -> dict[str, object]:
+    """The same for machines: counts of partitions, seconds, and the nodes that do not say."""
     return {
         "epoch": progress.epoch,
         "partitions_moved": progress.done,
@@ -238,6 +242,7 @@ def _clock(report: SurveyedNode) -> str:
 
 
 def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]:
+    """What each node says of itself, for machines: one dict a node, in the order of `reports`."""
     rows: list[dict[str, object]] = []
     said = _testimonies(reports)
     for report in reports:

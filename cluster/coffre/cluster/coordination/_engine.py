@@ -69,17 +69,20 @@ class Rows(Protocol):
 
     revision: int
 
-    def get(self, key: str) -> Row | None: ...
+    def get(self, key: str) -> Row | None:
+        """The row of a key, or None."""
 
     def scan(self, prefix: str, after: str, limit: int) -> tuple[list[Row], bool]:
         """Up to `limit` rows (fewer when they are large) in key order, and whether there are more."""
 
-    def leases(self) -> list[LeaseRow]: ...
+    def leases(self) -> list[LeaseRow]:
+        """All leases, in no order."""
 
     def leased(self) -> list[tuple[str, int]]:
         """The keys that have a lease, and which."""
 
-    async def write(self, write: Write) -> None: ...
+    async def write(self, write: Write) -> None:
+        """Make one change durable, all of it or nothing. Raises what the disk raises."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ Value = TypeVar("Value", pb.Bucket, pb.Tenant, pb.LockClaim, pb.RepairClaim, pb.
 
 
 def encode(value: Value) -> bytes:
+    """A value as it is kept: deterministic bytes, with the number of the format in it."""
     value.format = FORMAT
     return value.SerializeToString(deterministic=True)
 

@@ -24,6 +24,7 @@ class Bucket:
 
 
 def bucket_prefix(tenant: str) -> str:
+    """What the keys of a tenant's buckets begin with. Raises `InvalidArgument` for a name that is none."""
     check_tenant(tenant)
     return f"buckets/{tenant}/"
 

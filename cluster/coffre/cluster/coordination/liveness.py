@@ -27,6 +27,7 @@ class NodeStatus:
 
 
 def node_key(number: int) -> str:
+    """The key under which a node announces itself; numbers sort as text."""
     return f"{NODES}{number:010}"
 
 

@@ -50,6 +50,7 @@ class MemoryRows:
         return found, False
 
     def leases(self) -> list[LeaseRow]:
+        """All leases, in no order."""
         return list(self._leases.values())
 
     def leased(self) -> list[tuple[str, int]]:
@@ -82,6 +83,7 @@ class MemoryCoordination:
 
     @property
     def down(self) -> bool:
+        """Whether nobody can reach it: then every call raises `Unavailable`."""
         return self._down
 
     @down.setter

@@ -127,7 +127,8 @@ class Coordination(Protocol):
     except where it says `OutcomeUnknown`. `InvalidArgument` when something exceeds the bounds of this module.
     """
 
-    async def get(self, key: str) -> Entry | None: ...
+    async def get(self, key: str) -> Entry | None:
+        """The entry of a key, or None when there is none. Raises `Unavailable`."""
 
     async def range(self, prefix: str, *, limit: int = RANGE_LIMIT_MAX, after: str = "") -> Page:
         """Return up to `limit` entries whose keys start with `prefix` and come behind `after`.
@@ -160,7 +161,8 @@ class Coordination(Protocol):
         watch from there. Raises `Unavailable` when the store cannot be reached any more.
         """
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End what is under way, and the connections."""
 
 
 def check_key(key: str) -> None:
@@ -175,6 +177,7 @@ def check_prefix(prefix: str) -> None:
 
 
 def check_range(prefix: str, limit: int, after: str) -> None:
+    """Check the arguments of `range`. Raises `InvalidArgument`."""
     check_prefix(prefix)
     if after:
         check_key(after)
@@ -204,6 +207,7 @@ def check_commit(compares: Sequence[Compare], puts: Sequence[Put], deletes: Sequ
 
 
 def check_lease_seconds(seconds: int) -> None:
+    """Check how long a lease is to last. Raises `InvalidArgument`."""
     if not 1 <= seconds <= LEASE_SECONDS_MAX:
         raise InvalidArgument(f"a lease lasts 1 to {LEASE_SECONDS_MAX} seconds")
 

@@ -70,6 +70,7 @@ async def get_tenant(coordination: Coordination, name: str) -> Tenant:
 
 
 async def list_tenants(coordination: Coordination) -> list[Tenant]:
+    """All tenants that coordination knows of, in the order of their names."""
     return [_read(entry) for entry in await read_all(coordination, TENANTS)]
 
 

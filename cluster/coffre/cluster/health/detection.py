@@ -114,6 +114,7 @@ class HealthTracker:
             self._peers.pop(peer, None)
 
     def health(self, peer: int) -> Health:
+        """What is thought of a peer now; UNKNOWN of one that was never heard of."""
         seen = self._peers.get(peer)
         if seen is None:
             return Health.UNKNOWN

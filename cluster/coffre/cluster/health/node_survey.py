@@ -32,6 +32,7 @@ class SurveyedNode:
 
     @property
     def node_id(self) -> str:
+        """The name that the map gives the node."""
         return self.node.node_id
 
 

@@ -37,6 +37,7 @@ class Testimony:
 
     @property
     def text(self) -> str:
+        """For people: who says what of whom, and for how long."""
         minutes, seconds = divmod(round(self.seconds), 60)
         time = f"{minutes} min" if minutes else f"{seconds} s"
         return f"{self.condition}, say {len(self.witnesses)} of {self.asked} nodes, for {time}"

@@ -76,6 +76,7 @@ class Placement:
 
     @property
     def policy(self) -> Policy:
+        """The storage policy that this placement follows."""
         return self._policy
 
     @property

@@ -138,6 +138,7 @@ class MoveProgress:
 
     @property
     def is_finished(self) -> bool:
+        """Whether every partition that the change moves has been moved."""
         return self.done == self.total
 
 

@@ -40,10 +40,12 @@ class Movement:
 
     @property
     def moved(self) -> int:
+        """How many shards do move, in shards of all partitions."""
         return sum(course.moved for course in self.courses)
 
     @property
     def minimum(self) -> int:
+        """How many shards any placement would have to move, in shards of all partitions."""
         return sum(course.minimum for course in self.courses)
 
     def total(self, counts: Callable[[Course], Mapping[int, int]]) -> Counter[int]:

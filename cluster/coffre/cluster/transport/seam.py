@@ -30,72 +30,91 @@ class Transport(Protocol):
     within `timeout` seconds, permanent ones when it refuses.
     """
 
-    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply: ...
+    async def batch(self, node: int, request: Batch, timeout: float) -> pb.BatchReply:
+        """Send operations in one message; their outcomes come in the same order."""
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
-    ) -> pb.WriteShardReply: ...
+    ) -> pb.WriteShardReply:
+        """Stream one shard to be staged: invisible until an Accept names it. Returns when it is synced."""
 
     def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
-    ) -> AsyncIterator[ShardChunk]: ...
+    ) -> AsyncIterator[ShardChunk]:
+        """Stream cells of one shard, those that the request names, in order, each with its CRC32C."""
 
-    async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None: ...
+    async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
+        """Give up what was staged. Dropping what is not there is no error."""
 
-    async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply: ...
+    async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
+        """One page of a bucket's names in key order, as this one node knows them."""
 
-    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply: ...
+    async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
+        """The digests of the node's partitions, to compare with one's own."""
 
     def partition_rows(
         self, node: int, request: pb.PartitionRowsRequest, timeout: float
-    ) -> AsyncIterator[pb.PartitionRowsReply]: ...
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        """Stream the names of a partition with their versions and votes, without shards."""
 
-    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply: ...
+    async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply:
+        """How the node's repair and scrub are doing."""
 
     async def repair_control(
         self, node: int, request: pb.RepairControlRequest, timeout: float
-    ) -> pb.RepairStatusReply: ...
+    ) -> pb.RepairStatusReply:
+        """Pause or resume the node's repair, or look at what is parked again. For operators."""
 
-    async def status(self, node: int, timeout: float) -> pb.StatusReply: ...
+    async def status(self, node: int, timeout: float) -> pb.StatusReply:
+        """What the node says of itself. For operators."""
 
-    async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply: ...
+    async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
+        """The signed map of the node, when its epoch is above the request's; the caller verifies it."""
 
     async def update_map(self, cluster_map: ClusterMap) -> None:
         """Reach the nodes of a newer map from now on."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End the calls under way, and the connections."""
 
 
 class NodeHandler(Protocol):
     """What a node does with a request once its sender is known. The gRPC servicer is a thin coat over it."""
 
-    async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply: ...
+    async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
+        """As `Transport.batch`, once it is known who calls."""
 
-    async def write_shard(
-        self, peer: Identity, requests: AsyncIterator[ShardChunk]
-    ) -> pb.WriteShardReply: ...
+    async def write_shard(self, peer: Identity, requests: AsyncIterator[ShardChunk]) -> pb.WriteShardReply:
+        """As `Transport.write_shard`, once it is known who calls."""
 
-    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]: ...
+    def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:
+        """As `Transport.read_shard`, once it is known who calls."""
 
-    async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None: ...
+    async def drop_shard(self, peer: Identity, request: pb.DropShardRequest) -> None:
+        """As `Transport.drop_shard`, once it is known who calls."""
 
-    async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply: ...
+    async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply:
+        """As `Transport.list`, once it is known who calls."""
 
-    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply: ...
+    async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
+        """As `Transport.digests`, once it is known who calls."""
 
     def partition_rows(
         self, peer: Identity, request: pb.PartitionRowsRequest
-    ) -> AsyncIterator[pb.PartitionRowsReply]: ...
+    ) -> AsyncIterator[pb.PartitionRowsReply]:
+        """As `Transport.partition_rows`, once it is known who calls."""
 
-    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply: ...
+    async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:
+        """As `Transport.repair_status`, once it is known who calls."""
 
-    async def repair_control(
-        self, peer: Identity, request: pb.RepairControlRequest
-    ) -> pb.RepairStatusReply: ...
+    async def repair_control(self, peer: Identity, request: pb.RepairControlRequest) -> pb.RepairStatusReply:
+        """As `Transport.repair_control`, once it is known who calls."""
 
-    async def status(self, peer: Identity) -> pb.StatusReply: ...
+    async def status(self, peer: Identity) -> pb.StatusReply:
+        """As `Transport.status`, once it is known who calls."""
 
-    async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply: ...
+    async def get_map(self, peer: Identity, request: pb.GetMapRequest) -> pb.GetMapReply:
+        """As `Transport.get_map`, once it is known who calls."""
 
 
 class LoopbackTransport:

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 
 class Chore(Protocol):
+    """Work of the store itself: runs in the committer's thread, inside the transaction of a batch."""
+
     def run(self, tx: Transaction) -> int:
         """Do it; the number's meaning is each chore's own."""
 

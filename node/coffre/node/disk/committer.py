@@ -72,10 +72,12 @@ class DiskSpace:
         self.large_bytes = 0
 
     def add_large(self, size_bytes: int) -> None:
+        """Count the bytes of a large file that was written, or with a negative size, unlinked."""
         with self._lock:
             self.large_bytes += size_bytes
 
     def used_bytes(self) -> int:
+        """Bytes of volumes, large files and index on this disk."""
         volume_bytes = sum(state.length for state in list(self._volumes.table.values()))
         return volume_bytes + self.large_bytes + self._index.used_bytes()
 
@@ -148,6 +150,7 @@ class Committer:
         self.syncs = 0
 
     def start(self) -> None:
+        """Begin to take batches; their outcomes are set in the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 

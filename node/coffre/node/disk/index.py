@@ -57,12 +57,14 @@ class ReadGate:
         self._shut = False
 
     def enter(self) -> None:
+        """Begin to read; waits while the map grows."""
         with self._lock:
             while self._shut:
                 self._changed.wait()
             self._readers += 1
 
     def leave(self) -> None:
+        """End what `enter` began."""
         with self._lock:
             self._readers -= 1
             if self._shut and not self._readers:
@@ -115,6 +117,7 @@ def _unreadable(error: lmdb.Error) -> IntegrityError:
 
 
 def partition_prefix(partition: int) -> bytes:
+    """What the rows of a partition begin with: docs/formats/node.md, table `partitions`."""
     return partition.to_bytes(2, "big")
 
 
@@ -186,6 +189,7 @@ class Index:
             self.grow()
 
     def grow(self) -> None:
+        """Make LMDB's map larger, when no transaction is open. Raises `ResourceExhausted` at its largest."""
         map_bytes = self.env.info()["map_size"]
         with self.gate.alone():
             self.env.set_mapsize(_round_up(map_bytes * 2))
@@ -324,6 +328,7 @@ class WriteKeys:
         return code
 
     def committed(self) -> None:
+        """Remember the directories that the transaction made: it is durable now."""
         for (tenant, bucket), code in self._roots.items():
             self._index.remember_root(tenant, bucket, code)
 

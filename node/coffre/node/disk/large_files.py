@@ -28,6 +28,7 @@ class LargeFiles:
         return None if value is None else decode_large(key, value)
 
     def put(self, number: int, file: LargeFile) -> None:
+        """Write the row of a large file."""
         key = number.to_bytes(8, "big")
         self._txn.put(key, encode_large(key, file), db=self._index.large)
 
@@ -70,4 +71,5 @@ class LargeFiles:
             self.put_staged(owner, number)
 
     def put_staged(self, owner: bytes, number: int) -> None:
+        """Write under which data id and index a large file waits for its version."""
         self._txn.put(owner, seal(owner, number.to_bytes(8, "big")), db=self._index.staging)

@@ -34,6 +34,7 @@ _TABLE_PIECES_MAX = 64  # of one shard in memory: 16,384 cells
 
 
 def large_path(directory: Path, number: int) -> Path:
+    """Where the large file of this number lies: docs/formats/node.md, "Large shards"."""
     return directory / f"{number & 0xFF:02x}" / f"{number:016x}"
 
 

@@ -37,6 +37,7 @@ class RepairRows:
         return False
 
     def drop(self, context: bytes, stamp: bytes, shard_index: int | None) -> None:
+        """Take one report out of the queue; one that is not there is no error."""
         if self._any:
             self._txn.delete(repair_key(context, stamp, shard_index), db=self._table)
 

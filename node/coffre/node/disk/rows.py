@@ -125,6 +125,7 @@ def encode_first(
 
 
 def encode_row(key: bytes, partition: int, entries: tuple[Entry, ...]) -> bytes:
+    """A row of the table `objects`: docs/formats/node.md, "Index"."""
     if len(entries) == 1:
         stamp, state, tombstone, index, _, record, placed, conditional, condemned, was_locked = entries[0]
         plain = not (placed or conditional or condemned or was_locked)
@@ -232,6 +233,7 @@ def directory_code(number: int) -> bytes:
 
 
 def encode_directory(key: bytes, number: int) -> bytes:
+    """A row of the table of directories: the number that stands for a (tenant, bucket)."""
     return seal(key, number.to_bytes(8, "big"))
 
 
@@ -269,6 +271,7 @@ _LARGE_ROW = struct.Struct(">BQIQQI")
 
 
 def encode_large(key: bytes, file: LargeFile) -> bytes:
+    """A row of the table of large files."""
     head = _LARGE_ROW.pack(
         file.state, file.expires_ms, file.cell_count, file.size_bytes, file.file_bytes, file.shard_crc
     )
@@ -276,6 +279,7 @@ def encode_large(key: bytes, file: LargeFile) -> bytes:
 
 
 def decode_large(key: bytes, value: bytes) -> LargeFile:
+    """The reverse of `encode_large`. Raises `IntegrityError` when it is damaged."""
     body = unseal(key, value)
     state, expires_ms, cell_count, size_bytes, file_bytes, shard_crc = _LARGE_ROW.unpack_from(body)
     owner = body[_LARGE_ROW.size :]
@@ -283,6 +287,7 @@ def decode_large(key: bytes, value: bytes) -> LargeFile:
 
 
 def staging_key(tenant: str, data_id: bytes, shard_index: int) -> bytes:
+    """The key under which a staged shard waits: tenant, data id, index."""
     return b"%s\0%s%c" % (tenant.encode(), data_id, shard_index)
 
 
@@ -298,10 +303,12 @@ def repair_prefix(context: bytes, stamp: bytes) -> bytes:
 
 
 def repair_key(context: bytes, stamp: bytes, shard_index: int | None) -> bytes:
+    """The key of one report in the queue of repairs."""
     return repair_prefix(context, stamp) + bytes((_NO_SHARD if shard_index is None else shard_index,))
 
 
 def encode_repair(key: bytes, repair: QueueRepair, *, found_here: bool) -> bytes:
+    """A row of the queue of repairs; `found_here`: this node found the damage in its own shard."""
     name = repair.name
     tenant, bucket = name.tenant.encode(), name.bucket.encode()
     index = _NO_SHARD if repair.shard_index is None else repair.shard_index
@@ -332,6 +339,7 @@ def mark_key(tenant: str, writer: bytes) -> bytes:
 
 
 def encode_mark(key: bytes, stamp: bytes) -> bytes:
+    """A row of the table of marks."""
     return seal(key, stamp)
 
 
@@ -366,8 +374,10 @@ class Counters:
     shards: int = 0
 
     def encode(self) -> bytes:
+        """The bytes of the row `counters`."""
         return COUNTERS.pack(self.directories, self.volumes, self.files, self.objects, self.shards)
 
     @classmethod
     def decode(cls, value: bytes) -> Counters:
+        """The reverse of `encode`; its checksum was verified before."""
         return cls(*COUNTERS.unpack(value))

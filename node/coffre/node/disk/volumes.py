@@ -67,6 +67,7 @@ class Volumes:
         self.table: dict[int, VolumeState] = {}
 
     def path(self, number: int) -> Path:
+        """Where the volume of this number lies."""
         return self._directory / f"{number:08d}.vol"
 
     # ---------------------------------------------------------------- start

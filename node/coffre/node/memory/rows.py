@@ -21,6 +21,7 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all cells."""
         return sum(len(data) for _, data in self.cells)
 
     def cell(self, place: int) -> StoredCell | None:

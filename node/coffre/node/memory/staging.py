@@ -44,6 +44,7 @@ class MemoryStaging:
         self.put((accept.name.tenant, accept.data_id, accept.shard_index), record.shard, RETRY_SECONDS)
 
     def take(self, key: ShardId) -> Shard | None:
+        """Take a staged shard out, for the version that adopts it; None when there is none."""
         return self._shards.pop(key, None)
 
     def expire(self) -> int:

@@ -66,6 +66,7 @@ class Census:
 
     @property
     def partitions(self) -> int:
+        """How many partitions are counted."""
         return len(self._counts)
 
 

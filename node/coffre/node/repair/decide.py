@@ -43,6 +43,8 @@ class Step(enum.Enum):
 
 
 class Action(NamedTuple):
+    """What to do with one version here, and what to do it with."""
+
     step: Step
     stamp: bytes
 

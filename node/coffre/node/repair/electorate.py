@@ -40,6 +40,7 @@ class Electorates(ClusterElectorates):
         return any(number in self.homes(k, m, partition) for k, m in codings)
 
     def versions_kept(self, tenant: str, bucket: str) -> int:
+        """How many versions of an object the bucket's policy keeps."""
         return self.placement(tenant, bucket).policy.versions_kept
 
     def nodes(self) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ _VERSIONS_MAX = 1 << 28  # of one partition on one node
 class RepairSwitch(Protocol):
     """What an operator sees and does of a node's repair."""
 
-    def status(self) -> pb.RepairStatusReply: ...
+    def status(self) -> pb.RepairStatusReply:
+        """How repair and scrub are doing, as the wire says it."""
 
     def control(self, request: pb.RepairControlRequest) -> None:
         """Start, pause, or set the rate. Raises `InvalidArgument`."""
@@ -48,6 +49,7 @@ def unpack_digests(raw: bytes) -> dict[int, PartitionDigest]:
 
 
 def row_message(row: PartitionRow) -> pb.NameRow:
+    """A row of a partition as it travels; votes without shards."""
     name = row.name
     message = pb.NameRow(tenant=name.tenant, bucket=name.bucket, key=name.key)
     for version in row.versions:

@@ -18,6 +18,7 @@ class Pace:
         self._free_at = clock.monotonic() - _BURST_SECONDS
 
     async def spend(self, size_bytes: int) -> None:
+        """Wait until these bytes may be spent."""
         now = self._clock.monotonic()
         start = max(self._free_at, now - _BURST_SECONDS)
         self._free_at = start + size_bytes / self.bytes_per_second

@@ -41,6 +41,7 @@ class RepairQueue:
 
     @property
     def has_room(self) -> bool:
+        """Whether another task may be put in."""
         return len(self._heap) < QUEUE_MAX
 
     def push(self, task: Task) -> bool:
@@ -55,6 +56,7 @@ class RepairQueue:
         return True
 
     def is_parked(self, name: ObjectName) -> bool:
+        """Whether the object failed before and its pause has not ended yet."""
         parked = self._parked.get(name)
         return parked is not None and self._clock.monotonic() < parked.until
 
@@ -73,6 +75,7 @@ class RepairQueue:
         self._parked[task.name] = _Parked(reason, self._clock.monotonic() + seconds, seconds)
 
     def done(self, task: Task) -> None:
+        """The task succeeded: what it was parked for is forgotten."""
         self._parked.pop(task.name, None)
 
     def unpark(self) -> None:
@@ -84,4 +87,5 @@ class RepairQueue:
         return Counter(survivors - k for survivors, _, _ in self._heap)
 
     def parked_by_reason(self) -> Mapping[str, int]:
+        """How many objects are parked, by the reason that was given."""
         return Counter(parked.reason for parked in self._parked.values())

@@ -40,6 +40,7 @@ class Sealed:
 
     @property
     def tombstone(self) -> bool:
+        """Whether the version is a deletion."""
         return self.manifest.kind == pb.KIND_TOMBSTONE
 
     @property
@@ -49,6 +50,7 @@ class Sealed:
 
     @property
     def segments(self) -> int:
+        """How many segments the object has; 0 for a tombstone."""
         manifest = self.manifest
         return max(-(-manifest.size_bytes // manifest.segment_bytes), 1)
 

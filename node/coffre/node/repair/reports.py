@@ -23,6 +23,7 @@ class Reports:
         self._queue = queue
 
     async def take(self, scene: Scene) -> None:
+        """Put what readers reported into the queue, and drop what is dealt with. Raises as the store."""
         dealt_with: list[DropRepair] = []
         taken = 0
         async for repair in self._store.repair_queue():

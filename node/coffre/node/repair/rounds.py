@@ -47,10 +47,12 @@ class Difference:
 
     @property
     def deviating(self) -> int:
+        """How many nodes have another digest than this one, or nothing."""
         return sum(len(nodes) for _, nodes in self.others) + len(self.empty)
 
     @property
     def in_step(self) -> bool:
+        """Whether all that answered have the same."""
         return not self.others and not self.empty
 
 

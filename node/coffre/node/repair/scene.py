@@ -41,6 +41,7 @@ class Bare:
         return stamp in self._stamps
 
     def add(self, stamp: bytes) -> None:
+        """Remember a stamp; the oldest is forgotten when there are too many."""
         if len(self._stamps) >= _BARE_MAX:
             del self._stamps[next(iter(self._stamps))]
         self._stamps[stamp] = None
@@ -62,6 +63,7 @@ class Scene:
     is_current: Callable[[], bool] = lambda: True  # whether this node still works on the map of this scene
 
     def electorate(self, name: ObjectName, partition: int) -> Electorate:
+        """Who decides about an object, in the repairer's words."""
         return self.electorates.of(name.tenant, name.bucket, partition)
 
     def nodes_for(self, name: ObjectName, partition: int) -> tuple[list[int], frozenset[int]]:

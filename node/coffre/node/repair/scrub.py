@@ -115,6 +115,7 @@ class Scrub:
         await self._store.keep_note(NOTE, place)
 
     def tell(self, reply: pb.RepairStatusReply) -> None:
+        """Fill in what this scrub has to say."""
         reply.scrub_started_unixtime_ms = self._started_ms
         reply.scrub_finished_unixtime_ms = self._finished_ms
         reply.scrub_done = self._done

@@ -50,6 +50,7 @@ class Sweep:
         self._walks = 0
 
     async def walk(self, scene: Scene) -> Swept:
+        """Walk over the next rows and do what is due. Raises as the store."""
         swept = Swept()
         digests = await self._store.digests()
         self._walks += 1

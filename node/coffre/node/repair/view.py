@@ -73,9 +73,11 @@ class View:
 
     @property
     def own(self) -> Sequence[StoredVersion]:
+        """The versions that this node has, newest first."""
         return self.answers[self.me]
 
     def own_version(self, stamp: bytes) -> StoredVersion | None:
+        """This node's version of that stamp, or None."""
         return next((version for version in self.own if version.stamp == stamp), None)
 
 
@@ -125,6 +127,7 @@ class Tally:
 
     @property
     def shards(self) -> int:
+        """How many different shards the nodes that were heard hold."""
         return self._shards_of(self.held)
 
     @property

@@ -77,6 +77,7 @@ class Handler:
 
     @property
     def maps(self) -> MapHolder:
+        """The map that this node works on."""
         return self._maps
 
     # ---------------------------------------------------------------- small operations

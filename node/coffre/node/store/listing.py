@@ -29,6 +29,8 @@ class PageRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """One page of names in key order, and where the next one begins."""
+
     rows: tuple[PageRow, ...]
     more: bool
 

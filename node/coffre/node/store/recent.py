@@ -50,6 +50,7 @@ class Recent:
         self._windows: dict[int, dict[int, int]] = {}  # window, partition: XOR
 
     def add(self, changes: Iterable[Change], now_ms: int) -> None:
+        """Count what a batch changed in the digests; what is older than the windows is dropped."""
         windows = self._windows
         kept = (now_ms - _KEPT_MS) // WINDOW_MS
         for partition, stamp, delta in changes:

@@ -172,14 +172,17 @@ class Restore:
 
     @property
     def name(self) -> ObjectName:
+        """Of the version that is brought."""
         return self.accept.name
 
     @property
     def partition(self) -> int:
+        """Of the version that is brought."""
         return self.accept.partition
 
     @property
     def stamp(self) -> bytes:
+        """Of the version that is brought."""
         return self.accept.stamp
 
 
@@ -435,7 +438,8 @@ class ShardStore(Protocol):
     async def drop_staged(self, tenant: str, data_id: bytes, shard_index: int) -> None:
         """Free a staged shard that no version has adopted; nothing happens when there is none."""
 
-    async def partition_digest(self, partition: int) -> PartitionDigest: ...
+    async def partition_digest(self, partition: int) -> PartitionDigest:
+        """The digest of one partition; of one that holds nothing, the empty one."""
 
     async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         """Of every partition that has versions here.
@@ -453,7 +457,8 @@ class ShardStore(Protocol):
     def repair_queue(self) -> AsyncIterator[QueueRepair]:
         """Shards reported as damaged or missing."""
 
-    async def identity(self) -> StoreIdentity: ...
+    async def identity(self) -> StoreIdentity:
+        """Which store this is, and how many commits it has made durable."""
 
     async def keep_note(self, title: str, note: bytes, *, sync: bool = False) -> None:
         """Keep a few bytes under a title, in place of those that were there. Does not ask for a sync of its own, unless
@@ -466,7 +471,8 @@ class ShardStore(Protocol):
         """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to
         do."""
 
-    async def status(self) -> StoreStatus: ...
+    async def status(self) -> StoreStatus:
+        """How full it is, what it holds, and whether it takes writes. Bytes; counts."""
 
     async def close(self) -> None:
         """Finish what was accepted, sync, and let go of the disk. Later calls raise `Unavailable`."""
