@@ -10,10 +10,23 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
 from coffre.node.memory import MemoryStore
 from coffre.node.memory.rows import record_of
-from coffre.node.store import Entry, Mark, Mutation, Outcome, Settle, State, StoredVersion, StoreOptions
+from coffre.node.store import (
+    Abort,
+    Entry,
+    Mark,
+    Mutation,
+    Outcome,
+    Settle,
+    State,
+    StoredVersion,
+    StoreOptions,
+)
+
+from tests.simulation.epochs import EpochWitness
 
 __all__ = ["SimulatedStore"]
 
+STALL_SECONDS = (0.5, 5.0)  # longer than a map takes to all nodes
 Watcher = Callable[[Sequence[Mutation], Sequence[Outcome]], None]
 
 
@@ -21,7 +34,8 @@ class SimulatedStore(MemoryStore):
     """Commits one call after the other, each whole or not at all: a crash before the end of its sync undoes it, a crash
     after that loses the answer alone.
 
-    `watch` is told of every commit. `slowness` multiplies `sync_seconds`, the mean time of a sync.
+    `watch` is told of every commit. `slowness` multiplies `sync_seconds`, the mean time of a sync; `stalls` is the part
+    of the syncs that last for seconds, and `chance` says which. `epochs` sees at which epoch each commit was asked for.
     """
 
     def __init__(
@@ -33,27 +47,41 @@ class SimulatedStore(MemoryStore):
         watch: Watcher,
         *,
         store_id: bytes = bytes(16),
+        stalls: float = 0.0,
+        chance: random.Random | None = None,
     ) -> None:
         super().__init__(clock, options, store_id=store_id)
+        self._chance = chance or random.Random(0)
         self._rng = rng
         self._sync_seconds = sync_seconds
         self._watch = watch
         self._committing = asyncio.Lock()
         self.slowness = 1.0
+        self.stalls = stalls
+        self.epochs: EpochWitness | None = None
 
     def crash(self) -> None:
         super().crash()
         self._committing = asyncio.Lock()  # whoever held it died with the node
 
     async def apply(self, mutations: Sequence[Mutation]) -> list[Outcome]:
+        epochs = self.epochs
+        epoch = 0 if epochs is None else epochs.asked()
         async with self._committing:
             if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):
                 await self._pause()
+                await self._stall()
             outcomes = await super().apply(mutations)
             self._watch(mutations, outcomes)
+            if epochs is not None and not all(isinstance(mutation, Abort) for mutation in mutations):
+                epochs.committed(epoch)  # a vote to give up is taken at any
         if self._rng.random() < 0.2:
             await self._pause()  # synced, and not answered yet
         return outcomes
+
+    async def drain(self) -> None:
+        async with self._committing:
+            await super().drain()
 
     async def read(
         self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
@@ -65,6 +93,11 @@ class SimulatedStore(MemoryStore):
     async def _pause(self) -> None:
         pace = self.slowness * self._rng.expovariate(1 / self._sync_seconds)
         await asyncio.sleep(pace)
+
+    async def _stall(self) -> None:
+        if self.stalls and self._chance.random() < self.stalls:
+            pace = self._chance.uniform(*STALL_SECONDS)
+            await asyncio.sleep(pace)
 
     # ---------------------------------------------------------------- what a disk does to what it keeps
 

@@ -13,11 +13,11 @@ from coffre.cluster.map import ClusterMap, MapNode, NodeState, verify_map
 from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.node.following import MapFollower, MapHolder, await_admission, own_entry
 from coffre.node.repair import Repairer
-from coffre.node.serving import Handler
 from coffre.node.serving.coordinator import NearestCoordination
 
 from tests.simulation.coordinators import MemberTransport
 from tests.simulation.disk import SimulatedStore
+from tests.simulation.epochs import EpochWitness, WitnessedHandler
 from tests.simulation.maps import authority
 from tests.simulation.repairers import NodeRepair
 from tests.simulation.virtual_time import Actor
@@ -60,7 +60,10 @@ class Host:
     def _start(self) -> None:
         self._actor = Actor(self._world.loop, f"node {self.number}.{self.incarnation}")
         self.maps = MapHolder(self._kept.map, self._kept.signed)
-        self.handler = Handler(self.number, self._entry.node_id, self.store, self.maps, self.clock)
+        epochs = self.store.epochs = EpochWitness(self.maps, self._world.fail)
+        self.handler = WitnessedHandler(
+            self.number, self._entry.node_id, self.store, self.maps, self.clock, epochs
+        )
         self._actor.spawn(self._reclaim())
         self.repair = self._repair()
 

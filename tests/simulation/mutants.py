@@ -369,6 +369,14 @@ MUTANTS = (
         changing=True,
         elusive=True,
     ),
+    Mutant(
+        "an epoch begins before the disk is done with the last one",
+        "coffre.node.following.epochs",
+        "            await self._store.drain()\n",
+        "",
+        63,
+        changing=True,
+    ),
 )
 
 

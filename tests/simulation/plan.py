@@ -57,6 +57,7 @@ class Plan:
     agreement: AgreementPlan
     repair: RepairPlan | None = None  # somebody repairs, so full redundancy must return
     changes: ChangePlan | None = None  # of the map
+    stalls: float = 0.0  # part of the syncs that last for seconds, while the map changes
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
@@ -126,7 +127,8 @@ def _with_changes(plan: Plan, hurry: float) -> Plan:
     if plan.versions_kept == 1:
         changes = with_recoding(changes, plan.seed)
     # They take their time, and clients are to be at work meanwhile.
-    return replace(plan, changes=changes, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
+    stalls = random.Random(f"{plan.seed}/stalls").choice([0.0, 0.0, 0.01, 0.05])
+    return replace(plan, changes=changes, stalls=stalls, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
 
 
 def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:

@@ -157,7 +157,16 @@ class World:
 
         options = StoreOptions(versions_kept=self.plan.versions_kept)
         rng, store_id = self.chance(f"disk of {name}"), self.chance(f"store of {name}").randbytes(16)
-        store = SimulatedStore(clock, options, rng, self.plan.sync_seconds, watch, store_id=store_id)
+        store = SimulatedStore(
+            clock,
+            options,
+            rng,
+            self.plan.sync_seconds,
+            watch,
+            store_id=store_id,
+            stalls=self.plan.stalls,
+            chance=self.chance(f"stalls of {name}"),
+        )
         return Host(self, entry, store, clock, found, new=new)
 
     def newcomer(self, attributes: NodeAttributes, known: VerifiedMap) -> None:
@@ -225,6 +234,7 @@ class World:
         self.lease_clock.set_slowness(1.0)
         for host in self.hosts.values():
             host.store.slowness = 1.0
+            host.store.stalls = 0.0
             host.store.set_capacity(None)
             if not host.up:
                 host.restart()

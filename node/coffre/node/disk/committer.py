@@ -174,6 +174,13 @@ class Committer:
             self._submit(job)
         return await future
 
+    async def drain(self) -> None:
+        """Return when everything that was queued before is decided: durable, or refused. It asks for no sync itself.
+
+        Raises `Unavailable` after `close`.
+        """
+        await self.run(())
+
     def post(self, item: Chore) -> None:
         """Queue a chore that nobody waits for."""
         self._submit(_Job((item,), None, 0, True))
@@ -238,6 +245,8 @@ class Committer:
 
     def _commit(self, jobs: list[_Job]) -> None:
         """Make a batch durable, or give each of its jobs an error."""
+        if not any(job.items for job in jobs):
+            return  # who waits for what came before
         if self._broken is not None:
             _fail(jobs, Unavailable(self._broken))
             return
@@ -345,7 +354,8 @@ class Committer:
 
 def _fail(jobs: list[_Job], error: Exception) -> None:
     for job in jobs:
-        job.error = error
+        if job.items:  # whoever waits for others to be decided has what it waits for
+            job.error = error
 
 
 def _weight(item: Item) -> int:

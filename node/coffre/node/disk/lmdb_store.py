@@ -250,6 +250,10 @@ class LmdbStore:
         lazy = all(isinstance(mutation, (Settle, Mark)) for mutation in mutations)
         return await self._committer.run(mutations, lazy=lazy)
 
+    async def drain(self) -> None:
+        self._check_open()
+        await self._committer.drain()
+
     async def read(
         self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
     ) -> tuple[StoredVersion, ...]:

@@ -5,6 +5,7 @@ May import: nothing of the other rooms.
 """
 
 from coffre.node.following.admission import await_admission, is_ahead, own_entry
+from coffre.node.following.epochs import EpochFence
 from coffre.node.following.following import Announcer, MapFollower
 from coffre.node.following.mapholder import MapHolder
 from coffre.node.following.peer_watch import PeerWatch, WatchOptions
@@ -12,6 +13,7 @@ from coffre.node.following.suspensions import Suspensions
 
 __all__ = [
     "Announcer",
+    "EpochFence",
     "MapFollower",
     "MapHolder",
     "PeerWatch",

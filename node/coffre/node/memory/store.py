@@ -127,6 +127,9 @@ class MemoryStore:
             self._sync()
         return outcomes
 
+    async def drain(self) -> None:
+        self._check_open()
+
     def _sync(self) -> None:
         self._unsynced.clear()
         self._unsynced_marks.clear()
@@ -322,11 +325,6 @@ class MemoryStore:
             entries = tuple(entry for entry in entries if entry.stamp == stamp)
         elif not every:
             entries = votes.down_to_settled(entries)
-        return self._versions(name, entries, want_cell=want_cell)
-
-    def _versions(
-        self, name: ObjectName, entries: tuple[Entry, ...], *, want_cell: bool = False
-    ) -> tuple[StoredVersion, ...]:
         return tuple(self._version(name, entry, want_cell) for entry in entries)
 
     def _version(self, name: ObjectName, entry: Entry, want_cell: bool) -> StoredVersion:
@@ -394,7 +392,7 @@ class MemoryStore:
         entries = []
         for row in page.rows:
             name = ObjectName(tenant, bucket, row.key.decode())
-            versions = self._versions(name, row.entries)
+            versions = tuple(self._version(name, entry, want_cell=False) for entry in row.entries)
             entries.append(ListingEntry(name.key, versions, row.common_prefix.decode()))
         return Listing(tuple(entries), page.more)
 

@@ -40,7 +40,6 @@ from coffre.node.store import (
     Settle,
     ShardStore,
     StoredVersion,
-    keep_votes,
 )
 
 __all__ = ["OBJECT_BYTES", "Healer", "Outcome"]
@@ -367,9 +366,11 @@ class Healer:
                 _log.warning("a large shard cannot be rebuilt: %s", error)
 
     async def _apply(self, scene: Scene, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:
-        mutations = [mutation for _, several in planned for mutation in several]
+        """Do what was planned by the map of the scene. By another one that came since, other nodes decide, and what was
+        proved may prove nothing then: then only what is established is brought here, since it is so for ever."""
         if not scene.is_current():
-            keep_votes(mutations)
+            planned = [(outcome, _lasting(outcome, several)) for outcome, several in planned]
+        mutations = [mutation for _, several in planned for mutation in several]
         results = iter(await self._store.apply(mutations) if mutations else [])
         for outcome, several in planned:
             for _ in several:
@@ -383,6 +384,14 @@ class Healer:
         drops = [DropRepair(t.name, t.partition, *t.report) for t in done if t.report is not None]
         if drops:
             await self._store.apply(drops)
+
+
+def _lasting(outcome: Outcome, planned: Sequence[Mutation]) -> Sequence[Mutation]:
+    """What may still be done when another map came."""
+    lasting = [mutation for mutation in planned if isinstance(mutation, Restore)]
+    if len(lasting) < len(planned):
+        outcome.reason = "another map came meanwhile"
+    return lasting
 
 
 def _some_of(nodes: Sequence[int], count: int, name: ObjectName) -> list[int]:

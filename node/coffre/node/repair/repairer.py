@@ -14,7 +14,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, InvalidArgument
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
-from coffre.node.following import MapHolder
+from coffre.node.following import EpochFence, MapHolder
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.census import Census
 from coffre.node.repair.electorate import Electorates
@@ -59,6 +59,7 @@ class Repairer:
         self._maps = maps
         self._transport = transport
         self._clock = clock
+        self._fence = EpochFence(store, maps)
         self._options = options or RepairOptions()
         self._pace = Pace(clock, self._options.bytes_per_second)
         self._queue = RepairQueue(clock)
@@ -161,6 +162,7 @@ class Repairer:
         return worth
 
     async def _scene(self) -> Scene:
+        await self._fence.wait()
         cluster_map = self._maps.map
         if self._electorates is None or self._electorates.map is not cluster_map:
             self._electorates = Electorates(cluster_map)

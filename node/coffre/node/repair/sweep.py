@@ -84,6 +84,8 @@ class Sweep:
         if not tombstones:
             return
         found = await ripe(scene, partition, tombstones)
+        if not scene.is_current():
+            return  # who has to know of a deletion is another question now
         await self._store.apply([*found.condemn, *found.collect])
         swept.condemned += len(found.condemn)
         swept.collected += len(found.collect)
@@ -100,7 +102,8 @@ class Sweep:
         forget, promises = await releasable(
             self._store, scene, self._options, partition, rows, now_ms, swept.breaches
         )
-        mutations: list[Mutation] = [*forget, *promises]
+        # By another map this node may have to keep what is not its own by this one.
+        mutations: list[Mutation] = [*forget, *promises] if scene.is_current() else []
         outcomes = await self._store.apply(mutations) if mutations else []
         gone = sum(outcome.error is None for outcome in outcomes[: len(forget)])
         swept.forgotten += gone

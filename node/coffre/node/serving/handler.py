@@ -14,7 +14,6 @@ from coffre.cluster.errors import (
     CoffreError,
     IntegrityError,
     InvalidArgument,
-    NotFound,
     PermissionDenied,
     ResourceExhausted,
     StaleMap,
@@ -23,13 +22,12 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
-from coffre.cluster.transport import pieces_of_range
 from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
 from coffre.codec import crc32c
-from coffre.node.following import MapHolder, PeerWatch
+from coffre.node.following import EpochFence, MapHolder, PeerWatch
 from coffre.node.repair import RepairSwitch, pack_digests, row_message, witness
-from coffre.node.serving.replies import batch_reply, put_version, refuse
+from coffre.node.serving.replies import batch_reply, cells_of_range, put_version, refuse
 from coffre.node.store import (
     Abort,
     Accept,
@@ -39,8 +37,6 @@ from coffre.node.store import (
     Settle,
     ShardStore,
     StoredCell,
-    StoredVersion,
-    keep_votes,
 )
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell
@@ -50,7 +46,6 @@ __all__ = ["Handler"]
 
 OPERATIONS_MAX = 1024
 MARKS_MAX = 64
-RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays below what may be sent
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
 CLOCK_SKEW_MS_MAX = 60_000
@@ -69,6 +64,7 @@ class Handler:
         self._store = store
         self._maps = maps
         self._clock = clock
+        self._fence = EpochFence(store, maps)
         self.repairs: RepairSwitch | None = None
         self.watch: PeerWatch | None = None
         self.certificate_expires_ms = 0
@@ -84,6 +80,8 @@ class Handler:
 
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
         """Carry out the operations, and return their outcomes in order. Raises what refuses the message as a whole."""
+        if not self._fence.is_passed:
+            await self._fence.wait()
         tenant = request.tenant
         operations = list(request.operations)
         current = request.epoch == self._maps.map.epoch
@@ -130,8 +128,10 @@ class Handler:
                 if len(found) == done:
                     found.append(reply.outcomes.add())
                 refuse(reply.outcomes[-1], error)
-        if request.epoch != self._maps.map.epoch:  # another map may have come while reads were answered
-            keep_votes(mutations)
+        if current and request.epoch != self._maps.map.epoch:
+            return await self.batch(
+                peer, request
+            )  # another map came while reads were answered, and nothing is done yet
         results = await self._store.apply(mutations) if mutations else []
         return batch_reply(reply, found, results[marks:])
 
@@ -145,31 +145,10 @@ class Handler:
         for version in versions:
             size_bytes += put_version(outcome.versions.add(), version)
         if read.range_bytes and read.want_cell and versions:
-            for cell in await self._range(name, versions[0], read):
+            for cell in await cells_of_range(self._store, name, versions[0], read):
                 outcome.versions[0].cells.add(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))
                 size_bytes += len(cell.data)
         return size_bytes
-
-    async def _range(self, name: ObjectName, version: StoredVersion, read: pb.Read) -> list[StoredCell]:
-        """Those cells of a larger shard that a short range lies in; none where there are none to be had."""
-        if version.shard_index is None or version.cell is not None or version.damaged or not version.manifest:
-            return []
-        manifest = pb.Manifest.FromString(version.manifest)
-        if manifest.sealing != pb.SEALING_CELL:
-            return []
-        cells: list[StoredCell] = []
-        pieces = pieces_of_range(
-            manifest.size_bytes, manifest.segment_bytes, manifest.k, read.range_start, read.range_bytes
-        )
-        try:
-            for piece in pieces:
-                if piece.shard_index == version.shard_index:
-                    chunks = self._store.read_cells(name, version.stamp, piece.shard_index, piece.segment, 1)
-                    async for chunk in chunks:
-                        cells += chunk
-        except (IntegrityError, NotFound):
-            return []  # the store has noted the damage
-        return cells if sum(len(cell.data) for cell in cells) <= RANGE_BYTES_MAX else []
 
     def _mutation(self, tenant: str, which: str | None, operation: pb.Operation, now_ms: int) -> Mutation:
         if which == "accept":
@@ -329,34 +308,40 @@ class Handler:
     async def digests(self, peer: Identity, request: pb.DigestsRequest) -> pb.DigestsReply:
         self._check_node(peer)
         seen = await witness(self._store, peer.name, request.store_id, request.commits)
-        comparable = self.serving and request.epoch == self._maps.map.epoch
-        if request.epoch > self._maps.map.epoch:
-            self._maps.behind.set()
-        reply = pb.DigestsReply(
+        await self._fence.wait()
+        digests = b""
+        if self._is_comparable(request.epoch):
+            digests = pack_digests(await self._store.digests(request.before_unixtime_ms or None))
+        comparable = self._is_comparable(request.epoch)  # another map may have come meanwhile
+        return pb.DigestsReply(
             epoch=self._maps.map.epoch,
             starting=not comparable,  # then it testifies, at any epoch: who was down may have an old map
             witnessed_store_id=seen.store_id,
             witnessed_commits=seen.commits,
+            digests=digests if comparable else b"",
         )
-        if comparable:
-            before_ms = request.before_unixtime_ms or None
-            reply.digests = pack_digests(await self._store.digests(before_ms))
-        return reply
+
+    def _is_comparable(self, epoch: int) -> bool:
+        if epoch > self._maps.map.epoch:
+            self._maps.behind.set()
+        return self.serving and epoch == self._maps.map.epoch
 
     async def partition_rows(
         self, peer: Identity, request: pb.PartitionRowsRequest
     ) -> AsyncIterator[pb.PartitionRowsReply]:
+        await self._fence.wait()
         self._admit_node(peer, request.epoch)
         if request.partition >= self._maps.map.partitions or request.slot >= max(request.slots, 1):
             raise InvalidArgument("there is no such partition, or no such slot of it")
         rows = self._store.partition_rows(request.partition, slot=request.slot, slots=max(request.slots, 1))
         async for some in rows:
-            self._check_node(peer)  # a newer map may have shut it out meanwhile
+            self._admit_node(peer, request.epoch)  # a newer map may have come meanwhile
             yield pb.PartitionRowsReply(rows=map(row_message, some))
 
     # ---------------------------------------------------------------- listing, administration
 
     async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply:
+        await self._fence.wait()
         self._admit(peer, request.tenant, request.epoch)
         check_bucket(request.bucket)
         listing = await self._store.list(
@@ -368,6 +353,7 @@ class Handler:
             delimiter=request.delimiter,
             limit=min(request.limit or LIST_LIMIT_MAX, LIST_LIMIT_MAX),
         )
+        self._check_epoch(request.epoch)  # another map may have come meanwhile
         reply = pb.ListReply(more=listing.more)
         for entry in listing.entries:
             row = reply.entries.add(key=entry.key, common_prefix=entry.common_prefix)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coffre.cluster.errors import CoffreError, InternalError
-from coffre.node.store import Outcome, StoredVersion
+from coffre.cluster.errors import CoffreError, IntegrityError, InternalError, NotFound
+from coffre.cluster.names import ObjectName
+from coffre.cluster.transport import pieces_of_range
+from coffre.node.store import Outcome, ShardStore, StoredCell, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import vote_of
 
-__all__ = ["batch_reply", "put_version", "refuse"]
+__all__ = ["batch_reply", "cells_of_range", "put_version", "refuse"]
 
+RANGE_BYTES_MAX = 2 << 20  # of the cells of one range: so a full reply stays below what may be sent
 _VERSION_BYTES = 64  # of what a version says of itself, beside manifest and cell
 
 
@@ -72,3 +75,26 @@ def put_version(target: pb.Version, version: StoredVersion) -> int:
         target.cell_crc = version.cell.crc
         return _VERSION_BYTES + len(version.manifest) + len(version.cell.data)
     return _VERSION_BYTES + len(version.manifest)
+
+
+async def cells_of_range(
+    store: ShardStore, name: ObjectName, version: StoredVersion, read: pb.Read
+) -> list[StoredCell]:
+    """Those cells of a larger shard that a short range lies in; none where there are none to be had."""
+    if version.shard_index is None or version.cell is not None or version.damaged or not version.manifest:
+        return []
+    manifest = pb.Manifest.FromString(version.manifest)
+    if manifest.sealing != pb.SEALING_CELL:
+        return []
+    cells: list[StoredCell] = []
+    pieces = pieces_of_range(
+        manifest.size_bytes, manifest.segment_bytes, manifest.k, read.range_start, read.range_bytes
+    )
+    try:
+        for piece in pieces:
+            if piece.shard_index == version.shard_index:
+                async for chunk in store.read_cells(name, version.stamp, piece.shard_index, piece.segment, 1):
+                    cells += chunk
+    except (IntegrityError, NotFound):
+        return []  # the store has noted the damage
+    return cells if sum(len(cell.data) for cell in cells) <= RANGE_BYTES_MAX else []

@@ -56,7 +56,6 @@ from coffre.node.store.seam import (
     StoreIdentity,
     StoreOptions,
     StoreStatus,
-    keep_votes,
 )
 from coffre.node.store.votes import Entry, Verdict
 
@@ -111,7 +110,6 @@ __all__ = [
     "check_stage",
     "digest_of",
     "digest_xor",
-    "keep_votes",
     "kind_of",
     "list_page",
     "placement_bytes",

@@ -11,7 +11,7 @@ why.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -53,7 +53,6 @@ __all__ = [
     "StoreStatus",
     "StoredCell",
     "StoredVersion",
-    "keep_votes",
 ]
 
 
@@ -246,13 +245,6 @@ KeyMutation = Accept | Abort | Settle | QueueRepair | DropRepair | OwnMutation  
 Mutation = KeyMutation | Mark
 
 
-def keep_votes(mutations: Iterable[Mutation]) -> None:
-    """Let none of them change a vote: by the map that this node works on since, it may prove something."""
-    for mutation in mutations:
-        if isinstance(mutation, Accept):
-            mutation.overrule = False
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one mutation. `error` is None when it was done; `state` is the node's vote now."""
@@ -401,7 +393,13 @@ class ShardStore(Protocol):
         `Abort` of a version with an adopted large shard puts the shard back into staging, for the
         writer's next stamp; so does a `Settle` that trims a version that was merely accepted.
         An `Accept` with a shard for a version whose own shard here does not verify
-        replaces the damaged one. Raises `ResourceExhausted` when the call alone is larger than the queue."""
+        replaces the damaged one. Raises `ResourceExhausted` when the call alone is larger than the queue.
+
+        A call is queued before it waits for anything: of two calls, what the first one asks for is done first."""
+
+    async def drain(self) -> None:
+        """Return when every `apply` that came before is decided: durable, or refused. Raises `Unavailable` when the
+        store is closed."""
 
     async def read(
         self, name: ObjectName, *, stamp: bytes = b"", every: bool = False, want_cell: bool = False
