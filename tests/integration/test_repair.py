@@ -216,3 +216,51 @@ async def test_a_node_that_lost_its_disk_does_not_come_back_under_its_name(clust
     await cluster.start()
     async with await connect(cluster.client_config(), options=OPTIONS) as client:
         assert await client.get("b", "later-still") == b"promised"
+
+
+async def test_a_node_that_serves_stops_when_somebody_has_seen_more_of_it(cluster: LocalCluster) -> None:
+    """Most nodes are restored from one backup: they testify to each other that all is well, until another one comes."""
+    restored, rest = (1, 2, 3, 4), (5, 6)
+    for number in cluster.numbers:
+        await asyncio.to_thread(cluster.kill, number)
+    for number in restored:
+        await asyncio.to_thread(shutil.copytree, cluster.data(number), cluster.directory / f"saved-{number}")
+    await cluster.start()
+    await fill(cluster, "k")
+
+    async def told() -> bool:
+        commits = []
+        for number in restored:
+            peer = as_node(cluster, number)
+            try:
+                reply = await peer.digests(rest[0], pb.DigestsRequest(epoch=1), 5.0)
+            finally:
+                await peer.close()
+            with lmdb.open(
+                str(cluster.directory / f"saved-{number}" / "index"), readonly=True, lock=False, max_dbs=16
+            ) as index:
+                commits.append(reply.witnessed_commits > index.info()["last_txnid"] + 50)
+        return all(commits)
+
+    await fill(cluster, "l")
+    await until(told)
+    for number in cluster.numbers:
+        await asyncio.to_thread(cluster.kill, number)
+    for number in restored:
+        await asyncio.to_thread(shutil.rmtree, cluster.data(number))
+        (cluster.directory / f"saved-{number}").rename(cluster.data(number))
+        config = cluster.config(
+            number
+        )  # each round is a commit, and there are to be fewer than were forgotten
+        config.write_text(
+            config.read_text("utf-8").replace("round_seconds = 0.3", "round_seconds = 3"), "utf-8"
+        )
+    await cluster.start(restored)  # nobody knows better
+    cluster.launch(rest[0])
+
+    async def ended() -> bool:
+        return not any(cluster.running(number) for number in restored)
+
+    await until(ended)
+    for number in restored:
+        assert "older than it was" in cluster.log(number).read_text("utf-8"), number

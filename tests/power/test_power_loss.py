@@ -127,6 +127,21 @@ async def test_a_directory_that_a_killed_process_made_is_kept(
     await lose_power(tmp_path, runs, 0, MOMENTS // 3, random.Random(directory))
 
 
+def test_what_a_killed_process_left_is_synced_before_anybody_is_told(recorder: Path, tmp_path: Path) -> None:
+    """Its last commit may be in the page cache alone: one that is told, and then lost, costs the node its name."""
+    first, second = record(recorder, tmp_path, 0, [{"COFFRE_POWER_KILL": "200"}])
+    assert first
+    files: dict[int, bytes] = {}
+    synced = False
+    for entry in second:
+        if entry.kind is Kind.OPEN:
+            files[entry.fd] = entry.body
+        synced |= entry.kind is Kind.SYNC_END and files.get(entry.fd, b"").endswith(b"/index/data.mdb")
+        if entry.kind in (Kind.ACK, Kind.WRITE):
+            break  # before anything of its own
+    assert synced
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 async def test_many_losses_of_power(tmp_path: Path, recorder: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 from coffre.cluster.clock import Clock
@@ -48,6 +49,7 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALLS_MAX = 1024  # every client keeps one open
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
+_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def serve(
@@ -62,10 +64,7 @@ async def serve(
     cluster_map, signed = read_map(config.map, config.tls.authority)
     entry = own_entry(identity, cluster_map)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    end = _End()
     maps = MapHolder(cluster_map, signed)
     store = await LmdbStore.open(config.data, config.store, clock)
     member = Membership(config, maps, entry, clock)
@@ -78,18 +77,16 @@ async def serve(
         handler.watch = watch = PeerWatch(entry.number, maps, transport, clock, config.watch)
         handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
         handler.serving = new_cluster
+        repairer.on_forgotten = partial(end.refuse, handler)
         servicer = Servicer(handler, cluster_map.cluster_id)
         coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
         member.on_dropped = coordination.end_watches
         server, health_servicer = _server(config, servicer, coordination, clock)
-        for service in (
-            SERVICE,
-            "",
-        ):  # the library's word for the second is SERVING until somebody says otherwise
-            await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        # The library's word for the second is SERVING until somebody says otherwise.
+        await _say(health_servicer, _NOT_SERVING, SERVICE, "")
         await server.start()
         try:
-            if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, stop):
+            if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, end.asked):
                 handler.serving = True
                 background = [
                     asyncio.create_task(_reclaim_forever(store, clock)),
@@ -97,13 +94,12 @@ async def serve(
                     asyncio.create_task(watch.run()),
                     *member.start(suspensions),
                 ]
-                await health_servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-                await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+                await _say(health_servicer, _SERVING, SERVICE, "")
                 _log.info(
                     "serving",
                     extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch},
                 )
-                await stop.wait()
+                await end.asked.wait()
                 _log.info("stopping", extra={"node": entry.node_id})
                 await health_servicer.enter_graceful_shutdown()
                 servicer.end_exchanges()
@@ -117,7 +113,35 @@ async def serve(
     finally:
         await member.close()
         await store.close()
+    if end.why is not None:
+        raise end.why
     _log.info("stopped", extra={"node": entry.node_id})
+
+
+class _End:
+    """Why and when a node ends: a signal, or what it has learnt of itself."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.why: ConfigurationError | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.asked.set)
+
+    def refuse(self, handler: Handler, error: ConfigurationError) -> None:
+        """Answer nobody from now on, and end with this error."""
+        handler.serving = False
+        self.why = error
+        self.asked.set()
+
+
+async def _say(
+    servicer: health.aio.HealthServicer,
+    status: health_pb2.HealthCheckResponse.ServingStatus.ValueType,
+    *services: str,
+) -> None:
+    for service in services:
+        await servicer.set(service, status)
 
 
 async def _may_serve(

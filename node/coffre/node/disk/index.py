@@ -146,6 +146,8 @@ class Index:
                 meminit=False,
                 mode=0o640,
             )
+            # What a killed process left in the page cache may be on no disk yet, and is soon told to others.
+            self.env.sync(True)
             self.commits_found = self.commits() if size_bytes else 0
             with self.env.begin(write=True) as txn:
                 self.meta = self.env.open_db(b"meta", txn=txn)
@@ -172,8 +174,13 @@ class Index:
             self.env.close()
 
     def commits(self) -> int:
-        """LMDB's number of the last committed transaction: it only grows."""
-        return int(self.env.info()["last_txnid"])
+        """LMDB's number of the last transaction that is on the disk: it only grows.
+
+        That of a reader, which counts a transaction once its meta page is synced. The environment's own (`last_txnid`)
+        reads the page out of memory, while it may be on its way to the disk.
+        """
+        with self.reading() as txn:
+            return int(txn.id())
 
     # ---------------------------------------------------------------- size
 

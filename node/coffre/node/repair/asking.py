@@ -51,6 +51,9 @@ class Asking:
         self._timeout = timeout
         self._clock = clock
         self.epoch = epoch
+        self.testimonies: list[
+            StoreIdentity
+        ] = []  # what those who were asked for digests have seen of this node
         self._received_bytes = 0
 
     def take_received_bytes(self) -> int:
@@ -71,6 +74,7 @@ class Asking:
         async def ask(node: int) -> dict[int, PartitionDigest] | None:
             try:
                 reply = await self._transport.digests(node, request, self._timeout)
+                self.testimonies.append(StoreIdentity(reply.witnessed_store_id, reply.witnessed_commits))
                 return None if reply.starting else unpack_digests(reply.digests)
             except CoffreError as error:
                 _log.info("a node does not answer", extra={"peer": node, "error": type(error).__name__})

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, InvalidArgument
+from coffre.cluster.errors import CoffreError, ConfigurationError, InvalidArgument
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
 from coffre.node.following import EpochFence, MapHolder
@@ -27,6 +27,7 @@ from coffre.node.repair.rounds import Difference, compare, differing
 from coffre.node.repair.scene import Bare, Scene, Task
 from coffre.node.repair.scrub import Scrub
 from coffre.node.repair.sweep import Sweep
+from coffre.node.repair.testimony import check_memory
 from coffre.node.store import PartitionDigest, ShardStore, window_start_ms
 from coffre.proto import coffre_pb2 as pb
 
@@ -43,7 +44,11 @@ _WATCH_SECONDS = 1.0  # how soon a report, a resume or a new map is noticed
 
 
 class Repairer:
-    """`run` for ever, or `round` and `walk` step by step, as tests and the simulator do."""
+    """`run` for ever, or `round` and `walk` step by step, as tests and the simulator do.
+
+    `on_forgotten` is called when this node's disk is found to be older than what others have seen of it: it must serve
+    no more.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Repairer:
         self._transport = transport
         self._clock = clock
         self._fence = EpochFence(store, maps)
+        self.on_forgotten: Callable[[ConfigurationError], None] = lambda _: None
         self._options = options or RepairOptions()
         self._pace = Pace(clock, self._options.bytes_per_second)
         self._queue = RepairQueue(clock)
@@ -178,6 +184,7 @@ class Repairer:
         others = [node for node in self._electorates.nodes() if node != self._number]
         before_ms = self._before_ms(cluster_map)
         digests = await asking.digests(others, before_ms)
+        await self._check_memory(asking)
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
             self._looked.clear()
@@ -195,6 +202,17 @@ class Repairer:
             self._bare,
             lambda: self._maps.map is cluster_map,
         )
+
+    async def _check_memory(self, asking: Asking) -> None:
+        """Raise `ConfigurationError` when somebody has seen more of this node's store than it has, having told
+        `on_forgotten`. Who answered at start may have seen less of it than others have, which were down then."""
+        identity = await self._store.identity()
+        try:
+            check_memory(identity, identity.store_id, asking.testimonies)
+        except ConfigurationError as error:
+            _log.critical("%s", error)
+            self.on_forgotten(error)
+            raise
 
     def _before_ms(self, cluster_map: ClusterMap) -> int | None:
         """What is younger is not compared, since it may be on its way; while the map changes, everything counts."""

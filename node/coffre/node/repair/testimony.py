@@ -16,7 +16,7 @@ from coffre.cluster.transport import Transport
 from coffre.node.store import ShardStore, StoreIdentity
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["await_testimony", "judge", "witness"]
+__all__ = ["await_testimony", "check_memory", "judge", "witness"]
 
 _log = logging.getLogger("coffre.node")
 _SEEN = struct.Struct(">16sQ")  # store id, highest commit
@@ -44,18 +44,13 @@ async def witness(store: ShardStore, node_id: str, store_id: bytes, commits: int
     return seen
 
 
-def judge(
-    found: StoreIdentity | None, own: StoreIdentity, others: int, answers: Sequence[StoreIdentity]
-) -> bool:
-    """Whether a node may serve, after `answers` of `others` nodes; `found` is what it had on its disk at start.
-
-    False: wait for more answers. Raises `ConfigurationError` when somebody has seen more of it than it has.
-    One answer is enough for a store that remembers; a new one needs those of most, since one node may have missed it.
-    """
+def check_memory(found: StoreIdentity | None, store_id: bytes, answers: Sequence[StoreIdentity]) -> None:
+    """Raise `ConfigurationError` when somebody has seen another store under this node's name than the one that it has,
+    `store_id`, or more of it than `found`. None: it was empty."""
     for seen in answers:
         if not seen.store_id:
             continue
-        if found is None or seen.store_id != own.store_id:
+        if found is None or seen.store_id != store_id:
             raise ConfigurationError(
                 "the other nodes have known this node with another disk: what it promised them is lost, so it "
                 "must not come back under its old name; give it a new one (coffre cluster replace)"
@@ -66,6 +61,17 @@ def judge(
                 f"{seen.commits}): it has forgotten what it promised, so it must not come back under its old "
                 "name; give it a new one (coffre cluster replace)"
             )
+
+
+def judge(
+    found: StoreIdentity | None, own: StoreIdentity, others: int, answers: Sequence[StoreIdentity]
+) -> bool:
+    """Whether a node may serve, after `answers` of `others` nodes; `found` is what it had on its disk at start.
+
+    False: wait for more answers. Raises `ConfigurationError` when somebody has seen more of it than it has.
+    One answer is enough for a store that remembers; a new one needs those of most, since one node may have missed it.
+    """
+    check_memory(found, own.store_id, answers)
     needed = others // 2 + 1 if found is None else 1
     return len(answers) >= min(needed, others)
 

@@ -101,7 +101,7 @@ async def test_rounds_tell_and_starts_ask(cluster: InProcessCluster) -> None:
 async def test_a_node_that_starts_testifies_and_does_nothing_else(cluster: InProcessCluster) -> None:
     starting = cluster.handlers[1]
     starting.serving = False
-    transport = transport_of(cluster, 2)
+    transport = transport_of(cluster, 3)
     reply = await transport.digests(1, pb.DigestsRequest(epoch=1, store_id=ME, commits=4), 5.0)
     assert (reply.starting, reply.digests) == (True, b"")
     reply = await transport.digests(1, pb.DigestsRequest(epoch=1, store_id=ME, commits=4), 5.0)
@@ -112,3 +112,32 @@ async def test_a_node_that_starts_testifies_and_does_nothing_else(cluster: InPro
     repairer = cluster.repairer(2)
     await repairer.round()
     assert list(repairer.status().nodes_down) == [1]
+
+
+async def test_a_running_node_that_hears_of_more_than_it_has_stops(cluster: InProcessCluster) -> None:
+    """Who testified at its start had seen less of it than one that was down then, or asleep."""
+    told: list[ConfigurationError] = []
+    repairer = cluster.repairer(2)
+    repairer.on_forgotten = told.append
+    await repairer.round()
+    assert not told
+    own = await cluster.stores[2].identity()
+    name = cluster.cluster_map.node(2).node_id
+    await witness(cluster.stores[1], name, own.store_id, own.commits)
+    await repairer.round()
+    assert not told  # as much as it has is no more
+    cluster.handlers[1].serving = False  # it testifies all the same
+    await witness(cluster.stores[1], name, own.store_id, own.commits + 10)
+    with pytest.raises(ConfigurationError, match="older than it was"):
+        await repairer.round()
+    assert len(told) == 1
+
+
+async def test_a_running_node_that_others_know_with_another_disk_stops(cluster: InProcessCluster) -> None:
+    repairer = cluster.repairer(2)
+    told: list[ConfigurationError] = []
+    repairer.on_forgotten = told.append
+    await witness(cluster.stores[3], cluster.cluster_map.node(2).node_id, OTHER, 1)
+    with pytest.raises(ConfigurationError, match="another disk"):
+        await repairer.round()
+    assert told
