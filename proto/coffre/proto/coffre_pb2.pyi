@@ -136,6 +136,27 @@ PEER_CONDITION_FLAPPING: PeerCondition.ValueType  # 2
 PEER_CONDITION_DOWN: PeerCondition.ValueType  # 3
 Global___PeerCondition: _TypeAlias = PeerCondition  # noqa: Y015
 
+class _CoordinationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CoordinationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CoordinationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COORDINATION_KIND_NONE: _CoordinationKind.ValueType  # 0
+    """this node has no [coordination] section"""
+    COORDINATION_KIND_EMBEDDED: _CoordinationKind.ValueType  # 1
+    """a store of its own"""
+    COORDINATION_KIND_ETCD: _CoordinationKind.ValueType  # 2
+
+class CoordinationKind(_CoordinationKind, metaclass=_CoordinationKindEnumTypeWrapper): ...
+
+COORDINATION_KIND_NONE: CoordinationKind.ValueType  # 0
+"""this node has no [coordination] section"""
+COORDINATION_KIND_EMBEDDED: CoordinationKind.ValueType  # 1
+"""a store of its own"""
+COORDINATION_KIND_ETCD: CoordinationKind.ValueType  # 2
+Global___CoordinationKind: _TypeAlias = CoordinationKind  # noqa: Y015
+
 class _NodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1541,6 +1562,85 @@ class SeenPeer(_message.Message):
 Global___SeenPeer: _TypeAlias = SeenPeer  # noqa: Y015
 
 @_typing.final
+class ServedCoordination(_message.Message):
+    """The coordination store that a node has, whether the map names it as a coordinator or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ETCD_CLUSTER_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    kind: Global___CoordinationKind.ValueType
+    etcd_cluster: _builtins.int
+    """which etcd; 0: not known"""
+    trouble: _builtins.str
+    """why it cannot be used now; empty: it can"""
+    def __init__(
+        self,
+        *,
+        kind: Global___CoordinationKind.ValueType = ...,
+        etcd_cluster: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etcd_cluster", b"etcd_cluster", "kind", b"kind", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServedCoordination: _TypeAlias = ServedCoordination  # noqa: Y015
+
+@_typing.final
+class SpaceRefusals(_message.Message):
+    """New shards that a node refused since it started because they did not fit above its reserve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    LAST_BYTES_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    last_unixtime_ms: _builtins.int
+    last_bytes: _builtins.int
+    """as far as they had come, or were said to be"""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        last_unixtime_ms: _builtins.int = ...,
+        last_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "last_bytes", b"last_bytes", "last_unixtime_ms", b"last_unixtime_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpaceRefusals: _TypeAlias = SpaceRefusals  # noqa: Y015
+
+@_typing.final
+class SeenTenant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_UNIXTIME_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    certificate_expires_unixtime_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        certificate_expires_unixtime_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenTenant: _TypeAlias = SeenTenant  # noqa: Y015
+
+@_typing.final
 class StatusReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1563,6 +1663,12 @@ class StatusReply(_message.Message):
     PEERS_WATCHED_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     CLOCK_AHEAD_SECONDS_FIELD_NUMBER: _builtins.int
+    COORDINATION_FIELD_NUMBER: _builtins.int
+    RESERVE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SPACE_REFUSALS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    ENDED_IN_ORDER_FIELD_NUMBER: _builtins.int
     node_number: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
@@ -1585,9 +1691,23 @@ class StatusReply(_message.Message):
     """other nodes that it looks at"""
     clock_ahead_seconds: _builtins.float
     """of most other nodes' clocks, while this node takes no new version for that; else 0"""
+    reserve_bytes: _builtins.int
+    """of free_bytes: only deletes may use it"""
+    disk_size_bytes: _builtins.int
+    """of the file system, or of the quota where that is less; 0: not known"""
+    ended_in_order: _builtins.bool
+    """the process before this one was told to end, and did"""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenPeer]:
         """those of them that do not look well"""
+
+    @_builtins.property
+    def coordination(self) -> Global___ServedCoordination: ...
+    @_builtins.property
+    def space_refusals(self) -> Global___SpaceRefusals: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenTenant]:
+        """certificates that tenants have shown lately"""
 
     def __init__(
         self,
@@ -1611,10 +1731,16 @@ class StatusReply(_message.Message):
         peers_watched: _builtins.int = ...,
         peers: _abc.Iterable[Global___SeenPeer] | None = ...,
         clock_ahead_seconds: _builtins.float = ...,
+        coordination: Global___ServedCoordination | None = ...,
+        reserve_bytes: _builtins.int = ...,
+        disk_size_bytes: _builtins.int = ...,
+        space_refusals: Global___SpaceRefusals | None = ...,
+        tenants: _abc.Iterable[Global___SeenTenant] | None = ...,
+        ended_in_order: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "space_refusals", b"space_refusals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "shards", b"shards", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "coordination", b"coordination", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "ended_in_order", b"ended_in_order", "epoch", b"epoch", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "reserve_bytes", b"reserve_bytes", "shards", b"shards", "space_refusals", b"space_refusals", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "tenants", b"tenants", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
