@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
-from coffre.cli._objects import json_option, print_json, quiet_option, run
+from coffre.cli._session import json_option, print_json, quiet_option, run
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import RecodeReport
 from coffre.cluster.admin import one_line_errors

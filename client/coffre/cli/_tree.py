@@ -36,11 +36,7 @@ class _Tree(click.Group):
         if cmd_name == "completion":
             return completion
         if cmd_name in _OBJECT_COMMANDS:
-            from coffre.cli import _buckets, _objects
-
-            if cmd_name == "bucket":
-                return _buckets.bucket
-            return _objects.COMMANDS[cmd_name]
+            return _object_command(cmd_name)
         for point in entry_points(group="coffre.commands", name=cmd_name):
             command = point.load()
             if isinstance(command, click.Command):
@@ -59,6 +55,23 @@ class _Tree(click.Group):
     def _help_of(self, ctx: click.Context, name: str) -> str:
         command = self.get_command(ctx, name)
         return command.get_short_help_str() if command else ""
+
+
+def _object_command(name: str) -> click.Command:
+    from coffre.cli import _buckets, _get, _objects, _put, _rm
+
+    commands: dict[str, click.Command] = {
+        "put": _put.put,
+        "get": _get.get,
+        "ls": _objects.ls,
+        "rm": _rm.rm,
+        "stat": _objects.stat,
+        "locate": _objects.locate,
+        "versions": _objects.versions,
+        "bucket": _buckets.bucket,
+        "keyring": _objects.keyring,
+    }
+    return commands[name]
 
 
 @click.command(
