@@ -123,7 +123,9 @@ def _recipe(scale: Scale) -> dict[str, object]:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ConfigurationError(f"{package} is not installed: install coffre[demo]") from None
+            raise ConfigurationError(
+                f"this needs {package}, which is not installed: pip install 'coffre[demo]'"
+            ) from None
     return {"format": _FORMAT, "scale": scale.value, "plan": asdict(_PLANS[scale]), "packages": versions}
 
 

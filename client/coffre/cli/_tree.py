@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
+from coffre.cli import _extras
 
 __all__ = ["tree"]
 
@@ -38,9 +39,7 @@ class _Tree(click.Group):
         if cmd_name in _OBJECT_COMMANDS:
             return _object_command(cmd_name)
         for point in entry_points(group="coffre.commands", name=cmd_name):
-            command = point.load()
-            if isinstance(command, click.Command):
-                return command
+            return _extras.load(point)
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
