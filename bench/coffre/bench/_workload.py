@@ -3,14 +3,15 @@ in bulk."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from time import perf_counter
+from typing import TypeVar
 
 from coffre.bench.fhir_records import FhirRecord
+from coffre.bench.tasks import for_each, together
 from coffre.client import AsyncClient
 from coffre.cluster.errors import CoffreError, IntegrityError
 
@@ -34,6 +35,7 @@ SMALL_BYTES = 4 << 10
 PAGE_KEYS = 1000
 _BLOCKS = 16
 _SAMPLE_BYTES = 256
+_Outcome = TypeVar("_Outcome")
 
 
 class Blocks:
@@ -74,37 +76,6 @@ class Blocks:
             yield self.block(number)
 
 
-async def sustained_rate(
-    operation: Callable[[int], Awaitable[None]],
-    flush: Callable[[], Awaitable[None]],
-    *,
-    callers: int,
-    duration_s: float,
-) -> float:
-    """Operations per second of `callers` that start new ones for `duration_s`.
-
-    The clock runs from the first start until `flush` has returned: what an operation leaves behind for later, such as
-    the shards of a put beyond the bar, is paid for inside the measured time. So are the start, and the tail when
-    fewer callers are left. The first failure of an operation ends the measurement and is raised.
-    """
-    numbers = itertools.count()
-    done = 0
-    start = perf_counter()
-    end = start + duration_s
-
-    async def caller() -> None:
-        nonlocal done
-        while True:
-            await operation(next(numbers))
-            done += 1
-            if perf_counter() >= end:
-                return
-
-    await _together([caller() for _ in range(callers)])
-    await flush()
-    return done / (perf_counter() - start)
-
-
 async def latencies(
     operation: Callable[[int], Awaitable[None]], *, callers: int, duration_s: float
 ) -> list[float]:
@@ -125,8 +96,29 @@ async def latencies(
             if now >= end:
                 return
 
-    await _together([caller() for _ in range(callers)])
+    async with together() as group:
+        for _ in range(callers):
+            group.create_task(caller())
     return found
+
+
+async def sustained_rate(
+    operation: Callable[[int], Awaitable[None]],
+    flush: Callable[[], Awaitable[None]],
+    *,
+    callers: int,
+    duration_s: float,
+) -> float:
+    """Operations per second of `callers` that start new ones for `duration_s`.
+
+    The clock runs from the first start until `flush` has returned: what an operation leaves behind for later, such as
+    the shards of a put beyond the bar, is paid for inside the measured time. So are the start, and the tail when
+    fewer callers are left. The first failure of an operation ends the measurement and is raised.
+    """
+    start = perf_counter()
+    done = await latencies(operation, callers=callers, duration_s=duration_s)
+    await flush()
+    return len(done) / (perf_counter() - start)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -150,13 +142,8 @@ class SmallObjects:
         await client.put(self._bucket, self._key(number), self._blocks.small(number))
 
     async def put_all(self, client: AsyncClient, count: int, callers: int) -> None:
-        numbers = iter(range(count))
-
-        async def caller() -> None:
-            for number in numbers:
-                await self.put(client, number)
-
-        await _together([caller() for _ in range(callers)])
+        """Return when every node has all of its shards."""
+        await for_each(range(count), lambda number: self.put(client, number), at_once=callers)
         await client.flush()
 
     async def get(self, client: AsyncClient, number: int) -> None:
@@ -184,23 +171,14 @@ async def get_large(
     start = perf_counter()
     async with aclosing(client.get_stream(bucket, key)) as pieces:
         async for piece in pieces:
-            _check_piece(blocks, piece, position, len(piece) if compare_all else _SAMPLE_BYTES)
+            compared = len(piece) if compare_all else min(len(piece), _SAMPLE_BYTES)
+            if piece[:compared] != blocks.part(position, compared):
+                raise IntegrityError(f"other bytes than went in came back from {position} on")
             position += len(piece)
     elapsed_s = perf_counter() - start
     if position != size_bytes:
         raise IntegrityError(f"{key} came back with {position} bytes instead of {size_bytes}")
     return size_bytes / elapsed_s
-
-
-def _check_piece(blocks: Blocks, piece: bytes | memoryview, position: int, compared: int) -> None:
-    """Compare the first bytes of a piece, which may lie across blocks."""
-    taken = 0
-    while taken < min(compared, len(piece)):
-        number, offset = divmod(position + taken, BLOCK_BYTES)
-        count = min(compared - taken, len(piece) - taken, BLOCK_BYTES - offset)
-        if piece[taken : taken + count] != blocks.block(number)[offset : offset + count]:
-            raise IntegrityError(f"other bytes than went in came back in block {number}")
-        taken += count
 
 
 class RandomRanges:
@@ -234,9 +212,7 @@ async def put_records(
     start = perf_counter()
     for batch in _batches(records, call_records):
         outcomes = await client.put_many(bucket, [(f"{prefix}/{one.key}", one.data) for one in batch])
-        for record, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, CoffreError):
-                raise outcome
+        for record, outcome in zip(batch, map(_succeeded, outcomes), strict=True):
             if (outcome.key, outcome.size_bytes) != (f"{prefix}/{record.key}", len(record.data)):
                 raise IntegrityError(f"{outcome.key} was acknowledged in place of {prefix}/{record.key}")
     await client.flush()
@@ -250,16 +226,20 @@ async def get_records(
     start = perf_counter()
     for batch in _batches(records, call_records):
         contents = await client.get_many(bucket, [f"{prefix}/{record.key}" for record in batch])
-        for record, content in zip(batch, contents, strict=True):
-            if isinstance(content, CoffreError):
-                raise content
+        for record, content in zip(batch, map(_succeeded, contents), strict=True):
             if content != record.data:
                 raise IntegrityError(f"{record.key} came back with other bytes than went in")
     return len(records) / (perf_counter() - start)
 
 
-def _batches(records: Sequence[FhirRecord], size: int) -> list[Sequence[FhirRecord]]:
-    return [records[start : start + size] for start in range(0, len(records), size)]
+def _batches(records: Sequence[FhirRecord], size: int) -> Iterator[Sequence[FhirRecord]]:
+    return (records[start : start + size] for start in range(0, len(records), size))
+
+
+def _succeeded(outcome: _Outcome | CoffreError) -> _Outcome:
+    if isinstance(outcome, CoffreError):
+        raise outcome
+    return outcome
 
 
 class ListedBucket:
@@ -280,10 +260,8 @@ class ListedBucket:
         """Put the keys from `first` up to `last`. Raises what became of the first that was not acknowledged."""
         for start in range(first, last, PAGE_KEYS):
             numbers = range(start, min(start + PAGE_KEYS, last))
-            outcomes = await client.put_many(self.bucket, [(self.key(number), b"{}") for number in numbers])
-            for outcome in outcomes:
-                if isinstance(outcome, CoffreError):
-                    raise outcome
+            for outcome in await client.put_many(self.bucket, [(self.key(each), b"{}") for each in numbers]):
+                _succeeded(outcome)
         await client.flush()
 
     async def page_rate(self, client: AsyncClient, duration_s: float) -> float:
@@ -307,15 +285,3 @@ class ListedBucket:
                 self._next = 0
             now = perf_counter()
         return listed / PAGE_KEYS / (now - start)
-
-
-async def _together(callers: list[Awaitable[None]]) -> None:
-    """Run them all; when one fails, end the others and raise what it raised."""
-    tasks = [asyncio.ensure_future(caller) for caller in callers]
-    try:
-        await asyncio.gather(*tasks)
-    except (CoffreError, asyncio.CancelledError):
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

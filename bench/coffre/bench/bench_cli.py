@@ -1,16 +1,26 @@
-"""`coffre bench`: measurements of a cluster and of this machine. Each command lives in a module of its own."""
+"""`coffre bench`: measurements of a cluster and of this machine. Load and scale have modules of their own."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from coffre.bench.figures import FULL, QUICK, TARGETS, FigureOptions, Figures, measure_figures
+from coffre.bench.figures import (
+    FIGURES,
+    FULL,
+    QUICK,
+    REPAIR,
+    FigureOptions,
+    Figures,
+    Group,
+    measure_figures,
+    targets_of,
+)
 from coffre.bench.invocation import run_to_end, workplace
 from coffre.bench.load.load_cli import compare, failure, load
-from coffre.bench.repair_cli import repair
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.admin import one_line_errors
@@ -26,69 +36,96 @@ def bench() -> None:
     """Measure: the published figures, load on a cluster, and what becomes of it when nodes fail."""
 
 
-bench.add_command(scale)
-bench.add_command(load)
-bench.add_command(failure)
-bench.add_command(compare)
-bench.add_command(repair)
+def _measuring(name: str, groups: Sequence[Group], results: Path, about: str) -> click.Command:
+    """A command that measures groups of figures, by default into the file `results`."""
+    targets = targets_of(groups)
+
+    @click.command(name, help=about)
+    @click.option(
+        "--only",
+        multiple=True,
+        type=click.Choice(list(targets)),
+        help="This figure alone; may be repeated.",
+    )
+    @click.option(
+        "--quick", is_flag=True, help="A few seconds, to see that it works. The values mean nothing."
+    )
+    @click.option(
+        "--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of what is stored."
+    )
+    @click.option(
+        "--dir",
+        "directory",
+        type=click.Path(path_type=Path),
+        default=Path(".coffre-bench"),
+        show_default=True,
+        help="Where the clusters live meanwhile, on the disk in question; removed afterwards.",
+    )
+    @click.option(
+        "--output",
+        type=click.Path(path_type=Path),
+        help=f"Where the figures go as JSON. Default: {results}, but with --quick nowhere.",
+    )
+    @one_line_errors
+    def command(only: tuple[str, ...], quick: bool, seed: int, directory: Path, output: Path | None) -> None:
+        if output is None and not quick:
+            output = results
+        with workplace(directory.resolve()) as place:
+            options = FigureOptions(place, frozenset(only), QUICK if quick else FULL, seed)
+            found = _measure(options, groups, output)
+        sys.exit(1 if found.failures else 0)
+
+    return command
 
 
-@bench.command()
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(TARGETS)), help="This figure alone; may be repeated."
-)
-@click.option("--quick", is_flag=True, help="A few seconds, to see that it works. The values mean nothing.")
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of what is stored.")
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    default=Path(".coffre-bench"),
-    show_default=True,
-    help="Where the clusters live meanwhile, on the disk in question; removed afterwards.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Where the figures go as JSON. Default: bench/results/latest.json, but with --quick nowhere.",
-)
-@one_line_errors
-def figures(only: tuple[str, ...], quick: bool, seed: int, directory: Path, output: Path | None) -> None:
-    """Measure the published figures beside their references. A missed target is no error."""
+def _measure(options: FigureOptions, groups: Sequence[Group], output: Path | None) -> Figures:
+    """Measure, show and write."""
     console = Console(width=None if sys.stdout.isatty() else 130)
-    if output is None and not quick:
-        output = Path("bench/results/latest.json")
-    clock = SystemClock()
-    with workplace(directory.resolve()) as place:
-        scale = QUICK if quick else FULL
-        start = clock.monotonic()
-        options = FigureOptions(place, frozenset(only), scale, seed)
-        found = run_to_end(lambda: measure_figures(options, clock, console))
-        minutes, seconds = divmod(round(clock.monotonic() - start), 60)
-        console.print(
-            f"coffre {__version__}, seed {seed}; {machine(place)}; client and nodes share the cores; "
-            f"measured in {minutes} min {seconds} s",
-            soft_wrap=True,
-        )
-        print_table(
-            found.rows, {name: TARGETS[name] for name in TARGETS if not only or name in only}, console
-        )
-        if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            now = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
-            digest = write_results(output, found.rows, seed=seed, directory=place, time=now)
-            console.print(f"written to {output}; SHA-256 of the rows {digest}", soft_wrap=True)
-    _conclude(found, quick, console)
-    sys.exit(1 if found.failures else 0)
-
-
-def _conclude(found: Figures, quick: bool, console: Console) -> None:
-    if quick:
+    clock, place, seed = SystemClock(), options.directory, options.seed
+    start = clock.monotonic()
+    found = run_to_end(lambda: measure_figures(options, clock, console, groups))
+    minutes, seconds = divmod(round(clock.monotonic() - start), 60)
+    console.print(
+        f"coffre {__version__}, seed {seed}; {machine(place)}; client and nodes share the cores; "
+        f"measured in {minutes} min {seconds} s",
+        soft_wrap=True,
+    )
+    targets = {
+        name: target
+        for name, target in targets_of(groups).items()
+        if target is not None and (not options.only or name in options.only)
+    }
+    print_table(found.rows, targets, console)
+    if output is not None:
+        now = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
+        digest = write_results(output, found.rows, seed=seed, directory=place, time=now)
+        console.print(f"written to {output}; SHA-256 of the rows {digest}", soft_wrap=True)
+    if options.scale is QUICK:
         console.print("a quick run: the values are no figures")
-    if missed := found.missed(TARGETS):
+    if missed := found.missed(targets):
         console.print(f"[yellow]targets not reached: {', '.join(missed)}", soft_wrap=True)
     elif not found.failures:
         console.print("all targets reached")
     for name, why in found.failures.items():
         console.print(f"[red]not measured: {name}:[/] ", end="")
         console.print(why, markup=False, soft_wrap=True)
+    return found
+
+
+_RESULTS = Path("bench/results")
+for _command in (
+    _measuring(
+        "figures",
+        FIGURES,
+        _RESULTS / "latest.json",
+        "Measure the published figures beside their references. A missed target is no error.",
+    ),
+    _measuring(
+        "repair",
+        REPAIR,
+        _RESULTS / "repair.json",
+        "Measure repair beside its references. A missed target is no error.",
+    ),
+    *(load, failure, compare, scale),
+):
+    bench.add_command(_command)

@@ -44,6 +44,7 @@ __all__ = [
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _WARMUP_S = 0.5
+_CALLERS = 64
 _SEED = 42
 
 
@@ -58,21 +59,21 @@ class Measurement:
 
 
 async def grpc_unary_4k(
-    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S, callers: int = 64
+    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S
 ) -> Measurement:
-    """Calls/s of 4 KiB requests with 8-byte replies, `callers` at a time on one channel."""
+    """Calls/s of 4 KiB requests with 8-byte replies, 64 at a time on one channel."""
     body = _random_bytes(4 * _KIB)
-    rate = await _call_rate(lambda: server.put(body), duration_s, warmup_s, callers)
-    return Measurement("grpc_unary_4k", rate, "calls/s", _conditions(f"4 KiB up, {callers} callers"))
+    rate = await _call_rate(lambda: server.put(body), duration_s, warmup_s, _CALLERS)
+    return Measurement("grpc_unary_4k", rate, "calls/s", _conditions(f"4 KiB up, {_CALLERS} callers"))
 
 
 async def grpc_unary_4k_reply(
-    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S, callers: int = 64
+    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S
 ) -> Measurement:
-    """Calls/s of 16-byte requests with 4 KiB replies, `callers` at a time on one channel."""
+    """Calls/s of 16-byte requests with 4 KiB replies, 64 at a time on one channel."""
     ask = OPEN.pack(4 * _KIB, 1)
-    rate = await _call_rate(lambda: server.get(ask), duration_s, warmup_s, callers)
-    return Measurement("grpc_unary_4k_reply", rate, "calls/s", _conditions(f"4 KiB down, {callers} callers"))
+    rate = await _call_rate(lambda: server.get(ask), duration_s, warmup_s, _CALLERS)
+    return Measurement("grpc_unary_4k_reply", rate, "calls/s", _conditions(f"4 KiB down, {_CALLERS} callers"))
 
 
 async def grpc_unary_4k_c1(

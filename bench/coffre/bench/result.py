@@ -24,21 +24,19 @@ from rich.console import Console
 
 __all__ = [
     "Bound",
+    "Figure",
     "Machine",
     "Quantity",
     "Row",
     "Target",
-    "alternate",
     "machine",
     "one_line",
     "print_table",
     "row_of",
-    "row_of_rounds",
     "take_turns",
     "write_results",
 ]
 
-Measure = Callable[[], Awaitable[Measurement]]
 _P = TypeVar("_P")
 _R = TypeVar("_R")
 
@@ -59,14 +57,14 @@ class Quantity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One published figure. `ratio` is value / reference; without a reference the last three are None."""
+    """One published figure beside its reference. `ratio` is value / reference."""
 
     id: str
     value: float
     unit: str
-    reference: float | None
-    reference_id: str | None
-    ratio: float | None
+    reference: float
+    reference_id: str
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +77,19 @@ class Target:
     also: Target | None = None
 
     def reached(self, row: Row) -> bool:
-        """Raise `InvalidArgument` when the target is about a ratio that the row has not."""
+        """Whether the row is on the good side of the limit."""
         found = row.ratio if self.quantity is Quantity.RATIO else row.value
-        if found is None:
-            raise InvalidArgument(f"row {row.id} has no reference, so its target cannot be a ratio")
         reached = found >= self.limit if self.bound is Bound.AT_LEAST else found <= self.limit
         return reached and (self.also is None or self.also.reached(row))
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What is published: its name, its unit, and what it has to reach, if anything."""
+
+    id: str
+    unit: str
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +110,12 @@ class Machine:
         )
 
 
-def row_of(found: Measurement, reference: Measurement | None = None) -> Row:
-    """The row of one measurement, compared with `reference` if given."""
-    if reference is None:
-        return Row(found.id, found.value, found.unit, None, None, None)
-    ratio = found.value / reference.value
-    return Row(found.id, found.value, found.unit, reference.value, reference.id, ratio)
-
-
 async def take_turns(
     product: Callable[[], Awaitable[_P]], reference: Callable[[], Awaitable[_R]], *, rounds: int
 ) -> list[tuple[_P, _R]]:
     """Measure both in turns (reference, product, product, reference, ...); the two halves of each round.
 
-    Either may be more than one measurement, such as one product beside two references.
+    Either may be more than one value, such as one product beside two references.
     """
     if rounds < 1:
         raise InvalidArgument("at least one round")
@@ -133,26 +130,20 @@ async def take_turns(
     return found
 
 
-def row_of_rounds(rounds: Sequence[tuple[Measurement, Measurement]]) -> Row:
+def row_of(figure: Figure, *rounds: tuple[float, Measurement]) -> Row:
     """The row of rounds of (product, reference): medians over the rounds.
 
     The ratio is the median of the ratios of each round, whose two halves are seconds apart; it is therefore
     not exactly the quotient of the two medians beside it.
     """
-    product, reference = rounds[0]
     return Row(
-        id=product.id,
-        value=statistics.median(found.value for found, _ in rounds),
-        unit=product.unit,
+        id=figure.id,
+        value=statistics.median(found for found, _ in rounds),
+        unit=figure.unit,
         reference=statistics.median(beside.value for _, beside in rounds),
-        reference_id=reference.id,
-        ratio=statistics.median(found.value / beside.value for found, beside in rounds),
+        reference_id=rounds[0][1].id,
+        ratio=statistics.median(found / beside.value for found, beside in rounds),
     )
-
-
-async def alternate(product: Measure, reference: Measure, *, rounds: int) -> Row:
-    """The row of one product and one reference that take turns."""
-    return row_of_rounds(await take_turns(product, reference, rounds=rounds))
 
 
 def machine(directory: Path) -> Machine:
@@ -177,7 +168,7 @@ def write_results(path: Path, rows: Sequence[Row], *, seed: int, directory: Path
         raise InvalidArgument("the time of a result needs a zone")
     listed = [asdict(row) for row in rows]
     for row in rows:
-        if not all(math.isfinite(x) for x in (row.value, row.reference, row.ratio) if x is not None):
+        if not all(map(math.isfinite, (row.value, row.reference, row.ratio))):
             raise InvalidArgument(f"row {row.id} is not finite")
     if len({row.id for row in rows}) != len(rows):
         raise InvalidArgument("two rows have the same id")
@@ -205,8 +196,8 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
         all_reached = all_reached and reached
         shown.append(
             (
-                *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id or ""),
-                "" if row.ratio is None else f"{row.ratio:.3f}",
+                *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id),
+                f"{row.ratio:.3f}",
                 *(("", "") if target is None else (_wording(target), "yes" if reached else "NO")),
             )
         )
@@ -220,8 +211,7 @@ def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Con
 
 def one_line(row: Row) -> str:
     """A row as a line of progress."""
-    text = f"{row.id} {_number(row.value)} {row.unit}"
-    return text if row.ratio is None else f"{text}, {row.ratio:.3f} of {row.reference_id}"
+    return f"{row.id} {_number(row.value)} {row.unit}, {row.ratio:.3f} of {row.reference_id}"
 
 
 def _wording(target: Target) -> str:
@@ -230,10 +220,8 @@ def _wording(target: Target) -> str:
     return wording if target.also is None else f"{wording}, and {_wording(target.also)}"
 
 
-def _number(value: float | None) -> str:
+def _number(value: float) -> str:
     """Four significant digits with an SI prefix: 12.34k, 56.78µ."""
-    if value is None:
-        return ""
     if value == 0 or 0.1 <= abs(value) < 10_000:
         return f"{value:.4g}"
     power = min(max(math.floor(math.log10(abs(value)) / 3), -3), 4)

@@ -15,21 +15,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from coffre.bench._isal import IsalMissing
-from coffre.bench._memory import anonymous_bytes, measure_memory, parse_rollup
 from coffre.bench._pipeline import Pipeline
 from coffre.bench.bench_cli import bench
 from coffre.bench.codec import measure_encode
 from coffre.bench.figures import (
+    FIGURES,
     QUICK,
-    TARGETS,
+    REPAIR,
     FigureOptions,
     Figures,
     _coding,
     _index,
     _large,
     measure_figures,
+    targets_of,
 )
-from coffre.bench.index_process import run_probe
+from coffre.bench.figures._memory import measure_memory
+from coffre.bench.processes import anonymous_bytes, parse_rollup, run_probe
 from coffre.bench.references import Measurement
 from coffre.bench.result import Bound, Quantity, Row, Target, one_line
 from coffre.cluster.clock import SystemClock
@@ -53,7 +55,7 @@ def quiet() -> Console:
 
 
 def test_the_figures_and_their_targets_are_the_published_ones() -> None:
-    assert dict(TARGETS) == {
+    assert targets_of(FIGURES) == {
         "encode_4_2_vs_zfec": Target(Bound.AT_LEAST, 10),
         "encode_4_2_vs_isal": Target(Bound.AT_LEAST, 0.8),
         "encode_8_3_vs_zfec": Target(Bound.AT_LEAST, 10),
@@ -86,6 +88,14 @@ def test_the_figures_and_their_targets_are_the_published_ones() -> None:
         "index_bytes_10m": Target(Bound.AT_MOST, 1),
         "index_start_10m": Target(Bound.AT_MOST, 1),
         "index_lookup_p99_10m": Target(Bound.AT_MOST, 1),
+    }
+    assert targets_of(REPAIR) == {
+        "rebuild_large": Target(Bound.AT_LEAST, 0.4),
+        "rebuild_large_ceiling": None,
+        "rebuild_small": Target(Bound.AT_LEAST, 1),
+        "get_p99_during_repair": Target(Bound.AT_MOST, 2.5),
+        "join_moved": Target(Bound.AT_MOST, 1.1),
+        "idle_anti_entropy_cpu": Target(Bound.AT_MOST, 1),
     }
 
 
@@ -195,7 +205,7 @@ async def test_a_directory_with_something_else_is_left_alone(tmp_path: Path) -> 
 def test_missed_targets_are_known() -> None:
     good = Row("put_4k_c64", 3.0, "puts/s", 10.0, "grpc_unary_4k", 0.3)
     bad = Row("get_4k_c64", 3.0, "gets/s", 10.0, "grpc_unary_4k_reply", 0.3)
-    targets = {
+    targets: dict[str, Target | None] = {
         name: Target(Bound.AT_LEAST, limit) for name, limit in (("put_4k_c64", 0.25), ("get_4k_c64", 0.35))
     }
     assert Figures([good, bad]).missed(targets) == ["get_4k_c64"]
@@ -224,7 +234,7 @@ async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) ->
 async def test_an_index_probe_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no directory")
     with pytest.raises(InternalError, match="index probe ended with status 1: error: the data directory"):
-        await run_probe("fill", str(tmp_path / "data"), "10", told=lambda found: None)
+        await run_probe("index", "fill", str(tmp_path / "data"), "10", told=lambda found: None)
 
 
 async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from coffre.bench._workload import (
     Blocks,
     ListedBucket,
     RandomRanges,
-    _check_piece,
+    get_large,
     get_records,
     latencies,
     percentile,
@@ -97,16 +97,23 @@ async def test_payloads_come_from_the_seed_and_do_not_compress() -> None:
     assert [piece async for piece in one.stream(17)][16] == one.block(0)
 
 
-def test_a_large_object_that_comes_back_changed_is_noticed() -> None:
-    blocks = Blocks(1)
-    whole = blocks.block(0) + blocks.block(1)
-    _check_piece(blocks, memoryview(whole)[100:], 100, len(whole))
-    last = bytearray(whole)
-    last[-1] ^= 1
-    with pytest.raises(IntegrityError):
-        _check_piece(blocks, memoryview(last), 0, len(whole))
-    with pytest.raises(IntegrityError):
-        _check_piece(blocks, whole, BLOCK_BYTES, 256)
+async def test_a_large_object_that_comes_back_changed_is_noticed(cluster: InProcessCluster) -> None:
+    client, blocks, size_bytes = cluster.client(), Blocks(1), 3 * BLOCK_BYTES
+    await put_large(client, blocks, "bench", "large", size_bytes)
+    assert await get_large(client, blocks, "bench", "large", size_bytes) > 0
+    assert await get_large(client, blocks, "bench", "large", size_bytes, compare_all=True) > 0
+    damaged = bytearray(blocks.part(0, size_bytes))
+    damaged[-1] ^= 1
+    await client.put("bench", "large", bytes(damaged))
+    with pytest.raises(IntegrityError, match="other bytes"):
+        await get_large(client, blocks, "bench", "large", size_bytes, compare_all=True)
+    damaged[0] ^= 1
+    await client.put("bench", "large", bytes(damaged))
+    with pytest.raises(IntegrityError, match="other bytes"):
+        await get_large(client, blocks, "bench", "large", size_bytes)
+    await client.put("bench", "large", bytes(blocks.part(0, 2 * BLOCK_BYTES)))
+    with pytest.raises(IntegrityError, match="instead of"):
+        await get_large(client, blocks, "bench", "large", size_bytes)
 
 
 async def test_each_operation_has_its_latency_and_every_caller_makes_one() -> None:

@@ -1,9 +1,74 @@
-"""`make bench`: every published figure in one run, each beside its reference and its target.
+"""`make bench` and `make bench-repair`: every published figure, each beside its reference and its target.
 
-One module per group of figures; coffre.bench.figures._run has their order.
+One module per group of figures; here is their order: cheap ones first, those that fill disks last.
 """
 
-from coffre.bench.figures._run import TARGETS, measure_figures
-from coffre.bench.figures._session import FULL, QUICK, FigureOptions, Figures, Scale
+from __future__ import annotations
 
-__all__ = ["FULL", "QUICK", "TARGETS", "FigureOptions", "Figures", "Scale", "measure_figures"]
+from collections.abc import Mapping, Sequence
+
+from coffre.bench.figures import (
+    _coding,
+    _faults,
+    _index,
+    _large,
+    _listing,
+    _memory,
+    _records,
+    _repair,
+    _small,
+)
+from coffre.bench.figures._session import FULL, QUICK, FigureOptions, Figures, Group, Scale, Session
+from coffre.bench.result import Target
+from coffre.cluster.clock import Clock
+from rich.console import Console
+
+__all__ = [
+    "FIGURES",
+    "FULL",
+    "QUICK",
+    "REPAIR",
+    "FigureOptions",
+    "Figures",
+    "Group",
+    "Scale",
+    "measure_figures",
+    "targets_of",
+]
+
+FIGURES: tuple[Group, ...] = (
+    _coding.ENCODE,
+    _coding.PIPELINE,
+    _small.SMALL,
+    _records.RECORDS,
+    _large.LARGE,
+    _faults.FAULTS,
+    _memory.MEMORY,
+    _records.SPACE,
+    _listing.LISTING,
+    _index.INDEX,
+)
+REPAIR: tuple[Group, ...] = (_repair.LARGE, _repair.SMALL, _repair.GETS, _repair.JOIN, _repair.IDLE)
+
+
+def targets_of(groups: Sequence[Group]) -> Mapping[str, Target | None]:
+    """What has to be reached, by figure, in the order of the table; None where nothing has to be."""
+    return {figure.id: figure.target for group in groups for figure in group.figures}
+
+
+async def measure_figures(
+    options: FigureOptions, clock: Clock, console: Console, groups: Sequence[Group] = FIGURES
+) -> Figures:
+    """Measure what the options ask for, one figure after the other. One that fails does not keep the others away.
+
+    The clusters are gone when this returns, with all that they stored. A directory that holds something else is left
+    alone, and its figures are failures.
+    """
+    session = Session(options, clock, console, Figures())
+    for group in groups:
+        if session.wants(*group.figures):
+            start = clock.monotonic()
+            with session.recorded(*group.figures):
+                await group.measure(session)
+            session.say(f"  took {clock.monotonic() - start:.0f} s")
+    return session.figures

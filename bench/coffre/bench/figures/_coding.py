@@ -4,79 +4,72 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from coffre.bench._pipeline import Pipeline
 from coffre.bench.codec import CELL_BYTES, SCHEMES, SHARD_BYTES, EncodeMeasurement, measure_encode
-from coffre.bench.figures._session import Group, Session
+from coffre.bench.figures._session import Group, Session, at_least
 from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Row, Target, alternate
+from coffre.bench.result import Figure, Row
 
 __all__ = ["ENCODE", "PIPELINE"]
 
 _OLDER_SCHEMES = SCHEMES[:3]
 _SIZES = {"1m": SHARD_BYTES, "64k": CELL_BYTES}
-_PIPELINE = "pipeline_4_2"
+_PIPELINE = Figure("pipeline_4_2", "bytes/s", at_least(0.45))
 
 
-def _encode_targets() -> dict[str, Target]:
-    found = {}
-    for k, m in _OLDER_SCHEMES:
-        found[f"encode_{k}_{m}_vs_zfec"] = Target(Bound.AT_LEAST, 10.0)
-        found[f"encode_{k}_{m}_vs_isal"] = Target(Bound.AT_LEAST, 0.8)
-    for k, m in SCHEMES:
-        for size in _SIZES:
-            found[f"encode_{k}_{m}_{size}_vs_isal"] = Target(Bound.AT_LEAST, 1.0)
-    return found
+def _figures_of(k: int, m: int, size: str) -> list[Figure]:
+    """What the measurement of one scheme at one size is published as."""
+    found = []
+    if (k, m) in _OLDER_SCHEMES and size == "1m":
+        found.append(Figure(f"encode_{k}_{m}_vs_zfec", "bytes/s", at_least(10.0)))
+        found.append(Figure(f"encode_{k}_{m}_vs_isal", "bytes/s", at_least(0.8)))
+    return [*found, Figure(f"encode_{k}_{m}_{size}_vs_isal", "bytes/s", at_least(1.0))]
 
 
-async def _encode(session: Session, wanted: Sequence[str]) -> None:
-    """One measurement per scheme and size; the 1 MiB one is in up to three rows. Blocks."""
-    for k, m in SCHEMES:
-        for size, size_bytes in _SIZES.items():
-            scheme = f"encode_{k}_{m}"
-            ids = [f"{scheme}_{size}_vs_isal"]
-            if size_bytes == SHARD_BYTES:
-                ids = [f"{scheme}_vs_zfec", f"{scheme}_vs_isal", *ids]
-            asked = [name for name in ids if name in wanted]
-            if asked:
-                session.say(f"measuring {' and '.join(asked)}")
-                with session.recorded(asked):
-                    found = measure_encode(k, m, size_bytes, with_zfec=f"{scheme}_vs_zfec" in asked)
-                    session.add(*(_encode_row(name, found) for name in asked))
+_ENCODE = {(k, m, size): _figures_of(k, m, size) for k, m in SCHEMES for size in _SIZES}
 
 
-def _encode_row(name: str, found: EncodeMeasurement) -> Row:
-    if name.endswith("_vs_zfec"):
+async def _encode(session: Session) -> None:
+    """One measurement per scheme and size, which is in up to three rows. Blocks."""
+    for (k, m, size), figures in _ENCODE.items():
+        if asked := session.wants(*figures):
+            session.say(f"measuring {' and '.join(figure.id for figure in asked)}")
+            with session.recorded(*asked):
+                with_zfec = any(figure.id.endswith("_vs_zfec") for figure in asked)
+                found = measure_encode(k, m, _SIZES[size], with_zfec=with_zfec)
+                for figure in asked:
+                    session.add(_encode_row(figure, found))
+
+
+def _encode_row(figure: Figure, found: EncodeMeasurement) -> Row:
+    scheme, _, other = figure.id.rpartition("_vs_")
+    speed, ratio = found.isal_gb_per_s, found.vs_isal
+    if other == "zfec":
         assert found.zfec_gb_per_s is not None
-        other, speed, ratio = "zfec", found.zfec_gb_per_s, found.vs_zfec
-    else:
-        other, speed, ratio = "isal", found.isal_gb_per_s, found.vs_isal
-    reference_id = other + "_" + name.removesuffix(f"_vs_{other}")
-    return Row(name, found.kernel_gb_per_s * 1e9, "bytes/s", speed * 1e9, reference_id, ratio)
+        assert found.vs_zfec is not None
+        speed, ratio = found.zfec_gb_per_s, found.vs_zfec
+    return Row(figure.id, found.kernel_gb_per_s * 1e9, figure.unit, speed * 1e9, f"{other}_{scheme}", ratio)
 
 
-async def _pipeline(session: Session, wanted: Sequence[str]) -> None:
+async def _pipeline(session: Session) -> None:
     """Both halves run in one thread that may use one core."""
-    rounds = session.scale.pipeline_rounds
-    session.say(f"measuring {_PIPELINE}, {rounds} rounds")
     core = min(os.sched_getaffinity(0))
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, {core})) as thread:
         pipeline = Pipeline(4, 2, session.scale.pipeline_bytes, session.seed)
         await loop.run_in_executor(thread, pipeline.check)
 
-        async def product() -> Measurement:
-            rate = await loop.run_in_executor(thread, pipeline.code)
-            return Measurement(_PIPELINE, rate, "bytes/s", "1 MiB segments, one core, no compression")
+        async def product() -> float:
+            return await loop.run_in_executor(thread, pipeline.code)
 
         async def reference() -> Measurement:
             rate = await loop.run_in_executor(thread, pipeline.encrypt)
             return Measurement("aes_gcm", rate, "bytes/s", "the same bytes, one core")
 
-        session.add(await alternate(product, reference, rounds=rounds))
+        await session.turns(_PIPELINE, product, reference, session.scale.pipeline_rounds)
 
 
-ENCODE = Group(_encode_targets(), _encode)
-PIPELINE = Group({_PIPELINE: Target(Bound.AT_LEAST, 0.45)}, _pipeline)
+ENCODE = Group(tuple(figure for figures in _ENCODE.values() for figure in figures), _encode)
+PIPELINE = Group((_PIPELINE,), _pipeline)

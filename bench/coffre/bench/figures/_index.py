@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 
-from coffre.bench.figures._session import Group, Session
-from coffre.bench.index_process import run_probe
+from coffre.bench.figures._session import Group, Session, at_most, bound
 from coffre.bench.local_cluster import ClusterShape, LocalCluster, disk_bytes
-from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Target, row_of
+from coffre.bench.processes import run_probe
+from coffre.bench.result import Figure
 
 __all__ = ["INDEX"]
 
 _NODE = 1
 _STARTS = 3
-_BYTES, _START, _LOOKUP = "index_bytes_10m", "index_start_10m", "index_lookup_p99_10m"
-_BOUNDS = {_BYTES: (400.0, "bytes"), _START: (2.0, "s"), _LOOKUP: (1e-3, "s")}
+_BYTES = Figure("index_bytes_10m", "bytes", at_most(1.0))
+_START = Figure("index_start_10m", "s", at_most(1.0))
+_LOOKUP = Figure("index_lookup_p99_10m", "s", at_most(1.0))
 _SHARD_DIRECTORIES = ("volumes", "large")
 
 
-async def _measure(session: Session, wanted: Sequence[str]) -> None:
+async def _measure(session: Session) -> None:
     """The node makes its own data directory before it is filled, and serves what was filled in afterwards.
 
     The others run, since a node does not serve before they have testified to it; their repair is paused, since
@@ -32,28 +32,25 @@ async def _measure(session: Session, wanted: Sequence[str]) -> None:
     """
     scale = session.scale
     async with session.idle_cluster(ClusterShape(repair={"paused": True})) as cluster:
-        data, arguments = cluster.data(_NODE), [str(cluster.data(_NODE)), str(scale.indexed_shards)]
-        try:
-            await cluster.start()
-            await asyncio.to_thread(cluster.kill, _NODE, signal.SIGTERM)
-            await _fill(session, arguments)
-            session.say(f"  {disk_bytes(data) / 1e9:.1f} GB on disk")
-            if _BYTES in wanted:
-                _add(session, _BYTES, _index_bytes(data) / scale.indexed_shards)
-            if _START in wanted:
-                session.say(f"measuring {_START}, {_STARTS} starts")
-                _add(session, _START, statistics.median([await _start_s(cluster) for _ in range(_STARTS)]))
-            if _LOOKUP in wanted:
-                session.say(f"measuring {_LOOKUP}, {scale.index_lookups} lookups")
-                arguments += [str(scale.index_lookups), str(session.seed)]
-                await run_probe(
-                    "lookup", *arguments, told=lambda found: _add(session, _LOOKUP, found["p99_s"])
-                )
-        finally:
-            await asyncio.to_thread(cluster.stop)
+        data, shards = cluster.data(_NODE), str(scale.indexed_shards)
+        await cluster.start()
+        await asyncio.to_thread(cluster.kill, _NODE, signal.SIGTERM)
+        await _fill(session, data)
+        session.say(f"  {disk_bytes(data) / 1e9:.1f} GB on disk")
+        session.add_once(_BYTES, _index_bytes(data) / scale.indexed_shards, bound(400.0, "bytes"))
+        if session.wants(_START):
+            session.say(f"measuring {_START.id}, {_STARTS} starts")
+            starts = [await _start_s(cluster) for _ in range(_STARTS)]
+            session.add_once(_START, statistics.median(starts), bound(2.0, "s"))
+        if session.wants(_LOOKUP):
+            session.say(f"measuring {_LOOKUP.id}, {scale.index_lookups} lookups")
+            await run_probe(
+                *("index", "lookup", str(data), shards, str(scale.index_lookups), str(session.seed)),
+                told=lambda found: session.add_once(_LOOKUP, found["p99_s"], bound(1e-3, "s")),
+            )
 
 
-async def _fill(session: Session, arguments: Sequence[str]) -> None:
+async def _fill(session: Session, data: Path) -> None:
     """Minutes; says how far it has come."""
     session.say(f"filling a node's index with {session.scale.indexed_shards} shards")
     begun = perf_counter()
@@ -62,7 +59,7 @@ async def _fill(session: Session, arguments: Sequence[str]) -> None:
         shards = int(found["shards"])
         session.say(f"  {shards} shards, {shards / (perf_counter() - begun):.0f}/s")
 
-    await run_probe("fill", *arguments, told=told)
+    await run_probe("index", "fill", str(data), str(session.scale.indexed_shards), told=told)
 
 
 async def _start_s(cluster: LocalCluster) -> float:
@@ -79,15 +76,4 @@ def _index_bytes(data: Path) -> int:
     return disk_bytes(data) - sum(disk_bytes(data / name) for name in _SHARD_DIRECTORIES)
 
 
-def _add(session: Session, name: str, value: float) -> None:
-    bound, unit = _BOUNDS[name]
-    detail = f"{session.scale.indexed_shards} shards on one node"
-    session.add(
-        row_of(
-            Measurement(name, value, unit, detail),
-            Measurement("bound", bound, unit, "what it may be at most"),
-        )
-    )
-
-
-INDEX = Group({name: Target(Bound.AT_MOST, 1.0) for name in _BOUNDS}, _measure)
+INDEX = Group((_BYTES, _START, _LOOKUP), _measure)

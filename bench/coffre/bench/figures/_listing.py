@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import perf_counter
 
 from coffre.bench._workload import ListedBucket
-from coffre.bench.figures._session import CONDITIONS, Group, Session
+from coffre.bench.figures._session import Group, Session
 from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Quantity, Target, alternate
+from coffre.bench.result import Bound, Figure, Quantity, Target
 from coffre.client import AsyncClient
 
 __all__ = ["LISTING"]
 
-_LIST = "list_1000_of_1m"
 _PAGES_AT_LEAST = Target(Bound.AT_LEAST, 10.0, Quantity.VALUE)
+_LIST = Figure("list_1000_of_1m", "pages/s", Target(Bound.AT_LEAST, 0.8, also=_PAGES_AT_LEAST))
 _TELLS = 10
 
 
-async def _measure(session: Session, wanted: Sequence[str]) -> None:
-    scale, rounds = session.scale, session.scale.large_rounds
+async def _measure(session: Session) -> None:
+    scale = session.scale
     async with session.data_path() as path:
         few = ListedBucket("listed-few", scale.listed_keys_few)
         many = ListedBucket("listed-many", scale.listed_keys)
         await few.fill(path.writer, 0, few.keys)
         await _fill(session, many, path.writer)
         session.say(f"  {path.cluster.disk_bytes() / 1e9:.1f} GB on disk")
-        session.say(f"measuring {_LIST}, {rounds} rounds")
 
-        async def pages(bucket: ListedBucket, name: str) -> Measurement:
-            rate = await bucket.page_rate(path.reader, scale.duration_s)
-            detail = f"pages of 1,000 keys, {bucket.keys} keys in the bucket, {CONDITIONS}"
-            return Measurement(name, rate, "pages/s", detail)
+        async def pages_of_many() -> float:
+            return await many.page_rate(path.reader, scale.duration_s)
 
-        session.add(
-            await alternate(
-                lambda: pages(many, _LIST), lambda: pages(few, f"list_1000_of_{few.keys}"), rounds=rounds
-            )
-        )
+        async def pages_of_few() -> Measurement:
+            rate = await few.page_rate(path.reader, scale.duration_s)
+            return Measurement(f"list_1000_of_{few.keys}", rate, "pages/s", "pages of 1,000 keys")
+
+        await session.turns(_LIST, pages_of_many, pages_of_few, scale.large_rounds)
 
 
 async def _fill(session: Session, bucket: ListedBucket, writer: AsyncClient) -> None:
@@ -50,4 +46,4 @@ async def _fill(session: Session, bucket: ListedBucket, writer: AsyncClient) -> 
         session.say(f"  {last} of {bucket.keys} keys put, {last / (perf_counter() - start):.0f}/s")
 
 
-LISTING = Group({_LIST: Target(Bound.AT_LEAST, 0.8, also=_PAGES_AT_LEAST)}, _measure)
+LISTING = Group((_LIST,), _measure)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from coffre.bench._isal import IsalMissing
 from coffre.bench._workload import Blocks
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import Measurement, ReferenceServer
-from coffre.bench.result import Row, Target, alternate, one_line
+from coffre.bench.result import Bound, Figure, Row, Target, one_line, row_of, take_turns
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
@@ -23,7 +26,6 @@ from rich.console import Console
 __all__ = [
     "BUCKET",
     "CALLERS",
-    "CONDITIONS",
     "FULL",
     "QUICK",
     "DataPath",
@@ -32,15 +34,16 @@ __all__ = [
     "Group",
     "Scale",
     "Session",
-    "Turns",
-    "measure_turns",
+    "at_least",
+    "at_most",
+    "bound",
 ]
 
 BUCKET = "bench"
 CALLERS = 64
-CONDITIONS = "six nodes, 4+2, mutual TLS, loopback, uvloop"
 _MIB = 1 << 20
 _FAILURES = (CoffreError, IsalMissing, AssertionError, OSError, subprocess.SubprocessError, grpc.RpcError)
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,13 @@ class Scale:
     index_lookups: int
     pipeline_rounds: int
     pipeline_bytes: int
+    rebuilt_large: int  # objects of which a lost node is given its part again
+    rebuilt_large_bytes: int  # of each
+    rebuilt_small: int  # the default cap lets about a thousand through in a second: more than the gets last
+    repair_get_s: float
+    joined_objects: int  # in the cluster that a node joins
+    idle_objects: int
+    idle_rounds: int
 
 
 FULL = Scale(
@@ -84,6 +94,13 @@ FULL = Scale(
     index_lookups=20_000,
     pipeline_rounds=25,
     pipeline_bytes=64 * _MIB,
+    rebuilt_large=80,
+    rebuilt_large_bytes=64 * _MIB,
+    rebuilt_small=100_000,
+    repair_get_s=10.0,
+    joined_objects=4_000,
+    idle_objects=1_000_000,
+    idle_rounds=60,
 )
 QUICK = Scale(
     small_rounds=1,
@@ -103,20 +120,24 @@ QUICK = Scale(
     index_lookups=500,
     pipeline_rounds=1,
     pipeline_bytes=16 * _MIB,
+    rebuilt_large=2,
+    rebuilt_large_bytes=4 * _MIB,
+    rebuilt_small=4_000,
+    repair_get_s=0.5,
+    joined_objects=40,
+    idle_objects=100,
+    idle_rounds=3,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class FigureOptions:
-    """Which figures (ids of `TARGETS`), where the clusters live meanwhile, and how."""
+    """Which figures (by id), where the clusters live meanwhile, and how."""
 
     directory: Path
     only: Collection[str] = ()
     scale: Scale = FULL
     seed: int = 1
-
-    def wants(self, *ids: str) -> list[str]:
-        return [name for name in ids if not self.only or name in self.only]
 
 
 @dataclass(slots=True)
@@ -126,9 +147,9 @@ class Figures:
     rows: list[Row] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def missed(self, targets: Mapping[str, Target]) -> list[str]:
+    def missed(self, targets: Mapping[str, Target | None]) -> list[str]:
         """Ids of the rows that do not reach their target."""
-        return [row.id for row in self.rows if row.id in targets and not targets[row.id].reached(row)]
+        return [row.id for row in self.rows if (target := targets.get(row.id)) and not target.reached(row)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +161,11 @@ class DataPath:
     writer: AsyncClient
     reader: AsyncClient
     blocks: Blocks
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def fresh(self, what: str) -> str:
+        """A prefix of keys that nobody has used: every round has keys of its own."""
+        return f"{what}/{next(self._numbers)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,37 +185,81 @@ class Session:
     def seed(self) -> int:
         return self.options.seed
 
+    @property
+    def window(self) -> dict[str, float]:
+        """How long a reference is measured beside what the product does in `warmed_up`."""
+        return {"duration_s": self.scale.duration_s, "warmup_s": self.scale.warmup_s}
+
+    def wants(self, *figures: Figure) -> list[Figure]:
+        """Those that are asked for, and that have not failed yet."""
+        only, failed = self.options.only, self.figures.failures
+        return [each for each in figures if (not only or each.id in only) and each.id not in failed]
+
     def say(self, text: str) -> None:
         """One line of progress."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def add(self, *rows: Row) -> None:
-        """Keep rows, and show them at once: a run takes long."""
-        for row in rows:
-            self.figures.rows.append(row)
-            self.say(f"  {one_line(row)}")
+    def add(self, row: Row) -> None:
+        """Keep a row, and show it at once: a run takes long."""
+        self.figures.rows.append(row)
+        self.say(f"  {one_line(row)}")
 
-    def recorded(self, ids: Sequence[str]) -> _Recorded:
-        """Context manager: an error becomes the reason why these figures are missing."""
-        return _Recorded(self.figures, ids)
+    def add_once(self, figure: Figure, value: float, reference: Measurement) -> None:
+        """Keep the row of a figure that is measured once, if it is wanted."""
+        if self.wants(figure):
+            self.add(row_of(figure, (value, reference)))
+
+    async def turns(
+        self,
+        figure: Figure,
+        product: Callable[[], Awaitable[float]],
+        reference: Callable[[], Awaitable[Measurement]],
+        rounds: int,
+    ) -> None:
+        """Measure both in turns, if the figure is wanted. When that fails, it does not keep others away."""
+        if self.wants(figure):
+            self.say(f"measuring {figure.id}, {rounds} rounds")
+            with self.recorded(figure):
+                self.add(row_of(figure, *await take_turns(product, reference, rounds=rounds)))
+
+    async def warmed_up(self, measure: Callable[[float], Awaitable[_Found]]) -> _Found:
+        """What is measured in the time of a round, after the time of a warm-up."""
+        await measure(self.scale.warmup_s)
+        return await measure(self.scale.duration_s)
+
+    @contextmanager
+    def recorded(self, *figures: Figure) -> Iterator[None]:
+        """An error becomes the reason why these figures are missing."""
+        try:
+            yield
+        except _FAILURES as error:
+            measured = {row.id for row in self.figures.rows}
+            text = str(error) if isinstance(error, CoffreError | IsalMissing) else repr(error)
+            for figure in self.wants(*figures):
+                if figure.id not in measured:
+                    self.figures.failures[figure.id] = " ".join(text.split())
 
     @asynccontextmanager
     async def cluster(self) -> AsyncIterator[LocalCluster]:
         """Six running nodes, 4+2, that served nothing before; nothing is left of them afterwards."""
-        async with self.idle_cluster() as cluster, cluster:
+        async with self.idle_cluster() as cluster:
+            await cluster.start()
             yield cluster
 
     @asynccontextmanager
     async def idle_cluster(self, shape: ClusterShape | None = None) -> AsyncIterator[LocalCluster]:
-        """The same, or one of another shape, not started."""
+        """The same, or one of another shape, of which no node runs yet."""
         home = self.options.directory / "cluster"
-        async with AsyncExitStack() as exits:
-            cluster = LocalCluster.create(home, shape or ClusterShape(), self.clock)
-            exits.callback(shutil.rmtree, home)
+        cluster = LocalCluster.create(home, shape or ClusterShape(), self.clock)
+        try:
             yield cluster
+        finally:
+            await asyncio.to_thread(cluster.stop)
+            shutil.rmtree(home)
 
     @asynccontextmanager
     async def data_path(self) -> AsyncIterator[DataPath]:
+        """A running cluster and all that measures it."""
         async with (
             self.cluster() as cluster,
             ReferenceServer() as server,
@@ -199,46 +269,24 @@ class Session:
             yield DataPath(cluster, server, writer, reader, Blocks(self.seed))
 
 
-class _Recorded:
-    def __init__(self, figures: Figures, ids: Sequence[str]) -> None:
-        self._figures = figures
-        self._ids = ids
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, _FAILURES):
-            return False
-        measured = {row.id for row in self._figures.rows}
-        text = str(error) if isinstance(error, CoffreError | IsalMissing) else repr(error)
-        for name in self._ids:
-            if name not in measured:
-                self._figures.failures.setdefault(name, " ".join(text.split()))
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Figures that are measured together: their targets by id, and what appends their rows to a session's figures."""
+    """Figures that are measured together, and what adds the rows of those that are wanted to a session."""
 
-    targets: Mapping[str, Target]
-    measure: Callable[[Session, Sequence[str]], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """A product and the reference that it takes turns with."""
-
-    product: Callable[[], Awaitable[Measurement]]
-    reference: Callable[[], Awaitable[Measurement]]
-    rounds: int
+    figures: tuple[Figure, ...]
+    measure: Callable[[Session], Awaitable[None]]
 
 
-async def measure_turns(session: Session, wanted: Sequence[str], turns: Mapping[str, Turns]) -> None:
-    """One figure after the other. One that fails does not keep the others away."""
-    for name in wanted:
-        found = turns[name]
-        session.say(f"measuring {name}, {found.rounds} rounds")
-        with session.recorded([name]):
-            session.add(await alternate(found.product, found.reference, rounds=found.rounds))
+def at_least(limit: float) -> Target:
+    """A ratio that has to be so high."""
+    return Target(Bound.AT_LEAST, limit)
+
+
+def at_most(limit: float) -> Target:
+    """A ratio that may be so high."""
+    return Target(Bound.AT_MOST, limit)
+
+
+def bound(value: float, unit: str) -> Measurement:
+    """The reference of what nothing is measured beside: what it may be at most."""
+    return Measurement("bound", value, unit, "what it may be at most")

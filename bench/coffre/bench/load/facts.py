@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from coffre.bench.processes import cpu_s
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.identity import TlsFiles
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.transport import GrpcTransport
 
-__all__ = ["ClusterFacts", "Counters", "Observer", "cpu_s"]
+__all__ = ["ClusterFacts", "Counters", "Observer"]
 
 STATUS_TIMEOUT_S = 5.0
 
@@ -106,13 +105,3 @@ class Observer:
             sum(reply.disk_bytes for reply in found),
             used_s,
         )
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far, user and system; 0 for one that has ended (proc_pid_stat(5))."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    # utime and stime are fields 14 and 15; what is left of the line begins with field 3.
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")

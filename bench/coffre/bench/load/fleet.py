@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from coffre.bench.load.plan import LoadPlan
-from coffre.bench.load.tasks import together
+from coffre.bench.tasks import together
 from coffre.cluster import errors
 from coffre.cluster.errors import InternalError
 

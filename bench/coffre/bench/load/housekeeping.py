@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from coffre.bench.load.damage import Lost, Resurrected
 from coffre.bench.load.ledger import Fate, Ledger
 from coffre.bench.load.objects import Objects
 from coffre.bench.load.plan import LoadPlan
-from coffre.bench.load.tasks import together
+from coffre.bench.tasks import for_each
 from coffre.client import AsyncClient
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, NotFound, RetryableError
@@ -21,7 +20,6 @@ __all__ = ["Checked", "Housekeeping"]
 IN_FLIGHT = 16
 ATTEMPTS = 2  # the client is patient itself
 EXAMPLES_MAX = 10
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Housekeeping:
             await _persistently(lambda: self._objects.put(self._client, key))
             self._advance(self._objects.spec(key).size_bytes)
 
-        await _each(self._base_keys(), put)
+        await for_each(self._base_keys(), put, at_once=IN_FLIGHT)
         await self._client.flush()
 
     async def check(self) -> Checked:
@@ -77,7 +75,7 @@ class Housekeeping:
                     examples.append(f"check {key}: {type(error).__name__}: {error}")
             self._advance(self._objects.spec(key).size_bytes)
 
-        await _each(self._ledger.fates(), check)
+        await for_each(self._ledger.fates(), check, at_once=IN_FLIGHT)
         return Checked(len(self._ledger), dict(errors), examples)
 
     async def _check_one(self, key: str, fate: Fate) -> None:
@@ -97,22 +95,11 @@ class Housekeeping:
             await _persistently(lambda: self._client.delete(self._plan.bucket, key))
             self._advance(0)
 
-        await _each(self._base_keys(), delete)
+        await for_each(self._base_keys(), delete, at_once=IN_FLIGHT)
         left = (number for number, fate in self._ledger.fates() if fate in (Fate.ACKNOWLEDGED, Fate.UNKNOWN))
-        await _each((self._objects.own(self._process, number) for number in left), delete)
-
-
-async def _each(items: Iterable[_Item], one: Callable[[_Item], Awaitable[None]]) -> None:
-    """Do it for every item, a few at a time. The first error ends it."""
-    source = iter(items)
-
-    async def work() -> None:
-        for item in source:
-            await one(item)
-
-    async with together() as group:
-        for _ in range(IN_FLIGHT):
-            group.create_task(work())
+        await for_each(
+            (self._objects.own(self._process, number) for number in left), delete, at_once=IN_FLIGHT
+        )
 
 
 async def _persistently(call: Callable[[], Awaitable[object]]) -> None:

@@ -15,9 +15,9 @@ from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Slice, Timeline
 from coffre.bench.load.result import Check, Event, LoadResult, Usage
-from coffre.bench.load.tasks import together
 from coffre.bench.local_cluster import LocalCluster
 from coffre.bench.result import Machine
+from coffre.bench.tasks import together
 from coffre.client import load_client_config
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
