@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ from coffre.cluster.errors import NotFound, ReadAgain, ResourceExhausted, Retrya
 
 __all__ = ["Engine", "LeaseRow", "Row", "Rows", "Write"]
 
+_log = logging.getLogger("coffre.node")
 HISTORY_COMMITS_MAX = 4096
 HISTORY_BYTES_MAX = 16 << 20
 WATCHERS_MAX = 4096
@@ -109,6 +110,7 @@ class Engine:
         self._watchers = 0
         self._interruptions = 0
         self._closed = False
+        self._failure = ""
         self._steps: set[asyncio.Future[Any]] = set()  # of whatever result
         self._expiry: asyncio.Task[None] | None = None
         now = clock.monotonic()
@@ -178,10 +180,36 @@ class Engine:
         if not task.cancelled():
             task.exception()  # its caller, if there still is one, gets it too
 
+    async def _rest(self, write: Write) -> None:
+        """Make it safe. Raises `ResourceExhausted` when there is no room, and then nothing has changed; `Unavailable`
+        when nobody knows whether it has, and then this store is broken."""
+        try:
+            await self._rows.write(write)
+        except RetryableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what the disk holds
+            self._break(error)
+            raise Unavailable(self._failure) from None
+
+    def _break(self, error: Exception) -> None:
+        # After a failed sync nobody knows what the disk holds: to go on could undo what others were told is agreed.
+        if not self._failure:
+            self._failure = (
+                f"the disk of this coordination store failed ({error}); it decides nothing more until its node is "
+                "restarted, or another one has the role"
+            )
+            _log.critical("%s", self._failure)
+        self._wake()
+
+    @property
+    def failure(self) -> str:
+        """Why this store decides nothing any more; empty while it does."""
+        return self._failure
+
     async def _write(self, write: Write) -> None:
         """Make it safe, then let it be seen. The caller holds the lock."""
         before = {key: self._rows.get(key) for key in write.rows}
-        await self._rows.write(write)
+        await self._rest(write)
         for key, old in before.items():
             if old is not None and old.lease in self._held:
                 self._held[old.lease].keys.discard(key)
@@ -209,7 +237,7 @@ class Engine:
             while not number or number in self._held:
                 number = int.from_bytes(self._entropy(_LEASE_ID_BYTES), "big") >> 1
             row = LeaseRow(number, seconds)
-            await self._rows.write(Write(self._rows.revision, leases={number: row}))
+            await self._rest(Write(self._rows.revision, leases={number: row}))
             self._held[number] = _Held(row, self._clock.monotonic() + seconds)
         if self._expiry is None:
             self._expiry = asyncio.create_task(self._watch_the_clock())
@@ -248,12 +276,16 @@ class Engine:
 
     async def _watch_the_clock(self) -> None:
         """End leases when their time is up even if nobody asks, since somebody may watch."""
-        while self._held and not self._closed:
+        while self._held and not self._closed and not self._failure:
             next_end = min(held.deadline for held in self._held.values())
             wait = next_end - self._clock.monotonic()
             await self._clock.sleep(min(max(wait, 0.0), EXPIRY_STEP_SECONDS))
-            with suppress(RetryableError):  # closed, or the disk is full: then later, or by the next reader
+            try:
                 await self._end_leases()
+            except RetryableError:
+                continue  # closed or broken, and then it ends; or the disk is full: then later, or by the next reader
+            except Exception as error:  # noqa: BLE001 - who would end leases, if this did not go on?
+                self._break(error)
         self._expiry = None
 
     # ---------------------------------------------------------------- watching
@@ -312,6 +344,8 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("this coordination store is closed")
+        if self._failure:
+            raise Unavailable(self._failure)
 
     async def close(self) -> None:
         self._closed = True

@@ -6,8 +6,9 @@ import asyncio
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -21,6 +22,7 @@ __all__ = ["EmbeddedCoordination"]
 
 FORMAT = 1
 MAP_BYTES = 8 << 30  # of address space, not of disk: no more fits
+FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
 _ROW = struct.Struct(">BQQQ")  # format, created, modified, lease
 _LEASE = struct.Struct(">BI")  # format, seconds
 _META = struct.Struct(">BQ")  # format, revision
@@ -60,6 +62,7 @@ class _LmdbRows:
     """Rows in LMDB. Reads are short and in the caller's thread; what syncs is in a thread of its own."""
 
     def __init__(self, directory: Path, first_revision: int) -> None:
+        self._directory = directory
         self._lock = _take(directory)
         try:
             self._env = lmdb.open(
@@ -88,7 +91,7 @@ class _LmdbRows:
 
     def get(self, key: str) -> Row | None:
         name = key.encode()
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             raw = txn.get(name, db=self._entries)
         return None if raw is None else _decode_row(name, raw)
 
@@ -96,7 +99,7 @@ class _LmdbRows:
         start, skip, first = max(prefix, after).encode(), after.encode(), prefix.encode()
         found: list[Row] = []
         size_bytes = 0
-        with self._env.begin() as txn, txn.cursor(db=self._entries) as cursor:
+        with self._reading() as txn, txn.cursor(db=self._entries) as cursor:
             if not cursor.set_range(start):
                 return found, False
             for key, raw in cursor:
@@ -111,38 +114,57 @@ class _LmdbRows:
         return found, False
 
     def leases(self) -> list[LeaseRow]:
-        with self._env.begin() as txn, txn.cursor(db=self._leases) as cursor:
+        with self._reading() as txn, txn.cursor(db=self._leases) as cursor:
             return [_decode_lease(key, raw) for key, raw in cursor]
 
     def leased(self) -> list[tuple[str, int]]:
-        with self._env.begin() as txn, txn.cursor(db=self._entries) as cursor:
+        with self._reading() as txn, txn.cursor(db=self._entries) as cursor:
             rows = (_decode_row(key, raw) for key, raw in cursor)
             return [(row.entry.key, row.lease) for row in rows if row.lease]
 
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """Raises `IntegrityError` when LMDB cannot read what is there."""
+        try:
+            with self._env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise IntegrityError(f"this coordination store does not read well: {error}") from None
+
     async def write(self, write: Write) -> None:
-        """Raises `ResourceExhausted` when the disk or the map is full; then nothing has changed."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._commit, write)
+        """Raises `ResourceExhausted` when the disk or the map is full; then nothing has changed. What else LMDB raises
+        says that nobody knows."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._commit, write)
+        except (lmdb.MapFullError, lmdb.DiskError) as error:
+            raise ResourceExhausted(f"the coordination store cannot be written: {error}") from None
+        except lmdb.Error as error:
+            # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
+            if isinstance(error, lmdb.PanicError) or not self._is_full():
+                raise
+            raise ResourceExhausted("the disk of the coordination store is full") from None
         self.revision = write.revision
 
+    def _is_full(self) -> bool:
+        stat = os.statvfs(self._directory)
+        return stat.f_bavail * stat.f_frsize < FULL_BYTES
+
     def _commit(self, write: Write) -> None:
-        try:
-            with self._env.begin(write=True) as txn:
-                for number, lease in write.leases.items():
-                    name = number.to_bytes(8, "big")
-                    if lease is None:
-                        txn.delete(name, db=self._leases)
-                    else:
-                        txn.put(name, _seal(name, _LEASE.pack(FORMAT, lease.seconds)), db=self._leases)
-                for key, row in write.rows.items():
-                    name = key.encode()
-                    if row is None:
-                        txn.delete(name, db=self._entries)
-                    else:
-                        txn.put(name, _encode_row(name, row), db=self._entries)
-                state = _seal(_STATE, _META.pack(FORMAT, write.revision))
-                txn.put(_STATE, state, db=self._meta)
-        except (lmdb.MapFullError, lmdb.DiskError, OSError) as error:
-            raise ResourceExhausted(f"the coordination store cannot be written: {error}") from None
+        with self._env.begin(write=True) as txn:
+            for number, lease in write.leases.items():
+                name = number.to_bytes(8, "big")
+                if lease is None:
+                    txn.delete(name, db=self._leases)
+                else:
+                    txn.put(name, _seal(name, _LEASE.pack(FORMAT, lease.seconds)), db=self._leases)
+            for key, row in write.rows.items():
+                name = key.encode()
+                if row is None:
+                    txn.delete(name, db=self._entries)
+                else:
+                    txn.put(name, _encode_row(name, row), db=self._entries)
+            state = _seal(_STATE, _META.pack(FORMAT, write.revision))
+            txn.put(_STATE, state, db=self._meta)
 
     def close(self) -> None:
         self._writer.shutdown()

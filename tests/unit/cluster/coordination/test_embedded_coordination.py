@@ -12,7 +12,14 @@ import lmdb
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.coordination import Changes, EmbeddedCoordination, MemoryCoordination, Put, _engine
-from coffre.cluster.errors import ConfigurationError, IntegrityError, NotFound, ReadAgain, ResourceExhausted
+from coffre.cluster.errors import (
+    ConfigurationError,
+    IntegrityError,
+    NotFound,
+    ReadAgain,
+    ResourceExhausted,
+    Unavailable,
+)
 
 from tests.contract.coordination_stores import seeded_entropy
 
@@ -203,4 +210,94 @@ async def test_leases_and_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ResourceExhausted):
         await anext(store.watch("test/", 0))
     await first.aclose()
+    await store.close()
+
+
+# ------------------------------------------------------------------ a disk that fails
+
+
+class Heard:
+    """What a watcher of locks heard, and how its watch ended."""
+
+    def __init__(self, store: EmbeddedCoordination, revision: int) -> None:
+        self.keys: list[str] = []
+        self.task = asyncio.create_task(self._listen(store, revision))
+
+    async def _listen(self, store: EmbeddedCoordination, revision: int) -> None:
+        async for changes in store.watch("locks/", revision):
+            self.keys += [change.key for change in changes.changes]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lmdb.Error("mdb_txn_commit: Input/output error"),
+        lmdb.Error("mdb_txn_commit: Read-only file system"),
+        lmdb.CorruptedError("mdb_del: MDB_CORRUPTED"),
+        OSError(5, "Input/output error"),
+        IntegrityError("a row of the coordination store does not verify"),
+    ],
+    ids=["io", "read-only", "index", "os", "row"],
+)
+async def test_a_disk_that_fails_while_a_lease_ends_breaks_the_store_and_everybody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Not one task of it, in silence: locks of the dead would be held for ever."""
+    clock = ManualClock()
+    store = await opened(tmp_path, clock)
+    lease = await store.grant(5)
+    done = await store.commit([], [Put("locks/a", b"1", lease.number)])
+    watcher = Heard(store, done.revision)
+    assert not store.failure
+
+    def failing(write: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store._lmdb, "_commit", failing)
+    for _ in range(
+        8
+    ):  # nobody asks for anything: the store ends the lease by itself, or notices that it cannot
+        clock.advance(1)
+        for _ in range(50):
+            await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="disk of this coordination store failed"):
+        await asyncio.wait_for(watcher.task, 10)
+    assert "failed" in store.failure
+    for call in (
+        store.get("locks/a"),
+        store.range("locks/"),
+        store.commit([], [Put("locks/b", b"")]),
+        store.grant(5),
+        store.keep_alive(lease.number),
+        store.revoke(lease.number),
+    ):
+        with pytest.raises(Unavailable, match="until its node is restarted"):
+            await call
+    monkeypatch.undo()
+    with pytest.raises(Unavailable):  # whatever the disk says now
+        await store.commit([], [Put("locks/b", b"")])
+    await store.close()
+    store = await opened(tmp_path, clock)  # its node was restarted
+    assert not store.failure
+    clock.advance(5)
+    assert await store.get("locks/a") is None
+    await store.close()
+
+
+async def test_a_full_disk_breaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    store = await opened(tmp_path, clock)
+    lease = await store.grant(5)
+    await store.commit([], [Put("locks/a", b"1", lease.number)])
+
+    def failing(write: object) -> None:
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    monkeypatch.setattr(store._lmdb, "_commit", failing)
+    clock.advance(6)
+    with pytest.raises(ResourceExhausted):
+        await store.get("locks/a")
+    monkeypatch.undo()
+    assert not store.failure
+    assert await store.get("locks/a") is None
     await store.close()
