@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -131,20 +132,16 @@ class LocalCluster:
         self.map = cluster_map
         self._shape = shape
         self._processes: dict[int, NodeProcess] = {}
+        self._marker: int | None = None  # locked as long as this cluster is in use
         self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
 
     @classmethod
     def create(cls, directory: Path, shape: ClusterShape, clock: Clock | None = None) -> LocalCluster:
         """Make certificates, a signed map, a key ring and configurations in `directory`, replacing an earlier cluster.
 
-        Raises `ConfigurationError` when the directory holds something else.
+        Raises `ConfigurationError` when the directory holds something else, or a cluster that is in use.
         """
-        if directory.exists() and any(directory.iterdir()):
-            if not (directory / _MARKER).exists():
-                raise ConfigurationError(f"{directory} is not empty and holds no development cluster")
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / _MARKER).touch()
+        marker = _take(directory)
         clock = clock or SystemClock()
         authority = create_authority(secrets.token_hex(8), clock)
         nodes = _issue_nodes(directory, authority, shape, clock)
@@ -162,6 +159,7 @@ class LocalCluster:
         write_issued(issue_operator(authority, "operator", clock), directory / "pki")
         (directory / "operator.toml").write_text(_OPERATOR_TOML)
         cluster = cls(directory, cluster_map, shape)
+        cluster._marker = marker
         signed = cluster.sign(cluster_map)
         create_map_file(directory / "cluster.map", signed)
         _write_clients(directory, authority, shape, clock)
@@ -322,6 +320,9 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._marker is not None:
+            os.close(self._marker)
+            self._marker = None
 
     async def __aenter__(self) -> LocalCluster:
         try:
@@ -346,6 +347,26 @@ def disk_bytes(directory: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += (Path(root) / name).stat().st_blocks * 512
     return total
+
+
+def _take(directory: Path) -> int:
+    """Empty the directory for a cluster; its marker, open and locked until the process ends or `stop` closes it."""
+    marker = directory / _MARKER
+    if directory.exists() and any(directory.iterdir()):
+        if not marker.exists():
+            raise ConfigurationError(f"{directory} is not empty and holds no development cluster")
+        with marker.open("rb") as earlier:
+            try:
+                fcntl.flock(earlier, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"the cluster in {directory} is in use; end it, or name another --dir"
+                ) from None
+            shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    opened = os.open(marker, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    return opened
 
 
 def _free_ports(count: int) -> list[int]:
