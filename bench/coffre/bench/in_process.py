@@ -164,14 +164,15 @@ class InProcessCluster:
         clock: Clock | None = None,
         network: Network | None = None,
         cluster_map: ClusterMap | None = None,
+        keys: KeyRing | None = None,
     ) -> AsyncClient:
-        """A client with the cluster's key ring; on a network of its own when one is given."""
+        """A client with the cluster's key ring unless another is given; on a network of its own when one is given."""
         identity = Identity(self.cluster_map.cluster_id, Role.TENANT, tenant)
         transport = _NetworkTransport(identity, self.handlers, network or self.network)
         client = AsyncClient(
             cluster_map or self.cluster_map,
             transport,
-            self.keys,
+            keys or self.keys,
             tenant,
             options=options,
             clock=clock,

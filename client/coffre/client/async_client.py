@@ -389,7 +389,11 @@ class AsyncClient:
         token: str | None = None,
         limit: int = 1000,
     ) -> ListPage:
-        """Return one page of live objects in key order. A short page need not be the last: follow `next_token`."""
+        """Return one page of live objects in key order. A short page need not be the last: follow `next_token`.
+
+        What this client cannot open, most often since its key ring lacks the key, is listed as well, and is marked:
+        `ObjectInfo.unreadable` says why.
+        """
         check_bucket(bucket)
         check_text("prefix", prefix)
         check_text("delimiter", delimiter)
@@ -429,7 +433,8 @@ class AsyncClient:
     async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
         name = ObjectName(self._tenant, bucket, key)
-        return await self._parts.lookup.places(name, await self._parts.lookup.found(name, version))
+        found = await self._parts.lookup.found(name, version, may_be_closed=True)
+        return await self._parts.lookup.places(name, found)
 
 
 # -------------------------------------------------------------------- small things

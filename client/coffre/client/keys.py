@@ -81,9 +81,7 @@ class KeyRing:
     async def unwrap(self, key: WrappedKey, context: bytes) -> bytes:
         cipher = self._ciphers.get(key.key_id)
         if cipher is None:
-            raise KeyUnavailable(
-                f"this object's data key is wrapped by {key.key_id!r}, which is not in the key ring"
-            )
+            raise KeyUnavailable(f"{key.key_id!r} is not in this client's key ring")
         try:
             return cipher.decrypt(key.wrapped, [_WRAP_LABEL, context])
         except (InvalidTag, ValueError):

@@ -47,6 +47,9 @@ class ObjectInfo:
     content_type: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     deleted: bool = False  # a tombstone, in a list of versions
+    # Why this client cannot open it, most often since its key ring lacks the key; "" when it can. Content type and
+    # metadata are not known then; of what is damaged all over, nothing but the key is.
+    unreadable: str = ""
 
 
 @dataclass(frozen=True, slots=True)

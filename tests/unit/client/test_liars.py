@@ -476,9 +476,11 @@ async def test_without_the_key_nothing_opens(cluster: InProcessCluster) -> None:
     stranger = AsyncClient(
         cluster.cluster_map, client._transport, KeyRing.generate(), "clinic", options=QUICK
     )
-    for call in (stranger.get("b", "k"), stranger.head("b", "k"), stranger.list_page("b")):
+    for call in (stranger.get("b", "k"), stranger.head("b", "k")):
         with pytest.raises(KeyUnavailable):
             await call
+    (entry,) = (await stranger.list_page("b")).objects
+    assert "b/k" in entry.unreadable
 
 
 async def test_no_plaintext_reaches_a_node(cluster: InProcessCluster) -> None:

@@ -101,6 +101,8 @@ class Completer:
         missing = set(range(k + opened.manifest.m)) - have
         if not missing:
             return {}
+        if opened.closed is not None:
+            raise opened.closed  # what cannot be decrypted is not rebuilt, so that nothing wrong is spread
         versions = await self._ask(view, nodes, name, want_cell=True, stamp=opened.stamp.to_bytes())
         found.cells.add_versions(opened, (v for held in versions.values() for v in held))
         held_now = holding(opened.stamp.to_bytes(), versions)

@@ -14,6 +14,7 @@ from coffre.cluster.transport import pieces_of_range
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = [
+    "alike",
     "expected_cells",
     "is_kept",
     "is_lost",
@@ -40,6 +41,13 @@ def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[Co
         f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
         f"{electorate.read} are needed{why}"
     )
+
+
+def alike(copies: Mapping[int, pb.Version]) -> dict[int, pb.Version]:
+    """Those nodes whose copy of a version's manifest, and seal, most of them have."""
+    sealed = {node: (copy.sealed.manifest, copy.sealed.mac) for node, copy in copies.items()}
+    ((most, _),) = Counter(sealed.values()).most_common(1)
+    return {node: copies[node] for node, copy in sealed.items() if copy == most}
 
 
 def lawful(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from coffre.client._ground import Ground
@@ -11,7 +11,7 @@ from coffre.client._streams import each
 from coffre.client.nodes import View
 from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
-from coffre.client.reading._replies import HELD
+from coffre.client.reading._replies import HELD, newest_stamp
 from coffre.client.sealing import OpenManifest
 from coffre.cluster.errors import (
     CoffreError,
@@ -24,7 +24,7 @@ from coffre.cluster.errors import (
     Unsupported,
 )
 from coffre.cluster.names import KEY_BYTES_MAX, ObjectName
-from coffre.cluster.versions import STAMP_BYTES
+from coffre.cluster.versions import STAMP_BYTES, Stamp
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Lister", "Page", "parse_token"]
@@ -32,6 +32,8 @@ __all__ = ["Lister", "Page", "parse_token"]
 SLOW_SECONDS = 0.5  # after which all the other nodes are asked, too
 COVER_NODES_MAX = 64  # in larger clusters finding few nodes to ask costs more than asking all
 COVERS_KEPT = 64
+# What one object is refused with, and nothing but it: it would be refused again.
+_CANNOT_TELL = (IntegrityError, KeyUnavailable, Unsupported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,6 @@ class Lister:
     def __init__(self, ground: Ground, reader: Reader) -> None:
         self._views = ground.views
         self._reader = reader
-        self._sealer = ground.sealer
         self._covers_found: dict[tuple[int, str, str, frozenset[int]], frozenset[int]] = {}
 
     async def page(
@@ -153,12 +154,18 @@ class Lister:
     async def _decide(
         self, view: View, tenant: str, bucket: str, merged: _Merged, replies: dict[int, pb.ListReply]
     ) -> OpenManifest | str | None:
-        """The live object or the confirmed prefix, or None for what is deleted or was never acknowledged."""
+        """The live object or the confirmed prefix, or None for what is deleted or was never acknowledged.
+
+        One object that cannot be told does not end the list of the others: it is in the list, closed.
+        """
         entry = merged.entry
         name = ObjectName(tenant, bucket, entry.key)
         if entry.common_prefix:
-            return await self._decide_prefix(name, entry.common_prefix, merged)
-        opened = await self._decide_key(view, name, merged.by_node, replies)
+            return await self._decide_prefix(name, entry.common_prefix)
+        try:
+            opened = await self._decide_key(view, name, merged.by_node, replies)
+        except _CANNOT_TELL as error:
+            return _untold(name, merged.by_node, error)
         return None if opened is None or opened.tombstone else opened
 
     async def _decide_key(
@@ -170,26 +177,19 @@ class Lister:
     ) -> OpenManifest | None:
         held = [v for versions in by_node.values() for v in versions if v.state in HELD]
         newest = max(held, key=lambda version: version.stamp, default=None)
+        found: Found | None = None
         if newest is not None and view.electorate(name).is_heard_from(replies):
-            settled = [
-                v
-                for v in held
-                if v.stamp == newest.stamp and v.state == pb.STATE_SETTLED and v.sealed.manifest
-            ]
-            for version in settled:
-                try:
-                    opened = await self._sealer.open(name, version.sealed)
-                except (IntegrityError, KeyUnavailable, Unsupported):
-                    break  # perhaps somebody's copy is not genuine: decide with a full read
-                if opened.stamp.to_bytes() == newest.stamp:
-                    return opened
-                break
-        found = await self._reader.resolve(name)
+            found = await self._reader.settled(view, name, newest.stamp, dict(by_node))
+        if found is None:
+            found = await self._reader.resolve(name)
         return found.opened if found else None
 
-    async def _decide_prefix(self, witness: ObjectName, prefix: str, merged: _Merged) -> str | None:
+    async def _decide_prefix(self, witness: ObjectName, prefix: str) -> str | None:
         """A prefix shows when a live key is below it: the witness of the nodes, or else any."""
-        found: Found | None = await self._reader.resolve(witness) if witness.key else None
+        try:
+            found = await self._reader.resolve(witness)
+        except _CANNOT_TELL:
+            return prefix  # a list of what is below shows this key
         if found is not None and not found.opened.tombstone:
             return prefix
         after: bytes | None = b""
@@ -207,6 +207,12 @@ class Lister:
                 return prefix
             after = page.after
         return None
+
+
+def _untold(name: ObjectName, by_node: Mapping[int, Sequence[pb.Version]], why: CoffreError) -> OpenManifest:
+    """What a list shows of a key of which it cannot be told what its newest version is."""
+    stamp = newest_stamp(by_node.values()) or bytes(STAMP_BYTES)
+    return OpenManifest(name, pb.Manifest(stamp=stamp), b"", Stamp.from_bytes(stamp), why)
 
 
 def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:

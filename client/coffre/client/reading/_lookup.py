@@ -49,8 +49,10 @@ class Lookup:
         *,
         want_cell: bool = False,
         want_range: range = range(0),
+        may_be_closed: bool = False,
     ) -> Found:
-        """The newest version, or the one given. Raises `NotFound`, for a deleted object too."""
+        """The newest version, or the one given. Raises `NotFound`, for a deleted object too, and unless it
+        `may_be_closed`, `KeyUnavailable` or `Unsupported` for one that this client cannot open."""
         if version is None:
             found = await self.patiently(
                 lambda: self._reader.resolve(name, want_cell=want_cell, want_range=want_range)
@@ -62,6 +64,8 @@ class Lookup:
             raise NotFound(
                 f"{name.bucket}/{name.key} does not exist" + (f" as version {version}" if version else "")
             )
+        if found.opened.closed is not None and not may_be_closed:
+            raise found.opened.closed
         return found
 
     async def successor(

@@ -11,6 +11,7 @@ from coffre.client._streams import SEGMENT_BYTES
 from coffre.client.nodes import View
 from coffre.client.reading._completion import SILENCE_SECONDS, Completer
 from coffre.client.reading._evidence import (
+    alike,
     expected_cells,
     is_kept,
     is_lost,
@@ -153,6 +154,15 @@ class Reader:
                     history.append(found)
         return history
 
+    async def settled(self, view: View, name: ObjectName, newest: bytes, replies: Replies) -> Found | None:
+        """The newest version that any of these answers has, when it is established by one of them; None when it takes a
+        full read to tell."""
+        return (
+            await self._open(view, name, newest, replies)
+            if self._is_established(name, newest, replies)
+            else None
+        )
+
     # ---------------------------------------------------------------- the fast path
 
     async def _collect(self, view: View, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:
@@ -206,12 +216,20 @@ class Reader:
             for v in versions
         )
 
-    async def _open(self, view: View, name: ObjectName, stamp: bytes, replies: Replies) -> Found | None:
+    async def _open(
+        self,
+        view: View,
+        name: ObjectName,
+        stamp: bytes,
+        replies: Replies,
+        refusals: list[CoffreError] | None = None,
+    ) -> Found | None:
         """Open the manifest of `stamp`; replies whose copy does not verify are dropped.
 
-        Raises `KeyUnavailable` or `Unsupported` when more than m nodes give cause to, so not a few damaged ones.
+        What this client cannot open (`KeyUnavailable`, `Unsupported`) is found closed when more than m nodes have it
+        alike, so not a few liars; else None, and why goes to `refusals`.
         """
-        refusals: list[CoffreError] = []
+        refused: dict[int, CoffreError] = {}
         opened: OpenManifest | None = None
         versions: dict[int, pb.Version] = {}
         genuine: pb.SealedManifest | None = None
@@ -225,17 +243,26 @@ class Reader:
                     replies.pop(node)
                     continue
                 except (KeyUnavailable, Unsupported) as error:
-                    refusals.append(error)
-                    replies.pop(node)
+                    refused[node] = error
                     continue
                 if candidate.stamp.to_bytes() != stamp:
                     replies.pop(node)
                     continue
                 opened, genuine = candidate, held.sealed
             versions[node] = held
-        if opened is None or genuine is None:
-            if len(refusals) > view.electorate(name).m:
-                raise refusals[0]
+        if opened is None and refused:
+            versions = alike({n: v for n, v in holding(stamp, replies).items() if n in refused})
+            if len(versions) > view.electorate(name).m:
+                node, held = next(iter(versions.items()))
+                opened, genuine = (
+                    self._sealer.left_closed(name, held.sealed.manifest, refused[node]),
+                    held.sealed,
+                )
+            elif refusals is not None:
+                refusals.extend(refused.values())
+        for node in refused.keys() - versions.keys():
+            replies.pop(node)
+        if opened is None or genuine is None or opened.stamp.to_bytes() != stamp:
             return None
         found = Found(opened, genuine, versions)
         found.cells.add_versions(opened, versions.values())
@@ -259,11 +286,16 @@ class Reader:
             stamp = newest_stamp(replies.values(), dead)
             if stamp is None:
                 return None
-            found = await self._open(view, name, stamp, replies)
+            refusals: list[CoffreError] = []
+            found = await self._open(view, name, stamp, replies, refusals)
             silent = electorate.everyone - replies.keys()
             if found is None:
                 if electorate.may_be_established(silent.union(holding(stamp, replies))):
-                    raise IntegrityError("every copy of the newest version's manifest is damaged")
+                    if refusals:
+                        raise refusals[0]
+                    raise IntegrityError(
+                        f"{name.bucket}/{name.key}: every copy of the newest version's manifest is damaged"
+                    )
                 dead.add(stamp)  # too few to have been acknowledged, whatever it was
                 continue
             found.versions = {**holding(stamp, beyond), **found.versions}

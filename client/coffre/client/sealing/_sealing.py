@@ -14,7 +14,7 @@ from coffre.client.keys import KeyProvider, WrappedKey
 from coffre.client.model import ObjectInfo
 from coffre.client.sealing._compression import Shrinker, decompress
 from coffre.client.sealing._memory import SegmentMemory
-from coffre.cluster.errors import IntegrityError, Unsupported
+from coffre.cluster.errors import CoffreError, IntegrityError, KeyUnavailable, Unsupported
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
@@ -72,12 +72,17 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class OpenManifest:
-    """A manifest whose seal was verified, with its data key."""
+    """A manifest whose seal was verified, with its data key.
+
+    Or, with `closed`: why this client cannot open it. Then the data key is empty, no seal was verified, and what the
+    manifest says in clear is what more than m nodes say of it alike (docs/consistency.md, "Without the key").
+    """
 
     name: ObjectName
     manifest: pb.Manifest
     data_key: bytes
     stamp: Stamp
+    closed: CoffreError | None = None
 
     @property
     def tombstone(self) -> bool:
@@ -113,7 +118,7 @@ class OpenManifest:
 
     def info(self) -> ObjectInfo:
         """What a reader may know of the version. Raises `IntegrityError`."""
-        metadata = self.metadata()
+        metadata = pb.Metadata() if self.closed else self.metadata()
         return ObjectInfo(
             self.name.bucket,
             self.name.key,
@@ -123,6 +128,7 @@ class OpenManifest:
             metadata.content_type,
             dict(metadata.user),
             self.tombstone,
+            str(self.closed or ""),
         )
 
 
@@ -169,15 +175,25 @@ class Sealer:
             raise IntegrityError("a node returned a manifest that is not one") from None
         if _FORMATS.get(manifest.sealing) != manifest.format:
             raise Unsupported(
-                f"this object has manifest format {manifest.format} and sealing {manifest.sealing}; "
-                "this client does not know that"
+                f"{name.bucket}/{name.key} has manifest format {manifest.format} and sealing {manifest.sealing}; "
+                "this client does not know that: it is of an older release"
             )
-        data_key = await self._keys.unwrap(
-            WrappedKey(manifest.key_id, manifest.wrapped_key), _wrap_context(name, manifest.data_id)
-        )
+        wrapped = WrappedKey(manifest.key_id, manifest.wrapped_key)
+        try:
+            data_key = await self._keys.unwrap(wrapped, _wrap_context(name, manifest.data_id))
+        except KeyUnavailable as error:
+            raise KeyUnavailable(
+                f"{name.bucket}/{name.key} needs the key {manifest.key_id!r}: {error}"
+            ) from None
         if not hmac.compare_digest(_mac(data_key, name, sealed.manifest), sealed.mac):
             raise IntegrityError("a node returned a manifest whose seal does not verify")
         return OpenManifest(name, manifest, data_key, Stamp.from_bytes(manifest.stamp))
+
+    @staticmethod
+    def left_closed(name: ObjectName, raw: bytes, why: CoffreError) -> OpenManifest:
+        """A manifest that `open` refused with `why`, as more than m nodes have it. Raises `IntegrityError`."""
+        manifest = pb.Manifest.FromString(raw)
+        return OpenManifest(name, manifest, b"", Stamp.from_bytes(manifest.stamp), why)
 
 
 def _wrap_context(name: ObjectName, data_id: bytes) -> bytes:
