@@ -8,8 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client.reading._replies import Replies, holding, shards_of
 from coffre.client.sealing import OpenManifest
-from coffre.cluster.errors import CoffreError, PermissionDenied, PolicyViolation, StaleMap, Unavailable
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    PermissionDenied,
+    PolicyViolation,
+    StaleMap,
+    Unavailable,
+)
 from coffre.cluster.map import Electorate, Placement
+from coffre.cluster.names import ObjectName
 from coffre.cluster.transport import pieces_of_range
 from coffre.proto import coffre_pb2 as pb
 
@@ -23,6 +31,7 @@ __all__ = [
     "may_turn_on_shards",
     "never_acknowledged",
     "require_quorum",
+    "unreadable",
 ]
 
 
@@ -48,6 +57,12 @@ def alike(copies: Mapping[int, pb.Version]) -> dict[int, pb.Version]:
     sealed = {node: (copy.sealed.manifest, copy.sealed.mac) for node, copy in copies.items()}
     ((most, _),) = Counter(sealed.values()).most_common(1)
     return {node: copies[node] for node, copy in sealed.items() if copy == most}
+
+
+def unreadable(name: ObjectName, refusals: Sequence[CoffreError]) -> CoffreError:
+    """Why no copy of a manifest can be opened: what the first was refused with, or else all are damaged."""
+    damaged = f"{name.bucket}/{name.key}: every copy of the newest version's manifest is damaged"
+    return refusals[0] if refusals else IntegrityError(damaged)
 
 
 def lawful(

@@ -19,6 +19,7 @@ from coffre.client.reading._evidence import (
     may_turn_on_shards,
     never_acknowledged,
     require_quorum,
+    unreadable,
 )
 from coffre.client.reading._found import Found
 from coffre.client.reading._replies import (
@@ -280,22 +281,17 @@ class Reader:
             self._ask(view, electorate.everyone, name, want_cell=want_cell, errors=errors, grace=grace),
             self._ask(view, others, name, grace=grace),
         )
-        dead: set[bytes] = set()
+        refusals, dead = list[CoffreError](), set[bytes]()
         while True:
             require_quorum(electorate, replies, errors)
             stamp = newest_stamp(replies.values(), dead)
             if stamp is None:
                 return None
-            refusals: list[CoffreError] = []
             found = await self._open(view, name, stamp, replies, refusals)
-            silent = electorate.everyone - replies.keys()
             if found is None:
+                silent = electorate.everyone - replies.keys()
                 if electorate.may_be_established(silent.union(holding(stamp, replies))):
-                    if refusals:
-                        raise refusals[0]
-                    raise IntegrityError(
-                        f"{name.bucket}/{name.key}: every copy of the newest version's manifest is damaged"
-                    )
+                    raise unreadable(name, refusals)
                 dead.add(stamp)  # too few to have been acknowledged, whatever it was
                 continue
             found.versions = {**holding(stamp, beyond), **found.versions}
