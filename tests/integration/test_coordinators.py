@@ -146,3 +146,44 @@ async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalClu
         with pytest.raises(AlreadyExists):
             await client.put("b", "k", b"two", if_absent=True)
         assert await client.get("b", "k") == b"one"
+
+
+async def test_two_stores_of_two_nodes_are_refused_by_all_that_would_trust_them(tmp_path: Path) -> None:
+    shape = ClusterShape(nodes=5, sites=1, k=2, m=1, repair=FAST, coordinators=(1, 2))
+    async with LocalCluster.create(tmp_path / "cluster", shape) as cluster:
+        known, pki = str(cluster.directory / "cluster.map"), str(cluster.directory / "pki")
+        session = ("--map", known, "--dir", pki, "--operator", "operator")
+        for number in (1, 2):
+            assert "a store of its own (embedded)" in cluster.log(number).read_text()
+            assert '"serving"' not in cluster.log(number).read_text()
+        for command in (
+            ("publish", known),
+            ("tenants", "suspend", "clinic"),
+            ("tenants", "list"),
+            ("nodes",),
+        ):
+            finished = await asyncio.to_thread(
+                subprocess.run,
+                [COFFRE, "cluster", *command, *session],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert finished.returncode == 2, (command, finished.stdout)
+            assert "node-1, node-2 each have a coordination store of their own" in finished.stderr
+        for wish in (("drain", "node-5"), ("set-capacity", "node-4", "2TB")):
+            assert "store of their own" in await refused(cluster, "cluster", *wish, "--yes")
+        said = await done(cluster, "cluster", "status")
+        assert "there are two coordination stores" in said
+        finished = await asyncio.to_thread(coffre, cluster, "doctor")
+        assert finished.returncode == 1
+        assert "never hear of" in " ".join(finished.stdout.split())
+        async with await connect(cluster.client_config(), options=QUICK) as client:
+            await client.put("b", "plain", b"one")
+            with pytest.raises(Unavailable, match="node-1, node-2"):
+                await client.put("b", "k", b"one", if_absent=True)
+
+            await done(cluster, "cluster", "set-coordinators", "node-1", "--yes")
+            await until_all_have_epoch(cluster, 2)
+            assert (await asyncio.to_thread(coffre, cluster, "doctor")).returncode == 0
+            await client.put("b", "k", b"one", if_absent=True)

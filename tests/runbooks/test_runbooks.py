@@ -232,6 +232,14 @@ async def test_coordination_is_lost_with_its_node(make: Make) -> None:
 
 
 @pytest.mark.runbooks
+async def test_two_nodes_have_a_coordination_store_each(make: Make) -> None:
+    machines = make(coordinators=("a1", "b1"))
+    await write(machines)
+    await follow(machines, "Two nodes have a coordination store each")
+    await check(machines)
+
+
+@pytest.mark.runbooks
 async def test_a_disk_fills(make: Make) -> None:
     machines = make(store="capacity_bytes = 12000000\nvolume_bytes = 1000000\n")
     await write(machines)

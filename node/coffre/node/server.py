@@ -76,6 +76,7 @@ async def serve(
         handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
         handler.watch = watch = PeerWatch(entry.number, maps, transport, clock, config.watch)
         handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
+        handler.tellers.append(member.tell)
         handler.serving = new_cluster
         repairer.on_forgotten = partial(end.refuse, handler)
         servicer = Servicer(handler, cluster_map.cluster_id)
@@ -95,10 +96,8 @@ async def serve(
                     *member.start(suspensions),
                 ]
                 await _say(health_servicer, _SERVING, SERVICE, "")
-                _log.info(
-                    "serving",
-                    extra={"node": entry.node_id, "listen": config.listen, "epoch": cluster_map.epoch},
-                )
+                await member.store_watch.look()
+                _say_ready(config, entry, cluster_map.epoch, member.store_watch.trouble)
                 await end.asked.wait()
                 _log.info("stopping", extra={"node": entry.node_id})
                 await health_servicer.enter_graceful_shutdown()
@@ -116,6 +115,14 @@ async def serve(
     if end.why is not None:
         raise end.why
     _log.info("stopped", extra={"node": entry.node_id})
+
+
+def _say_ready(config: NodeConfig, entry: MapNode, epoch: int, trouble: str) -> None:
+    about = {"node": entry.node_id, "listen": config.listen, "epoch": epoch}
+    if trouble:  # said on its own, too, and again when it is over
+        _log.error("ready for objects alone, not for coordination", extra=about | {"reason": trouble})
+    else:
+        _log.info("serving", extra=about)
 
 
 class _End:

@@ -11,7 +11,7 @@ from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.coordination_cli import COMMANDS as COORDINATION_COMMANDS
 from coffre.cluster.admin.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.identity import (
     AUTHORITY_DAYS,
     GENERATION_MAX,
@@ -220,6 +220,14 @@ for _command in (*MEMBERSHIP_COMMANDS, *COORDINATION_COMMANDS):
     metavar="NODE_ID",
     help="A node that serves coordination; without any there are no conditional writes.",
 )
+@click.option(
+    "--coordination",
+    "kind",
+    type=click.Choice(["embedded", "etcd"]),
+    default="embedded",
+    show_default=True,
+    help="What [coordination] in their node.toml says: a store of one node's own, or an etcd that several share.",
+)
 @click.option("--out", type=_FILE, help="Where the map goes; cluster.map in --dir unless given.")
 @one_line_errors
 def cluster_init(
@@ -233,9 +241,16 @@ def cluster_init(
     partitions: int,
     signer: str,
     coordinators: tuple[str, ...],
+    kind: str,
     out: Path | None,
 ) -> None:
     """Write the first map (epoch 1). What it says of nodes is read from their certificates."""
+    if kind == "embedded" and len(coordinators) > 1:
+        raise InvalidArgument(
+            f"{', '.join(coordinators)} cannot share an embedded store: each would have one of its own, and half of "
+            "the cluster would not hear of suspensions and maps. Name one --coordinator, or let them share an etcd and "
+            "say --coordination etcd"
+        )
     wanted = [
         parse_policy(text, Domain[survives.upper()], jurisdictions, operator_cap, versions_kept)
         for text in policies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +23,10 @@ from coffre.cluster.coordination import (
     suspend_tenant,
 )
 from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.health import present_nodes
 from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
-from coffre.cluster.map import MAP_BYTES_MAX, NodeState, read_map, verify_map
-from coffre.cluster.membership import Restored, VerifiedMap, restore_newest_map
+from coffre.cluster.map import MAP_BYTES_MAX, ClusterMap, NodeState, read_map, verify_map
+from coffre.cluster.membership import Restored, VerifiedMap, check_one_store, restore_newest_map
 from coffre.cluster.transport import GrpcTransport
 
 __all__ = ["COMMANDS"]
@@ -61,6 +63,7 @@ def _run(map_path: Path, directory: Path, operator: str, work: Callable[[_Sessio
     async def connected() -> _T:
         session = _Session(map_path, directory, operator)
         try:
+            await check_one_store(session.transport, session.map)
             return await work(session)
         finally:
             await session.transport.close()
@@ -79,12 +82,20 @@ def publish(new: Path, map_path: Path, directory: Path, operator: str) -> None:
     signed = read_file(new, MAP_BYTES_MAX)
 
     async def work(session: _Session) -> int:
+        await _check_coordinators(session, verify_map(signed, session.authority))
         published = await publish_map(
             session.coordination, signed, session.authority, session.clock.unixtime_ms()
         )
         return published.epoch
 
     click.echo(f"epoch {_run(map_path, directory, operator, work)} is published")
+
+
+async def _check_coordinators(session: _Session, candidate: ClusterMap) -> None:
+    """Raise unless the coordinators that a map names, as far as they are known here and answer, serve one store."""
+    known = {node.number for node in present_nodes(session.map)}
+    named = tuple(number for number in candidate.coordinators if number in known)
+    await check_one_store(session.transport, replace(candidate, coordinators=named))
 
 
 @click.command("nodes")

@@ -27,7 +27,7 @@ from coffre.cluster.admin.operator import OperatorConfig, find_operator_config, 
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import InvalidArgument, RetryableError
-from coffre.cluster.health import SurveyedNode, live_bytes, present_nodes, survey_nodes
+from coffre.cluster.health import SurveyedNode, live_bytes, present_nodes, rival_stores, survey_nodes
 from coffre.cluster.identity import read_certificate
 from coffre.cluster.map import ClusterMap, Domain, write_map
 from coffre.cluster.membership import (
@@ -44,6 +44,7 @@ from coffre.cluster.membership import (
     add_node,
     ask_reports,
     begin_change,
+    check_one_store,
     check_stores,
     drain_node,
     find_node,
@@ -147,6 +148,7 @@ class Manner:
     as_json: bool
     waits: bool = True
     coordination_lost: bool = False
+    is_cure: bool = False  # of a cluster with two coordination stores
 
 
 def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
@@ -160,9 +162,9 @@ def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
             if as_json and not (dry_run or yes):
                 raise InvalidArgument("--json asks nobody: say --dry-run or --yes with it")
             lost = arguments.get("coordination_lost", False)
-            asyncio.run(
-                _carry_out(function(**arguments), Manner(config, dry_run, yes, as_json, not no_wait, lost))
-            )
+            is_cure = name == "set-coordinators"
+            manner = Manner(config, dry_run, yes, as_json, not no_wait, lost, is_cure)
+            asyncio.run(_carry_out(function(**arguments), manner))
 
         run.__doc__ = function.__doc__
         parameters = list(reversed(getattr(function, "__click_params__", [])))
@@ -194,6 +196,8 @@ def _config_option() -> click.Option:
 async def _carry_out(wish: Wish, manner: Manner) -> None:
     async with open_access(manner.config, coordination_lost=manner.coordination_lost) as access:
         current = await access.publisher.current()
+        if not manner.is_cure:
+            await check_one_store(access.transport, current)
         proposed = await wish(current, access)
         changed = proposed is not current
         if changed:
@@ -366,6 +370,7 @@ def _set_coordinators(nodes: tuple[str, ...], coordination_lost: bool) -> Wish:
         proposed = set_coordinators(current, nodes)
         if proposed is not current:
             await check_stores(access.transport, current, proposed, coordination_lost=coordination_lost)
+            await check_one_store(access.transport, proposed)  # an embedded store and a copy of it are two
         return proposed
 
     return wish
@@ -437,6 +442,8 @@ def _status(config: Path | None, as_json: bool) -> None:
         async with open_access(config) as access:
             current, wrong = await access.known()
             nodes = await access.survey(current)
+            statuses = {one.node.number: one.status for one in nodes if one.status is not None}
+            rivals = rival_stores(current, statuses)
             progress = None
             if current.prior:
                 move = Move(current)
@@ -444,6 +451,8 @@ def _status(config: Path | None, as_json: bool) -> None:
         (_print_json if as_json else _print_status)(current, nodes, progress)
         if wrong:
             click.echo(f"this may not be the newest map: {wrong}", err=True)
+        if rivals:
+            click.echo(f"there are two coordination stores: {rivals}", err=True)
 
     asyncio.run(run())
 

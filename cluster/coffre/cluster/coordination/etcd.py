@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import grpc
 from coffre.cluster._files import read_file
+from coffre.cluster.coordination.maps import CURRENT
 from coffre.cluster.coordination.seam import (
     RANGE_LIMIT_MAX,
     Change,
@@ -131,6 +132,11 @@ class EtcdCoordination:
             self._leave(member)
             raise OutcomeUnknown(f"it is not known whether that was agreed: {error}") from None
         return Commit(reply.succeeded, reply.header.revision)
+
+    async def cluster(self) -> int:
+        """Which etcd this is: a number that all its members share. Raises `Unavailable` when none can tell."""
+        reply = await self._anywhere(lambda member: member.range(pb.RangeRequest(key=self._name(CURRENT))))
+        return reply.header.cluster_id
 
     def _name(self, key: str) -> bytes:
         return (self._root + key).encode()

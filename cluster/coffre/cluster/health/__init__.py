@@ -5,11 +5,14 @@ May import: identity, map, transport.
 """
 
 from coffre.cluster.health.detection import Health, HealthLimits, HealthTracker
-from coffre.cluster.health.doctor import Level, NodeReport, examine
+from coffre.cluster.health.doctor import NodeReport, examine
+from coffre.cluster.health.findings import Finding, Level
 from coffre.cluster.health.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
+from coffre.cluster.health.stores import rival_stores
 from coffre.cluster.health.witnesses import Testimony, testimonies
 
 __all__ = [
+    "Finding",
     "Health",
     "HealthLimits",
     "HealthTracker",
@@ -20,6 +23,7 @@ __all__ = [
     "examine",
     "live_bytes",
     "present_nodes",
+    "rival_stores",
     "survey_nodes",
     "testimonies",
 ]

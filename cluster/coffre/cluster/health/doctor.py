@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coffre.cluster.health.findings import Finding, Level
+from coffre.cluster.health.stores import of_coordination
 from coffre.cluster.health.witnesses import Testimony, lonely_accusers, testimonies
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.proto import coffre_pb2 as pb
@@ -17,23 +18,6 @@ CERTIFICATE_DAYS_MIN = 30
 CLOCK_SKEW_MS_MAX = 2_000
 DISK_FREE_MIN = 0.15
 _DAY_MS = 86_400_000
-
-
-class Level(enum.IntEnum):
-    """How much a finding matters."""
-
-    NOTE = 0
-    WARNING = 1
-    ERROR = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that an operator should know, and about whom."""
-
-    level: Level
-    subject: str  # a node's id, or the cluster
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +34,8 @@ class NodeReport:
 def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: int) -> list[Finding]:
     """Findings, what matters most first."""
     findings: list[Finding] = []
-    said = testimonies({n: report.status for n, report in reports.items() if report.status is not None})
+    statuses = {n: report.status for n, report in reports.items() if report.status is not None}
+    said = testimonies(statuses)
     for node in cluster_map.nodes:
         if node.state is NodeState.REMOVED:
             continue
@@ -77,6 +62,7 @@ def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: 
         )
         for number, count in sorted(lonely_accusers(said).items())
     ]
+    findings += of_coordination(cluster_map, statuses)
     findings += _of_census(cluster_map, reports)
     findings += _of_all(reports)
     return sorted(findings, key=lambda finding: -finding.level)

@@ -24,7 +24,7 @@ from coffre.cluster.membership.formation import (
     parse_policy,
     survey,
 )
-from coffre.cluster.membership.handover import LostCoordinationPublisher, check_stores
+from coffre.cluster.membership.handover import LostCoordinationPublisher, check_one_store, check_stores
 from coffre.cluster.membership.map_source import ClusterMaps, VerifiedMap, newest_of_nodes
 from coffre.cluster.membership.moves import (
     Move,
@@ -68,6 +68,7 @@ __all__ = [
     "add_node",
     "ask_reports",
     "begin_change",
+    "check_one_store",
     "check_stores",
     "drain_node",
     "find_node",

@@ -1,29 +1,33 @@
-"""When others become the coordinators: whether they have a store to serve, and what to do when the old one is gone.
+"""Whether coordinators have one store to serve, and what to do when others take over, or the old one is gone.
 
 docs/consistency.md, "Who coordinates".
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from coffre.cluster.coordination import CURRENT, Coordinators, Entry, RemoteCoordination
-from coffre.cluster.errors import InvalidArgument, RetryableError, Unavailable
-from coffre.cluster.health import present_nodes
+from coffre.cluster.errors import CoffreError, InvalidArgument, RetryableError, Unavailable
+from coffre.cluster.health import present_nodes, rival_stores
 from coffre.cluster.identity import read_certificate
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.membership.changes import MapPublisher
 from coffre.cluster.membership.map_source import maps_of_nodes, newest_of
 from coffre.cluster.transport import Transport
+from coffre.proto import coffre_pb2 as spb
 from coffre.proto import coordination_pb2 as pb
 
 if TYPE_CHECKING:
     from coffre.proto.coordination_pb2_grpc import CoordinationAsyncStub
 
-__all__ = ["LostCoordinationPublisher", "check_stores"]
+__all__ = ["LostCoordinationPublisher", "check_one_store", "check_stores"]
+
+ASK_SECONDS = 2.0
 
 _Reply = TypeVar("_Reply")
 
@@ -42,6 +46,26 @@ class _OneNode:
 
     def watch(self, node: int, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchReply]:
         return self._coordinators.watch(node, request)
+
+
+async def check_one_store(transport: Transport, cluster_map: ClusterMap) -> None:
+    """Raise `InvalidArgument` when coordinators of the map that answer have more than one store between them.
+
+    To be asked before anything is decided that all must hear of. It costs nothing where the map names one alone.
+    """
+    if len(cluster_map.coordinators) < 2:
+        return
+    statuses: dict[int, spb.StatusReply] = {}
+
+    async def ask(number: int) -> None:
+        try:
+            statuses[number] = await transport.status(number, ASK_SECONDS)
+        except CoffreError:
+            return  # a member of one etcd may be down
+
+    await asyncio.gather(*map(ask, cluster_map.coordinators))
+    if rivals := rival_stores(cluster_map, statuses):
+        raise InvalidArgument(rivals)
 
 
 async def check_stores(

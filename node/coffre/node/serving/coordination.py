@@ -15,6 +15,7 @@ from coffre.cluster.coordination import RANGE_LIMIT_MAX, Compare, Coordination, 
 from coffre.cluster.errors import InvalidArgument, PermissionDenied, ReadAgain, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.node.following import MapHolder
+from coffre.node.serving.coordinator import one_of_several
 from coffre.proto import coordination_pb2 as pb
 
 __all__ = ["LEASES_PER_MEMBER_MAX", "TENANT_VALUE_BYTES_MAX", "WATCHES_PER_MEMBER_MAX", "CoordinationHandler"]
@@ -64,14 +65,23 @@ class CoordinationHandler:
         self._watches: dict[str, int] = {}
 
     @property
-    def _store(self) -> Coordination:
-        """For all but reading maps. Raises `Unavailable` unless the map names this node.
-
-        What two stores decide is not agreed: so a store that the map does not name, or not any more, decides nothing.
-        """
+    def _named_store(self) -> Coordination:
+        """For all that has to do with maps. Raises `Unavailable` unless the map names this node."""
         if self._own not in self._maps.map.coordinators:
             raise Unavailable("the map does not name this node as a coordinator")
         return self._any_store
+
+    @property
+    def _store(self) -> Coordination:
+        """For all else. Raises `Unavailable` unless the map names this node, and its store is the only one.
+
+        What two stores decide is not agreed: so a store that the map does not name, or not any more, or along with
+        another one, decides nothing.
+        """
+        store = self._named_store
+        if several := one_of_several(store, self._own, self._maps.map):
+            raise Unavailable(several)
+        return store
 
     @property
     def _any_store(self) -> Coordination:
@@ -81,7 +91,7 @@ class CoordinationHandler:
 
     def _store_with(self, key: str) -> Coordination:
         """To read. Maps may be read on: members with an old map learn here who the coordinators are now."""
-        return self._any_store if key.startswith("maps/") else self._store
+        return self._any_store if _is_of_maps(key) else self._store
 
     async def get(self, peer: Identity, request: pb.CoordinationGetRequest) -> pb.CoordinationGetReply:
         self._admit(peer, readable(peer, self._maps), [request.key])
@@ -105,7 +115,9 @@ class CoordinationHandler:
         self._admit(peer, writable(peer, self._maps), [*(put.key for put in puts), *request.deletes])
         _check_puts(peer, puts)
         compares = [Compare(compare.key, compare.modified) for compare in request.compares]
-        done = await self._store.commit(compares, puts, list(request.deletes))
+        changed = [*(put.key for put in puts), *request.deletes]
+        store = self._named_store if all(map(_is_of_maps, changed)) else self._store
+        done = await store.commit(compares, puts, list(request.deletes))
         return pb.CoordinationCommitReply(succeeded=done.succeeded, revision=done.revision)
 
     def _admit(self, peer: Identity, allowed: Sequence[str], keys: Sequence[str]) -> None:
@@ -156,7 +168,8 @@ class CoordinationHandler:
             raise ResourceExhausted(f"a member has at most {WATCHES_PER_MEMBER_MAX} watches open")
         self._watches[member] = self._watches.get(member, 0) + 1
         try:
-            async with aclosing(self._store.watch(request.prefix, request.revision)) as watching:
+            store = self._named_store if _is_of_maps(request.prefix) else self._store
+            async with aclosing(store.watch(request.prefix, request.revision)) as watching:
                 async for changes in watching:
                     # A node that a newer map has shut out learns nothing more.
                     self._admit(peer, readable(peer, self._maps), [request.prefix])
@@ -170,6 +183,10 @@ class CoordinationHandler:
             self._watches[member] -= 1
             if not self._watches[member]:
                 del self._watches[member]
+
+
+def _is_of_maps(key: str) -> bool:
+    return key.startswith("maps/")
 
 
 def _check_puts(peer: Identity, puts: Sequence[Put]) -> None:

@@ -1,13 +1,18 @@
-"""The coordination that a node uses: its own store while the map names it a coordinator, else those that it names."""
+"""The coordination that a node uses: its own store while the map names it a coordinator, else those that it names.
+
+And what the node says of its own store: which it is, and whether it is at hand.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import (
+    CURRENT,
     RANGE_LIMIT_MAX,
     Changes,
     Commit,
@@ -20,11 +25,32 @@ from coffre.cluster.coordination import (
     Page,
     Put,
 )
-from coffre.cluster.errors import Unavailable
+from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.map import ClusterMap
 from coffre.node.config import CoordinationConfig, EmbeddedConfig
 from coffre.node.following import MapHolder
+from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["NearestCoordination", "open_coordination"]
+__all__ = ["NearestCoordination", "StoreWatch", "one_of_several", "open_coordination"]
+
+_log = logging.getLogger("coffre.node")
+LOOK_SECONDS = 5.0  # between two looks at the store that this node serves
+
+
+def one_of_several(store: Coordination | None, own: int, cluster_map: ClusterMap) -> str:
+    """Why a node's own store may not decide: the map names other coordinators, too, and they cannot share it.
+
+    Empty when it may. Signed maps may still be published there, so that a map that names one alone can end this.
+    """
+    named = cluster_map.coordinators
+    if not isinstance(store, EmbeddedCoordination) or own not in named or len(named) < 2:
+        return ""
+    nodes = ", ".join(cluster_map.node(number).node_id for number in named)
+    return (
+        f"the map names {nodes} as coordinators, and this node has a store of its own (embedded): there would be two, "
+        'so it decides nothing. Let all of them share one etcd (kind = "etcd" in node.toml), or name one node alone '
+        "(coffre cluster set-coordinators)"
+    )
 
 
 async def open_coordination(
@@ -50,7 +76,10 @@ class NearestCoordination:
 
     @property
     def _nearest(self) -> Coordination:
-        return self._served if self._own in self._maps.map.coordinators else self._remote
+        cluster_map = self._maps.map
+        if self._own not in cluster_map.coordinators or one_of_several(self._served, self._own, cluster_map):
+            return self._remote
+        return self._served
 
     def map_changed(self) -> None:
         """To be told after each change of the map: a watch on a store that is not the cluster's any more ends."""
@@ -102,3 +131,70 @@ class NearestCoordination:
 
     async def close(self) -> None:
         """Nothing: both are closed by who opened them."""
+
+
+class StoreWatch:
+    """Looks at the store that this node serves, again and again; says so in its log and its status."""
+
+    def __init__(
+        self,
+        own: int,
+        maps: MapHolder,
+        store: Coordination | None,
+        config: CoordinationConfig | None,
+        clock: Clock,
+    ) -> None:
+        self._own = own
+        self._maps = maps
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._etcd_cluster = 0
+        self.trouble = (
+            ""  # why the store cannot be used, though the map names this node; empty: it can, or need not
+        )
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        """Find out once, and log what has changed."""
+        before, self.trouble = self.trouble, await self._find()
+        if self.trouble and self.trouble != before:
+            _log.error("coordination is not served", extra={"reason": self.trouble})
+        elif before and not self.trouble:
+            _log.info("coordination is served again")
+
+    async def _find(self) -> str:
+        cluster_map = self._maps.map
+        if self._own not in cluster_map.coordinators:
+            return ""
+        if self._store is None:
+            return "the map names this node as a coordinator, and its node.toml has no [coordination]"
+        if several := one_of_several(self._store, self._own, cluster_map):
+            return several
+        try:
+            if isinstance(self._store, EtcdCoordination):
+                self._etcd_cluster = await self._store.cluster()
+            else:
+                await self._store.get(CURRENT)
+        except CoffreError as error:
+            if isinstance(self._config, EmbeddedConfig) or self._config is None:
+                return str(error)
+            return f"etcd ({', '.join(self._config.endpoints)}) does not answer: {error}"
+        return ""
+
+    def tell(self, reply: pb.StatusReply) -> None:
+        """Add to a status which store this node serves, and how it is."""
+        served = reply.coordination
+        served.kind = pb.COORDINATION_KIND_NONE
+        if isinstance(self._store, EmbeddedCoordination):
+            served.kind = pb.COORDINATION_KIND_EMBEDDED
+        elif self._store is not None:
+            served.kind = pb.COORDINATION_KIND_ETCD
+        served.etcd_cluster = self._etcd_cluster
+        served.trouble = self.trouble
+        served.SetInParent()

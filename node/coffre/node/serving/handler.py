@@ -6,7 +6,7 @@ what repair takes (ciphertext and manifests), and change nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
@@ -67,6 +67,9 @@ class Handler:
         self._fence = EpochFence(store, maps)
         self.repairs: RepairSwitch | None = None
         self.watch: PeerWatch | None = None
+        self.tellers: list[
+            Callable[[pb.StatusReply], None]
+        ] = []  # others that add to what this node says of itself
         self.certificate_expires_ms = 0
         self.started_ms = clock.unixtime_ms()
         self.serving = True
@@ -387,6 +390,8 @@ class Handler:
         )
         if self.watch is not None:
             self.watch.tell(reply)
+        for tell in self.tellers:
+            tell(reply)
         return reply
 
     async def repair_status(self, peer: Identity) -> pb.RepairStatusReply:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination, RemoteCoordination
@@ -15,7 +16,8 @@ from coffre.cluster.transport import GrpcTransport
 from coffre.node.config import NodeConfig
 from coffre.node.following import Announcer, MapFollower, MapHolder, Suspensions
 from coffre.node.serving.coordination import CoordinationHandler
-from coffre.node.serving.coordinator import NearestCoordination, open_coordination
+from coffre.node.serving.coordinator import NearestCoordination, StoreWatch, open_coordination
+from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Membership"]
 
@@ -33,6 +35,7 @@ class Membership:
         self._updates: set[asyncio.Task[None]] = set()
         self._used: NearestCoordination | None = None
         self.handler = CoordinationHandler(own.number, None, maps, clock)
+        self.store_watch = StoreWatch(own.number, maps, None, None, clock)
         self.on_dropped: Callable[[], None] = lambda: (
             None
         )  # called when the map does not name this node any more
@@ -44,8 +47,15 @@ class Membership:
             config.coordination, self._clock, entropy, cluster_map.cluster_id
         )
         self.handler = CoordinationHandler(self._own.number, self._served, self._maps, self._clock)
+        self.store_watch = StoreWatch(
+            self._own.number, self._maps, self._served, config.coordination, self._clock
+        )
         self._transport = GrpcTransport(cluster_map, config.tls)
         return self._transport
+
+    def tell(self, reply: pb.StatusReply) -> None:
+        """Add to a status what this node serves of coordination."""
+        self.store_watch.tell(reply)
 
     def start(self, suspensions: Suspensions) -> list[asyncio.Task[None]]:
         """Follow the map and suspensions, and announce this node, until the tasks are cancelled."""
@@ -68,6 +78,7 @@ class Membership:
             asyncio.create_task(follower.run()),
             asyncio.create_task(suspensions.run(used)),
             asyncio.create_task(announcer.run()),
+            asyncio.create_task(self.store_watch.run()),
         ]
 
     def _map_changed(self, cluster_map: ClusterMap) -> None:
@@ -76,10 +87,14 @@ class Membership:
             self._used.map_changed()
         if self._own.number not in cluster_map.coordinators:
             self.on_dropped()
+        self._begin(self.store_watch.look())
         if self._transport is not None:
-            task = asyncio.create_task(self._transport.update_map(cluster_map))
-            self._updates.add(task)
-            task.add_done_callback(self._updates.discard)
+            self._begin(self._transport.update_map(cluster_map))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._updates.add(task)
+        task.add_done_callback(self._updates.discard)
 
     async def close(self) -> None:
         for task in self._updates:

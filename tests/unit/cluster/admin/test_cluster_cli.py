@@ -88,7 +88,9 @@ def test_from_nothing_to_a_verified_map(directory: Path, tmp_path: Path) -> None
 def test_coordinators_are_in_the_map(directory: Path, tmp_path: Path) -> None:
     out = tmp_path / "cluster.map"
     args = ("--policy", "4+2", "--coordinator", "n3", "--coordinator", "n0")
-    assert init(directory, out, *args).exit_code == 0
+    refused(init(directory, out, *args), ExitCode.USAGE, "n3, n0 cannot share an embedded store")
+    assert not out.exists()
+    assert init(directory, out, *args, "--coordination", "etcd").exit_code == 0
     found, _ = read_map(out, directory / "ca.crt")
     assert found.coordinators == (4, 1)
     assert "coordination: n3, n0" in run(cluster, "show", out).output
@@ -99,7 +101,11 @@ def test_coordinators_are_in_the_map(directory: Path, tmp_path: Path) -> None:
     ("args", "status", "text"),
     [
         (["--policy", "4+2", "--coordinator", "n7"], ExitCode.USAGE, "not among the nodes"),
-        (["--policy", "4+2", "--coordinator", "n1", "--coordinator", "n1"], ExitCode.USAGE, "twice"),
+        (
+            ["--policy", "4+2", "--coordination", "etcd", "--coordinator", "n1", "--coordinator", "n1"],
+            ExitCode.USAGE,
+            "twice",
+        ),
         (["--policy", "4-2"], ExitCode.USAGE, "such as 4+2"),
         (["--policy", "2+4"], ExitCode.USAGE, "m is at most k"),
         (["--policy", "4+2", "--jurisdiction", "France"], ExitCode.USAGE, "jurisdiction"),

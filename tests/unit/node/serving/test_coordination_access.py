@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.coordination import MemoryCoordination, Put
+from coffre.cluster.coordination import EmbeddedCoordination, MemoryCoordination, Put
 from coffre.cluster.errors import (
     CoffreError,
     InvalidArgument,
@@ -17,10 +18,13 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
+from coffre.node.config import EmbeddedConfig
 from coffre.node.following import MapHolder
 from coffre.node.serving import coordination as served
 from coffre.node.serving.coordination import CoordinationHandler
+from coffre.node.serving.coordinator import StoreWatch
 from coffre.proto import coordination_pb2 as pb
+from coffre.proto.coffre_pb2 import COORDINATION_KIND_EMBEDDED, StatusReply
 
 from tests.contract.coordination_stores import seeded_entropy
 
@@ -229,6 +233,39 @@ async def test_a_node_that_the_map_does_not_name_lets_maps_be_read_and_no_more(
             await call
     maps.adopt(replace(MAP, epoch=2), b"")
     await handler.grant(operator, pb.LeaseGrantRequest(seconds=5))
+
+
+async def test_a_store_of_a_nodes_own_decides_nothing_while_others_are_named_too(tmp_path: Path) -> None:
+    """Two stores agree on nothing; but a signed map that names one alone must find its way."""
+    maps = MapHolder(replace(MAP, coordinators=(1, 2)), b"")
+    own = await EmbeddedCoordination.open(tmp_path / "own", ManualClock(), seeded_entropy("own"))
+    handler, operator = CoordinationHandler(1, own, maps, ManualClock()), MEMBERS["operator"]
+    watch_store = StoreWatch(1, maps, own, EmbeddedConfig(tmp_path / "own"), ManualClock())
+    status = StatusReply()
+    try:
+        await put(handler, operator, "maps/current", 0)
+        await watch(handler, operator, "maps/", 0)
+        refused: list[Awaitable[object]] = [
+            handler.get(operator, pb.CoordinationGetRequest(key="tenants/clinic")),
+            handler.range(operator, pb.CoordinationRangeRequest(prefix="tenants/")),
+            put(handler, operator, "tenants/clinic", 0),
+            watch(handler, operator, "tenants/", 0),
+            handler.grant(operator, pb.LeaseGrantRequest(seconds=5)),
+        ]
+        for call in refused:
+            with pytest.raises(Unavailable, match="the map names a1, a2 as coordinators"):
+                await call
+        await watch_store.look()
+        watch_store.tell(status)
+        assert status.coordination.kind == COORDINATION_KIND_EMBEDDED
+        assert "a store of its own (embedded)" in status.coordination.trouble
+        maps.adopt(replace(MAP, epoch=2, coordinators=(1,)), b"")
+        await put(handler, operator, "tenants/clinic", 0)
+        await watch_store.look()
+        watch_store.tell(status)
+        assert status.coordination.trouble == ""
+    finally:
+        await own.close()
 
 
 async def test_a_node_without_a_store_says_so() -> None:

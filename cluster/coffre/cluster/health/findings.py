@@ -1,0 +1,25 @@
+"""What a look at a cluster finds, and how much it matters."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+__all__ = ["Finding", "Level"]
+
+
+class Level(enum.IntEnum):
+    """How much a finding matters."""
+
+    NOTE = 0
+    WARNING = 1
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that an operator should know, and about whom."""
+
+    level: Level
+    subject: str  # a node's id, or the cluster
+    text: str
