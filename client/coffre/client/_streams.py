@@ -1,21 +1,19 @@
-"""Streams of bytes and of work: cut, regroup, read files, run many calls a few at a time."""
+"""Streams of bytes and of work: cut, regroup, run many calls a few at a time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
-from coffre.cluster.errors import CoffreError, InvalidArgument
+from coffre.cluster.errors import CoffreError
 
-__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "file_chunks", "regroup", "segmented"]
+__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "regroup", "segmented"]
 
 SEGMENT_BYTES = 1 << 20
 PUTS_IN_FLIGHT = 64  # larger batches would cost less each, and leave more free pages in the nodes' indexes
 GETS_IN_FLIGHT = 256
-FILE_CHUNK_BYTES = 1 << 20
 _PENDING = CoffreError("not done")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -64,20 +62,6 @@ async def chain(first: Iterable[bytes], rest: AsyncIterable[bytes]) -> AsyncIter
         yield piece
     async for piece in rest:
         yield piece
-
-
-async def file_chunks(path: Path, progress: Callable[[int], None] | None) -> AsyncIterator[bytes]:
-    """Read a file in pieces of a segment; `progress` hears of each in bytes. Raises `InvalidArgument`."""
-    loop = asyncio.get_running_loop()
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as error:
-        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
-    with file:
-        while chunk := await loop.run_in_executor(None, file.read, FILE_CHUNK_BYTES):
-            yield chunk
-            if progress is not None:
-                progress(len(chunk))
 
 
 class ByteBudget:

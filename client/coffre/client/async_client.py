@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     AsyncIterator,
     Callable,
     Iterable,
@@ -14,18 +13,18 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from coffre.client._ground import Ground
 from coffre.client._parts import assemble
+from coffre.client._sources import ObjectData, StrPath, file_chunks, source_of
 from coffre.client._streams import (
     PUTS_IN_FLIGHT,
     SEGMENT_BYTES,
     each,
-    file_chunks,
 )
 from coffre.client.keys import KeyProvider
 from coffre.client.model import (
@@ -161,14 +160,14 @@ class AsyncClient:
         self,
         bucket: str,
         key: str,
-        data: bytes | bytearray | memoryview | AsyncIterable[bytes],
+        data: ObjectData,
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
     ) -> ObjectInfo:
-        """Store an object, from bytes or from a stream of any size in constant memory.
+        """Store an object: bytes, what has `read(n)` (a file, an upload) or what yields bytes, in constant memory.
 
         Returns once k+1 shards are synced on distinct nodes and the manifest on a majority. Raises `Unavailable` when
         that cannot be reached; the object is then what it was. With `if_absent` or `if_version` it is stored only when
@@ -178,13 +177,15 @@ class AsyncClient:
         name = ObjectName(self._tenant, bucket, key)
         check_metadata(content_type, metadata or {})
         condition = condition_of(if_absent, if_version)
+        source = source_of(data)
         self._follow_maps()
         if condition is not None:
             await self._parts.conditional.check(name, condition)
         draft = await self._ground.sealer.draft(
             name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata
         )
-        stamp = await self._parts.putter.put(draft, data, condition)
+        async with _closing(source):
+            stamp = await self._parts.putter.put(draft, source, condition)
         size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
         return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
 
@@ -192,7 +193,7 @@ class AsyncClient:
         self,
         bucket: str,
         key: str,
-        path: Path,
+        path: StrPath,
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
@@ -200,16 +201,20 @@ class AsyncClient:
         if_version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ObjectInfo:
-        """Store a file, as `put` does. `progress` gets the number of bytes read, again and again."""
-        return await self.put(
-            bucket,
-            key,
-            file_chunks(path, progress),
-            content_type=content_type,
-            metadata=metadata,
-            if_absent=if_absent,
-            if_version=if_version,
-        )
+        """Store a file, as `put` does. `progress` gets the number of bytes read, again and again.
+
+        Raises `InvalidArgument`, and stores nothing, when it cannot be read, or was written to meanwhile.
+        """
+        async with aclosing(file_chunks(path, progress)) as chunks:
+            return await self.put(
+                bucket,
+                key,
+                chunks,
+                content_type=content_type,
+                metadata=metadata,
+                if_absent=if_absent,
+                if_version=if_version,
+            )
 
     async def put_many(
         self, bucket: str, items: Iterable[tuple[str, bytes]]
@@ -438,6 +443,11 @@ class AsyncClient:
 
 
 # -------------------------------------------------------------------- small things
+
+
+def _closing(source: object) -> AbstractAsyncContextManager[object]:
+    """Closes a stream at the end, whether it was read to its own end or not."""
+    return aclosing(source) if isinstance(source, AsyncGenerator) else nullcontext()
 
 
 def _peers_of(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from coffre.client._sources import ObjectData, StrPath
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import ListPage, ObjectInfo, RecodeReport, ShardPlace
 from coffre.cluster.errors import CoffreError, InvalidArgument
@@ -81,19 +82,18 @@ class Client:
         self,
         bucket: str,
         key: str,
-        data: bytes | bytearray | memoryview | Iterable[bytes],
+        data: ObjectData,
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
     ) -> ObjectInfo:
-        source = data if isinstance(data, bytes | bytearray | memoryview) else self._pull(data)
         return self._run(
             self._client.put(
                 bucket,
                 key,
-                source,
+                data,
                 content_type=content_type,
                 metadata=metadata,
                 if_absent=if_absent,
@@ -105,7 +105,7 @@ class Client:
         self,
         bucket: str,
         key: str,
-        path: Path,
+        path: StrPath,
         *,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
@@ -225,13 +225,6 @@ class Client:
             close = getattr(source, "aclose", None)
             if close is not None and not self._loop.is_closed():
                 self._run(close())
-
-    async def _pull(self, chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-        """Draw from a blocking iterable in a worker thread, one chunk at a time."""
-        iterator = iter(chunks)
-        loop = asyncio.get_running_loop()
-        while (chunk := await loop.run_in_executor(None, next, iterator, None)) is not None:
-            yield chunk
 
 
 async def _await(call: Awaitable[_T]) -> _T:
