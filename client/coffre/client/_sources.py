@@ -29,9 +29,10 @@ StrPath = str | os.PathLike[str]
 
 
 class Readable(Protocol):
-    """A file, a socket's file, an upload: what gives at most `size` bytes, and none at its end; `async` or not."""
+    """A file, a socket's file, an upload; `async` or not."""
 
-    def read(self, size: int, /) -> bytes | Awaitable[bytes]: ...
+    def read(self, size: int, /) -> bytes | Awaitable[bytes]:
+        """At most `size` bytes, and none at the end."""
 
 
 ObjectData = bytes | bytearray | memoryview | Readable | Iterable[bytes] | AsyncIterable[bytes]
