@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from coffre.client import AsyncClient, ClientOptions, connect
+from coffre.client import AsyncClient, ClientOptions, KeyRing, ObjectInfo, connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import AlreadyExists, NotFound, PermissionDenied, RetryableError, Unavailable
 from coffre.cluster.identity import TlsFiles
@@ -196,6 +196,45 @@ async def test_a_tenant_was_compromised(make: Make) -> None:
         while not await is_open(machines):
             pass
     await check(machines)
+
+
+@pytest.mark.runbooks
+async def test_keys_are_rotated(make: Make) -> None:
+    """At every step each host reads and lists what all of them have written."""
+    machines = make()
+    await write(machines)
+    hosts = {"office": client_of(machines)} | {
+        name: application_host(machines, name) for name in ("app1", "app2")
+    }
+    for number, step in enumerate(BOOKS["Keys are rotated"]):
+        await asyncio.to_thread(machines.follow, (step,))
+        for name, config in hosts.items():
+            async with await connect(config, options=OPTIONS) as client:
+                await client.put("records", f"{name}-{number}", b"x")
+        for config in hosts.values():
+            async with await connect(config, options=OPTIONS) as client:
+                await check_readable(client)
+                entries = [entry async for entry in client.list("records")]
+                assert [
+                    entry for entry in entries if isinstance(entry, ObjectInfo) and entry.unreadable
+                ] == []
+                for name in hosts:
+                    assert await client.get("records", f"{name}-{number}") == b"x"
+    rings = [KeyRing.load(config.parent / "keyring.json", b"correct horse") for config in hosts.values()]
+    assert len({ring.current for ring in rings}) == 1
+    assert all(len(ring.key_ids) == 2 for ring in rings)
+
+
+def application_host(machines: Machines, name: str) -> Path:
+    """The configuration of a machine of the tenant's, which has a copy of the key ring."""
+    folder = machines.root / name / "etc/coffre/clinic"
+    folder.mkdir(parents=True)
+    shutil.copy(machines.office / "keyring.json", folder)
+    text = client_of(machines).read_text()
+    for word in ("cluster.map", "pki/"):
+        text = text.replace(word, f"{machines.office}/{word}")
+    (folder / "client.toml").write_text(text)
+    return folder / "client.toml"
 
 
 async def is_open(machines: Machines) -> bool:

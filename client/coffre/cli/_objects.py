@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from coffre.cli._session import json_option, print_json, printable, run, split, 
 from coffre.client.async_client import AsyncClient
 from coffre.client.config import PASSPHRASE_VARIABLE
 from coffre.client.keys import KeyRing
+from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.errors import InvalidArgument, NotFound
 from rich.console import Console
@@ -32,7 +34,11 @@ def ls(ctx: click.Context, target: str, recursive: bool, detailed: bool, as_json
     bucket, prefix = split(target, key_required=False)
 
     async def work(client: AsyncClient) -> None:
+        unreadable = ""
+        count = 0
         async for entry in client.list(bucket, prefix=prefix, delimiter="" if recursive else "/"):
+            if isinstance(entry, ObjectInfo) and entry.unreadable:
+                unreadable, count = unreadable or entry.unreadable, count + 1
             if as_json:
                 row = {"prefix": entry} if isinstance(entry, str) else dataclasses.asdict(entry)
                 click.echo(json.dumps(row, ensure_ascii=False))
@@ -43,6 +49,9 @@ def ls(ctx: click.Context, target: str, recursive: bool, detailed: bool, as_json
                 click.echo(f"{entry.size_bytes:>14}  {when}  {entry.version[:16]}  {printable(entry.key)}")
             else:
                 click.echo(printable(entry.key))
+        if count:
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            click.echo(f"cannot be opened here: {printable(unreadable)}{more}", err=True)
 
     run(ctx, work)
 
@@ -138,9 +147,35 @@ def create(path: Path) -> None:
 @click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
 @one_line_errors
 def rotate(old: Path, new: Path) -> None:
-    """Write NEW: the keys of OLD and a new current one. Objects written before stay readable."""
+    """Write NEW: the keys of OLD and a new current one. Objects written before stay readable.
+
+    For a tenant with one host. Where there are several, each needs the new key before any writes with it: `add`, carry
+    that ring to all of them, then `switch`, and carry that one (docs/operations.md, "Keys are rotated").
+    """
+    _changed(old, new, KeyRing.rotated)
+
+
+@keyring.command()
+@click.argument("old", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
+@one_line_errors
+def add(old: Path, new: Path) -> None:
+    """Write NEW: the keys of OLD and a new one, which nothing is written with before `switch`."""
+    _changed(old, new, KeyRing.extended)
+
+
+@keyring.command()
+@click.argument("old", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
+@one_line_errors
+def switch(old: Path, new: Path) -> None:
+    """Write NEW: the keys of OLD, of which the one that was added last is current from now on."""
+    _changed(old, new, KeyRing.switched)
+
+
+def _changed(old: Path, new: Path, change: Callable[[KeyRing], KeyRing]) -> None:
     passphrase = _passphrase(new=False)
-    ring = KeyRing.load(old, passphrase).rotated()
+    ring = change(KeyRing.load(old, passphrase))
     ring.save(new, passphrase)
     click.echo(f"{new}: keys {', '.join(ring.key_ids)}; current {ring.current}")
 

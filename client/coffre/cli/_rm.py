@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 from coffre.cli._session import printable, quiet_option, run, split
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import one_line_errors
-from coffre.cluster.errors import NotFound
+from coffre.cluster.errors import KeyUnavailable, NotFound, Unsupported
 
 __all__ = ["rm"]
 
@@ -34,7 +36,8 @@ def rm(
 
     async def delete(client: AsyncClient, bucket: str, key: str) -> None:
         if not force and not recursive:
-            await client.head(bucket, key)
+            with suppress(KeyUnavailable, Unsupported):  # it is there, and that is all there is to know
+                await client.head(bucket, key)
         await client.delete(bucket, key, if_version=if_version)
         if not quiet:
             click.echo(f"deleted {bucket}/{printable(key)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from coffre.cluster.errors import ConfigurationError, IntegrityError, KeyUnavailable
+from coffre.cluster.errors import ConfigurationError, IntegrityError, InvalidArgument, KeyUnavailable
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -96,9 +96,24 @@ class KeyRing:
         return cls({key_id: entropy(KEY_BYTES)}, key_id)
 
     def rotated(self, entropy: Entropy = os.urandom) -> KeyRing:
-        """A ring with a new current key; the old keys stay, to open what they wrapped."""
+        """A ring with a new current key; the old keys stay, to open what they wrapped.
+
+        Who reads with a copy of this ring on another host needs the `extended` one first (docs/operations.md, "Keys are
+        rotated").
+        """
+        return self.extended(entropy).switched()
+
+    def extended(self, entropy: Entropy = os.urandom) -> KeyRing:
+        """A ring with a new key, which nothing is wrapped with yet: to be known to every host before it is current."""
         key_id = "k" + entropy(6).hex()
-        return KeyRing({**self._keys, key_id: entropy(KEY_BYTES)}, key_id)
+        return KeyRing({**self._keys, key_id: entropy(KEY_BYTES)}, self._current)
+
+    def switched(self) -> KeyRing:
+        """A ring whose current key is the one that was made last. Raises `InvalidArgument` when it is that already."""
+        last = next(reversed(self._keys))
+        if last == self._current:
+            raise InvalidArgument(f"{last} is the newest key of this ring, and current: add a key first")
+        return KeyRing(self._keys, last)
 
     def save(self, path: Path, passphrase: bytes, *, entropy: Entropy = os.urandom) -> None:
         """Write the ring to a new file, mode 0600. Raises `ConfigurationError` when it cannot, or `path` exists."""

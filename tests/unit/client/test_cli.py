@@ -152,6 +152,16 @@ def test_the_life_of_a_key_ring(tmp_path: Path) -> None:
     assert rotated.exit_code == 0
     shown = run("keyring", "show", tmp_path / "new", env=secret)
     assert len(shown.output.splitlines()) == 2
+    assert run("keyring", "add", ring, tmp_path / "both", env=secret).exit_code == 0
+    assert_one_line(
+        run("keyring", "switch", ring, tmp_path / "no", env=secret), ExitCode.USAGE, "add a key first"
+    )
+    assert run("keyring", "switch", tmp_path / "both", tmp_path / "next", env=secret).exit_code == 0
+    old = run("keyring", "show", ring, env=secret).output.split()[0]
+    both, last = (run("keyring", "show", tmp_path / name, env=secret).output for name in ("both", "next"))
+    assert f"{old}  current" in both
+    assert f"{old}  current" not in last
+    assert set(both.split()) == set(last.split())
     wrong = {"COFFRE_KEYRING_PASSPHRASE": "wrong"}
     assert_one_line(run("keyring", "show", ring, env=wrong), ExitCode.USAGE, "does not open")
     assert_one_line(

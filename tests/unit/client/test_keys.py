@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from coffre.client.keys import KeyRing, WrappedKey
-from coffre.cluster.errors import ConfigurationError, IntegrityError, KeyUnavailable
+from coffre.cluster.errors import ConfigurationError, IntegrityError, InvalidArgument, KeyUnavailable
 
 PASSPHRASE = b"correct horse"
 VECTOR = Path(__file__).parent / "vectors" / "keyring.json"
@@ -44,6 +44,12 @@ async def test_rotation_keeps_old_keys(ring: KeyRing) -> None:
     old = await ring.wrap(b"\1" * 32, b"c")
     rotated = ring.rotated()
     assert len(rotated.key_ids) == 2
+    extended = ring.extended()
+    assert (len(extended.key_ids), extended.current) == (2, ring.current)
+    third = extended.switched().extended()
+    assert third.switched().current not in extended.key_ids
+    with pytest.raises(InvalidArgument, match="add a key first"):
+        extended.switched().switched()
     assert rotated.current != ring.current
     assert await rotated.unwrap(old, b"c") == b"\1" * 32
     new = await rotated.wrap(b"\2" * 32, b"c")

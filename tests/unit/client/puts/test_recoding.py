@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, in_process_cluster
-from coffre.client import AsyncClient, RecodeReport
+from coffre.client import AsyncClient, KeyRing, RecodeReport
 from coffre.client.puts import Recoder
 from coffre.client.puts._recoding import Pace
 from coffre.client.writing import Writer
@@ -103,6 +103,20 @@ async def check_all(client: AsyncClient, wanted: tuple[int, int] | None = (4, 2)
 
 
 # ------------------------------------------------------------------ the whole bucket
+
+
+async def test_one_object_that_cannot_be_opened_does_not_stop_the_others(cluster: InProcessCluster) -> None:
+    stranger = cluster.client(keys=KeyRing.generate())
+    await stranger.put("notes", "closed", b"x")
+    await stranger.put("notes", "dead", b"x")
+    await stranger.delete("notes", "dead")
+    await stranger.flush()
+    client = await changed(cluster)
+    assert (await client.recode("notes", dry_run=True)).objects == len(OBJECTS) + 1
+    report = await client.recode("notes")
+    assert (report.done_objects, report.failures) == (len(OBJECTS), 1)
+    assert "key ring" in report.failed["closed"]
+    await check_all(client)
 
 
 async def test_a_bucket_is_coded_anew(cluster: InProcessCluster) -> None:
