@@ -143,6 +143,23 @@ async def test_a_disk_dies(make: Make) -> None:
 
 
 @pytest.mark.runbooks
+async def test_a_disk_fails(make: Make) -> None:
+    """Pages of the index are lost while the node runs: somebody meets them, and everybody is told."""
+    machines = make()
+    await write(machines)
+    data = machines.root / "alpha" / "srv" / "disk2" / "coffre" / "index" / "data.mdb"
+    with data.open("r+b") as file:
+        for page in range(2, data.stat().st_size // 4096):
+            file.seek(page * 4096)
+            file.write(bytes(4096))
+    async with await connect(client_of(machines), options=OPTIONS) as client:
+        await check_readable(client)
+        await client.put("records", "meanwhile", b"x")
+    await follow(machines, "A disk fails")
+    await check(machines)
+
+
+@pytest.mark.runbooks
 async def test_a_site_is_lost(make: Make) -> None:
     machines = make()
     await write(machines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from pathlib import Path
 
 import click
@@ -40,5 +41,9 @@ def run(config_path: Path, new_cluster: bool) -> None:
     """Serve until SIGTERM; in-flight work that was acknowledged is kept."""
     config = load_node_config(config_path)
     set_up_logs(config.log_level)
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (descriptors, descriptors)
+    )  # every client keeps a connection open
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config, SystemClock(), os.urandom, new_cluster=new_cluster))

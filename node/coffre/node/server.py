@@ -34,6 +34,7 @@ from coffre.node.serving import (
     Handler,
     Membership,
     Servicer,
+    VitalSigns,
     add_servicer,
 )
 from coffre.node.store import ShardStore
@@ -49,7 +50,6 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALLS_MAX = 1024  # every client keeps one open
 STOP_GRACE_SECONDS = 3.0
 RECLAIM_IDLE_SECONDS = 1.0
-_SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def serve(
@@ -83,8 +83,8 @@ async def serve(
         coordination = CoordinationServicer(member.handler, cluster_map.cluster_id)
         member.on_dropped = coordination.end_watches
         server, health_servicer = _server(config, servicer, coordination, clock)
-        # The library's word for the second is SERVING until somebody says otherwise.
-        await _say(health_servicer, _NOT_SERVING, SERVICE, "")
+        for service in (SERVICE, ""):  # else the library says SERVING of the second
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         try:
             if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, end.asked):
@@ -95,7 +95,11 @@ async def serve(
                     asyncio.create_task(watch.run()),
                     *member.start(suspensions),
                 ]
-                await _say(health_servicer, _SERVING, SERVICE, "")
+                served = member.coordination_failure if member.serves_coordination else None
+                signs = VitalSigns(store, health_servicer, clock, served)
+                await signs.look()
+                background.append(asyncio.create_task(signs.run()))
+                await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
                 await member.store_watch.look()
                 _say_ready(config, entry, cluster_map.epoch, member.store_watch.trouble)
                 await end.asked.wait()
@@ -140,15 +144,6 @@ class _End:
         handler.serving = False
         self.why = error
         self.asked.set()
-
-
-async def _say(
-    servicer: health.aio.HealthServicer,
-    status: health_pb2.HealthCheckResponse.ServingStatus.ValueType,
-    *services: str,
-) -> None:
-    for service in services:
-        await servicer.set(service, status)
 
 
 async def _may_serve(

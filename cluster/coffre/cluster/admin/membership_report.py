@@ -223,11 +223,21 @@ def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -
         else:
             used = f"{text_of_bytes(status.live_bytes)} ({status.live_bytes / node.capacity_bytes:.0%})"
             cells = [status.version, str(status.epoch), used, capacity, str(status.shards), _clock(report)]
-        health = report.health.value + ("" if report.health is Health.UP else " !")
+        health = _health(report)
         testimony = said.get(node.number)
         others = "-" if testimony is None else testimony.text + (" !" if testimony.is_shared else "")
         table.add_row(node.node_id, node.state.name.lower(), health, others, *cells, *moved)
     return table
+
+
+def _health(report: SurveyedNode) -> str:
+    """How it answers; and of one that does, whether it takes writes."""
+    status = report.status
+    if status is not None and (status.cannot_write or status.index_damaged):
+        return "disk failed !" if status.cannot_write else "index damaged !"
+    if status is not None and not status.writable:
+        return "disk full !"
+    return report.health.value + ("" if report.health is Health.UP else " !")
 
 
 def _testimonies(reports: Sequence[SurveyedNode]) -> dict[int, Testimony]:
@@ -266,6 +276,9 @@ def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]
                 "free_bytes": status.free_bytes,
                 "shards": status.shards,
                 "writable": status.writable,
+                "cannot_write": status.cannot_write,
+                "index_damaged": status.index_damaged,
+                "coordination_failure": status.coordination_failure,
             }
         if (testimony := said.get(node.number)) is not None:
             row["say_the_others"] = {

@@ -84,7 +84,16 @@ def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> li
     if status.epoch != epoch:
         text = f"is at map epoch {status.epoch}, this operator's map at {epoch}"
         findings.append(Finding(Level.WARNING, node, text))
-    if not status.writable:
+    if status.index_damaged:
+        text = 'its index is damaged: replace this node (docs/operations.md, "A disk fails")'
+        findings.append(Finding(Level.ERROR, node, text))
+    if status.coordination_failure:
+        text = f"serves coordination that has ended: {status.coordination_failure}"
+        findings.append(Finding(Level.ERROR, node, text))
+    if status.cannot_write:
+        text = f'takes no writes: {status.cannot_write} (docs/operations.md, "A disk fails")'
+        findings.append(Finding(Level.ERROR, node, text))
+    elif not status.writable:
         findings.append(Finding(Level.ERROR, node, "its disk is full: it takes deletes alone"))
     else:
         whole = status.disk_bytes + status.free_bytes

@@ -6,7 +6,6 @@ Callers and their event loop only queue; what a batch does is in coffre.node.tra
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 
 import lmdb
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, InternalError, ResourceExhausted, Unavailable
+from coffre.cluster.errors import CoffreError, IntegrityError, InternalError, ResourceExhausted, Unavailable
 from coffre.node.disk.chores import Chore, ForgetFiles
 from coffre.node.disk.index import Index
 from coffre.node.disk.large_shards import large_path
@@ -51,7 +50,6 @@ _BATCH_ITEMS_MAX = 4096
 _BATCH_BYTES_MAX = 16 << 20
 _ITEM_BYTES = 512  # what a queued item is taken to weigh beside its cell and manifest
 _FULL_BYTES = 1 << 20  # with less free space, a failed write is a full disk
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MUTATIONS = (
     *(Accept, Mark, Settle, Abort, QueueRepair, DropRepair),
     *(Restore, Refuse, Lock, Drop, Forget, Condemn, Collect),
@@ -143,7 +141,7 @@ class Committer:
         self._queued_bytes = 0
         self._waiting: deque[_Job] = deque()  # for room in the queue
         self._unlinked: list[int] = []
-        self._broken: str | None = None
+        self._ailments = index.ailments
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="coffre-committer", daemon=True)
         self.counters = counters
@@ -247,8 +245,8 @@ class Committer:
         """Make a batch durable, or give each of its jobs an error."""
         if not any(job.items for job in jobs):
             return  # who waits for what came before
-        if self._broken is not None:
-            _fail(jobs, Unavailable(self._broken))
+        if self._ailments.failure:
+            _fail(jobs, Unavailable(self._ailments.failure))
             return
         try:
             self._index.grow_if_needed()
@@ -257,34 +255,28 @@ class Committer:
         except lmdb.DiskError as error:
             _fail(jobs, ResourceExhausted(f"the disk of this node is full: {error}"))
         except OSError as error:
-            if error.errno in _FULL:
-                _fail(jobs, ResourceExhausted("the disk of this node is full"))
-            else:
-                self._break(jobs, error)
+            _fail(jobs, self._ailments.refusal(error))
         except lmdb.Error as error:
             if self._space.is_full() and not isinstance(error, lmdb.PanicError):
                 # LMDB calls a short write an input/output error; the pages written so far belong to nobody.
                 _fail(jobs, ResourceExhausted("the disk of this node is full"))
             else:
-                self._break(jobs, error)
+                self._ailments.index_failed(error)
+                _fail(jobs, Unavailable(self._ailments.failure))
         except Exception as error:  # noqa: BLE001 - its callers must hear of it
             if len(jobs) > 1:
                 for job in jobs:
                     self._commit([job])
                 return
             _log.exception("a mutation failed")
+            if isinstance(error, IntegrityError):
+                self._ailments.row_damaged()
             kept = (
                 error
                 if isinstance(error, CoffreError)
                 else InternalError(f"the store failed ({type(error).__name__})")
             )
             _fail(jobs, kept)
-
-    def _break(self, jobs: list[_Job], error: Exception) -> None:
-        # After a failed sync nobody knows what the disk holds: writing on could lose what was acknowledged.
-        self._broken = f"this node's disk failed ({error}); it writes nothing more until it is restarted"
-        _log.critical("%s", self._broken)
-        _fail(jobs, Unavailable(self._broken))
 
     def _try(self, jobs: list[_Job]) -> bool:
         """One transaction. False when the map was full; everything is undone then, as with every

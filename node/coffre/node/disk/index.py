@@ -15,6 +15,7 @@ from pathlib import Path
 import lmdb
 from coffre.cluster.errors import ConfigurationError, IntegrityError
 from coffre.cluster.names import ObjectName
+from coffre.node.disk.ailments import Ailments
 from coffre.node.disk.marks import Marks
 from coffre.node.disk.rows import (
     REST_BYTES_MAX,
@@ -88,11 +89,12 @@ class ReadGate:
 class Reading:
     """A read transaction as a context: LMDB's errors inside it become `IntegrityError`."""
 
-    __slots__ = ("_env", "_gate", "_txn")
+    __slots__ = ("_ailments", "_env", "_gate", "_txn")
 
-    def __init__(self, env: lmdb.Environment, gate: ReadGate) -> None:
+    def __init__(self, env: lmdb.Environment, gate: ReadGate, ailments: Ailments) -> None:
         self._env = env
         self._gate = gate
+        self._ailments = ailments
 
     def __enter__(self) -> lmdb.Transaction[bytes]:
         self._gate.enter()
@@ -101,6 +103,7 @@ class Reading:
         except BaseException as error:
             self._gate.leave()
             if isinstance(error, lmdb.Error):
+                self._ailments.index_read_badly(error)
                 raise _unreadable(error) from error
             raise
         return txn
@@ -108,7 +111,10 @@ class Reading:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._txn.abort()
         self._gate.leave()
+        if isinstance(error, IntegrityError):
+            self._ailments.row_damaged()
         if isinstance(error, lmdb.Error):
+            self._ailments.index_read_badly(error)
             raise _unreadable(error) from error
 
 
@@ -125,12 +131,13 @@ class Index:
     """The open environment. Reads are for any thread, inside `reading`; the write transaction is the
     committer's."""
 
-    def __init__(self, path: Path, map_bytes: int) -> None:
+    def __init__(self, path: Path, map_bytes: int, ailments: Ailments) -> None:
         """Raises `ConfigurationError` when LMDB cannot read what is there."""
         path.mkdir(exist_ok=True)
         data = path / "data.mdb"
         size_bytes = data.stat().st_size if data.exists() else 0
         self.path = path
+        self.ailments = ailments
         self.gate = ReadGate()
         self._roots: dict[tuple[str, str], bytes] = {}
         # Digest and versions of partitions (65,536 at most), as committed; for the committer's thread.
@@ -205,7 +212,7 @@ class Index:
 
     def reading(self) -> Reading:
         """A read transaction. Keep it short: it holds back the growth of the map and the reuse of pages."""
-        return Reading(self.env, self.gate)
+        return Reading(self.env, self.gate, self.ailments)
 
     def find(self, txn: lmdb.Transaction[bytes], name: ObjectName) -> bytes | None:
         """The key of an object's row; None when its directory does not exist, so neither does the row."""

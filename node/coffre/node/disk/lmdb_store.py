@@ -4,7 +4,6 @@ files."""
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import logging
 import os
@@ -12,6 +11,7 @@ import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
@@ -25,6 +25,7 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
+from coffre.node.disk.ailments import Ailments
 from coffre.node.disk.chores import (
     CommitLarge,
     DropStaged,
@@ -87,7 +88,8 @@ class _Parts:
         self.lock = lock
         self.large = root / "large"
         self.open_shards = OpenShards(self.large)
-        self.index = Index(root / "index", options.map_bytes)
+        self.ailments = Ailments(root)
+        self.index = Index(root / "index", options.map_bytes, self.ailments)
         try:
             self.store_id, self.counters = _identify(self.index, root)
             self.volumes = Volumes(root / "volumes", self.store_id)
@@ -239,6 +241,18 @@ class LmdbStore:
         if self._closed:
             raise Unavailable("the store is closed")
 
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise what a write of a large shard is refused with, unless there is room for so much."""
+        ailments = self._parts.ailments
+        if ailments.failure:
+            raise Unavailable(ailments.failure)
+        try:
+            room_bytes = self._parts.space.room_bytes()
+        except OSError as error:
+            raise ailments.refusal(error) from error
+        if room_bytes < size_bytes:
+            raise ResourceExhausted("the disk of this node is full")
+
     def _report(self, repair: QueueRepair) -> None:
         """Queue damage for repair; from any thread."""
         self._loop.call_soon_threadsafe(self._committer.post, ReportDamage(repair))
@@ -317,8 +331,7 @@ class LmdbStore:
     async def stage(self, tenant: str, data_id: bytes, shard_index: int) -> StagedWriter:
         self._check_open()
         check_stage(data_id, shard_index)
-        if self._parts.space.room_bytes() <= 0:
-            raise ResourceExhausted("the disk of this node is full")
+        self._check_room(1)
         (number,) = await self._committer.run([OpenLarge()])
         writer = _StagedWriter(self, number, staging_key(tenant, data_id, shard_index))
         await writer.open(tenant, data_id, shard_index)
@@ -351,21 +364,33 @@ class LmdbStore:
 
     # ---------------------------------------------------------------- status
 
+    async def probe(self) -> None:
+        """Write a little, and wait until it is synced: a disk that failed is known before anybody needs it."""
+        self._check_open()
+        with suppress(CoffreError):
+            await self._committer.run([Nothing()])
+
     async def status(self) -> StoreStatus:
         self._check_open()
-        parts = self._parts
+        parts, ailments = self._parts, self._parts.ailments
         counters = self._committer.counters
-        with parts.index.reading() as txn:
+        repairs = free_bytes = room_bytes = 0
+        with suppress(IntegrityError), parts.index.reading() as txn:
             repairs = txn.stat(parts.index.repairs)["entries"]
+        with suppress(OSError):
+            free_bytes, room_bytes = parts.space.free_bytes(), parts.space.room_bytes()
+        cannot_write = ailments.cannot_write()
         return StoreStatus(
             objects=counters.objects,
             shards=counters.shards,
             live_bytes=sum(state.live_bytes for state in parts.volumes.table.values())
             + parts.space.large_bytes,
             disk_bytes=parts.space.used_bytes(),
-            free_bytes=parts.space.free_bytes(),
-            writable=parts.space.room_bytes() > 0,
+            free_bytes=free_bytes,
+            writable=room_bytes > 0 and not cannot_write,
+            cannot_write=cannot_write,
             damaged=parts.damaged + self._reader.damaged,
+            index_damaged=ailments.index_damaged,
             repair_queue=repairs,
             syncs=self._committer.syncs,
         )
@@ -395,14 +420,13 @@ class _StagedWriter:
                 shard_index,
             )
         except OSError as error:
-            raise _write_error(error) from error
+            raise self._store._parts.ailments.refusal(error) from error
         self._count(self._writer.file_bytes)
 
     async def write(self, cells: Sequence[StoredCell]) -> None:
         writer = self._open_writer()
         writer.check(cells)
-        if self._store._parts.space.room_bytes() < sum(len(cell.data) for cell in cells):
-            raise ResourceExhausted("the disk of this node is full")
+        self._store._check_room(sum(len(cell.data) for cell in cells))
         buffers = writer.append(cells)
         self._count(writer.file_bytes)
         for filled in buffers:
@@ -457,17 +481,10 @@ class _StagedWriter:
             else:
                 await asyncio.shield(asyncio.wrap_future(self._writing))
         except OSError as error:
-            raise _write_error(error) from error
+            raise self._store._parts.ailments.refusal(error) from error
 
     def _open_writer(self) -> LargeShardWriter:
         self._store._check_open()
         if self._writer is None:
             raise Unavailable("this shard is not being staged any more")
         return self._writer
-
-
-def _write_error(error: OSError) -> CoffreError:
-    _log.error("a large shard cannot be written: %s", error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted("the disk of this node is full")
-    return Unavailable(f"this node cannot write: {error.strerror}")

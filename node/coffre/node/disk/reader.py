@@ -16,6 +16,7 @@ import lmdb
 from coffre.cluster.errors import IntegrityError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
+from coffre.node.disk.ailments import is_passing
 from coffre.node.disk.index import Index, partition_prefix
 from coffre.node.disk.large_shards import LargeShardReader
 from coffre.node.disk.marks import MarkView
@@ -196,6 +197,8 @@ class Reader:
         """No bytes, which is damage, unless the volume was emptied and dropped meanwhile."""
         if location.volume not in self._volumes.table:
             raise _Moved from None
+        if is_passing(error):
+            raise Unavailable("this node has no file descriptors left") from None
         _log.error("volume %d cannot be read: %s", location.volume, error)
         return b""
 
@@ -286,6 +289,8 @@ class Reader:
                     if ahead is not None:
                         ahead.cancel()
         except (IntegrityError, OSError) as error:
+            if isinstance(error, OSError) and is_passing(error):
+                raise Unavailable("this node has no file descriptors left") from None
             row = self.row(name)
             for entry in row.entries if row else ():
                 if row is not None and entry.stamp == stamp and entry.state != ABORTED:
@@ -432,6 +437,7 @@ class Reader:
             row = None if value is None else self._row(txn, name.tenant, key, value)
         except IntegrityError as error:
             self.damaged += 1
+            self._index.ailments.row_damaged()
             _log.error("%s", error)
             return None
         return None if row is None else PartitionRow(name, votes.bare(row.entries))

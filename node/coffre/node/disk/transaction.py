@@ -9,7 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from coffre.cluster.errors import CoffreError, InternalError, InvalidArgument, NotFound, ResourceExhausted
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from coffre.node.disk.digests import Digests
 from coffre.node.disk.index import Index, WriteKeys, partition_prefix
 from coffre.node.disk.large_files import LargeFiles
@@ -121,6 +128,8 @@ class Transaction:
         try:
             return _APPLY[type(mutation)](self, mutation, context)
         except CoffreError as failure:
+            if isinstance(failure, IntegrityError):
+                self.index.ailments.row_damaged()
             return Outcome(error=failure)
 
     def row_of(self, mutation: KeyMutation, context: bytes) -> tuple[bytes, Row]:

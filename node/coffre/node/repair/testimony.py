@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Sequence
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError
+from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError, RetryableError
 from coffre.cluster.transport import Transport
 from coffre.node.store import ShardStore, StoreIdentity
 from coffre.proto import coffre_pb2 as pb
@@ -40,7 +40,10 @@ async def witness(store: ShardStore, node_id: str, store_id: bytes, commits: int
     seen = StoreIdentity(*_SEEN.unpack(raw)) if len(raw) == _SEEN.size else _NOTHING
     if len(store_id) != 16 or seen.store_id not in (b"", store_id) or commits <= seen.commits:
         return seen
-    await store.keep_note(title, _SEEN.pack(store_id, commits))
+    try:
+        await store.keep_note(title, _SEEN.pack(store_id, commits))
+    except RetryableError as error:  # this disk takes nothing; others remember it, too
+        _log.info("what was told of another node's disk is not kept", extra={"error": type(error).__name__})
     return seen
 
 

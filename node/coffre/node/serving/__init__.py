@@ -7,6 +7,7 @@ May import: store, following, repair.
 from coffre.node.serving.handler import Handler
 from coffre.node.serving.membership import Membership
 from coffre.node.serving.servicer import COORDINATION, SERVICE, CoordinationServicer, Servicer, add_servicer
+from coffre.node.serving.vital_signs import VitalSigns
 
 __all__ = [
     "COORDINATION",
@@ -15,5 +16,6 @@ __all__ = [
     "Handler",
     "Membership",
     "Servicer",
+    "VitalSigns",
     "add_servicer",
 ]

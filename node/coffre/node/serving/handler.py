@@ -381,6 +381,8 @@ class Handler:
             disk_bytes=status.disk_bytes,
             free_bytes=status.free_bytes,
             writable=status.writable,
+            cannot_write=status.cannot_write,
+            index_damaged=status.index_damaged,
             damaged=status.damaged,
             syncs=status.syncs,
             repair_queue=status.repair_queue,

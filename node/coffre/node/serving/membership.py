@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import Coordination, RemoteCoordination
+from coffre.cluster.coordination import Coordination, EmbeddedCoordination, RemoteCoordination
 from coffre.cluster.identity import read_certificate
 from coffre.cluster.map import ClusterMap, MapNode, write_map
 from coffre.cluster.membership import ClusterMaps
@@ -56,6 +56,16 @@ class Membership:
     def tell(self, reply: pb.StatusReply) -> None:
         """Add to a status what this node serves of coordination."""
         self.store_watch.tell(reply)
+        reply.coordination_failure = self.coordination_failure()
+
+    @property
+    def serves_coordination(self) -> bool:
+        """Whether this node has a store of coordination, be it in use or not."""
+        return self._served is not None
+
+    def coordination_failure(self) -> str:
+        """Why the store of this node decides nothing any more; empty while it does, or there is none here."""
+        return self._served.failure if isinstance(self._served, EmbeddedCoordination) else ""
 
     def start(self, suspensions: Suspensions) -> list[asyncio.Task[None]]:
         """Follow the map and suspensions, and announce this node, until the tasks are cancelled."""

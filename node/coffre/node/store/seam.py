@@ -321,7 +321,8 @@ class PartitionRow:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """Counters of a store. `writable` is False while free space is below the reserve."""
+    """Counters of a store. `writable` is False while free space is below the reserve, or while `cannot_write` says why
+    else. `index_damaged`: rows or pages of the index do not read well, and the node is to be replaced."""
 
     objects: int = 0
     shards: int = 0
@@ -329,7 +330,9 @@ class StoreStatus:
     disk_bytes: int = 0
     free_bytes: int = 0
     writable: bool = True
+    cannot_write: str = ""
     damaged: int = 0
+    index_damaged: bool = False
     repair_queue: int = 0
     syncs: int = 0
 

@@ -64,6 +64,8 @@ def test_a_sound_cluster_has_nothing() -> None:
 
 full = status()
 full.writable = False
+failed = status(cannot_write="its disk burns")
+failed.writable = False
 NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
 
 
@@ -72,6 +74,9 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
     [
         (NodeReport(error="no route"), Level.ERROR, "does not answer: no route"),
         (NodeReport(full), Level.ERROR, "full"),
+        (NodeReport(failed), Level.ERROR, "takes no writes: its disk burns"),
+        (NodeReport(status(index_damaged=True)), Level.ERROR, "replace this node"),
+        (NodeReport(status(coordination_failure="the disk of it")), Level.ERROR, "ended: the disk of it"),
         (NodeReport(status(disk_bytes=900 * GB)), Level.WARNING, "9% free"),
         (NodeReport(status(damaged=3)), Level.WARNING, "damage 3 times"),
         (NodeReport(status(epoch=5)), Level.WARNING, "epoch 5"),
