@@ -3,6 +3,7 @@
 How commands of the document are carried out here, and nothing else is changed in them:
 
     10.0.*                      addresses of loopback, another 127.N.* for each test
+    8TB                         8MB, which every disk has: doctor compares
     ssh MACHINE COMMAND         COMMAND in a shell of this machine
     scp ... MACHINE:PATH        cp
     /etc/coffre, /srv           folders of that machine
@@ -140,7 +141,7 @@ class Machines:
             invoke(pki, "issue", "node", name, *where, *life, "--dir", keys)
         invoke(pki, "issue", "tenant", "clinic", "--dir", keys)
         invoke(pki, "issue", "operator", "alice", "--dir", keys)
-        offers = [f"--node={keys}/{name}.crt={self.local(at)}=8TB" for name, (_, at, _) in NODES.items()]
+        offers = [f"--node={keys}/{name}.crt={self.local(at)}=8MB" for name, (_, at, _) in NODES.items()]
         named = [f"--coordinator={name}" for name in coordinators]
         named += ["--coordination", "etcd"] if len(coordinators) > 1 else []
         out = ("--policy", "4+2", "--survives", "site", "--out", str(self.office / "cluster.map"))
@@ -155,8 +156,8 @@ class Machines:
     # ---------------------------------------------------------------- commands of the document
 
     def local(self, text: str) -> str:
-        """With addresses that exist here."""
-        return text.replace("10.0.", self._net)
+        """With addresses and capacities that exist here."""
+        return text.replace("10.0.", self._net).replace("=8TB", "=8MB")
 
     def shell(self, command: str, *, may_fail: bool = False) -> str:
         """What a command prints, on the operator's machine. Whatever it asks is answered with yes."""

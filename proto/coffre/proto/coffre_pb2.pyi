@@ -1669,6 +1669,8 @@ class StatusReply(_message.Message):
     SPACE_REFUSALS_FIELD_NUMBER: _builtins.int
     TENANTS_FIELD_NUMBER: _builtins.int
     ENDED_IN_ORDER_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    SERVES_NO_TENANT_FIELD_NUMBER: _builtins.int
     CANNOT_WRITE_FIELD_NUMBER: _builtins.int
     INDEX_DAMAGED_FIELD_NUMBER: _builtins.int
     COORDINATION_FAILURE_FIELD_NUMBER: _builtins.int
@@ -1700,6 +1702,10 @@ class StatusReply(_message.Message):
     """of the file system, or of the quota where that is less; 0: not known"""
     ended_in_order: _builtins.bool
     """the process before this one was told to end, and did"""
+    waiting: _builtins.bool
+    """it does not serve yet: others have to say first what they have seen of it"""
+    serves_no_tenant: _builtins.bool
+    """it lost its record of who is suspended, and waits for coordination"""
     cannot_write: _builtins.str
     """why it takes no writes, its disk failed, say; empty while it does, or is merely full"""
     index_damaged: _builtins.bool
@@ -1746,13 +1752,15 @@ class StatusReply(_message.Message):
         space_refusals: Global___SpaceRefusals | None = ...,
         tenants: _abc.Iterable[Global___SeenTenant] | None = ...,
         ended_in_order: _builtins.bool = ...,
+        waiting: _builtins.bool = ...,
+        serves_no_tenant: _builtins.bool = ...,
         cannot_write: _builtins.str = ...,
         index_damaged: _builtins.bool = ...,
         coordination_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "space_refusals", b"space_refusals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cannot_write", b"cannot_write", "certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "coordination", b"coordination", "coordination_failure", b"coordination_failure", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "ended_in_order", b"ended_in_order", "epoch", b"epoch", "free_bytes", b"free_bytes", "index_damaged", b"index_damaged", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "reserve_bytes", b"reserve_bytes", "shards", b"shards", "space_refusals", b"space_refusals", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "tenants", b"tenants", "unixtime_ms", b"unixtime_ms", "version", b"version", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cannot_write", b"cannot_write", "certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "coordination", b"coordination", "coordination_failure", b"coordination_failure", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "ended_in_order", b"ended_in_order", "epoch", b"epoch", "free_bytes", b"free_bytes", "index_damaged", b"index_damaged", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "reserve_bytes", b"reserve_bytes", "serves_no_tenant", b"serves_no_tenant", "shards", b"shards", "space_refusals", b"space_refusals", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "tenants", b"tenants", "unixtime_ms", b"unixtime_ms", "version", b"version", "waiting", b"waiting", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

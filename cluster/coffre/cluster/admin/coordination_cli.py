@@ -50,11 +50,11 @@ class _Session:
     def __init__(self, map_path: Path, directory: Path, operator: str) -> None:
         self.authority_path = directory / "ca.crt"
         tls = TlsFiles(self.authority_path, directory / f"{operator}.crt", directory / f"{operator}.key")
-        if load_identity(tls).role is not Role.OPERATOR:
+        self.clock = SystemClock()
+        if load_identity(tls, self.clock).role is not Role.OPERATOR:
             raise ConfigurationError(f"{tls.certificate} is not an operator's certificate")
         self.map, self.signed = read_map(map_path, self.authority_path)
         self.authority = read_certificate(self.authority_path)
-        self.clock = SystemClock()
         self.transport = GrpcTransport(self.map, tls)
         self.coordination = RemoteCoordination(self.transport)
 

@@ -114,7 +114,8 @@ async def open_access(config: Path | None, *, coordination_lost: bool = False) -
 
     `coordination_lost`: what the map says of coordinators is over; the newest map is the one that the nodes have.
     """
-    found, clock = load_operator_config(find_operator_config(config)), SystemClock()
+    clock = SystemClock()
+    found = load_operator_config(find_operator_config(config), clock)
     transport = GrpcTransport(found.cluster_map, found.tls)
     publisher: MapPublisher = FileMapPublisher(found.map_path, found.tls.authority, clock)
     coordinated = bool(found.cluster_map.coordinators) and not coordination_lost

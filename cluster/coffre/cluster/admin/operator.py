@@ -7,11 +7,22 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from coffre.cluster.errors import ConfigurationError, Unauthenticated
-from coffre.cluster.identity import Role, TlsFiles, load_identity
+from coffre.cluster.clock import Clock
+from coffre.cluster.errors import CoffreError, ConfigurationError, Unauthenticated
+from coffre.cluster.health import OwnFiles
+from coffre.cluster.identity import (
+    Role,
+    TlsFiles,
+    check_issuer,
+    end_ms,
+    identity_of_certificate,
+    load_identity,
+    load_tls,
+    read_certificate,
+)
 from coffre.cluster.map import ClusterMap, read_map
 
-__all__ = ["OperatorConfig", "find_operator_config", "load_operator_config"]
+__all__ = ["OperatorConfig", "find_operator_config", "load_operator_config", "own_files"]
 
 CONFIG_VARIABLE = "COFFRE_OPERATOR_CONFIG"
 DEFAULT_PLACES = (Path(".coffre/operator.toml"), Path("~/.config/coffre/operator.toml"))
@@ -41,8 +52,9 @@ def find_operator_config(given: Path | None) -> Path:
     )
 
 
-def load_operator_config(path: Path) -> OperatorConfig:
-    """Read and check `path`; relative paths count from its folder. Raises `ConfigurationError` or `Unauthenticated`."""
+def load_operator_config(path: Path, clock: Clock | None = None) -> OperatorConfig:
+    """Read and check `path`; relative paths count from its folder. With a clock, expired certificates are refused: no
+    node would answer. Raises `ConfigurationError` or `Unauthenticated`."""
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -60,9 +72,26 @@ def load_operator_config(path: Path) -> OperatorConfig:
     tls = TlsFiles(base / raw["authority"], base / raw["certificate"], base / raw["key"])
     map_path = base / raw["map"]
     cluster_map, _ = read_map(map_path, tls.authority)
-    identity = load_identity(tls)
+    identity = load_identity(tls, clock)
     if identity.role is not Role.OPERATOR:
         raise Unauthenticated(f"{tls.certificate} is not an operator's certificate")
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     return OperatorConfig(cluster_map, tls, map_path)
+
+
+def own_files(tls: TlsFiles) -> OwnFiles:
+    """When the certificates end that lie where the operator's own does, tenants' among them. Raises as `load_tls`."""
+    own = load_tls(tls)
+    authority = read_certificate(tls.authority)
+    tenants: dict[str, int] = {}
+    for path in sorted({*tls.certificate.parent.glob("*.crt"), *tls.authority.parent.glob("*.crt")}):
+        try:
+            certificate = read_certificate(path)
+            check_issuer(certificate, authority)
+            identity = identity_of_certificate(certificate)
+        except CoffreError:
+            continue  # something else that ends with .crt
+        if identity.role is Role.TENANT:
+            tenants[identity.name] = max(end_ms(certificate), tenants.get(identity.name, 0))
+    return OwnFiles(own.identity.name, own.expires_unixtime_ms, own.authority_expires_unixtime_ms, tenants)

@@ -10,7 +10,12 @@ from typing import TypeVar
 
 import click
 from coffre.cluster.admin.cli_errors import one_line_errors
-from coffre.cluster.admin.operator import OperatorConfig, find_operator_config, load_operator_config
+from coffre.cluster.admin.operator import (
+    OperatorConfig,
+    find_operator_config,
+    load_operator_config,
+    own_files,
+)
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.health import Level, NodeReport, examine
@@ -41,7 +46,7 @@ def _ask_all(
     call: Callable[[GrpcTransport, int], Awaitable[_T]],
 ) -> tuple[OperatorConfig, dict[int, _T | CoffreError]]:
     """Call every node that is not removed; an error stands for the answer of one that gives none."""
-    config = load_operator_config(find_operator_config(config_path))
+    config = load_operator_config(find_operator_config(config_path), SystemClock())
     known = {node.node_id: node.number for node in config.cluster_map.nodes}
     for node_id in node_ids:
         if node_id not in known:
@@ -234,9 +239,16 @@ def _ago(unixtime_ms: int) -> str:
 @click.command()
 @_operator
 @_json
+@click.option(
+    "--fail-on",
+    type=click.Choice(["warning", "error"]),
+    default="error",
+    show_default=True,
+    help="What ends with exit status 1: a warning is what will stop service if nobody acts, an error is what does.",
+)
 @one_line_errors
-def doctor(config_path: Path | None, as_json: bool) -> None:
-    """Look for what is wrong, or soon will be. Exit status 1 when an error is found."""
+def doctor(config_path: Path | None, as_json: bool, fail_on: str) -> None:
+    """Look for what is wrong, or soon will be: nodes, disks, clocks, versions, coordination, certificates."""
     clock = SystemClock()
 
     async def call(transport: GrpcTransport, number: int) -> NodeReport:
@@ -251,7 +263,7 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
         number: NodeReport(error=str(answer)) if isinstance(answer, CoffreError) else answer
         for number, answer in answers.items()
     }
-    findings = examine(config.cluster_map, reports, clock.unixtime_ms())
+    findings = examine(config.cluster_map, reports, clock.unixtime_ms(), own_files(config.tls))
     if as_json:
         click.echo(json.dumps([[f.level.name.lower(), f.subject, f.text] for f in findings], indent=2))
     else:
@@ -261,5 +273,5 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
         if findings:
             Console().print(table)
         click.echo(f"{len(reports)} nodes asked, {len(findings)} findings")
-    if any(finding.level is Level.ERROR for finding in findings):
+    if any(finding.level >= Level[fail_on.upper()] for finding in findings):
         raise SystemExit(1)

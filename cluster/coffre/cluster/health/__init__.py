@@ -5,7 +5,7 @@ May import: identity, map, transport.
 """
 
 from coffre.cluster.health.detection import Health, HealthLimits, HealthTracker
-from coffre.cluster.health.doctor import NodeReport, examine
+from coffre.cluster.health.doctor import NodeReport, OwnFiles, examine
 from coffre.cluster.health.findings import Finding, Level
 from coffre.cluster.health.node_survey import SurveyedNode, live_bytes, present_nodes, survey_nodes
 from coffre.cluster.health.stores import rival_stores
@@ -18,6 +18,7 @@ __all__ = [
     "HealthTracker",
     "Level",
     "NodeReport",
+    "OwnFiles",
     "SurveyedNode",
     "Testimony",
     "examine",

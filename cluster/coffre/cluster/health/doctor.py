@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coffre.cluster.health.certificates import of_authority, of_end, of_tenants
 from coffre.cluster.health.findings import Finding, Level
+from coffre.cluster.health.space import of_space
 from coffre.cluster.health.stores import of_coordination
 from coffre.cluster.health.witnesses import Testimony, lonely_accusers, testimonies
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["Finding", "Level", "NodeReport", "examine"]
+__all__ = ["Finding", "Level", "NodeReport", "OwnFiles", "examine"]
 
-CERTIFICATE_DAYS_MIN = 30
 CLOCK_SKEW_MS_MAX = 2_000
-DISK_FREE_MIN = 0.15
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,19 @@ class NodeReport:
     error: str = ""
 
 
-def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: int) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """What lies where the operator's own certificate does: when the certificates end, in Unix ms."""
+
+    operator: str
+    certificate_expires_ms: int
+    authority_expires_ms: int
+    tenants: Mapping[str, int]  # by name: of each the one that ends last
+
+
+def examine(
+    cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: int, own: OwnFiles | None = None
+) -> list[Finding]:
     """Findings, what matters most first."""
     findings: list[Finding] = []
     statuses = {n: report.status for n, report in reports.items() if report.status is not None}
@@ -49,6 +60,7 @@ def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: 
             level = Level.WARNING if testimony.is_shared else Level.NOTE
             findings.append(Finding(level, node.node_id, f"is {testimony.text}"))
         findings += _of_status(node.node_id, report.status, cluster_map.epoch, now_ms)
+        findings += of_space(node, report.status)
         if abs(report.skew_ms) > CLOCK_SKEW_MS_MAX:
             text = f"its clock is {report.skew_ms / 1000:+.1f} s off this machine's: set the clocks (NTP)"
             findings.append(Finding(Level.WARNING, node.node_id, text))
@@ -63,6 +75,12 @@ def examine(cluster_map: ClusterMap, reports: Mapping[int, NodeReport], now_ms: 
         for number, count in sorted(lonely_accusers(said).items())
     ]
     findings += of_coordination(cluster_map, statuses)
+    findings += of_tenants(statuses, own.tenants if own is not None else {}, now_ms)
+    if own is not None:
+        remedy = "issue a new one (coffre pki issue operator)"
+        mine = f"operator {own.operator}"
+        findings += of_end(mine, "the certificate that you use", own.certificate_expires_ms, now_ms, remedy)
+        findings += of_authority(own.authority_expires_ms, now_ms)
     findings += _of_census(cluster_map, reports)
     findings += _of_all(reports)
     return sorted(findings, key=lambda finding: -finding.level)
@@ -93,21 +111,21 @@ def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> li
     if status.cannot_write:
         text = f'takes no writes: {status.cannot_write} (docs/operations.md, "A disk fails")'
         findings.append(Finding(Level.ERROR, node, text))
-    elif not status.writable:
-        findings.append(Finding(Level.ERROR, node, "its disk is full: it takes deletes alone"))
-    else:
-        whole = status.disk_bytes + status.free_bytes
-        if whole and status.free_bytes < whole * DISK_FREE_MIN:
-            text = f"its disk is filling: {status.free_bytes / whole:.0%} free"
-            findings.append(Finding(Level.WARNING, node, text))
+    if status.waiting:
+        text = (
+            "runs and does not serve: it waits for other nodes to say what they have seen of it. Start them"
+        )
+        findings.append(Finding(Level.ERROR, node, text))
+    if status.serves_no_tenant:
+        text = (
+            "serves no tenant: it lost its record of who is suspended, and coordination has not told it yet"
+        )
+        findings.append(Finding(Level.ERROR, node, text))
     if status.damaged:
         text = f"has met damage {status.damaged} times since it started: look at its disk"
         findings.append(Finding(Level.WARNING, node, text))
-    expires_ms = status.certificate_expires_unixtime_ms
-    if expires_ms and expires_ms - now_ms < CERTIFICATE_DAYS_MIN * _DAY_MS:
-        days = (expires_ms - now_ms) / _DAY_MS
-        level = Level.ERROR if days < 3 else Level.WARNING
-        findings.append(Finding(level, node, f"its certificate runs out in {days:.0f} days: issue a new one"))
+    if expires_ms := status.certificate_expires_unixtime_ms:
+        findings += of_end(node, "its certificate", expires_ms, now_ms, "issue a new one")
     return findings
 
 

@@ -61,7 +61,9 @@ def of_coordination(cluster_map: ClusterMap, statuses: Mapping[int, pb.StatusRep
     findings = [
         Finding(Level.WARNING if is_served else Level.ERROR, cluster_map.node(number).node_id, trouble)
         for number, trouble in troubles.items()
-        if trouble and number in statuses
+        if trouble
+        and number in statuses
+        and not statuses[number].coordination_failure  # said of the node already
     ]
     if not is_served:
         named = ", ".join(cluster_map.node(number).node_id for number in cluster_map.coordinators)

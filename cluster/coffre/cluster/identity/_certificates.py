@@ -22,6 +22,7 @@ __all__ = [
     "check_issuer",
     "check_validity",
     "datetime_of_ms",
+    "end_ms",
     "load_der",
     "load_pem",
     "parse_certificate",
@@ -38,6 +39,11 @@ _AUTHORITY_URI = re.compile(r"coffre://([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/au
 def datetime_of_ms(unixtime_ms: int) -> datetime:
     """The moment that a `Clock` tells, with its time zone (UTC), whole seconds as in certificates."""
     return datetime.fromtimestamp(unixtime_ms // 1000, UTC)
+
+
+def end_ms(certificate: x509.Certificate) -> int:
+    """The last moment at which a certificate is valid, in Unix ms."""
+    return int(certificate.not_valid_after_utc.timestamp() * 1000)
 
 
 def load_pem(raw: bytes) -> x509.Certificate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,8 @@ from coffre.cluster.identity._certificates import (
     authority_cluster_id,
     check_issuer,
     check_validity,
+    end_ms,
+    load_pem,
     parse_certificate,
     parse_key,
 )
@@ -26,6 +29,7 @@ __all__ = [
     "channel_credentials",
     "load_identity",
     "load_tls",
+    "peer_certificate_end_ms",
     "peer_identity",
     "server_credentials",
 ]
@@ -49,6 +53,7 @@ class TlsMaterial:
     certificate: bytes
     key: bytes = field(repr=False)
     expires_unixtime_ms: int = 0  # when this member's certificate runs out
+    authority_expires_unixtime_ms: int = 0
 
 
 def load_tls(files: TlsFiles, clock: Clock | None = None) -> TlsMaterial:
@@ -84,7 +89,8 @@ def load_tls(files: TlsFiles, clock: Clock | None = None) -> TlsMaterial:
         parsed_authority.public_bytes(Encoding.PEM),
         parsed.public_bytes(Encoding.PEM),
         key,
-        int(parsed.not_valid_after_utc.timestamp() * 1000),
+        end_ms(parsed),
+        end_ms(parsed_authority),
     )
 
 
@@ -105,6 +111,20 @@ def server_credentials(files: TlsFiles, clock: Clock | None = None) -> grpc.Serv
     return grpc.ssl_server_credentials(
         [(material.key, material.certificate)], material.authority, require_client_auth=True
     )
+
+
+def peer_certificate_end_ms(auth_context: Mapping[str, Iterable[bytes]]) -> int:
+    """When the certificate ends that a peer has shown, in Unix ms, from `ServicerContext.auth_context()`.
+
+    To be asked once `peer_identity` has found it in order.
+    """
+    (certificate,) = auth_context["x509_pem_cert"]
+    return _end_of_pem(bytes(certificate))
+
+
+@lru_cache(maxsize=1024)
+def _end_of_pem(pem: bytes) -> int:
+    return end_ms(load_pem(pem))
 
 
 def peer_identity(auth_context: Mapping[str, Iterable[bytes]], cluster_id: str) -> Identity:

@@ -91,12 +91,22 @@ class DiskSpace:
         stat = os.statvfs(self._root)
         return stat.f_bavail * stat.f_frsize < _FULL_BYTES
 
-    def room_bytes(self) -> int:
-        """What is free above the reserve. A small quota keeps an eighth of itself as its reserve."""
+    def size_bytes(self) -> int:
+        """The whole disk, or the quota, whichever is less."""
+        stat = os.statvfs(self._root)
+        size = stat.f_blocks * stat.f_frsize
+        capacity = self._options.capacity_bytes
+        return size if capacity is None else min(size, capacity)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What only deletes may use. A small quota keeps an eighth of itself as its reserve."""
         reserve, capacity = self._options.reserve_bytes, self._options.capacity_bytes
-        if capacity is not None:
-            reserve = min(reserve, capacity // 8)
-        return self.free_bytes() - reserve
+        return reserve if capacity is None else min(reserve, capacity // 8)
+
+    def room_bytes(self) -> int:
+        """What is free above the reserve."""
+        return self.free_bytes() - self.reserve_bytes
 
 
 class _Job:

@@ -374,11 +374,12 @@ class LmdbStore:
         self._check_open()
         parts, ailments = self._parts, self._parts.ailments
         counters = self._committer.counters
-        repairs = free_bytes = room_bytes = 0
+        repairs = free_bytes = room_bytes = size_bytes = 0
         with suppress(IntegrityError), parts.index.reading() as txn:
             repairs = txn.stat(parts.index.repairs)["entries"]
         with suppress(OSError):
             free_bytes, room_bytes = parts.space.free_bytes(), parts.space.room_bytes()
+            size_bytes = parts.space.size_bytes()
         cannot_write = ailments.cannot_write()
         return StoreStatus(
             objects=counters.objects,
@@ -387,6 +388,8 @@ class LmdbStore:
             + parts.space.large_bytes,
             disk_bytes=parts.space.used_bytes(),
             free_bytes=free_bytes,
+            reserve_bytes=parts.space.reserve_bytes,
+            size_bytes=size_bytes,
             writable=room_bytes > 0 and not cannot_write,
             cannot_write=cannot_write,
             damaged=parts.damaged + self._reader.damaged,

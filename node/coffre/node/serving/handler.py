@@ -28,6 +28,7 @@ from coffre.codec import crc32c
 from coffre.node.following import EpochFence, MapHolder, PeerWatch
 from coffre.node.repair import RepairSwitch, pack_digests, row_message, witness
 from coffre.node.serving.replies import batch_reply, cells_of_range, put_version, refuse
+from coffre.node.serving.sightings import Refusals, TenantsMet
 from coffre.node.store import (
     Abort,
     Accept,
@@ -70,6 +71,7 @@ class Handler:
         self.tellers: list[
             Callable[[pb.StatusReply], None]
         ] = []  # others that add to what this node says of itself
+        self.refusals, self.tenants_met = Refusals(clock), TenantsMet(clock)
         self.certificate_expires_ms = 0
         self.started_ms = clock.unixtime_ms()
         self.serving = True
@@ -268,8 +270,10 @@ class Handler:
 
     async def write_shard(self, peer: Identity, requests: AsyncIterator[ShardChunk]) -> pb.WriteShardReply:
         writer = None
+        size_bytes = 0
         try:
             async for request in requests:
+                size_bytes += sum(len(cell.data) for cell in request.cells)
                 if writer is None:
                     header = request.header or pb.ShardHeader()
                     self._admit(peer, header.tenant)  # at any epoch: the Accept that adopts it decides
@@ -282,7 +286,9 @@ class Handler:
             if writer is None:
                 raise InvalidArgument("the stream ended before its header")
             staged = await writer.commit()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ResourceExhausted):
+                self.refusals.note(size_bytes)
             if writer is not None:
                 await writer.discard()
             raise
@@ -380,9 +386,13 @@ class Handler:
             live_bytes=status.live_bytes,
             disk_bytes=status.disk_bytes,
             free_bytes=status.free_bytes,
+            reserve_bytes=status.reserve_bytes,
+            disk_size_bytes=status.size_bytes,
             writable=status.writable,
             cannot_write=status.cannot_write,
             index_damaged=status.index_damaged,
+            waiting=not self.serving,
+            serves_no_tenant=self._maps.suspended is None,
             damaged=status.damaged,
             syncs=status.syncs,
             repair_queue=status.repair_queue,
@@ -392,7 +402,7 @@ class Handler:
         )
         if self.watch is not None:
             self.watch.tell(reply)
-        for tell in self.tellers:
+        for tell in (self.refusals.tell, self.tenants_met.tell, *self.tellers):
             tell(reply)
         return reply
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 from coffre.cluster.errors import CoffreError, InternalError, OutcomeUnknown, Unavailable
-from coffre.cluster.identity import Identity, peer_identity
+from coffre.cluster.identity import Identity, Role, peer_certificate_end_ms, peer_identity
 from coffre.node.serving.coordination import CoordinationHandler
 from coffre.node.serving.handler import Handler
 from coffre.proto import coffre_pb2 as pb
@@ -42,7 +43,8 @@ class Servicer:
         self._exchanges: set[_Exchange] = set()
 
     async def Exchange(self, requests: AsyncIterator[pb.BatchRequest], context: _Context) -> None:  # type: ignore[type-arg]
-        exchange = _Exchange(self._handler, self._peer(context), context, self._places)
+        peer = self._peer(context)
+        exchange = _Exchange(self._handler, peer, context, self._places, self._meet(peer, context))
         self._exchanges.add(exchange)
         try:
             await exchange.run()
@@ -115,7 +117,15 @@ class Servicer:
         return await _answer("get_map", self._handler.get_map(self._peer(context), request), context)
 
     def _peer(self, context: _Context) -> Identity:  # type: ignore[type-arg]
-        return _peer_of(context, self._cluster_id)
+        peer = _peer_of(context, self._cluster_id)
+        self._meet(peer, context)()
+        return peer
+
+    def _meet(self, peer: Identity, context: _Context) -> Callable[[], None]:  # type: ignore[type-arg]
+        """What to call whenever this peer sends something: calls may stay open for weeks."""
+        if peer.role is not Role.TENANT:
+            return lambda: None
+        return partial(self._handler.tenants_met.note, peer.name, peer_certificate_end_ms(_auth_of(context)))
 
 
 class CoordinationServicer:
@@ -196,8 +206,10 @@ class _Exchange:
         peer: Identity,
         context: _Context,  # type: ignore[type-arg]
         places: asyncio.Semaphore,
+        meet: Callable[[], None],
     ) -> None:
         self._handler = handler
+        self._meet = meet
         self._peer = peer
         self._context = context
         self._places = places
@@ -251,6 +263,7 @@ class _Exchange:
             self._task.cancel()  # the caller is gone
 
     async def _answer(self, request: pb.BatchRequest) -> None:
+        self._meet()
         try:
             reply = await self._handler.batch(self._peer, request)
         except CoffreError as error:
@@ -269,8 +282,11 @@ def _log_bug(method: str, error: Exception) -> None:
 
 
 def _peer_of(context: _Context, cluster_id: str) -> Identity:  # type: ignore[type-arg]
-    auth = {name: list(values) for name, values in context.auth_context().items()}
-    return peer_identity(auth, cluster_id)
+    return peer_identity(_auth_of(context), cluster_id)
+
+
+def _auth_of(context: _Context) -> dict[str, list[bytes]]:  # type: ignore[type-arg]
+    return {name: list(values) for name, values in context.auth_context().items()}
 
 
 async def _answer(method: str, call: Awaitable[_Reply], context: _Context) -> _Reply:  # type: ignore[type-arg]

@@ -329,6 +329,8 @@ class StoreStatus:
     live_bytes: int = 0
     disk_bytes: int = 0
     free_bytes: int = 0
+    reserve_bytes: int = 0  # of these: only deletes may use it
+    size_bytes: int = 0  # of the disk, or of the quota where that is less; 0: not known
     writable: bool = True
     cannot_write: str = ""
     damaged: int = 0

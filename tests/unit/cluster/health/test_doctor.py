@@ -11,7 +11,7 @@ from coffre.cluster.admin.operator import find_operator_config, load_operator_co
 from coffre.cluster.admin.operator_cli import doctor
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.health import Level, NodeReport, examine
-from coffre.cluster.health.doctor import Finding
+from coffre.cluster.health.doctor import Finding, OwnFiles
 from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Policy
 from coffre.proto import coffre_pb2 as pb
 
@@ -37,6 +37,7 @@ def status(**changes: object) -> pb.StatusReply:
         writable=True,
         disk_bytes=10 * GB,
         free_bytes=90 * GB,
+        unixtime_ms=NOW_MS,
         certificate_expires_unixtime_ms=NOW_MS + 300 * DAY_MS,
     )
     reply.MergeFrom(pb.StatusReply(**changes))  # type: ignore[arg-type]
@@ -62,6 +63,10 @@ def test_a_sound_cluster_has_nothing() -> None:
     assert of_first(SOUND) == []
 
 
+def refused(last_bytes: int) -> pb.SpaceRefusals:
+    return pb.SpaceRefusals(count=2, last_unixtime_ms=NOW_MS - 5 * 60_000, last_bytes=last_bytes)
+
+
 full = status()
 full.writable = False
 failed = status(cannot_write="its disk burns")
@@ -78,6 +83,29 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
         (NodeReport(status(index_damaged=True)), Level.ERROR, "replace this node"),
         (NodeReport(status(coordination_failure="the disk of it")), Level.ERROR, "ended: the disk of it"),
         (NodeReport(status(disk_bytes=900 * GB)), Level.WARNING, "9% free"),
+        (NodeReport(status(reserve_bytes=89 * GB)), Level.WARNING, "9% free, beside the reserve of 89.0 GB"),
+        (
+            NodeReport(status(disk_size_bytes=GB // 2)),
+            Level.WARNING,
+            "counts on 1.0 GB, and its disk, or quota, has 500.0 MB",
+        ),
+        (
+            NodeReport(status(space_refusals=refused(9 * GB))),
+            Level.NOTE,
+            "refused 2 large shards for lack of space",
+        ),
+        (
+            NodeReport(status(space_refusals=refused(91 * GB))),
+            Level.ERROR,
+            "the last, of 91.0 GB or more, 5 min ago. It does not",
+        ),
+        (NodeReport(status(waiting=True)), Level.ERROR, "does not serve"),
+        (NodeReport(status(serves_no_tenant=True)), Level.ERROR, "serves no tenant"),
+        (
+            NodeReport(status(certificate_expires_unixtime_ms=NOW_MS - 2 * DAY_MS)),
+            Level.ERROR,
+            "expired, 2 days ago",
+        ),
         (NodeReport(status(damaged=3)), Level.WARNING, "damage 3 times"),
         (NodeReport(status(epoch=5)), Level.WARNING, "epoch 5"),
         (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + 9 * DAY_MS)), Level.WARNING, "9 days"),
@@ -155,6 +183,62 @@ def test_releases_that_differ() -> None:
 def test_what_matters_most_comes_first() -> None:
     worse = repair(queue=[NEEDS], paused=True, rounds=1, partitions=3)
     assert [finding.level for finding in of_first(worse)] == [Level.ERROR, Level.WARNING, Level.NOTE]
+
+
+def shows(**days: int) -> NodeReport:
+    """A node that tenants have shown certificates to, which end in so many days."""
+    met = [
+        pb.SeenTenant(name=n, certificate_expires_unixtime_ms=NOW_MS + d * DAY_MS) for n, d in days.items()
+    ]
+    return NodeReport(status(tenants=met), SOUND.repair)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "files", "found"),
+    [
+        (shows(clinic=400), shows(clinic=400), {"clinic": 400, "lab": 300}, []),
+        (
+            shows(clinic=9),
+            shows(clinic=400),
+            {},
+            [(Level.WARNING, "tenant clinic", "in 9 days: issue a new one")],
+        ),
+        (SOUND, shows(clinic=2), {"clinic": 2}, [(Level.ERROR, "tenant clinic", "in 2 days")]),
+        (SOUND, shows(clinic=2), {"clinic": 400}, [(Level.ERROR, "tenant clinic", "a newer one was issued")]),
+        (
+            SOUND,
+            SOUND,
+            {"lab": -5},
+            [(Level.ERROR, "tenant lab", "expired, 5 days ago: issue a new one; or take")],
+        ),
+    ],
+)
+def test_every_tenants_certificate_that_can_be_seen(
+    first: NodeReport, second: NodeReport, files: dict[str, int], found: list[tuple[Level, str, str]]
+) -> None:
+    ends = {name: NOW_MS + days * DAY_MS for name, days in files.items()}
+    own = OwnFiles("alice", NOW_MS + 400 * DAY_MS, NOW_MS + 3000 * DAY_MS, ends)
+    findings = examine(MAP, {1: first, 2: second}, NOW_MS, own)
+    assert [(f.level, f.subject) for f in findings] == [(level, subject) for level, subject, _ in found]
+    assert all(text in f.text for f, (_, _, text) in zip(findings, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("own_days", "authority_days", "level", "subject", "text"),
+    [
+        (20, 3000, Level.WARNING, "operator alice", "the certificate that you use runs out in 20 days"),
+        (1, 3000, Level.ERROR, "operator alice", "pki issue operator"),
+        (400, 100, Level.WARNING, "authority", "runs out in 100 days, and with it every certificate"),
+        (400, 20, Level.ERROR, "authority", "runs out in 20 days"),
+    ],
+)
+def test_the_operators_own_certificate_and_the_authoritys(
+    own_days: int, authority_days: int, level: Level, subject: str, text: str
+) -> None:
+    own = OwnFiles("alice", NOW_MS + own_days * DAY_MS, NOW_MS + authority_days * DAY_MS, {})
+    (finding,) = examine(MAP, {1: SOUND, 2: SOUND}, NOW_MS, own)
+    assert (finding.level, finding.subject) == (level, subject)
+    assert text in finding.text
 
 
 @pytest.mark.parametrize("text", ["map = 1", "nonsense", 'map = "m"', 'color = "red"'])
