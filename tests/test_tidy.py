@@ -79,6 +79,7 @@ MAKES_ITS_OWN = {
         "uuid.uuid4"
     },  # a store's id, drawn once when its directory is made
     "cluster/coffre/cluster/admin/cli.py": {"secrets.token_hex", "os.urandom"},  # main
+    "client/coffre/cli/_get.py": {"os.urandom"},  # main
     "bench/coffre/bench": BANNED,  # measures, starts processes, makes its own certificates
 }
 

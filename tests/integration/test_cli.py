@@ -69,7 +69,7 @@ def test_put_get_ls_stat_rm(running_cluster: LocalCluster, tmp_path: Path) -> No
     assert b"site-1" in ok(running_cluster, "locate", "cli/stdin")
     assert b"deleted cli/stdin" in ok(running_cluster, "rm", "cli/stdin")
     one_line(run(running_cluster, "stat", "cli/stdin"), 3)
-    ok(running_cluster, "rm", "-r", "cli/tree/")
+    ok(running_cluster, "rm", "-r", "cli/tree/", "--yes")
     assert ok(running_cluster, "ls", "-r", "cli/tree/") == b""
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import io
 import os
+import signal
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -31,12 +34,75 @@ def _collect_seldom() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def _open_streams() -> None:
+    """Open what the caller closed of standard input, output and error, so that no file or socket gets its number.
+
+    What is written goes nowhere; reading fails, for nobody meant nothing by it. `sys.__stdin__` and `sys.__stdout__`
+    stay None, which commands that move data by them look at.
+    """
+    for descriptor, flags in ((0, os.O_WRONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest number that is free: this one
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name that the terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run() -> int:
+    """Run the command; return its exit status."""
+    import click
+    from coffre.cli._tree import tree
+
+    output = sys.stdout
+    try:
+        result = tree.main(prog_name="coffre", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        click.echo("coffre: nothing is done", err=True)
+        return 1
+    except SystemExit:
+        if sys.stdout is not output:  # click's way to end by a broken pipe
+            raise BrokenPipeError from None
+        raise
+    return result if type(result) is int else 0  # click's own: what a command returns is None
+
+
+def _die_by(signum: signal.Signals) -> NoReturn:
+    """End as a program that never heard of the signal, and so without a word."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # it is blocked
+
+
 def main() -> None:
     """Entry point of the `coffre` command."""
     # gRPC's own lines are neither JSON nor for users, and it reads this when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _keep_freed_memory()
-    _collect_seldom()
-    from coffre.cli._tree import tree
-
-    sys.exit(tree(prog_name="coffre"))
+    _open_streams()
+    try:
+        _keep_freed_memory()
+        _collect_seldom()
+        status = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: whoever reads has what was wanted
+        _die_by(signal.SIGPIPE)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except OSError as error:
+        sys.stderr.write(f"coffre: cannot write: {error.strerror}\n")
+        status = 1
+    sys.exit(status)

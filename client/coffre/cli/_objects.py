@@ -14,9 +14,8 @@ from coffre.client.async_client import AsyncClient
 from coffre.client.config import PASSPHRASE_VARIABLE
 from coffre.client.keys import KeyRing
 from coffre.client.model import ObjectInfo
-from coffre.cluster.admin import one_line_errors
+from coffre.cluster.admin import one_line_errors, print_table
 from coffre.cluster.errors import InvalidArgument, NotFound
-from rich.console import Console
 from rich.table import Table
 
 __all__ = ["keyring", "locate", "ls", "stat", "versions"]
@@ -115,7 +114,7 @@ def locate(ctx: click.Context, target: str, as_json: bool) -> None:
         kind = "parity" if place.parity else "data"
         row = (str(place.shard_index), kind, place.node_id, place.site, place.operator, place.state)
         table.add_row(*row, str(place.size_bytes))
-    Console().print(table)
+    print_table(table)
 
 
 @click.group()

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
+import stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import click
-from coffre.cli._session import json_option, print_json, progress_bar, quiet_option, run, split
+from coffre.cli._folders import FoundFile, walk
+from coffre.cli._many import Tally, do_all
+from coffre.cli._session import (
+    folder_prefix,
+    json_option,
+    print_json,
+    printable,
+    progress_bar,
+    quiet_option,
+    run,
+    split,
+)
+from coffre.client._targets import unjoined
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import one_line_errors
+from coffre.cluster.errors import InvalidArgument
 
 __all__ = ["put"]
 
-_T = TypeVar("_T")
-_FILES_IN_FLIGHT = 16
-_STDIN_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What goes with every object of one command."""
+
+    content_type: str
+    metadata: dict[str, str]
+    if_absent: bool
+    if_version: str | None
 
 
 @click.command()
@@ -49,82 +70,91 @@ def put(
 ) -> None:
     """Store SOURCE (a file, a folder, or - for standard input) as BUCKET/KEY.
 
-    A folder's files go below BUCKET/KEY as a prefix. A key that ends in / gets the file's name appended.
+    A folder's files go below BUCKET/KEY/. A key that ends in / gets the file's name appended. What is left out of a
+    folder (what cannot be read, links to folders, what is no file) is named, the rest is stored, and the status is 1.
     """
+    how = _How(content_type, dict(pair.partition("=")[::2] for pair in metadata), if_absent, if_version)
+    shown = not (quiet or as_json)
+    is_stream = _is_stream(source)
     bucket, key = split(target, key_required=str(source) == "-")
-    pairs = dict(pair.partition("=")[::2] for pair in metadata)
-    files = _files_to_put(source, key)
-    total_bytes = sum(path.stat().st_size for path, _ in files) if str(source) != "-" else None
-
-    async def work(client: AsyncClient) -> list[ObjectInfo]:
-        with progress_bar(total_bytes, "storing", quiet=quiet or as_json) as advance:
-            if str(source) == "-":
-                stored = await client.put(
-                    bucket,
-                    key,
-                    _stdin(),
-                    content_type=content_type,
-                    metadata=pairs,
-                    if_absent=if_absent,
-                    if_version=if_version,
-                )
-                return [stored]
-
-            async def one(item: tuple[Path, str]) -> ObjectInfo:
-                path, name = item
-                return await client.put_file(
-                    bucket,
-                    name,
-                    path,
-                    content_type=content_type,
-                    metadata=pairs,
-                    if_absent=if_absent,
-                    if_version=if_version,
-                    progress=advance,
-                )
-
-            return [info async for info in _bounded(files, one)]
-
-    infos = run(ctx, work)
-    if as_json:
-        print_json([dataclasses.asdict(info) for info in infos])
-    elif not quiet:
-        for info in infos:
-            click.echo(f"{info.bucket}/{info.key}  {info.size_bytes} bytes  version {info.version}")
-
-
-def _files_to_put(source: Path, key: str) -> list[tuple[Path, str]]:
-    if str(source) == "-":
-        return []
+    tally = Tally[ObjectInfo]()
     if source.is_dir():
-        prefix = key if not key or key.endswith("/") else key + "/"
-        paths = sorted(path for path in source.rglob("*") if path.is_file())
-        return [(path, prefix + path.relative_to(source).as_posix()) for path in paths]
-    return [(source, key + source.name if not key or key.endswith("/") else key)]
+        if if_version is not None:
+            raise click.UsageError("--if-version goes with one file")
+        files = list(walk(source, tally.leave_out))
+        run(ctx, lambda client: _put_folder(client, files, bucket, folder_prefix(key), how, tally, shown))
+        tally.done.sort(key=lambda info: info.key)
+    else:
+        is_named = str(source) != "-" and (not key or key.endswith("/"))
+        name = key + source.name if is_named else key
+        size_bytes = None if is_stream else source.stat().st_size
+
+        async def one(client: AsyncClient) -> ObjectInfo:
+            if is_stream:
+                return await client.put(bucket, name, _chunks(source), **dataclasses.asdict(how))
+            with progress_bar(size_bytes, "storing", quiet=not shown) as advance:
+                return await client.put_file(
+                    bucket, name, source, **dataclasses.asdict(how), progress=advance
+                )
+
+        tally.add(run(ctx, one))
+    if as_json:
+        print_json([dataclasses.asdict(info) for info in tally.done])
+    elif not quiet:
+        for info in tally.done:
+            click.echo(
+                f"{info.bucket}/{printable(info.key)}  {info.size_bytes} bytes  version {info.version}"
+            )
+    tally.end("stored")
 
 
-async def _stdin() -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    while chunk := await loop.run_in_executor(None, os.read, sys.stdin.fileno(), _STDIN_CHUNK_BYTES):
-        yield chunk
+async def _put_folder(
+    client: AsyncClient,
+    files: list[FoundFile],
+    bucket: str,
+    prefix: str,
+    how: _How,
+    tally: Tally[ObjectInfo],
+    shown: bool,
+) -> None:
+    """Store what was found in a folder, file by file."""
+    options = dataclasses.asdict(how)
+    with progress_bar(sum(file.size_bytes for file in files), "storing", quiet=not shown) as advance:
+
+        async def one(file: FoundFile) -> ObjectInfo:
+            return await client.put_file(
+                bucket, prefix + file.relative, file.path, **options, progress=advance
+            )
+
+        await do_all(files, one, lambda file: str(file.path), tally)
 
 
-async def _bounded(
-    items: Iterable[_T], call: Callable[[_T], Awaitable[ObjectInfo]]
-) -> AsyncIterator[ObjectInfo]:
-    """Run `call` on every item, a bounded number at once; the first error ends it."""
-    source = iter(items)
-    done: list[ObjectInfo] = []
+def _is_stream(source: Path) -> bool:
+    """Whether a source has no size before it ends: standard input, a pipe, a device."""
+    if str(source) == "-":
+        if sys.__stdin__ is None:
+            raise InvalidArgument("standard input is closed: there is nothing to store")
+        return True
+    mode = source.stat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
-    async def worker() -> None:
-        for item in source:
-            done.append(await call(item))
 
-    workers = [asyncio.create_task(worker()) for _ in range(_FILES_IN_FLIGHT)]
+async def _chunks(source: Path) -> AsyncIterator[bytes]:
+    """What comes from a stream. Who waits for it can be interrupted."""
+    descriptor = 0
+    if str(source) != "-":
+        descriptor = await unjoined(lambda: os.open(source, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    reading = False
     try:
-        await asyncio.gather(*workers)
+        while True:
+            reading = True
+            chunk = await unjoined(lambda: os.read(descriptor, _CHUNK_BYTES))
+            reading = False
+            if not chunk:
+                return
+            yield chunk
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {source}: {error.strerror}") from None
     finally:
-        for each in workers:
-            each.cancel()
-    for info in sorted(done, key=lambda info: info.key):
-        yield info
+        if descriptor and not reading:
+            os.close(descriptor)

@@ -12,7 +12,7 @@ __all__ = ["tree"]
 
 _OBJECT_COMMANDS = {
     "put": "Store a file, a folder or standard input.",
-    "get": "Fetch an object or everything below a prefix.",
+    "get": "Fetch an object, or a folder of them (-r).",
     "ls": "List objects.",
     "rm": "Delete objects.",
     "stat": "Show what is known of an object.",
@@ -87,7 +87,7 @@ def tree(ctx: click.Context, config: Path | None) -> None:
     """Coffre: an object store for health records that no node and no hosting company alone can read.
 
     Objects are named BUCKET/KEY. Exit status: 0 done, 1 failure, 2 usage or configuration, 3 not found, 4 not
-    permitted, 5 unavailable (try again), 6 damaged data.
+    permitted, 5 unavailable (try again), 6 damaged data, 130 interrupted.
     """
     ctx.obj = config
 

@@ -26,6 +26,7 @@ from coffre.client._streams import (
     SEGMENT_BYTES,
     each,
 )
+from coffre.client._targets import open_target
 from coffre.client.keys import KeyProvider
 from coffre.client.model import (
     ClientOptions,
@@ -343,28 +344,32 @@ class AsyncClient:
         key: str,
         path: Path,
         *,
+        start: int = 0,
+        length: int | None = None,
         version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Write an object to a file, which appears only when it is whole and synced; return its size."""
-        partial = path.with_name(f"{path.name}.{self._ground.entropy(4).hex()}.part")
+        """Write an object, or a range of it, to a file; return the number of bytes. Raises `NotFound`.
+
+        A regular file appears only when it is whole and synced, in the mode of one that it replaces. Links are
+        followed, and what is no regular file (a device, a pipe) is written into. `progress` gets numbers of bytes.
+        """
+        if "\0" in str(path):
+            raise InvalidArgument("the name of a file has no NUL")
+        pieces = self.get_stream(bucket, key, start=start, length=length, version=version)
         size_bytes = 0
-        loop = asyncio.get_running_loop()
         try:
-            with partial.open("wb") as file:
-                async with aclosing(self.get_stream(bucket, key, version=version)) as pieces:
-                    async for piece in pieces:
-                        await loop.run_in_executor(None, file.write, piece)
+            async with aclosing(pieces):
+                piece = await anext(pieces, None)  # what does not exist touches no file
+                async with open_target(path, self._ground.entropy(4).hex()) as write:
+                    while piece is not None:
+                        await write(piece)
                         size_bytes += len(piece)
                         if progress is not None:
                             progress(len(piece))
-                file.flush()
-                await loop.run_in_executor(None, os.fsync, file.fileno())
-            partial.replace(path)
+                        piece = await anext(pieces, None)
         except OSError as error:
             raise InvalidArgument(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return size_bytes
 
     async def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:

@@ -171,10 +171,16 @@ class Client:
         key: str,
         path: Path,
         *,
+        start: int = 0,
+        length: int | None = None,
         version: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        return self._run(self._client.get_file(bucket, key, path, version=version, progress=progress))
+        return self._run(
+            self._client.get_file(
+                bucket, key, path, start=start, length=length, version=version, progress=progress
+            )
+        )
 
     def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:
         return self._run(self._client.get_many(bucket, keys))

@@ -10,6 +10,7 @@ import click
 from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.coordination_cli import COMMANDS as COORDINATION_COMMANDS
 from coffre.cluster.admin.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
+from coffre.cluster.admin.tables import print_table
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.identity import (
@@ -38,7 +39,6 @@ from coffre.cluster.membership import (
     parse_policy,
     survey,
 )
-from rich.console import Console
 from rich.table import Table
 
 __all__ = ["cluster", "pki"]
@@ -277,13 +277,12 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
     click.echo(f"cluster {found.cluster_id}, epoch {found.epoch}, {found.partitions} partitions, {checked}")
     served = ", ".join(found.node(number).node_id for number in found.coordinators)
     click.echo(f"coordination: {served or 'none'}")
-    console = Console()
     table = Table("no", "node", "address", "server", "site", "operator", "country", "capacity", "state")
     for node in found.nodes:
         place = (node.server, node.site, node.operator, node.jurisdiction)
         capacity = f"{node.capacity_bytes / 1e9:,.1f} GB"
         table.add_row(str(node.number), node.node_id, node.address, *place, capacity, node.state.name.lower())
-    console.print(table)
+    print_table(table)
     table = Table("policy", "k+m", "survives", "countries", "operator cap", "versions")
     for policy in found.policies:
         name = f"{policy.name} (default)" if policy.name == found.default_policy else policy.name
@@ -293,7 +292,7 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
             f"{policy.m} nodes" if policy.survives is Domain.NODE else f"a {policy.survives.name.lower()}"
         )
         table.add_row(name, f"{policy.k}+{policy.m}", survives, countries, cap, str(policy.versions_kept))
-    console.print(table)
+    print_table(table)
     for one in found.bucket_policies:
         click.echo(f"bucket {one.tenant}/{one.bucket}: policy {one.policy}")
     if found.coordinators:

@@ -67,6 +67,8 @@ def one_line_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
             return command(*args, **kwargs)
         except CoffreError as error:
             _end(str(error) or type(error).__name__, exit_code_of(error))
+        except BrokenPipeError:
+            raise  # whoever read the output has gone: no error of this command
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _end(f"{where}{error.strerror or type(error).__name__}", ExitCode.FAILURE)

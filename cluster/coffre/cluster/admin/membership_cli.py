@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from coffre.cluster.admin.asking import confirmed
 from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.membership_report import (
     Plan,
@@ -24,6 +25,7 @@ from coffre.cluster.admin.membership_report import (
     reports_as_dicts,
 )
 from coffre.cluster.admin.operator import OperatorConfig, find_operator_config, load_operator_config
+from coffre.cluster.admin.tables import print_table
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import InvalidArgument, RetryableError
@@ -227,11 +229,11 @@ def _show_plan(plan: Plan, manner: Manner) -> None:
     for line in plan_lines(plan):
         click.echo(line)
     if plan.movement.moved:
-        Console().print(movement_table(plan))
+        print_table(movement_table(plan))
 
 
 def _agreed(manner: Manner) -> bool:
-    return manner.yes or click.confirm("Go on?")
+    return manner.yes or confirmed("Go on?")
 
 
 async def _finish(access: Access, current: ClusterMap, manner: Manner, *, waits: bool = False) -> None:
@@ -477,7 +479,7 @@ def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: Move
         consulted = ", ".join(str(prior.epoch) for prior in current.prior)
         click.echo(f"data is moving; prior epochs still consulted: {consulted}")
         click.echo(progress_line(progress))
-    Console().print(node_table(nodes, progress))
+    print_table(node_table(nodes, progress))
     newer = [one.node_id for one in nodes if one.status is not None and one.status.epoch > current.epoch]
     if newer:
         click.echo(f"nodes with a newer map than this one: {', '.join(newer)}")

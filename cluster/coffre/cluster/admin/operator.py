@@ -45,8 +45,9 @@ def find_operator_config(given: Path | None) -> Path:
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named)
     for place in DEFAULT_PLACES:
-        if place.expanduser().exists():
-            return place.expanduser()
+        found = os.path.expanduser(place)  # noqa: PTH111  # as it is, where a user has no home
+        if os.path.exists(found):  # noqa: PTH110  # no, where a user may not look
+            return Path(found)
     raise ConfigurationError(
         f"no operator is configured: pass --operator FILE or set {CONFIG_VARIABLE}; see docs/operations.md"
     )

@@ -16,6 +16,7 @@ from coffre.cluster.admin.operator import (
     load_operator_config,
     own_files,
 )
+from coffre.cluster.admin.tables import print_table
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.health import Level, NodeReport, examine
@@ -23,7 +24,6 @@ from coffre.cluster.map import NodeState
 from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
 from rich.table import Table
 
 __all__ = ["doctor", "repair", "scrub"]
@@ -92,7 +92,7 @@ def _shown(
         }
         click.echo(json.dumps(found, indent=2))
     else:
-        Console().print(table)
+        print_table(table)
     if answers and all(isinstance(answer, CoffreError) for answer in answers.values()):
         raise Unavailable("no node answers")
 
@@ -271,7 +271,7 @@ def doctor(config_path: Path | None, as_json: bool, fail_on: str) -> None:
         for finding in findings:
             table.add_row(finding.level.name.lower(), finding.subject, finding.text)
         if findings:
-            Console().print(table)
+            print_table(table)
         click.echo(f"{len(reports)} nodes asked, {len(findings)} findings")
     if any(finding.level >= Level[fail_on.upper()] for finding in findings):
         raise SystemExit(1)

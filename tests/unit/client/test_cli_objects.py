@@ -1,0 +1,386 @@
+"""`coffre put`, `get` and `rm` on folders and prefixes, on a whole cluster in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.cli import _session
+from coffre.cli._tree import tree
+from coffre.client import AsyncClient
+from coffre.cluster.errors import IntegrityError, Unavailable
+
+Run = Callable[..., Result]
+
+
+class Cluster:
+    """A cluster that every command of a test meets anew."""
+
+    def __init__(self, inner: InProcessCluster) -> None:
+        self.inner = inner
+
+    def store(self, *keys: str, content: bytes = b"x") -> None:
+        async def put() -> None:
+            async with self.inner.client() as client:
+                for key in keys:
+                    await client.put("b", key, content or b"")
+
+        asyncio.run(put())
+
+    def keys(self, bucket: str = "b") -> list[str]:
+        async def names() -> list[str]:
+            async with self.inner.client() as client:
+                return [entry.key async for entry in client.list(bucket) if not isinstance(entry, str)]
+
+        return asyncio.run(names())
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    found = Cluster(in_process_cluster(2, 1))
+
+    async def connected(config: Path) -> AsyncClient:
+        return found.inner.client()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COFFRE_CONFIG", "in this process")
+    monkeypatch.setattr(_session, "connect", connected)
+    return found
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(tree, [str(argument) for argument in arguments], input=stdin)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may read everything, and so finds nothing that it cannot."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+# ------------------------------------------------------------------ rm
+
+KEYS = ("old", "old/a", "old/deep/b", "older/c", "old.txt", "old-legal-hold/d")
+
+
+@pytest.mark.parametrize("target", ["b/old", "b/old/"])
+def test_rm_deletes_only_what_lies_below_the_folder(cluster: Cluster, target: str) -> None:
+    cluster.store(*KEYS)
+    done = run("rm", "-r", target, "--yes")
+    assert done.exit_code == 0, done.output
+    assert "b/old/: 2 objects, 2 bytes" in done.stderr
+    assert done.stdout.splitlines() == ["deleted b/old/a", "deleted b/old/deep/b"]
+    assert cluster.keys() == sorted({*KEYS} - {"old/a", "old/deep/b"})
+
+
+def test_rm_of_a_bare_prefix_is_said(cluster: Cluster) -> None:
+    cluster.store(*KEYS)
+    done = run("rm", "--prefix", "b/old", "-y", "-q")
+    assert done.exit_code == 0, done.output
+    assert "b/old: 6 objects" in done.stderr
+    assert cluster.keys() == []
+    assert run("rm", "--prefix", "b", "-y").exit_code == 2  # a whole bucket is -r's
+
+
+def test_rm_with_nobody_to_ask_deletes_nothing(cluster: Cluster) -> None:
+    cluster.store(*KEYS)
+    refused = run("rm", "-r", "b/old", stdin="y\n")
+    assert refused.exit_code == 2
+    assert "--yes" in refused.stderr
+    assert cluster.keys() == sorted(KEYS)
+
+
+def test_rm_dry_run(cluster: Cluster) -> None:
+    cluster.store(*KEYS)
+    dry = run("rm", "-r", "b/old", "b/older", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert dry.stdout.splitlines() == [
+        "would delete b/old/a",
+        "would delete b/old/deep/b",
+        "would delete b/older/c",
+    ]
+    assert "b/older/: 1 object, 1 byte" in dry.stderr
+    assert run("rm", "-n", "b/old.txt").stdout == "would delete b/old.txt\n"
+    assert cluster.keys() == sorted(KEYS)
+
+
+def test_rm_of_nothing(cluster: Cluster) -> None:
+    cluster.store("old")
+    assert run("rm", "-r", "b/old", "--yes").exit_code == 3  # an object, and no folder
+    assert run("rm", "-r", "b/old", "--force").exit_code == 0
+    assert run("rm", "b/none").exit_code == 3
+    assert cluster.keys() == ["old"]
+
+
+# ------------------------------------------------------------------ put
+
+
+def test_put_of_a_folder_names_what_it_leaves_out(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    (folder / "sub" / "one").write_bytes(b"1")
+    (folder / "two").write_bytes(b"22")
+    (folder / "link").symlink_to("two")
+    (folder / "to-folder").symlink_to("sub")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket"))
+    (folder / os.fsdecode(b"latin-\xe9")).write_bytes(b"")
+    (folder / os.fsdecode(b"folder-\xe9")).mkdir()
+    (folder / ("long" * 60)).mkdir()
+    deep = folder / ("long" * 60)
+    for _ in range(4):  # a key has 1,024 bytes at most
+        deep = deep / ("long" * 60)
+        deep.mkdir()
+    (deep / "far").write_bytes(b"")
+    done = run("put", folder, "b/pre")
+    assert done.exit_code == 1, done.output
+    said = done.stderr.splitlines()
+    for name, reason in (
+        ("to-folder", "a link to a folder"),
+        ("dangling", "leads nowhere"),
+        ("loop", "leads nowhere"),
+        ("pipe", "no regular file"),
+        ("socket", "no regular file"),
+        (r"latin-\xe9", "not UTF-8"),
+        (r"folder-\xe9", "not UTF-8"),
+        ("far", "1024 bytes"),
+    ):
+        assert [line for line in said if name in line and reason in line], (name, said)
+    assert said[-1] == "coffre: 8 left out, 3 stored"
+    assert len(said) == 9
+    assert cluster.keys() == ["pre/link", "pre/sub/one", "pre/two"]
+
+
+def test_put_of_a_folder_that_may_not_be_read(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    (folder / "closed").mkdir(parents=True)
+    (folder / "closed" / "in").write_bytes(b"")
+    (folder / "unsearched").mkdir()
+    (folder / "unsearched" / "in").write_bytes(b"")
+    (folder / "secret").write_bytes(b"")
+    (folder / "open").write_bytes(b"")
+    for name, mode in (("closed", 0), ("unsearched", 0o644), ("secret", 0)):
+        (folder / name).chmod(mode)
+    here = os.open(folder, os.O_RDONLY)
+    try:
+        with without_privileges():  # which may not even look at the folder's own folder
+            done = run("put", f"/proc/self/fd/{here}", "b/pre")
+    finally:
+        os.close(here)
+    assert done.exit_code == 1, done.output
+    for name in ("closed", "unsearched/in", "secret"):
+        assert [line for line in done.stderr.splitlines() if f"/{name}: " in line and "denied" in line]
+    assert done.stderr.splitlines()[-1] == "coffre: 3 left out, 1 stored"
+    assert cluster.keys() == ["pre/open"]
+
+
+def test_put_of_a_folder_that_changes_meanwhile(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files go after they were found: they are named, and the others are stored."""
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / name).write_bytes(b"")
+
+    async def connected(config: Path) -> AsyncClient:
+        (folder / "b").unlink()
+        return cluster.inner.client()
+
+    monkeypatch.setattr(_session, "connect", connected)
+    done = run("put", folder, "b/pre")
+    assert done.exit_code == 1
+    assert "f/b" in done.stderr
+    assert "1 left out, 2 stored" in done.stderr
+    assert cluster.keys() == ["pre/a", "pre/c"]
+
+
+def test_put_of_a_folder_goes_on_where_objects_exist(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"")
+    (folder / "b").write_bytes(b"")
+    cluster.store("pre/a")
+    done = run("put", folder, "b/pre", "--if-absent")
+    assert done.exit_code == 1
+    assert "pre/a exists" in done.stderr
+    assert cluster.keys() == ["pre/a", "pre/b"]
+    assert run("put", folder, "b/pre", "--if-version", "0" * 32).exit_code == 2
+
+
+def test_put_ends_when_the_cluster_does_not_answer(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for i in range(100):
+        (folder / f"{i:03}").write_bytes(b"")
+    tried = []
+
+    async def fails(self: AsyncClient, *arguments: object, **options: object) -> None:
+        tried.append(arguments)
+        raise Unavailable("too few nodes")
+
+    monkeypatch.setattr(AsyncClient, "put_file", fails)
+    done = run("put", folder, "b/pre")
+    assert done.exit_code == 5
+    assert "100 left out, 0 stored" in done.stderr
+    assert len(tried) == 64
+
+
+def test_put_of_a_pipe(cluster: Cluster, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    keeps_it_open = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(keeps_it_open, b"streamed")
+
+    async def connected(config: Path) -> AsyncClient:
+        client = cluster.inner.client()
+        asyncio.get_running_loop().call_later(0.01, os.close, keeps_it_open)
+        return client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_session, "connect", connected)
+        done = run("put", tmp_path / "pipe", "b/")
+    assert done.exit_code == 0, done.output
+    assert "b/pipe  8 bytes" in done.stdout
+
+
+# ------------------------------------------------------------------ get
+
+
+def test_a_folder_comes_back_equal(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    files = {
+        "a": b"1",
+        "sub/a": b"",
+        "sub/deep/b": os.urandom(3 << 20),
+        "n" * 255: b"the longest name",
+        "line\nbreak": b"2",
+        ".hidden": b"3",
+        "é": b"4",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    assert run("put", folder, "b/pre", "-q").exit_code == 0
+    cluster.store("pre-other/x", "pre")
+    done = run("get", "-r", "b/pre", tmp_path / "new" / "back")
+    assert done.exit_code == 0, done.output
+    back = tmp_path / "new" / "back"
+    assert {p.relative_to(back).as_posix(): p.read_bytes() for p in back.rglob("*") if p.is_file()} == files
+    assert len(done.stdout.splitlines()) == len(files)
+    again = run("get", "-q", "-r", "b/pre/", back)
+    assert (again.exit_code, again.output) == (0, "")
+
+
+def test_get_never_writes_outside_of_the_folder(cluster: Cluster, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    back = tmp_path / "one" / "two" / "back"
+    back.mkdir(parents=True)
+    (back / "link").symlink_to(outside)
+    (back / "file-link").symlink_to(outside / "kept")
+    (back / "dangling").symlink_to(outside / "new")
+    (back / "plain").write_bytes(b"")
+    os.mkfifo(back / "pipe")
+    refused = (
+        *("pre/../up", "pre/a/../../up", "pre/..", "pre/.", "pre/./x", "pre//absolute", "pre//"),
+        *("pre/nul\0byte", "pre/" + "n" * 256, "pre/both", "pre/ends/"),
+        *("pre/link/x", "pre/file-link", "pre/dangling", "pre/plain/x", "pre/pipe"),
+    )
+    cluster.store(*refused, "pre/both/below", "pre/fine")
+    before = {path for path in tmp_path.rglob("*") if back not in path.parents}
+    done = run("get", "-r", "b/pre", back)
+    assert done.exit_code == 1, done.output
+    said = done.stderr.splitlines()
+    assert said[-1] == f"coffre: {len(refused)} left out, 2 fetched"
+    assert len(said) == len(refused) + 1
+    assert (back / "fine").read_bytes() == b"x"
+    assert (back / "both" / "below").read_bytes() == b"x"
+    assert {path for path in tmp_path.rglob("*") if back not in path.parents} == before
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert (outside / "kept").read_bytes() == b"kept"
+    assert stat.S_ISFIFO((back / "pipe").stat().st_mode)
+    assert not list(back.rglob("*.part"))
+
+
+def test_get_of_marks_of_folders(cluster: Cluster, tmp_path: Path) -> None:
+    """Other programs store an empty object whose key ends in / for each folder."""
+    cluster.store("pre/", "pre/empty/", "pre/full/", content=b"")
+    cluster.store("pre/full/x")
+    done = run("get", "-r", "b/pre", tmp_path / "back")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "back").rglob("*")) == ["empty", "full", "x"]
+
+
+def test_get_of_a_folder_goes_on_after_a_damaged_object(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.store("pre/a", "pre/b", "pre/c")
+    whole = AsyncClient.get_stream
+
+    async def damaged(self: AsyncClient, bucket: str, key: str) -> AsyncGenerator[bytes | memoryview]:
+        if key == "pre/b":
+            raise IntegrityError("more shards are damaged than can be rebuilt")
+        async with aclosing(whole(self, bucket, key)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    monkeypatch.setattr(AsyncClient, "get_stream", damaged)
+    done = run("get", "-r", "b/pre", tmp_path / "back")
+    assert done.exit_code == 6, done.output
+    assert "left out b/pre/b: more shards are damaged" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a", "c"]
+
+
+def test_get_of_a_folder_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.store("pre", "prefix/x")
+    assert run("get", "-r", "b/pre", tmp_path / "back").exit_code == 3
+    assert not (tmp_path / "back").exists()
+    assert run("get", "-r", "b/pre").exit_code == 2
+    assert run("get", "-r", "b/pre", "-").exit_code == 2
+    assert run("get", "-r", "b/pre", tmp_path, "--range", "0-1").exit_code == 2
+
+
+@pytest.mark.parametrize("key", ["a/..", "a/.", "a/", "..", "a\0b"])
+def test_get_takes_no_file_name_from_such_a_key(cluster: Cluster, tmp_path: Path, key: str) -> None:
+    cluster.store(key)
+    before = set(tmp_path.parent.rglob("*"))
+    for target in ((), (tmp_path,)):
+        done = run("get", f"b/{key}", *target)
+        assert done.exit_code == 2, done.output
+        assert "no file name" in done.stderr
+    assert set(tmp_path.parent.rglob("*")) == before
+
+
+def test_get_ranges_keep_the_mode(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.store("k", content=b"0123456789")
+    target = tmp_path / "t"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    with suppress(FileNotFoundError):
+        (tmp_path / "l").unlink()
+    (tmp_path / "l").symlink_to("t")
+    assert run("get", "b/k", tmp_path / "l", "--range", "2-4").exit_code == 0
+    assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode)) == (b"234", 0o640)
+    assert (tmp_path / "l").is_symlink()
