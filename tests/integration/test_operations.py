@@ -1,105 +1,178 @@
-"""docs/operations.md, "Start a cluster by hand", as written: authority, map, nodes, client, all from the shell."""
+"""docs/operations.md, "Start a cluster by hand": its blocks, executed as they stand, on folders that are machines.
+
+What is changed in them: 10.0.* are addresses of loopback, /etc/coffre and /srv lie below the folder of a machine, and
+what the page says of a1 is done for each node.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-COFFRE = str(Path(sys.executable).with_name("coffre"))
-NODES = {
-    "a1": ("alpha", "rennes", "ovh"),
-    "a2": ("alpha", "rennes", "ovh"),
-    "b1": ("beta", "lille", "scaleway"),
-    "b2": ("beta", "lille", "scaleway"),
-    "g1": ("gamma", "marseille", "ikoula"),
-    "g2": ("gamma", "marseille", "ikoula"),
-}
-NODE_TOML = """\
-listen = "{address}"
-data = "disk-{name}"
-map = "cluster.map"
-log_level = "info"
+import pytest
 
-[tls]
-authority = "pki/ca.crt"
-certificate = "pki/{name}.crt"
-key = "pki/{name}.key"
+from tests.integration.blocks import ROOT, blocks_of
+from tests.runbooks.book import BY_HAND, OPERATIONS
 
-[store]
-reserve_bytes = 67108864
-"""
-CLIENT_TOML = """\
-map = "cluster.map"
-authority = "pki/ca.crt"
-certificate = "pki/clinic.crt"
-key = "pki/clinic.key"
-keyring = "keyring.json"
-"""
+BIN = Path(sys.executable).parent
+CHAPTER = [block for block in blocks_of(OPERATIONS) if f"## {block.chapter}\n" == BY_HAND and block.is_run]
+SHELL = [block.text for block in CHAPTER if block.language == "sh"]
+SETTINGS = [block.text for block in CHAPTER if block.language == "toml"]
+(CLIENT,) = (block.text for block in blocks_of(ROOT / "docs/client.md") if block.language == "toml")
+ENVIRONMENT = {"COFFRE_KEYRING_PASSPHRASE": "correct horse", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
-def run(directory: Path, *arguments: str, stdin: bytes = b"") -> bytes:
-    environment = {**os.environ, "COFFRE_KEYRING_PASSPHRASE": "correct horse", "COFFRE_CONFIG": "client.toml"}
-    done = subprocess.run(
-        [COFFRE, *arguments], cwd=directory, input=stdin, capture_output=True, timeout=60, env=environment
-    )
-    assert done.returncode == 0, (arguments, done.stderr.decode())
-    return done.stdout
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One of the map: who it is, where it listens, and which of its machine's disks it owns."""
+
+    name: str
+    address: str
+    machine: str
+    disk: str
 
 
-def free_addresses(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+class World:
+    """Machines as folders of one root, the office of who holds the authority among them."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.office = root / "office"
+        self.office.mkdir()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._net = f"127.{os.getpid() % 200 + 20}."
 
-def start_node(directory: Path, name: str, address: str) -> subprocess.Popen[bytes]:
-    """Start a node; it serves once the others of a new cluster are there, too."""
-    (directory / f"{name}.toml").write_text(NODE_TOML.format(name=name, address=address))
-    command = [COFFRE, "node", "run", "--config", f"{name}.toml"]
-    return subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE)
+    def local(self, text: str) -> str:
+        return text.replace("10.0.", self._net)
 
+    def shell(self, script: str, where: Path | None = None) -> str:
+        """What a block prints, on the office's machine unless told otherwise; it must succeed."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("COFFRE_")}
+        done = subprocess.run(
+            ["bash", "-euc", self.local(script)],
+            cwd=where or self.office,
+            env={**own, **ENVIRONMENT, "HOME": str(where or self.office)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, (script, done.stdout, done.stderr)
+        return done.stdout
 
-def wait_until_it_serves(process: subprocess.Popen[bytes]) -> None:
-    assert process.stderr is not None
-    if not any(b'"serving"' in line for line in process.stderr):
-        raise AssertionError("a node did not start")
+    def set_up(self, node: Node, text: str) -> None:
+        """Step 3: the files of one node, and its node.toml with what step 5 adds to it."""
+        home, disk = (
+            self.root / node.machine / "etc/coffre" / node.name,
+            self.root / node.machine / "srv" / node.disk,
+        )
+        home.mkdir(parents=True)
+        disk.mkdir(parents=True)
+        for name in ("ca.crt", f"{node.name}.crt", f"{node.name}.key"):
+            shutil.copy(self.office / "pki" / name, home)
+        shutil.copy(self.office / "cluster.map", disk)
+        text = text.replace("10.0.1.1:7400", node.address).replace("a1.", f"{node.name}.")
+        (home / "node.toml").write_text(self.local(text.replace("/srv/disk1", str(disk))))
 
+    def launch(self, node: Node, command: str) -> None:
+        own = command.replace("/etc/coffre/a1", str(self.root / node.machine / "etc/coffre" / node.name))
+        self.processes[node.name] = subprocess.Popen(
+            own.split(), env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
 
-def test_three_machines_by_hand(tmp_path: Path) -> None:
-    run(tmp_path, "pki", "init", "--dir", "pki")
-    for name, (server, site, operator) in NODES.items():
-        where = ("--server", server, "--site", site, "--operator", operator, "--jurisdiction", "FR")
-        run(tmp_path, "pki", "issue", "node", name, *where, "--dir", "pki")
-    run(tmp_path, "pki", "issue", "tenant", "clinic", "--dir", "pki")
-    run(tmp_path, "pki", "issue", "operator", "alice", "--dir", "pki")
-    addresses = dict(zip(NODES, free_addresses(len(NODES)), strict=True))
-    nodes = [f"--node=pki/{name}.crt={address}=8TB" for name, address in addresses.items()]
-    policy = ("--policy", "4+2", "--survives", "site", "--out", "cluster.map")
-    run(tmp_path, "cluster", "init", "--dir", "pki", "--signer", "alice", *policy, *nodes)
-    run(tmp_path, "cluster", "verify", "cluster.map", "--authority", "pki/ca.crt")
-    run(tmp_path, "keyring", "create", "keyring.json")
-    (tmp_path / "client.toml").write_text(CLIENT_TOML)
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for name, address in addresses.items():
-            processes.append(start_node(tmp_path, name, address))
-        for process in processes:
-            wait_until_it_serves(process)
-        run(tmp_path, "put", "-", "records/first", stdin=b"by hand")
-        assert run(tmp_path, "get", "records/first", "-") == b"by hand"
-        assert b"marseille" in run(tmp_path, "locate", "records/first")
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
+    def wait_until_it_serves(self, name: str) -> None:
+        said = self.processes[name].stderr
+        assert said is not None
+        words = []
+        for line in said:
+            words.append(line.decode())
+            if '"serving"' in words[-1]:
+                return
+        raise AssertionError(f"{name} did not start: {''.join(words)}")
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
             process.wait(timeout=10)
             assert process.stderr is not None
             process.stderr.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.end()
+
+
+def for_the_others(issue: str) -> str:
+    """With what a comment leaves to the reader: `... b1 b2 (beta, lille, scaleway), ...` after the line for a2."""
+    pattern = re.search(r"^(.* node a2 .*)\n# \.\.\. (.*)$", issue, re.M)
+    assert pattern is not None
+    line, others = pattern.groups()
+    lines = []
+    for names, machine, site, company in re.findall(r"([\w ]+) \((\w+), (\w+), (\w+)\)", others):
+        for name in names.split():
+            mine = line.replace(" a2 ", f" {name} ").replace("alpha", machine)
+            lines.append(mine.replace("rennes", site).replace("ovh", company))
+    return issue.replace(f"# ... {others}", "\n".join(lines))
+
+
+def nodes_of(init: str) -> list[Node]:
+    """Those that `cluster init` puts into the map."""
+    found: list[Node] = []
+    for name, address in re.findall(r"--node pki/(\w+)\.crt=([\d.:]+)=", init):
+        machine = "machine" + address.partition(":")[0].replace(".", "-")
+        disk = sum(node.machine == machine for node in found) + 1
+        found.append(Node(name, address, machine, f"disk{disk}"))
+    return found
+
+
+def test_three_machines_by_hand(world: World) -> None:
+    authority, first_map, run, keys, publish = SHELL
+    whole, watch, embedded, etcd, operator = SETTINGS
+    assert tomllib.loads(etcd)["coordination"]["kind"] == "etcd"  # tests/integration/test_etcd.py
+    world.shell(for_the_others(authority))
+    world.shell(first_map)
+    (coordinator,) = re.findall(r"--coordinator (\w+)", first_map)
+    nodes = nodes_of(first_map)
+    assert len(nodes) == 6
+    for node in nodes:
+        world.set_up(node, whole + watch + (embedded if node.name == coordinator else ""))
+    for node in nodes:
+        world.launch(node, run)
+    for node in nodes:
+        world.wait_until_it_serves(node.name)
+
+    clinic = world.root / "clinic"
+    clinic.mkdir()
+    for name in ("pki/ca.crt", "pki/clinic.crt", "pki/clinic.key", "cluster.map"):
+        shutil.copy(world.office / name, clinic)
+    world.shell(keys, clinic)
+    (clinic / "client.toml").write_text(CLIENT)
+    (clinic / "passphrase").write_text(ENVIRONMENT["COFFRE_KEYRING_PASSPHRASE"])
+    (clinic / "passphrase").chmod(0o600)
+    there = "export COFFRE_CONFIG=client.toml; "
+    world.shell(there + "printf 'by hand' | coffre put - records/first", clinic)
+    assert world.shell(there + "coffre get records/first -", clinic) == "by hand"
+    assert "marseille" in world.shell(there + "coffre locate records/first", clinic)
+
+    world.shell(publish)
+    assert "b1" in world.shell(publish.replace("publish cluster.map", "nodes"))
+    world.shell(there + "echo x | coffre put --if-absent - records/agreed", clinic)  # what step 5 is for
+    alice = world.root / "alice"
+    (alice / ".coffre").mkdir(parents=True)
+    for name in ("pki/ca.crt", "pki/alice.crt", "pki/alice.key", "cluster.map"):
+        shutil.copy(world.office / name, alice / ".coffre")
+    (alice / ".coffre/operator.toml").write_text(operator)
+    assert world.shell("coffre repair status --json", alice)

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["OPERATIONS", "Step", "read_books"]
+__all__ = ["BY_HAND", "CHAPTER", "OPERATIONS", "Step", "read_books"]
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 CHAPTER = "## What happens when\n"
+BY_HAND = "## Start a cluster by hand on three machines\n"
 _SAYS = re.compile(
     r"^(?P<repeat>Repeat it until it|It)(?: shows how far it has come, and)? "
     r"(?P<verb>prints|ends with|does not print) (?P<words>`[^`]+`(?P<others>(?:,? (?:or|and) `[^`]+`)*))"

@@ -1,6 +1,6 @@
 """Make a failing seed smaller: `make shrink SEED=4711` takes faults, changes, clients and work away while it fails.
 
-Each thing taken away is a cut with a name, such as `without=crash` or `clients=2`. What is printed at the end runs the
+Each thing taken away is a cut with a name, such as `without=crash` or `clients=1`. What is printed at the end runs the
 least that fails again, with its trace, as often as it takes to understand it.
 """
 
