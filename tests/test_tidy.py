@@ -75,9 +75,7 @@ BANNED = {
 }
 MAKES_ITS_OWN = {
     "cluster/coffre/cluster/clock.py": {"time.time_ns"},  # the real Clock
-    "node/coffre/node/disk/lmdb_store.py": {
-        "uuid.uuid4"
-    },  # a store's id, drawn once when its directory is made
+    "node/coffre/node/disk/opening.py": {"uuid.uuid4"},  # a store's id, drawn once when its directory is made
     "cluster/coffre/cluster/admin/cli.py": {"secrets.token_hex", "os.urandom"},  # main
     "client/coffre/cli/_get.py": {"os.urandom"},  # main
     "bench/coffre/bench": BANNED,  # measures, starts processes, makes its own certificates

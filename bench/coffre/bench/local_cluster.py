@@ -131,6 +131,9 @@ class LocalCluster:
         self.directory = directory
         self.map = cluster_map
         self._shape = shape
+        self._founders = frozenset(
+            node.number for node in cluster_map.nodes
+        )  # of a new cluster; others join it
         self._processes: dict[int, NodeProcess] = {}
         self._marker: int | None = None  # locked as long as this cluster is in use
         self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
@@ -265,7 +268,7 @@ class LocalCluster:
             "--config",
             str(self.config(number)),
         ]
-        if number not in self._processes and not self.data(number).exists():
+        if number in self._founders and number not in self._processes and not self.data(number).exists():
             command.append("--new-cluster")
         with self.log(number).open("ab") as log:
             self._processes[number] = self.start_process(command, log)

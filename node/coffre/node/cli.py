@@ -34,7 +34,8 @@ def node() -> None:
 @click.option(
     "--new-cluster",
     is_flag=True,
-    help="The first start of a whole cluster: do not wait for other nodes to say what they have seen of this one.",
+    help="The first start in a new cluster: do not wait for other nodes to say what they have seen of this one. "
+    "Refused when its disk is not empty, when the map has changed, or when a node has seen it before.",
 )
 @one_line_errors
 def run(config_path: Path, new_cluster: bool) -> None:

@@ -20,6 +20,7 @@ _TOP = {
     "data": str,
     "map": str,
     "log_level": str,
+    "require_mount": bool,
     "tls": dict,
     "store": dict,
     "repair": dict,
@@ -71,6 +72,7 @@ class NodeConfig:
     repair: RepairOptions
     watch: WatchOptions
     log_level: str = "info"
+    require_mount: bool = False  # `data` must be where a disk is mounted, or the node does not start
     coordination: CoordinationConfig | None = None  # which this node serves to others
 
 
@@ -111,6 +113,7 @@ def load_node_config(path: Path) -> NodeConfig:
         repair=options,
         watch=_watch(path, watch),
         log_level=level,
+        require_mount=raw.get("require_mount", False),
         coordination=_coordination(path, raw["coordination"]) if "coordination" in raw else None,
     )
 

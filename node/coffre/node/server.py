@@ -20,11 +20,12 @@ from coffre.cluster.identity import (
     read_certificate,
     server_credentials,
 )
-from coffre.cluster.map import ClusterMap, MapNode, NodeState, read_map, write_map
+from coffre.cluster.map import ClusterMap, MapNode, read_map, write_map
 from coffre.cluster.membership import ClusterMaps, VerifiedMap
 from coffre.cluster.transport import GrpcTransport, Transport
+from coffre.node.beginnings import check_beginnings, others_of
 from coffre.node.config import NodeConfig
-from coffre.node.disk import LmdbStore
+from coffre.node.disk import LmdbStore, StoreOwner
 from coffre.node.following import MapHolder, PeerWatch, Suspensions, await_admission, is_ahead, own_entry
 from coffre.node.repair import Repairer, await_testimony
 from coffre.node.serving import (
@@ -57,16 +58,18 @@ async def serve(
 ) -> None:
     """Run a node until SIGTERM or SIGINT. Raises `ConfigurationError` when it cannot start.
 
-    `new_cluster`: do not ask the other nodes what they have seen of this one before it serves.
+    `new_cluster`: serve before the others have said what they have seen of this node; for the first start alone.
     """
     identity = _own_identity(config, clock)
     await _await_admission(config, identity, clock)
     cluster_map, signed = read_map(config.map, config.tls.authority)
     entry = own_entry(identity, cluster_map)
+    await check_beginnings(config, cluster_map, entry, new_cluster=new_cluster)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
     end = _End()
     maps = MapHolder(cluster_map, signed)
-    store = await LmdbStore.open(config.data, config.store, clock)
+    owner = StoreOwner(identity.cluster_id, identity.name)
+    store = await LmdbStore.open(config.data, config.store, clock, owner)
     member = Membership(config, maps, entry, clock)
     try:
         suspensions = Suspensions(maps, store, clock)
@@ -155,11 +158,7 @@ async def _may_serve(
     stop: asyncio.Event,
 ) -> bool:
     """Whether the others have testified; False when this node was told to stop while it waited."""
-    others = [
-        node.number
-        for node in cluster_map.nodes
-        if node.number != entry.number and node.state is not NodeState.REMOVED
-    ]
+    others = others_of(cluster_map, entry)
     asking = asyncio.ensure_future(
         await_testimony(transport, cluster_map.epoch, others, store.found, await store.identity(), clock)
     )

@@ -5,7 +5,9 @@ May import: store.
 """
 
 from coffre.node.disk.lmdb_store import LmdbStore
+from coffre.node.disk.opening import StoreOwner
 
 __all__ = [
     "LmdbStore",
+    "StoreOwner",
 ]

@@ -4,28 +4,22 @@ files."""
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import struct
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVarTuple, Unpack
 
-import lmdb
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
-    ConfigurationError,
     IntegrityError,
     ResourceExhausted,
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
-from coffre.node.disk.ailments import Ailments
 from coffre.node.disk.chores import (
     CommitLarge,
     DropStaged,
@@ -35,25 +29,20 @@ from coffre.node.disk.chores import (
     OpenLarge,
     ReportDamage,
 )
-from coffre.node.disk.committer import Committer, DiskSpace
-from coffre.node.disk.index import FORMAT, Index, partition_prefix
+from coffre.node.disk.committer import Committer
+from coffre.node.disk.index import partition_prefix
 from coffre.node.disk.large_shards import LargeShardWriter
-from coffre.node.disk.open_shards import OpenShards
+from coffre.node.disk.opening import Parts, StoreOwner, open_directory
 from coffre.node.disk.reader import Reader
 from coffre.node.disk.reclaim import Reclaimer
 from coffre.node.disk.rows import (
     DIGEST,
-    VOLUME,
-    Counters,
     LargeFile,
     LargeState,
-    decode_large,
     note_key,
-    seal,
     staging_key,
     unseal,
 )
-from coffre.node.disk.volumes import Volumes, VolumeState, sync_directory
 from coffre.node.store import (
     Listing,
     Mark,
@@ -77,119 +66,13 @@ __all__ = ["LmdbStore"]
 
 _log = logging.getLogger(__name__)
 _THREADS = 4
-_VOLUME_BYTES_MAX = 1 << 31
 _Arguments = TypeVarTuple("_Arguments")
-
-
-class _Parts:
-    """What an open directory consists of."""
-
-    def __init__(self, root: Path, options: StoreOptions, lock: int) -> None:
-        self.lock = lock
-        self.large = root / "large"
-        self.open_shards = OpenShards(self.large)
-        self.ailments = Ailments(root)
-        self.index = Index(root / "index", options.map_bytes, self.ailments)
-        try:
-            self.store_id, self.counters = _identify(self.index, root)
-            self.volumes = Volumes(root / "volumes", self.store_id)
-            self._load_volumes()
-            self.damaged = self.volumes.check()
-            self.space = DiskSpace(root, options, self.volumes, self.index)
-            self._sweep_large()
-        except BaseException:
-            self.index.close()
-            raise
-
-    def _load_volumes(self) -> None:
-        with self.index.reading() as txn, txn.cursor(db=self.index.volumes) as cursor:
-            for key, value in cursor:
-                length, live_bytes = VOLUME.unpack(unseal(key, value))
-                self.volumes.table[int.from_bytes(key, "big")] = VolumeState(length, live_bytes)
-
-    def _sweep_large(self) -> None:
-        """Remove the files and rows of large shards that were not finished, or freed."""
-        known: set[str] = set()
-        gone: list[bytes] = []
-        with self.index.reading() as txn, txn.cursor(db=self.index.large) as cursor:
-            for key, value in cursor:
-                file = decode_large(key, value)
-                if file.state in (LargeState.STAGED, LargeState.ADOPTED):
-                    known.add(f"{int.from_bytes(key, 'big'):016x}")
-                    self.space.large_bytes += file.file_bytes
-                else:
-                    gone.append(key)
-        for directory in self.large.iterdir():
-            for path in directory.iterdir():
-                if path.name not in known:
-                    path.unlink()
-            sync_directory(directory)
-        if gone:
-            with self.index.env.begin(write=True) as txn:
-                for key in gone:
-                    txn.delete(key, db=self.index.large)
-
-
-def _identify(index: Index, root: Path) -> tuple[bytes, Counters]:
-    """Check the format of an index, or begin a new one. Returns the store's id and counters."""
-    with index.env.begin(write=True) as txn:
-        raw = txn.get(b"format", db=index.meta)
-        if raw is None:
-            if any((root / "volumes").iterdir()) or any((root / "large").iterdir()):
-                raise ConfigurationError(
-                    f"{root} has volumes but its index is gone: restore the index, or replace this node"
-                )
-            store_id = uuid.uuid4().bytes
-            txn.put(b"format", seal(b"format", struct.pack(">I", FORMAT)), db=index.meta)
-            txn.put(b"store", seal(b"store", store_id), db=index.meta)
-            txn.put(b"counters", seal(b"counters", Counters().encode()), db=index.meta)
-            return store_id, Counters()
-        (format_,) = struct.unpack(">I", unseal(b"format", raw))
-        if format_ != FORMAT:
-            raise ConfigurationError(
-                f"{root} is in format {format_}; this release of Coffre knows format {FORMAT} alone"
-            )
-        store_id = unseal(b"store", txn.get(b"store", b"", db=index.meta))
-        return store_id, Counters.decode(unseal(b"counters", txn.get(b"counters", b"", db=index.meta)))
-
-
-def _open(root: Path, options: StoreOptions) -> _Parts:
-    """Lock, check and mend a data directory. Blocks. Raises `ConfigurationError`."""
-    if not 4096 <= options.volume_bytes <= _VOLUME_BYTES_MAX:
-        raise ConfigurationError(f"a volume has between 4096 and {_VOLUME_BYTES_MAX} bytes")
-    try:
-        for path in (root, root / "volumes", root / "large"):
-            path.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise ConfigurationError(f"the data directory {root} cannot be used: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{root} is in use by another process") from None
-        parts = _Parts(root, options, lock)
-        sync_directory(root / "index")
-        sync_directory(root)
-        sync_directory(root.absolute().parent)
-    except (IntegrityError, lmdb.Error) as error:
-        os.close(lock)
-        raise ConfigurationError(
-            f"the index in {root} is damaged ({error}); if its disk failed, replace this node"
-        ) from None
-    except OSError as error:
-        os.close(lock)
-        raise ConfigurationError(f"the data directory {root} cannot be used: {error}") from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return parts
 
 
 class LmdbStore:
     """`ShardStore` on a disk. Make one with `open`, in the event loop that will use it."""
 
-    def __init__(self, parts: _Parts, options: StoreOptions, clock: Clock) -> None:
+    def __init__(self, parts: Parts, options: StoreOptions, clock: Clock) -> None:
         self._parts = parts
         self._closed = False
         self._threads = ThreadPoolExecutor(_THREADS, "coffre-store")
@@ -211,12 +94,17 @@ class LmdbStore:
         self._committer.start()
 
     @classmethod
-    async def open(cls, path: Path | str, options: StoreOptions, clock: Clock) -> LmdbStore:
+    async def open(
+        cls, path: Path | str, options: StoreOptions, clock: Clock, owner: StoreOwner | None = None
+    ) -> LmdbStore:
         """Open the data directory at `path`, or make one; mends what a kill left.
 
-        Raises `ConfigurationError`: in use by another process, of another format, or not readable.
+        `owner`: the node whose store it has to be, and will be if it is made now. None: whoever's it is.
+
+        Raises `ConfigurationError`: in use by another process, another node's, of another format, or not readable.
         """
-        parts = await asyncio.get_running_loop().run_in_executor(None, _open, Path(path), options)
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(None, open_directory, Path(path), options, owner)
         return cls(parts, options, clock)
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ May import: store, following.
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
 from coffre.node.repair.options import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.repair.repairer import Repairer
-from coffre.node.repair.testimony import await_testimony, witness
+from coffre.node.repair.testimony import await_testimony, check_unknown, witness
 
 __all__ = [
     "RETENTION_SECONDS_MIN",
@@ -15,6 +15,7 @@ __all__ = [
     "RepairSwitch",
     "Repairer",
     "await_testimony",
+    "check_unknown",
     "pack_digests",
     "row_message",
     "witness",

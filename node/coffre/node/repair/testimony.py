@@ -12,11 +12,12 @@ from collections.abc import Collection, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError, RetryableError
+from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
 from coffre.node.store import ShardStore, StoreIdentity
 from coffre.proto import coffre_pb2 as pb
 
-__all__ = ["await_testimony", "check_memory", "judge", "witness"]
+__all__ = ["await_testimony", "check_memory", "check_unknown", "judge", "witness"]
 
 _log = logging.getLogger("coffre.node")
 _SEEN = struct.Struct(">16sQ")  # store id, highest commit
@@ -77,6 +78,27 @@ def judge(
     check_memory(found, own.store_id, answers)
     needed = others // 2 + 1 if found is None else 1
     return len(answers) >= min(needed, others)
+
+
+async def check_unknown(transport: Transport, cluster_map: ClusterMap, others: Collection[int]) -> None:
+    """Ask the other nodes once. Raises `ConfigurationError` when one that answers has seen this node before."""
+    request = pb.DigestsRequest(epoch=cluster_map.epoch)
+
+    async def ask(node: int) -> bool:
+        try:
+            reply = await transport.digests(node, request, _TIMEOUT_SECONDS)
+        except CoffreError:
+            return False
+        return bool(reply.witnessed_store_id)
+
+    seen = [node for node, has in zip(others, await asyncio.gather(*map(ask, others)), strict=True) if has]
+    if seen:
+        names = ", ".join(cluster_map.node(number).node_id for number in seen)
+        raise ConfigurationError(
+            f"{names} has seen this node before, with another disk than this empty one: is the right disk mounted, "
+            "and is data in node.toml the right path? Start it without --new-cluster; if its disk is lost, give it a "
+            "new name (coffre cluster replace)"
+        )
 
 
 async def await_testimony(
