@@ -19,14 +19,13 @@ from coffre.bench.figures import (
     measure_figures,
     targets_of,
 )
-from coffre.bench.invocation import run_to_end, workplace
+from coffre.bench.invocation import directory_option, output_console, run_to_end, workplace
 from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.version import __version__
-from rich.console import Console
 
 __all__ = ["bench"]
 
@@ -53,14 +52,7 @@ def _measuring(name: str, groups: Sequence[Group], results: Path, about: str) ->
     @click.option(
         "--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Of what is stored."
     )
-    @click.option(
-        "--dir",
-        "directory",
-        type=click.Path(path_type=Path),
-        default=Path(".coffre-bench"),
-        show_default=True,
-        help="Where the clusters live meanwhile, on the disk in question; removed afterwards.",
-    )
+    @directory_option("Where the clusters live meanwhile")
     @click.option(
         "--output",
         type=click.Path(path_type=Path),
@@ -80,7 +72,7 @@ def _measuring(name: str, groups: Sequence[Group], results: Path, about: str) ->
 
 def _measure(options: FigureOptions, groups: Sequence[Group], output: Path | None) -> Figures:
     """Measure, show and write."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = output_console()
     clock, place, seed = SystemClock(), options.directory, options.seed
     start = clock.monotonic()
     found = run_to_end(lambda: measure_figures(options, clock, console, groups))

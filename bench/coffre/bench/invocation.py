@@ -11,11 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import uvloop
+from rich.console import Console
 
-__all__ = ["run_to_end", "workplace"]
+__all__ = ["directory_option", "output_console", "run_to_end", "workplace"]
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
+_PIPE_COLUMNS = 150
+
+
+def directory_option(what: str) -> Callable[[_Command], _Command]:
+    """The option that says where clusters live meanwhile."""
+    return click.option(
+        "--dir",
+        "directory",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(".coffre-bench"),
+        show_default=True,
+        help=f"{what}, on the disk in question; removed afterwards.",
+    )
+
+
+def output_console() -> Console:
+    """The console; wide enough for every table when nobody looks."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 def run_to_end(work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:

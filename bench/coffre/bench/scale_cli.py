@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
 from coffre.bench.files import check_writable, write_whole
+from coffre.bench.invocation import output_console
 from coffre.bench.scale import ScaleOptions, run_scale
 from coffre.bench.scale_durability import FailureModel
 from coffre.bench.scale_placement import JURISDICTION
@@ -72,7 +72,7 @@ def scale(
     if as_json:
         click.echo(json.dumps(result.content(), indent=1, allow_nan=False))
     else:
-        print_result(result, Console(width=None if sys.stdout.isatty() else 130))
+        print_result(result, output_console())
     if report is not None:
         write_whole(report, html_report(result))
         click.echo(f"written to {report}", err=True)

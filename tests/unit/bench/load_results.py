@@ -6,11 +6,10 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from coffre.bench.load.facts import ClusterFacts, Counters
 from coffre.bench.load.latency import Latencies
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Recorder, Timeline
-from coffre.bench.load.result import Check, Event, LoadResult, Usage
+from coffre.bench.load.result import Check, ClusterFacts, Counters, Event, LoadResult, Usage
 from coffre.bench.load.workload import Operation
 from coffre.bench.result import Machine
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.bench.load.housekeeping import Housekeeping
-from coffre.bench.load.ledger import Fate, Ledger
 from coffre.bench.load.objects import Objects
-from coffre.bench.load.operations import Operations
+from coffre.bench.load.operations import Fate, Housekeeping, Ledger, Operations
 from coffre.bench.load.recorder import Recorder, Timeline
 from coffre.bench.load.workload import Operation
 from coffre.client import AsyncClient
@@ -181,7 +179,7 @@ async def test_latency_counts_from_when_it_was_due(cluster: InProcessCluster) ->
 
 
 def test_a_ledger_gives_each_object_to_one_delete_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coffre.bench.load.ledger.OBJECTS_MAX", 3)
+    monkeypatch.setattr("coffre.bench.load.operations.OBJECTS_MAX", 3)
     ledger = Ledger()
     assert [ledger.begin() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ResourceExhausted):

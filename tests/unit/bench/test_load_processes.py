@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from coffre.bench.load.fleet import ENDING_S, Fleet
+from coffre.bench.load.fleet import ENDING_S, fleet
 from coffre.bench.load.proxy import DelayProxy
 from coffre.bench.processes import cpu_s
 from coffre.cluster.clock import SystemClock
@@ -36,25 +36,25 @@ def children() -> set[int]:
 
 async def test_a_command_that_fails_is_one_error_of_one_process(tmp_path: Path) -> None:
     before = children()
-    async with Fleet(tmp_path / "no.toml", PLAN) as fleet:
+    async with fleet(tmp_path / "no.toml", PLAN) as clients:
         with pytest.raises(ConfigurationError, match=r"client process \d: cannot read"):
-            await fleet.command({"do": "fill"}, ignore)
+            await clients.command({"do": "fill"}, ignore)
     assert children() == before
 
 
 async def test_a_process_that_is_killed_is_an_error(tmp_path: Path) -> None:
     before = children()
-    async with Fleet(tmp_path / "no.toml", replace(PLAN, processes=1)) as fleet:
+    async with fleet(tmp_path / "no.toml", replace(PLAN, processes=1)) as clients:
         (pid,) = children() - before
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(InternalError, match="client process 0 ended with status -9"):
-            await fleet.command({"do": "fill"}, ignore)
+            await clients.command({"do": "fill"}, ignore)
     assert children() == before
 
 
 async def test_processes_end_with_the_run(tmp_path: Path) -> None:
     before = children()
-    async with Fleet(tmp_path / "no.toml", PLAN):
+    async with fleet(tmp_path / "no.toml", PLAN):
         assert len(children() - before) == PLAN.processes
         begun = monotonic()
     assert children() == before

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.load.charts import Buckets, distribution_chart
 from coffre.bench.load.recorder import Recorder
-from coffre.bench.load.report import render_report, write_report
+from coffre.bench.load.report import Buckets, distribution_chart, render_report, write_report
 from coffre.bench.load.result import LoadResult
 from coffre.bench.load.workload import Operation
 

@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from coffre.bench.bench_cli import bench
+from coffre.bench.files import decoded, plain
 from coffre.bench.load.latency import Latencies, total
-from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.recorder import Recorder, Slice, Timeline
 from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.workload import Operation
@@ -53,14 +51,6 @@ def test_no_percentiles_of_nothing_and_no_histogram_of_rubbish() -> None:
             Latencies.decode(text)
 
 
-def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coffre.bench.load.latency.HdrHistogram", None)
-    for command in ("load", "failure"):
-        ended = CliRunner().invoke(bench, [command])
-        assert ended.exit_code == 2
-        assert ended.output == "coffre: load needs the package hdrhistogram: pip install 'coffre[bench]'\n"
-
-
 def _few() -> Latencies:
     latencies = Latencies()
     for number in range(1, 50):
@@ -92,8 +82,8 @@ def test_timelines_of_processes_add_up_to_that_of_one() -> None:
                 )
             else:
                 recorder.failed(Operation.PUT, "cr", "Unavailable", ended=ended)
-    sent = [json.loads(json.dumps(each.to_json())) for recorder in recorders for each in recorder.take()]
-    merged, whole = Timeline(map(Slice.from_json, sent)), Timeline(one.take())
+    sent = [json.loads(json.dumps(plain(each))) for recorder in recorders for each in recorder.take()]
+    merged, whole = Timeline(decoded(list[Slice], sent)), Timeline(one.take())
     assert merged.cells() == whole.cells() == [(Operation.PUT, "cr"), (Operation.GET, "fhir")]
     assert [each.interval for each in merged.slices()] == [each.interval for each in whole.slices()]
     for first, second in zip(merged.slices(), whole.slices(), strict=True):
@@ -115,7 +105,7 @@ def test_an_interval_is_handed_over_once_and_only_when_it_is_over() -> None:
 @pytest.mark.parametrize("row", [[], [1], [0, "fly", "fhir", 1, {}, None], ["0", "get", "fhir", 1, {}, None]])
 def test_a_slice_that_is_none_is_refused(row: object) -> None:
     with pytest.raises(InvalidArgument):
-        Slice.from_json(row)
+        decoded(Slice, row)
 
 
 def test_the_ramp_is_in_no_row_and_what_ended_late_in_no_rate() -> None:
@@ -156,12 +146,12 @@ def test_a_percentile_needs_an_operation_beyond_it() -> None:
     for number in range(99):
         recorder.succeeded(Operation.GET, "fhir", since=5.0, ended=5.01 + number / 1e4, size_bytes=1)
     (row,) = result_of(recorder).rows()
-    assert set(row.percentiles_s) == {50.0, 90.0}
+    assert set(row.percentiles_s) == {"p50", "p90"}
     recorder = Recorder(0.0, 1.0)
     for number in range(100):
         recorder.succeeded(Operation.GET, "fhir", since=5.0, ended=5.01 + number / 1e4, size_bytes=1)
     (row,) = result_of(recorder).rows()
-    assert set(row.percentiles_s) == {50.0, 90.0, 99.0}
+    assert set(row.percentiles_s) == {"p50", "p90", "p99"}
 
 
 def test_errors_of_the_ramp_and_of_the_check_are_counted_and_damage_is_told_apart() -> None:
@@ -213,17 +203,18 @@ def test_a_counter_that_began_anew_is_not_known() -> None:
 
 
 def test_phases_show_what_went_on_in_each() -> None:
-    rows = {(row.phase, row.operation.value): row for row in phase_rows(failure_result())}
+    found = {(each.phase, each.row.operation.value): each for each in failure_result().phase_rows()}
+    rows = {place: each.row for place, each in found.items()}
     assert set(rows) == {
         (phase, each) for phase in ("steady", "killed", "brought back") for each in ("put", "get")
     }
     assert [rows[phase, "get"].failed for phase in ("steady", "killed", "brought back")] == [0, 100, 0]
     assert rows["killed", "get"].done == rows["steady", "get"].done + 100
-    assert rows["killed", "get"].percentiles_s[99.0] == pytest.approx(0.5, rel=0.01)
-    assert rows["steady", "get"].percentiles_s[99.0] < 0.1
+    assert rows["killed", "get"].percentiles_s["p99"] == pytest.approx(0.5, rel=0.01)
+    assert rows["steady", "get"].percentiles_s["p99"] < 0.1
     assert rows["steady", "get"].per_s == pytest.approx(75.0)
-    assert rows["steady", "get"].p99_ratio is None
-    steady_s = rows["steady", "get"].percentiles_s[99.0]
-    assert rows["killed", "get"].p99_ratio == pytest.approx(0.5 / steady_s, rel=0.01)
-    assert rows["killed", "get"].per_s_ratio == pytest.approx(85 / 75, rel=0.01)
-    assert phase_rows(result_of(recorded(PLAN))) == []
+    assert found["steady", "get"].p99_ratio is None
+    steady_s = rows["steady", "get"].percentiles_s["p99"]
+    assert found["killed", "get"].p99_ratio == pytest.approx(0.5 / steady_s, rel=0.01)
+    assert found["killed", "get"].per_s_ratio == pytest.approx(85 / 75, rel=0.01)
+    assert result_of(recorded(PLAN)).phase_rows() == []

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import zstandard
-from coffre.bench.load.content import BLOCK_BYTES, Content, Texture, Verifier
-from coffre.bench.load.damage import WrongBytes
+from coffre.bench.files import decoded, plain
+from coffre.bench.load.content import BLOCK_BYTES, Content, Texture, Verifier, WrongBytes
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.workload import (
     HEALTH,
@@ -171,7 +171,7 @@ def test_the_verifier_sees_one_changed_bit_anywhere_and_every_wrong_length() -> 
 
 
 def test_a_plan_survives_its_journey() -> None:
-    assert LoadPlan.from_json(PLAN.to_json()) == PLAN
+    assert decoded(LoadPlan, plain(PLAN)) == PLAN
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,16 @@ def test_a_plan_survives_its_journey() -> None:
 )
 def test_a_plan_that_cannot_be_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):
-        LoadPlan.from_json(PLAN.to_json() | change)
+        decoded(LoadPlan, plain(PLAN) | change)
 
 
 def test_a_plan_of_another_shape_is_refused() -> None:
     with pytest.raises(InvalidArgument):
-        LoadPlan.from_json({"bucket": "bench"})
+        decoded(LoadPlan, {"bucket": "bench"})
     with pytest.raises(InvalidArgument):
-        LoadPlan.from_json(PLAN.to_json() | {"duration_s": "long"})
+        decoded(LoadPlan, plain(PLAN) | {"duration_s": "long"})
     with pytest.raises(InvalidArgument):
-        LoadPlan.from_json(PLAN.to_json() | {"texture": "velvet"})
+        decoded(LoadPlan, plain(PLAN) | {"texture": "velvet"})
 
 
 def test_the_timeline_of_a_long_run_is_bounded() -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 
 from coffre.bench.load.recorder import Tally
-from coffre.bench.load.result import ALL, LoadResult
+from coffre.bench.load.result import ALL, PERCENTILES, LoadResult, supported
 from coffre.bench.load.workload import Operation
 from coffre.cluster.errors import InvalidArgument
 
@@ -65,27 +64,6 @@ class Comparison:
         return [change for change in self.changes if change.worse_by > limit]
 
 
-@dataclass(frozen=True, slots=True)
-class _Quantity:
-    name: str
-    more_is_better: bool
-    value: Callable[[Tally, float], float | None]  # of a tally over so many seconds
-
-
-def _percentile(percentile: float) -> Callable[[Tally, float], float | None]:
-    def value(tally: Tally, _: float) -> float | None:
-        enough = tally.done * (1 - percentile / 100) >= 0.999
-        return tally.latencies.percentile(percentile) if enough else None
-
-    return value
-
-
-_QUANTITIES = (
-    _Quantity("op/s", True, lambda tally, seconds: tally.done / seconds),
-    *(_Quantity(f"p{each:g}", False, _percentile(each)) for each in (50.0, 99.0)),
-)
-
-
 def compare_results(before: LoadResult, after: LoadResult) -> Comparison:
     """Raises `InvalidArgument` when the two were not asked for the same load, or nothing of both succeeded."""
     asked, asked_after = before.plan.compared(), after.plan.compared()
@@ -96,14 +74,7 @@ def compare_results(before: LoadResult, after: LoadResult) -> Comparison:
         raise InvalidArgument(f"the two results are of different loads ({said})")
     if bool(before.events) != bool(after.events):
         raise InvalidArgument("one of the two results is of `coffre bench failure`")
-    changes = []
-    for operation, kind in _cells(before, after):
-        first, second = _Sample(before, operation, kind), _Sample(after, operation, kind)
-        changes += [
-            change
-            for quantity in _QUANTITIES
-            if (change := _change(operation, kind, quantity, first, second)) is not None
-        ]
+    changes = [change for cell in _cells(before, after) for change in _changes(before, after, *cell)]
     if not changes:
         raise InvalidArgument("the two results have no successful operation in common")
     return Comparison(tuple(changes), tuple(_notes(before, after)))
@@ -124,88 +95,101 @@ def _cells(before: LoadResult, after: LoadResult) -> list[tuple[Operation, str]]
     return found
 
 
+# ---------------------------------------------------------------- quantities
+
+_Value = Callable[[Tally, float], float | None]  # of a tally over so many seconds
+
+
+def _per_second(tally: Tally, seconds: float) -> float:
+    return tally.done / seconds
+
+
+def _percentile(percentile: float) -> _Value:
+    return lambda tally, _: (
+        tally.latencies.percentile(percentile) if supported(percentile, tally.done) else None
+    )
+
+
+_QUANTITIES: dict[str, _Value] = {
+    "op/s": _per_second,
+    **{name: _percentile(PERCENTILES[name]) for name in ("p50", "p99")},
+}
+
+
 class _Sample:
     """One operation and class of one run, over its measured time and in batches of it."""
 
     def __init__(self, result: LoadResult, operation: Operation, kind: str) -> None:
-        plan = result.plan
-        self.seconds = result.seconds
-        self._interval_s = plan.interval_s
-        self._first = 0 if plan.count is not None else plan.ramp_intervals
-        self._intervals = int(result.seconds / plan.interval_s)
+        self._seconds = result.seconds
+        self._interval_s = result.plan.interval_s
+        self._intervals = int(result.seconds / self._interval_s)
         self._tallies: dict[int, Tally] = {}
         for each in result.timeline.slices():
-            inside = 0 <= each.interval - self._first < self._intervals
-            if inside and each.operation is operation and kind in (ALL, each.kind):
-                self._tallies.setdefault(each.interval - self._first, Tally()).include(each)
-        self.whole = self._sum(0, self._intervals)
+            interval = each.interval - result.first_interval
+            if 0 <= interval < self._intervals and each.operation is operation and kind in (ALL, each.kind):
+                self._tallies.setdefault(interval, Tally()).include(each)
+        self._batches = {count: self._cut(count) for count in _STUDENT}
 
-    @cache  # noqa: B019  # a sample lives as long as its comparison
-    def batches(self, count: int) -> tuple[list[Tally], float]:
-        """So many batches, and how many seconds each has. What is left at the end is in none."""
+    def _cut(self, count: int) -> list[Tally]:
+        """So many batches of equal length. What is left at the end is in none."""
         size = self._intervals // count
-        found = [self._sum(number * size, (number + 1) * size) for number in range(count)]
-        return found, size * self._interval_s
+        return [self._sum(number * size, (number + 1) * size) for number in range(count)]
 
     def _sum(self, first: int, after: int) -> Tally:
-        tally = Tally()
+        found = Tally()
         for interval, each in self._tallies.items():
             if first <= interval < after:
-                tally.size_bytes += each.size_bytes
-                tally.errors.update(each.errors)
-                tally.latencies.add(each.latencies)
-        return tally
+                found.add(each)
+        return found
 
+    def value(self, quantity: _Value) -> float | None:
+        """Over all of the measured time."""
+        return quantity(self._sum(0, self._intervals), self._seconds)
 
-def _change(
-    operation: Operation, kind: str, quantity: _Quantity, first: _Sample, second: _Sample
-) -> Change | None:
-    before = quantity.value(first.whole, first.seconds)
-    after = quantity.value(second.whole, second.seconds)
-    if not before or not after:
+    def noise(self, quantity: _Value) -> float | None:
+        """Half the width of the confidence interval of the mean over batches, as a share of that mean."""
+        for count, student in _STUDENT.items():
+            seconds = self._intervals // count * self._interval_s
+            values = [quantity(each, seconds) if seconds else None for each in self._batches[count]]
+            known = [value for value in values if value]
+            if len(known) == count:
+                return student * statistics.stdev(known) / math.sqrt(count) / statistics.mean(known)
         return None
-    ratio = after / before - 1
-    spreads = [_relative_noise(quantity, sample) for sample in (first, second)]
-    # The relative errors of both sides of a quotient add up like the sides of a right triangle.
-    noise = (
-        None if None in spreads else math.hypot(*(each for each in spreads if each is not None)) * (1 + ratio)
-    )
+
+
+def _changes(before: LoadResult, after: LoadResult, operation: Operation, kind: str) -> list[Change]:
+    first, second = _Sample(before, operation, kind), _Sample(after, operation, kind)
+    found = []
+    for name, quantity in _QUANTITIES.items():
+        values = first.value(quantity), second.value(quantity)
+        if values[0] and values[1]:
+            ratio = values[1] / values[0] - 1
+            # The relative errors of both sides of a quotient add up like the sides of a right triangle.
+            one, other = first.noise(quantity), second.noise(quantity)
+            noise = None if one is None or other is None else math.hypot(one, other) * (1 + ratio)
+            verdict = _verdict(ratio, noise, more_is_better=quantity is _per_second)
+            found.append(Change(operation, kind, name, values[0], values[1], ratio, noise, verdict))
+    return found
+
+
+def _verdict(ratio: float, noise: float | None, *, more_is_better: bool) -> Verdict:
     if noise is None:
-        verdict = Verdict.UNKNOWN
-    elif abs(ratio) <= noise:
-        verdict = Verdict.NOISE
-    else:
-        verdict = Verdict.BETTER if (ratio > 0) is quantity.more_is_better else Verdict.WORSE
-    return Change(operation, kind, quantity.name, before, after, ratio, noise, verdict)
-
-
-def _relative_noise(quantity: _Quantity, sample: _Sample) -> float | None:
-    """Half the width of the confidence interval of the mean over batches, as a share of that mean."""
-    for count, student in _STUDENT.items():
-        batches, seconds = sample.batches(count)
-        if not seconds:
-            continue
-        values = [quantity.value(each, seconds) for each in batches]
-        if all(values):
-            return student * _standard_error([value for value in values if value is not None])
-    return None
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) / statistics.mean(values)
+        return Verdict.UNKNOWN
+    if abs(ratio) <= noise:
+        return Verdict.NOISE
+    return Verdict.BETTER if (ratio > 0) is more_is_better else Verdict.WORSE
 
 
 def _notes(before: LoadResult, after: LoadResult) -> list[str]:
     notes = []
-    pairs = (
+    for name, first, second in (
         ("machine", before.machine, after.machine),
         ("seed", before.plan.seed, after.plan.seed),
         ("version", before.version, after.version),
         ("policy", before.cluster.policy, after.cluster.policy),
         ("nodes", before.cluster.nodes, after.cluster.nodes),
         ("seconds measured", before.seconds, after.seconds),
-    )
-    for name, first, second in pairs:
+    ):
         if first != second:
             notes.append(f"{name} differs: {first} and {second}")
     for name, result in (("before", before), ("after", after)):

@@ -12,14 +12,39 @@ from collections.abc import AsyncIterator, Callable
 from enum import Enum
 from hashlib import blake2b
 
-from coffre.bench.load.damage import WrongBytes
+from coffre.cluster.errors import IntegrityError
 
-__all__ = ["BLOCK_BYTES", "Content", "Texture", "Verifier"]
+__all__ = [
+    "BLOCK_BYTES",
+    "DATA_ERRORS",
+    "Content",
+    "Lost",
+    "Resurrected",
+    "Texture",
+    "Verifier",
+    "WrongBytes",
+]
 
 BLOCK_BYTES = 1 << 20
 MARK_BYTES = 32
 _POOL_BYTES = 4 << 20  # several segments, so that no segment repeats itself
 _STRIPE_BYTES = 64 << 10
+
+
+class WrongBytes(IntegrityError):
+    """Something else came back than was put, and nobody noticed but the load generator."""
+
+
+class Lost(IntegrityError):
+    """An acknowledged object is not there, or not in a listing."""
+
+
+class Resurrected(IntegrityError):
+    """An object is there that was deleted, or whose put was refused."""
+
+
+# By name, as errors are counted. `IntegrityError` itself is the client's: it found the damage, and the data is gone.
+DATA_ERRORS = frozenset(each.__name__ for each in (IntegrityError, WrongBytes, Lost, Resurrected))
 
 
 class Texture(Enum):

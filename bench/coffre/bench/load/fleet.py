@@ -6,17 +6,18 @@ import asyncio
 import json
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
+from coffre.bench.files import plain
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.tasks import together
 from coffre.cluster import errors
 from coffre.cluster.errors import InternalError
 
-__all__ = ["Fleet"]
+__all__ = ["ENDING_S", "Fleet", "fleet"]
 
 LINE_BYTES_MAX = 64 << 20  # the last intervals of a run with many classes, at once
 COMPLAINT_LINES = 20
@@ -26,25 +27,10 @@ _Hear = Callable[[dict[str, Any]], None]
 
 
 class Fleet:
-    """`plan.processes` workers, which end with this object, or with this process."""
+    """Workers that do the same at the same time."""
 
-    def __init__(self, config: Path, plan: LoadPlan) -> None:
-        self._config, self._plan = config, plan
-        self._members: list[_Member] = []
-
-    async def __aenter__(self) -> Self:
-        try:
-            for number in range(self._plan.processes):
-                self._members.append(await _Member.start(self._config, number, self._plan))
-        except BaseException:
-            await self._end()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._end()
+    def __init__(self, members: list[_Member]) -> None:
+        self._members = members
 
     async def command(self, command: dict[str, object], hear: _Hear) -> list[dict[str, Any]]:
         """Have all do it at once; what each said at the end. `hear` gets what they say meanwhile.
@@ -55,8 +41,33 @@ class Fleet:
             tasks = [group.create_task(member.command(command, hear)) for member in self._members]
         return [task.result() for task in tasks]
 
-    async def _end(self) -> None:
-        await asyncio.gather(*(member.end() for member in self._members))
+
+@asynccontextmanager
+async def fleet(config: Path, plan: LoadPlan) -> AsyncIterator[Fleet]:
+    """`plan.processes` workers, which end with the block, or with this process."""
+    async with AsyncExitStack() as exits:
+        members = [
+            await exits.enter_async_context(_member(config, number, plan)) for number in range(plan.processes)
+        ]
+        yield Fleet(members)
+
+
+@asynccontextmanager
+async def _member(config: Path, number: int, plan: LoadPlan) -> AsyncIterator[_Member]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coffre.bench.load.worker", str(config), str(number)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=LINE_BYTES_MAX,
+        start_new_session=True,  # a Ctrl-C is for the parent, which then ends the others
+    )
+    member = _Member(process, number)
+    try:
+        await member.say(plain(plan))
+        yield member
+    finally:
+        await member.end()
 
 
 class _Member:
@@ -67,26 +78,12 @@ class _Member:
         self._complaints: deque[str] = deque(maxlen=COMPLAINT_LINES)
         self._listening = asyncio.create_task(self._listen())
 
-    @classmethod
-    async def start(cls, config: Path, number: int, plan: LoadPlan) -> _Member:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "coffre.bench.load.worker", str(config), str(number)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=LINE_BYTES_MAX,
-            start_new_session=True,  # a Ctrl-C is for the parent, which then ends the others
-        )
-        member = cls(process, number)
-        await member._say(plan.to_json())
-        return member
-
     async def _listen(self) -> None:
         assert self._process.stderr is not None
         while line := await self._process.stderr.readline():
             self._complaints.append(line.decode("utf-8", "replace").strip())
 
-    async def _say(self, message: dict[str, object]) -> None:
+    async def say(self, message: dict[str, object]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -96,7 +93,7 @@ class _Member:
 
     async def command(self, command: dict[str, object], hear: _Hear) -> dict[str, Any]:
         assert self._process.stdout is not None
-        await self._say(command)
+        await self.say(command)
         while line := await self._process.stdout.readline():
             message: dict[str, Any] = json.loads(line)
             match message["event"]:

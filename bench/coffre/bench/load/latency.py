@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import zlib
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 
-from coffre.cluster.errors import ConfigurationError, InvalidArgument
+import numpy as np
+from coffre.cluster.errors import InvalidArgument
+from hdrh.codec import HdrCookieException, HdrLengthException
+from hdrh.histogram import HdrHistogram
+from numpy.typing import NDArray
 
-try:
-    from hdrh.codec import HdrCookieException, HdrLengthException
-    from hdrh.histogram import HdrHistogram
-except ModuleNotFoundError:  # the other measurements do without it
-    HdrHistogram = None
-
-__all__ = ["Latencies", "check_installed", "total"]
+__all__ = ["Latencies", "total"]
 
 LOWEST_US = 1
 HIGHEST_US = 3600 * 1_000_000
 SIGNIFICANT_DIGITS = 3
 
 
-def check_installed() -> None:
-    """Raise `ConfigurationError` when the library of histograms is not there."""
-    if HdrHistogram is None:
-        raise ConfigurationError("load needs the package hdrhistogram: pip install 'coffre[bench]'")
-
-
 class Latencies:
     """Durations in seconds, from 1 µs to one hour; a longer one counts as an hour."""
 
     def __init__(self) -> None:
-        """Raises `ConfigurationError` as `check_installed`."""
-        check_installed()
         self._histogram = HdrHistogram(LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS)
 
     def record(self, seconds: float) -> None:
@@ -53,15 +41,12 @@ class Latencies:
 
         Raises `InvalidArgument` when nothing was counted.
         """
-        if not self.count:
+        count = self.count
+        if not count:
             raise InvalidArgument("nothing was counted, so there are no percentiles")
-        first, counts = self._counts()
-        sums = list(accumulate(counts))
-        found = []
-        for percentile in wanted:
-            rank = max(1, round(percentile * self.count / 100 + 1e-9))
-            found.append(self._seconds_at(first + bisect_left(sums, min(rank, self.count))))
-        return tuple(found)
+        ranks = [min(max(1, round(percentile * count / 100 + 1e-9)), count) for percentile in wanted]
+        places = np.searchsorted(np.cumsum(self._counts()), ranks)
+        return tuple(map(self._seconds_at, places.tolist()))
 
     def percentile(self, wanted: float) -> float:
         """Seconds at one percentile."""
@@ -74,10 +59,9 @@ class Latencies:
 
     def steps(self) -> Iterator[tuple[float, int]]:
         """Every recorded value in seconds, ascending, with how often it was counted."""
-        first, counts = self._counts()
-        for index, count in enumerate(counts, first):
-            if count:
-                yield self._seconds_at(index), count
+        counts = self._counts()
+        for place in np.flatnonzero(counts).tolist():
+            yield self._seconds_at(place), int(counts[place])
 
     def encode(self) -> str:
         """The standard compressed form of HdrHistogram (V2), in base64."""
@@ -96,19 +80,12 @@ class Latencies:
             raise InvalidArgument(f"not an HdrHistogram: {type(error).__name__}") from None
         return found
 
-    def _counts(self) -> tuple[int, list[int]]:
-        """The counters from the least value to the greatest, and the index of the first of them.
+    def _counts(self) -> NDArray[np.int64]:
+        """All counters. The library itself walks over them in Python, one by one, for every question."""
+        return np.frombuffer(self._histogram.counts, dtype=np.int64)
 
-        The library walks over all its counters in Python, one by one, for every question.
-        """
-        if not self.count:
-            return 0, []
-        first = self._histogram.get_counts_array_index(self._histogram.get_min_value())
-        last = self._histogram.get_counts_array_index(self._histogram.get_max_value())
-        return first, memoryview(self._histogram.counts).cast("B").cast("Q")[first : last + 1].tolist()
-
-    def _seconds_at(self, index: int) -> float:
-        value = self._histogram.get_value_from_index(index)
+    def _seconds_at(self, place: int) -> float:
+        value = self._histogram.get_value_from_index(place)
         return min(int(self._histogram.get_highest_equivalent_value(value)), HIGHEST_US) / 1e6
 
 

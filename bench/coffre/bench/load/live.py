@@ -5,11 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from coffre.bench.load.damage import DATA_ERRORS
+from coffre.bench.load.content import DATA_ERRORS
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import LoadResult
-from coffre.bench.load.tables import operations_table, phases_table
-from coffre.bench.load.wording import amount, duration, remarks
+from coffre.bench.load.tables import amount, duration, operations_table, phases_table, remarks
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

@@ -1,10 +1,9 @@
-"""What one run shall do, as it travels to the client processes and into the result."""
+"""What one run shall do, as it is asked for, and as it travels to the client processes and into the result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from coffre.bench.load.content import Texture
@@ -18,8 +17,9 @@ from coffre.bench.load.workload import (
 )
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["INTERVALS_MAX", "LoadPlan"]
+__all__ = ["CLOSED_IN_FLIGHT", "OPEN_IN_FLIGHT", "LoadPlan"]
 
+CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT = 16, 1024
 INTERVALS_MAX = 600
 SHORT_S = 20.0
 COUNT_MAX = 1 << 26
@@ -28,43 +28,73 @@ IN_FLIGHT_MAX = 1 << 16
 DURATION_S_MAX = 7 * 24 * 3600.0
 
 
+def _asked(flag: str, default: Any, about: str, **more: object) -> Any:
+    """A field that is an option of the command line, too."""
+    return field(default=default, metadata={"flag": flag, "help": about, **more})
+
+
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """One run. `rate_per_s` makes it an open loop; without it `in_flight` callers make a closed one."""
+    """One run. `rate_per_s` makes it an open loop; without it `in_flight` callers make a closed one.
+
+    Raises `InvalidArgument` for what cannot be.
+    """
 
     bucket: str
     prefix: str  # of all keys of this run
-    seed: int
-    workload: str  # "health", "health-without-archives" or "fixed"
-    size_bytes: int  # fixed: of every object
-    texture: str  # fixed: what they look like
-    mix: str
-    objects: int  # stored before the run, for reads
-    range_bytes: int
-    processes: int
-    in_flight: int  # over all processes; in an open loop: at most so many
-    rate_per_s: float | None
-    ramp_s: float
     duration_s: float  # beyond the ramp; with a count: at most
     count: int | None  # operations over all processes
+    workload: str = _asked(
+        "--workload",
+        "health",
+        "Objects of one size, or the mixture of a hospital.",
+        choices=["fixed", "health"],  # or "health-without-archives"
+    )
+    size_bytes: int = _asked("--size", 4096, "Of fixed objects, such as 4KiB.")
+    texture: str = _asked(
+        "--content",
+        "random",
+        "What fixed objects look like to a compressor.",
+        choices=[each.value for each in Texture],
+    )
+    mix: str = _asked("--mix", "put=20,get=70,range=5,head=3,list=1,delete=1", "Operations by weight.")
+    range_bytes: int = _asked("--range-size", 65536, "Of a ranged get.")
+    objects: int = _asked("--objects", 200, "Stored first, to be read.")
+    rate_per_s: float | None = _asked(
+        "--rate", None, "Open loop: operations per second, whatever the cluster does."
+    )
+    in_flight: int = _asked(
+        "--in-flight",
+        None,
+        f"Callers of the closed loop ({CLOSED_IN_FLIGHT}); open loop: at most ({OPEN_IN_FLIGHT}).",
+    )
+    processes: int = _asked("--processes", 1, "Client processes that share the load.")
+    ramp_s: float = _asked("--ramp", 0.0, "Seconds of growing load that are not measured.")
+    seed: int = _asked("--seed", 1, "Of everything drawn.")
 
     def __post_init__(self) -> None:
-        _require(1 <= self.processes <= PROCESSES_MAX, f"1 to {PROCESSES_MAX} processes")
-        _require(
-            self.processes <= self.in_flight <= IN_FLIGHT_MAX,
-            f"in flight: from one per process to {IN_FLIGHT_MAX}",
-        )
-        _require(0 < self.duration_s <= DURATION_S_MAX, "a run lasts more than 0 s and at most a week")
-        _require(0 <= self.ramp_s <= DURATION_S_MAX, "a ramp lasts 0 s to a week")
-        _require(
-            self.rate_per_s is None or 0 < self.rate_per_s <= 1e6, "a rate is above 0 and at most 10^6/s"
-        )
-        _require(
-            self.count is None or self.processes <= self.count <= COUNT_MAX,
-            f"a count is at least one operation per process, and at most {COUNT_MAX}",
-        )
-        _require(0 < self.objects <= 10**8, "the run needs at least one object to read")
-        _require(self.range_bytes > 0, "a range has at least one byte")
+        for holds, message in (
+            (1 <= self.processes <= PROCESSES_MAX, f"1 to {PROCESSES_MAX} processes"),
+            (
+                self.processes <= self.in_flight <= IN_FLIGHT_MAX,
+                f"in flight: from one per process to {IN_FLIGHT_MAX}",
+            ),
+            (0 < self.duration_s <= DURATION_S_MAX, "a run lasts more than 0 s and at most a week"),
+            (0 <= self.ramp_s <= DURATION_S_MAX, "a ramp lasts 0 s to a week"),
+            (
+                self.rate_per_s is None or 0 < self.rate_per_s <= 1e6,
+                "a rate is above 0 and at most 10^6/s",
+            ),
+            (
+                self.count is None or self.processes <= self.count <= COUNT_MAX,
+                f"a count is at least one operation per process, and at most {COUNT_MAX}",
+            ),
+            (0 < self.objects <= 10**8, "the run needs at least one object to read"),
+            (self.range_bytes > 0, "a range has at least one byte"),
+            (self.seed >= 0, "a seed is 0 or more"),
+        ):
+            if not holds:
+                raise InvalidArgument(message)
         parse_mix(self.mix)
         self.parsed_workload()
 
@@ -75,10 +105,9 @@ class LoadPlan:
                 return HEALTH
             case "health-without-archives":
                 return HEALTH_WITHOUT_ARCHIVES
-            case "fixed":
+            case "fixed" if self.texture in {each.value for each in Texture}:
                 return fixed(self.size_bytes, Texture(self.texture))
-            case other:
-                raise InvalidArgument(f"{other!r} is not a workload")
+        raise InvalidArgument(f"{self.workload!r} of {self.texture!r} is not a workload")
 
     def parsed_mix(self) -> Mix:
         return parse_mix(self.mix)
@@ -110,22 +139,3 @@ class LoadPlan:
             "in flight": self.in_flight,
             "rate per second": self.rate_per_s,
         }
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> LoadPlan:
-        """Raises `InvalidArgument` when a field is missing, unknown, or cannot be."""
-        names = {field.name for field in fields(cls)}
-        if content.keys() != names:
-            raise InvalidArgument(f"a plan has the fields {', '.join(sorted(names))}")
-        try:
-            return cls(**content)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgument(f"this is not a plan: {error}") from None
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise InvalidArgument(message)

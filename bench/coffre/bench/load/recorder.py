@@ -6,52 +6,34 @@ An operation belongs to the interval that it ended in, so an interval that is ov
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
+import msgspec
 from coffre.bench.load.latency import Latencies
 from coffre.bench.load.workload import Operation
-from coffre.cluster.errors import InvalidArgument
 
 __all__ = ["Recorder", "Slice", "Tally", "Timeline"]
 
+_Place = tuple[int, Operation, str]
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One operation on one class of objects in one interval. `latencies` is an encoded histogram, of successes only."""
+
+class Slice(msgspec.Struct, frozen=True, array_like=True):
+    """One operation on one class of objects in one interval. `latencies` is an encoded histogram, of successes only.
+
+    A list in JSON, since a long run has many.
+    """
 
     interval: int
     operation: Operation
     kind: str
     size_bytes: int
-    errors: Mapping[str, int]
+    errors: dict[str, int]
     latencies: str | None
 
-    def to_json(self) -> list[object]:
-        """A list, in the order of the fields: a long run has many."""
-        return [
-            *(self.interval, self.operation.value, self.kind, self.size_bytes),
-            *(dict(self.errors), self.latencies),
-        ]
-
-    @classmethod
-    def from_json(cls, row: Any) -> Slice:
-        """Raises `InvalidArgument`."""
-        match row:
-            case [
-                int(interval),
-                str(operation),
-                str(kind),
-                int(size),
-                dict(errors),
-                str() | None as latencies,
-            ]:
-                try:
-                    return cls(interval, Operation(operation), kind, size, errors, latencies)
-                except ValueError:
-                    pass
-        raise InvalidArgument("a slice of the timeline is not in order")
+    @property
+    def place(self) -> _Place:
+        return self.interval, self.operation, self.kind
 
 
 @dataclass(slots=True)
@@ -69,6 +51,17 @@ class Tally:
         if part.latencies is not None:
             self.latencies.add(Latencies.decode(part.latencies))
 
+    def add(self, other: Tally) -> None:
+        """Add another sum."""
+        self.size_bytes += other.size_bytes
+        self.errors.update(other.errors)
+        self.latencies.add(other.latencies)
+
+    def at(self, place: _Place) -> Slice:
+        """As a slice of an interval, an operation and a class."""
+        encoded = self.latencies.encode() if self.done else None
+        return Slice(*place, self.size_bytes, dict(self.errors), encoded)
+
     @property
     def done(self) -> int:
         return self.latencies.count
@@ -78,6 +71,10 @@ class Tally:
         return self.errors.total()
 
 
+def _in_time(place: _Place) -> tuple[int, str, str]:
+    return place[0], place[1].value, place[2]
+
+
 class Recorder:
     """Counts in one client process. Only the current interval is kept; `take` hands over those that are over."""
 
@@ -85,7 +82,7 @@ class Recorder:
         """`start` is a reading of the monotonic clock."""
         self._start = start
         self._interval_s = interval_s
-        self._tallies: dict[tuple[int, Operation, str], Tally] = {}
+        self._tallies: dict[_Place, Tally] = {}
         self.lag = Latencies()  # open loop: from when an operation was due until it was begun
         self.last = start
 
@@ -102,52 +99,38 @@ class Recorder:
         tally.latencies.record(ended - since)
         tally.size_bytes += size_bytes
 
-    def failed(self, operation: Operation, kind: str, error: str, *, ended: float, count: int = 1) -> None:
-        """Count failures by the class of the error."""
-        self._tally(ended, operation, kind).errors[error] += count
+    def failed(self, operation: Operation, kind: str, error: str, *, ended: float) -> None:
+        """Count a failure by the class of the error."""
+        self._tally(ended, operation, kind).errors[error] += 1
 
     def take(self, now: float | None = None) -> list[Slice]:
         """What is over at `now`, or everything, in the order of time. It is forgotten here."""
         current = None if now is None else int((now - self._start) / self._interval_s)
-        over = sorted(
-            (key for key in self._tallies if current is None or key[0] < current),
-            key=lambda key: (key[0], key[1].value, key[2]),
-        )
-        return [_slice(*key, self._tallies.pop(key)) for key in over]
-
-
-def _slice(interval: int, operation: Operation, kind: str, tally: Tally) -> Slice:
-    encoded = tally.latencies.encode() if tally.done else None
-    return Slice(interval, operation, kind, tally.size_bytes, dict(tally.errors), encoded)
+        over = [place for place in self._tallies if current is None or place[0] < current]
+        return [self._tallies.pop(place).at(place) for place in sorted(over, key=_in_time)]
 
 
 class Timeline:
     """The slices of all processes, those of the same place summed up. Histograms stay encoded: they are small so."""
 
     def __init__(self, slices: Iterable[Slice] = ()) -> None:
-        self._slices: dict[tuple[int, Operation, str], Slice] = {}
+        self._slices: dict[_Place, Slice] = {}
         for each in slices:
             self.add(each)
 
     def add(self, new: Slice) -> None:
         """Sum one up with what is there."""
-        key = (new.interval, new.operation, new.kind)
-        old = self._slices.get(key)
-        if old is not None:
-            tally = _sum([old, new])
-            new = _slice(*key, tally)
-        self._slices[key] = new
+        old = self._slices.get(new.place)
+        self._slices[new.place] = new if old is None else _sum([old, new]).at(new.place)
 
     def slices(self) -> list[Slice]:
         """All, in the order of time."""
-        return [
-            self._slices[key] for key in sorted(self._slices, key=lambda key: (key[0], key[1].value, key[2]))
-        ]
+        return [self._slices[place] for place in sorted(self._slices, key=_in_time)]
 
     def cells(self) -> list[tuple[Operation, str]]:
         """Operations and classes that occur, operations in their usual order."""
         order = list(Operation)
-        found = {(each.operation, each.kind) for each in self._slices.values()}
+        found = {(operation, kind) for _, operation, kind in self._slices}
         return sorted(found, key=lambda cell: (order.index(cell[0]), cell[1]))
 
     def tally(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:

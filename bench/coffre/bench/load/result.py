@@ -4,38 +4,82 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from coffre.bench.files import write_whole
-from coffre.bench.load.damage import DATA_ERRORS
-from coffre.bench.load.facts import ClusterFacts, Counters
+from coffre.bench.files import decoded, plain, write_whole
+from coffre.bench.load.content import DATA_ERRORS
 from coffre.bench.load.latency import Latencies
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Slice, Tally, Timeline
 from coffre.bench.load.workload import Operation
 from coffre.bench.result import Machine
 from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.map import ClusterMap, NodeState
 
 __all__ = [
     "ALL",
     "PERCENTILES",
     "Check",
+    "ClusterFacts",
+    "Counters",
     "Event",
     "LoadResult",
+    "PhaseRow",
     "Row",
     "Usage",
     "read_result",
-    "supported_percentiles",
     "write_result",
 ]
 
 FORMAT = "coffre-load/1"
 RESULT_BYTES_MAX = 256 << 20
-PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
 ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """The cluster map, in short."""
+
+    cluster_id: str
+    epoch: int
+    nodes: int
+    sites: int
+    operators: int
+    policy: str
+    k: int
+    m: int
+
+    @classmethod
+    def of(cls, cluster_map: ClusterMap) -> ClusterFacts:
+        """Of the nodes that are still in it, and its default policy."""
+        nodes = [node for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
+        policy = cluster_map.policy()
+        return cls(
+            cluster_map.cluster_id,
+            cluster_map.epoch,
+            len(nodes),
+            len({node.site for node in nodes}),
+            len({node.operator for node in nodes}),
+            policy.name,
+            policy.k,
+            policy.m,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums over the nodes that answered. None: nobody could be asked."""
+
+    answering: int | None = None
+    syncs: int | None = None
+    objects: int | None = None
+    live_bytes: int | None = None
+    disk_bytes: int | None = None
+    cpu_s: float | None = None  # of the node processes on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +116,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The measured part of a run, of one operation on one class, or on "all". Latencies in seconds."""
+    """A stretch of a run, of one operation on one class, or on "all". Latencies in seconds."""
 
     operation: Operation
     kind: str
@@ -81,8 +125,21 @@ class Row:
     per_s: float
     bytes_per_s: float
     mean_s: float | None
-    percentiles_s: Mapping[float, float]  # those that there are enough operations for
+    percentiles_s: Mapping[str, float]  # by their names, those that at least one operation lies beyond
     max_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """One operation in one phase. An operation belongs to the phase that it ended in.
+
+    The ratios are to the first phase: 2.0 is twice as many, or twice as slow.
+    """
+
+    phase: str
+    row: Row
+    per_s_ratio: float | None
+    p99_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +160,11 @@ class LoadResult:
     events: tuple[Event, ...]
     examples: tuple[str, ...]  # of wrong or lost data
 
+    @property
+    def first_interval(self) -> int:
+        """Of the measured part: after the ramp, but from the start when it was a count that ended the run."""
+        return 0 if self.plan.count is not None else self.plan.ramp_intervals
+
     def rows(self) -> list[Row]:
         """Of each operation: all its classes together, then each one when there are several."""
         found = []
@@ -111,35 +173,53 @@ class LoadResult:
             kinds = [kind for each, kind in self.timeline.cells() if each is operation]
             kinds.sort(key=lambda kind: order.index(kind) if kind in order else len(order))
             for kind in [ALL, *(kinds if len(kinds) > 1 else [])] if kinds else []:
-                row = self._row(operation, kind)
+                found.append(self._row(operation, kind, self.first_interval, None, self.seconds))
+        return [row for row in found if row.done or row.failed]
+
+    def phase_rows(self) -> list[PhaseRow]:
+        """Rows by phase, in order; none when nothing was done to the cluster. What ended late is of the last phase."""
+        interval_s, found = self.plan.interval_s, []
+        steady: dict[Operation, Row] = {}
+        firsts: list[int] = [round(event.at_s / interval_s) for event in self.events]
+        ends = [*firsts[1:], self.plan.end_interval]
+        for event, first, end in zip(self.events, firsts, ends, strict=False):
+            after = None if event is self.events[-1] else end
+            for operation in Operation:
+                row = self._row(operation, ALL, first, after, (end - first) * interval_s)
                 if row.done or row.failed:
-                    found.append(row)
+                    usual = steady.setdefault(operation, row)
+                    found.append(_phase_row(event.phase, row, None if usual is row else usual))
         return found
 
-    def _row(self, operation: Operation, kind: str) -> Row:
+    def _row(self, operation: Operation, kind: str, first: int, after: int | None, seconds: float) -> Row:
         def chosen(each: Slice) -> bool:
-            return each.operation is operation and kind in (ALL, each.kind)
+            within = first <= each.interval and (after is None or each.interval < after)
+            return within and each.operation is operation and kind in (ALL, each.kind)
 
-        tally = self.measured(chosen)
+        tally = self.timeline.tally(chosen)
         # A rate is of what ended in the measured time; what ended later has its place in the percentiles alone.
-        late = self.measured(lambda each: chosen(each) and each.interval >= self.plan.end_interval)
-        percentiles_s, max_s = supported_percentiles(tally.latencies)
+        late = self.timeline.tally(lambda each: chosen(each) and each.interval >= self.plan.end_interval)
+        latencies, done = tally.latencies, tally.done
+        *values, max_s = latencies.percentiles([*PERCENTILES.values(), 100.0]) if done else [None]
         return Row(
             operation,
             kind,
-            tally.done,
+            done,
             tally.failed,
-            (tally.done - late.done) / self.seconds,
-            (tally.size_bytes - late.size_bytes) / self.seconds,
-            tally.latencies.mean_s if tally.done else None,
-            percentiles_s,
+            (done - late.done) / seconds,
+            (tally.size_bytes - late.size_bytes) / seconds,
+            latencies.mean_s if done else None,
+            {
+                name: value
+                for (name, percentile), value in zip(PERCENTILES.items(), values, strict=False)
+                if value is not None and supported(percentile, done)
+            },
             max_s,
         )
 
     def measured(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:
-        """The sum over the measured part: after the ramp, but everything when it was a count that ended the run."""
-        first = 0 if self.plan.count is not None else self.plan.ramp_intervals
-        return self.timeline.tally(lambda each: each.interval >= first and chosen(each))
+        """The sum over the measured part."""
+        return self.timeline.tally(lambda each: each.interval >= self.first_interval and chosen(each))
 
     def errors(self) -> Mapping[str, int]:
         """Errors of the whole run and of the check by class; nothing is left out, not even the ramp."""
@@ -154,25 +234,15 @@ class LoadResult:
         return sum(count for name, count in self.errors().items() if name in DATA_ERRORS)
 
     def to_json(self) -> dict[str, object]:
-        return {
+        """All fields, and what follows from them, for those who read the file without this program."""
+        content: dict[str, object] = plain(self, _encoded)
+        content["slices"] = content.pop("timeline")
+        return content | {
             "format": FORMAT,
-            "version": self.version,
-            "time": self.time.isoformat(timespec="seconds"),
             "seed": self.plan.seed,
-            "machine": asdict(self.machine),
-            "cluster": asdict(self.cluster),
-            "plan": self.plan.to_json(),
-            "seconds": self.seconds,
             "data_errors": self.data_errors,
             "errors": self.errors(),
-            "examples": list(self.examples),
-            "not_started": self.not_started,
-            "check": None if self.check is None else asdict(self.check),
-            "usage": asdict(self.usage),
-            "rows": [_row_json(row) for row in self.rows()],
-            "events": [asdict(event) for event in self.events],
-            "lag": None if self.lag is None else self.lag.encode(),
-            "slices": [each.to_json() for each in self.timeline.slices()],
+            "rows": plain(self.rows()),
         }
 
     @classmethod
@@ -180,46 +250,34 @@ class LoadResult:
         """Raises `InvalidArgument` when it is not a result of this format."""
         if content.get("format") != FORMAT:
             raise InvalidArgument(f"not a result of the format {FORMAT}")
-        try:
-            usage, check = content["usage"], content["check"]
-            return cls(
-                version=content["version"],
-                time=datetime.fromisoformat(content["time"]),
-                machine=Machine(**content["machine"]),
-                plan=LoadPlan.from_json(content["plan"]),
-                cluster=ClusterFacts(**content["cluster"]),
-                usage=Usage(
-                    tuple(usage["client_cpu_s"]),
-                    Counters(**usage["before"]),
-                    Counters(**usage["after"]),
-                    usage["elapsed_s"],
-                ),
-                seconds=float(content["seconds"]),
-                not_started=content["not_started"],
-                lag=None if content["lag"] is None else Latencies.decode(content["lag"]),
-                timeline=Timeline(map(Slice.from_json, content["slices"])),
-                check=None if check is None else Check(**check),
-                events=tuple(Event(**event) for event in content["events"]),
-                examples=tuple(content["examples"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidArgument(f"a result that is not in order: {type(error).__name__} {error}") from None
+        return decoded(cls, {**content, "timeline": content.get("slices")}, _decoded)
 
 
-def supported_percentiles(latencies: Latencies) -> tuple[Mapping[float, float], float | None]:
-    """Those percentiles that at least one operation lies beyond, and the maximum, in seconds."""
-    if not latencies.count:
-        return {}, None
-    *values, max_s = latencies.percentiles([*PERCENTILES, 100.0])
-    found = zip(PERCENTILES, values, strict=True)
-    return {each: value for each, value in found if latencies.count * (1 - each / 100) >= 0.999}, max_s
+def supported(percentile: float, count: int) -> bool:
+    """Whether at least one of so many operations lies beyond the percentile."""
+    return count * (1 - percentile / 100) >= 0.999
 
 
-def _row_json(row: Row) -> dict[str, object]:
-    content = asdict(row)
-    content["operation"] = row.operation.value
-    content["percentiles_s"] = {f"p{each:g}": value for each, value in row.percentiles_s.items()}
-    return content
+def _phase_row(phase: str, row: Row, steady: Row | None) -> PhaseRow:
+    if steady is None:
+        return PhaseRow(phase, row, None, None)
+    high_s, steady_s = row.percentiles_s.get("p99"), steady.percentiles_s.get("p99")
+    return PhaseRow(
+        phase,
+        row,
+        row.per_s / steady.per_s if steady.per_s else None,
+        high_s / steady_s if high_s and steady_s else None,
+    )
+
+
+def _encoded(value: Timeline | Latencies) -> object:
+    return plain(value.slices()) if isinstance(value, Timeline) else value.encode()
+
+
+def _decoded(kind: type, content: Any) -> object:
+    if kind is Timeline:
+        return Timeline(decoded(list[Slice], content))
+    return Latencies.decode(decoded(str, content))
 
 
 def write_result(path: Path, result: LoadResult) -> None:
@@ -242,4 +300,4 @@ def read_result(path: Path) -> LoadResult:
     try:
         return LoadResult.from_json(content)
     except InvalidArgument as error:
-        raise InvalidArgument(f"{path}: {error}") from None
+        raise InvalidArgument(f"{path}: not a result, or one that is {error}") from None

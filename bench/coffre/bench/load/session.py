@@ -1,42 +1,100 @@
-"""One run from start to end: fill, load, look back, clean up."""
+"""One run from start to end: fill, load, look back, clean up; and what it costs the nodes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from coffre.bench.load.facts import ClusterFacts, Observer
-from coffre.bench.load.fleet import Fleet
+from coffre.bench.files import decoded
+from coffre.bench.load.fleet import Fleet, fleet
 from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Slice, Timeline
-from coffre.bench.load.result import Check, Event, LoadResult, Usage
+from coffre.bench.load.result import Check, ClusterFacts, Counters, Event, LoadResult, Usage
 from coffre.bench.local_cluster import LocalCluster
+from coffre.bench.processes import cpu_s
 from coffre.bench.result import Machine
 from coffre.bench.tasks import together
 from coffre.client import load_client_config
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.identity import TlsFiles
-from coffre.cluster.map import ClusterMap, read_map
+from coffre.cluster.map import ClusterMap, NodeState, read_map
+from coffre.cluster.transport import GrpcTransport
 from coffre.cluster.version import __version__
 
-__all__ = ["Progress", "Target", "connected", "run_load", "started"]
+__all__ = [
+    "Observe",
+    "Progress",
+    "Target",
+    "connected",
+    "observing",
+    "run_load",
+    "started",
+]
+
+STATUS_TIMEOUT_S = 5.0
+
+
+Observe = Callable[[], Awaitable[Counters]]
+"""Reads the counters as they are now. A node that does not answer is left out, and `answering` says so."""
+
+
+@asynccontextmanager
+async def observing(
+    cluster_map: ClusterMap,
+    operator: TlsFiles | None,
+    pids: Callable[[], Iterable[int]] = lambda: (),
+) -> AsyncIterator[Observe]:
+    """Without an operator's certificate or local processes, there is less to say."""
+    transport = None if operator is None else GrpcTransport(cluster_map, operator)
+    numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
+
+    async def observe() -> Counters:
+        local = list(pids())
+        used_s = sum(map(cpu_s, local)) if local else None
+        if transport is None:
+            return Counters(cpu_s=used_s)
+        asked = (transport.status(number, STATUS_TIMEOUT_S) for number in numbers)
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        found = []
+        for reply in replies:
+            if not isinstance(reply, BaseException):
+                found.append(reply)
+            elif not isinstance(reply, CoffreError):
+                raise reply
+        return Counters(
+            len(found),
+            sum(reply.syncs for reply in found),
+            sum(reply.objects for reply in found),
+            sum(reply.live_bytes for reply in found),
+            sum(reply.disk_bytes for reply in found),
+            used_s,
+        )
+
+    try:
+        yield observe
+    finally:
+        if transport is not None:
+            await transport.close()
+
 
 HEAD_START_S = 0.5  # from the command until the load begins, so that all processes are connected
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The cluster under load. `observer` asks its nodes what it costs them."""
+    """The cluster under load. `observe` asks its nodes what it costs them."""
 
     config: Path
     cluster_map: ClusterMap
-    observer: Observer
+    observe: Observe
 
 
 class Progress(Protocol):
@@ -63,8 +121,8 @@ async def connected(config: Path, operator: TlsFiles | None) -> AsyncIterator[Ta
     """A cluster that is already there. Raises `ConfigurationError` when a file is not in order."""
     settings = load_client_config(config)
     cluster_map, _ = read_map(settings.map, settings.tls.authority)
-    async with Observer(cluster_map, operator) as observer:
-        yield Target(config, cluster_map, observer)
+    async with observing(cluster_map, operator) as observe:
+        yield Target(config, cluster_map, observe)
 
 
 @asynccontextmanager
@@ -74,8 +132,8 @@ async def started(cluster: LocalCluster) -> AsyncIterator[Target]:
     def pids() -> list[int]:
         return [cluster.pid(number) for number in cluster.numbers if cluster.running(number)]
 
-    async with cluster, Observer(cluster.map, cluster.operator_tls(), pids) as observer:
-        yield Target(cluster.client_config(), cluster.map, observer)
+    async with cluster, observing(cluster.map, cluster.operator_tls(), pids) as observe:
+        yield Target(cluster.client_config(), cluster.map, observe)
 
 
 async def run_load(
@@ -96,18 +154,18 @@ async def run_load(
     `disturb` runs beside the load: it gets the start of the load, and returns what it has done.
     """
     time = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
-    async with Fleet(target.config, plan) as fleet:
-        progress.begin("storing what is read", None)
-        await fleet.command({"do": "fill"}, lambda message: _forward(message, progress))
-        loaded = await _load(fleet, target, plan, clock, progress, disturb)
-        checked: list[dict[str, Any]] = []
-        if check:
-            progress.begin("reading everything back", None)
-            checked = await fleet.command({"do": "check"}, lambda message: _forward(message, progress))
+    async with fleet(target.config, plan) as clients:
+
+        async def part(what: str, command: str) -> list[dict[str, Any]]:
+            progress.begin(what, None)
+            return await clients.command({"do": command}, lambda said: progress.advance(said["bytes"]))
+
+        await part("storing what is read", "fill")
+        loaded = await _load(clients, target, plan, clock, progress, disturb)
+        checked = await part("reading everything back", "check") if check else []
         if clean:
-            progress.begin("deleting", None)
             try:
-                await fleet.command({"do": "clean"}, lambda message: _forward(message, progress))
+                await part("deleting", "clean")
             except CoffreError as error:  # the result stands all the same
                 progress.warn(f"not all was deleted below {plan.bucket}/{plan.prefix}/: {error}")
     lags = [Latencies.decode(each["lag"]) for each in loaded.said if each["lag"] is not None]
@@ -138,7 +196,7 @@ class _Loaded:
 
 
 async def _load(
-    fleet: Fleet,
+    clients: Fleet,
     target: Target,
     plan: LoadPlan,
     clock: Clock,
@@ -148,34 +206,29 @@ async def _load(
     timeline = Timeline()
 
     def hear(message: dict[str, Any]) -> None:
-        slices = [Slice.from_json(row) for row in message["slices"]]
+        slices = decoded(list[Slice], message["slices"])
         for each in slices:
             timeline.add(each)
         progress.show(slices)
 
-    before = await target.observer.counters()
+    before = await target.observe()
     progress.begin("load", None if plan.count is not None else plan.end_interval * plan.interval_s)
     start = clock.monotonic() + HEAD_START_S
     async with together() as group:
         disturbing = None if disturb is None else group.create_task(disturb(start, clock))
-        said = await fleet.command({"do": "run", "start": start}, hear)
+        said = await clients.command({"do": "run", "start": start}, hear)
     elapsed_s = clock.monotonic() - start
-    after = await target.observer.counters()
     if plan.count is not None:
         seconds = max(each["last"] for each in said) - start
     else:
         seconds = (plan.end_interval - plan.ramp_intervals) * plan.interval_s
-    usage = Usage(tuple(each["cpu_s"] for each in said), before, after, elapsed_s)
+    used_s = tuple(each["cpu_s"] for each in said)
+    usage = Usage(used_s, before, await target.observe(), elapsed_s)
     return _Loaded(said, timeline, usage, seconds, disturbing.result() if disturbing else ())
 
 
-def _forward(message: dict[str, Any], progress: Progress) -> None:
-    progress.advance(message["bytes"])
-
-
 def _check(said: list[dict[str, Any]]) -> Check:
-    errors: dict[str, int] = {}
+    errors: Counter[str] = Counter()
     for each in said:
-        for name, count in each["errors"].items():
-            errors[name] = errors.get(name, 0) + count
-    return Check(sum(each["checked"] for each in said), errors)
+        errors.update(each["errors"])
+    return Check(sum(each["checked"] for each in said), dict(errors))

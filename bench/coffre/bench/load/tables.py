@@ -1,34 +1,98 @@
-"""The tables of a result, for the terminal and the report, and of two results side by side."""
+"""What the figures depend on, how quantities read, and the tables of a result, for the terminal and the report."""
 
 from __future__ import annotations
 
 from coffre.bench.load.compare import Comparison, Verdict
-from coffre.bench.load.phases import phase_rows
 from coffre.bench.load.result import ALL, PERCENTILES, LoadResult
-from coffre.bench.load.wording import amount, count, duration, times
 from coffre.bench.tables import Table
 
-__all__ = ["comparison_table", "operations_table", "phases_table"]
+__all__ = [
+    "amount",
+    "comparison_table",
+    "count",
+    "duration",
+    "operations_table",
+    "phases_table",
+    "remarks",
+    "times",
+]
+
+SATURATED = 0.9
+
+
+def amount(value: float, unit: str) -> str:
+    """Three digits with a decimal SI prefix: 12.3 MB/s."""
+    prefixes = iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while abs(value) >= 999.5 and prefix != "P":
+        value, prefix = value / 1000, next(prefixes)
+    digits = 0 if prefix == "" and value == int(value) else max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
+
+
+def count(value: int) -> str:
+    """With separators: 12,345. Nothing for 0."""
+    return f"{value:,}" if value else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits: 850 µs, 1.23 ms, 12.3 s. Nothing for None."""
+    if seconds is None:
+        return ""
+    value, unit = seconds, "s"
+    if seconds < 0.9995:
+        value, unit = seconds * 1e3, "ms"
+    if seconds < 0.0009995:
+        value, unit = seconds * 1e6, "µs"
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio to the first phase: x 1.25. Nothing for None."""
+    return "" if ratio is None else f"x {ratio:.2f}"
+
+
+def remarks(result: LoadResult) -> list[str]:
+    """What the figures depend on, and what makes them doubtful."""
+    usage, cores = result.usage, result.machine.cores
+    said = []
+    shares = [each / usage.elapsed_s for each in usage.client_cpu_s]
+    said.append(f"client processes: {', '.join(f'{share:.0%}' for share in shares)} of a core each")
+    if max(shares) > SATURATED:
+        said.append(
+            "a client process was busy nearly all the time: it may be what limited the rate; use more"
+        )
+    cluster_s = usage.spent("cpu_s")
+    if cluster_s is not None:
+        whole = (cluster_s + sum(usage.client_cpu_s)) / usage.elapsed_s / cores
+        said.append(
+            f"nodes: {cluster_s / usage.elapsed_s:.2f} cores; with the clients {whole:.0%} of this machine"
+        )
+    if result.not_started:
+        said.append(
+            f"{result.not_started:,} operations were due and never begun: the cluster did not keep up, and no "
+            "percentile knows of them"
+        )
+    if result.lag is not None:
+        half, high = result.lag.percentiles([50, 99])
+        said.append(f"begun after they were due: p50 {duration(half)}, p99 {duration(high)}")
+    return said
+
 
 _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.NOISE: "", Verdict.UNKNOWN: "dim"}
 
 
 def operations_table(result: LoadResult) -> Table:
     """The measured part, by operation and class."""
-    heads = ("operation", "class", "done", "errors", "op/s", "bytes/s", "mean")
     rows = result.rows()
     return Table(
-        (*heads, *(f"p{each:g}" for each in PERCENTILES), "max"),
+        ("operation", "class", "done", "errors", "op/s", "bytes/s", "mean", *PERCENTILES, "max"),
         [
             (
-                *(
-                    row.operation.value if row.kind == ALL else "",
-                    row.kind,
-                    count(row.done),
-                    count(row.failed),
-                ),
-                *(f"{row.per_s:,.1f}", amount(row.bytes_per_s, "B/s") if row.bytes_per_s else ""),
-                *(duration(row.mean_s), *(duration(row.percentiles_s.get(each)) for each in PERCENTILES)),
+                *(row.operation.value if row.kind == ALL else "", row.kind),
+                *(count(row.done), count(row.failed), f"{row.per_s:,.1f}"),
+                amount(row.bytes_per_s, "B/s") if row.bytes_per_s else "",
+                *(duration(row.mean_s), *(duration(row.percentiles_s.get(name)) for name in PERCENTILES)),
                 duration(row.max_s),
             )
             for row in rows
@@ -40,24 +104,23 @@ def operations_table(result: LoadResult) -> Table:
 
 def phases_table(result: LoadResult) -> Table:
     """Each phase of a failure run, by operation, with factors to the first."""
-    heads = ("phase", "operation", "done", "errors", "op/s", "", "p50", "p99", "", "max")
     rows, shown = [], None
-    for row in phase_rows(result):
-        first, shown = row.phase != shown, row.phase
+    for each in result.phase_rows():
+        row, first, shown = each.row, each.phase != shown, each.phase
         rows.append(
             (
-                *(row.phase if first else "", row.operation.value, count(row.done), count(row.failed)),
-                *(f"{row.per_s:,.1f}", times(row.per_s_ratio)),
-                *(duration(row.percentiles_s.get(each)) for each in (50.0, 99.0)),
-                *(times(row.p99_ratio), duration(row.max_s)),
+                *(each.phase if first else "", row.operation.value, count(row.done), count(row.failed)),
+                *(f"{row.per_s:,.1f}", times(each.per_s_ratio)),
+                *(duration(row.percentiles_s.get(name)) for name in ("p50", "p99")),
+                *(times(each.p99_ratio), duration(row.max_s)),
             )
         )
+    heads = ("phase", "operation", "done", "errors", "op/s", "", "p50", "p99", "", "max")
     return Table(heads, rows, words=2)
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Every quantity before and after, its change and noise, and what that means."""
-    heads = ("operation", "class", "quantity", "verdict", "before", "after", "change", "noise")
     rows, shown = [], None
     for change in comparison.changes:
         cell = (change.operation.value, change.kind)
@@ -71,4 +134,5 @@ def comparison_table(comparison: Comparison) -> Table:
                 *(f"{change.ratio:+.1%}", "" if change.noise is None else f"± {change.noise:.1%}"),
             )
         )
+    heads = ("operation", "class", "quantity", "verdict", "before", "after", "change", "noise")
     return Table(heads, rows, words=4, styles=[_STYLES[change.verdict] for change in comparison.changes])

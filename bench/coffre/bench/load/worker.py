@@ -14,17 +14,15 @@ import random
 import resource
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from coffre.bench.load.housekeeping import Housekeeping
-from coffre.bench.load.ledger import Ledger
+from coffre.bench.files import decoded, plain
 from coffre.bench.load.loops import arrivals, closed_loop, open_loop
-from coffre.bench.load.operations import Operations
+from coffre.bench.load.operations import Housekeeping, Ledger, Operations
 from coffre.bench.load.plan import LoadPlan
-from coffre.bench.load.recorder import Recorder
+from coffre.bench.load.recorder import Recorder, Slice
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument
@@ -46,31 +44,26 @@ class Worker:
     def _advance(self, size_bytes: int) -> None:
         self._tell({"event": "progress", "bytes": size_bytes})
 
-    async def obey(self, command: dict[str, Any]) -> dict[str, object]:
+    async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return what is to be said of it. Raises `CoffreError`."""
         async with await connect(self._config) as client:
-            housekeeping = Housekeeping(
-                client, self._plan, self._number, self._ledger, self._clock, self._advance
-            )
+            house = Housekeeping(client, self._plan, self._number, self._ledger, self._clock, self._advance)
             match command:
                 case {"do": "fill"}:
-                    await housekeeping.fill()
+                    await house.fill()
                     return {}
                 case {"do": "run", "start": float(start)}:
                     return await self._run(client, start)
                 case {"do": "check"}:
-                    return asdict(await housekeeping.check())
+                    return dict(plain(await house.check()))
                 case {"do": "clean"}:
-                    await housekeeping.clean()
+                    await house.clean()
                     return {}
         raise InvalidArgument(f"not a command: {command}")
 
-    # ---------------------------------------------------------------- the run
-
-    async def _run(self, client: AsyncClient, start: float) -> dict[str, object]:
-        plan = self._plan
-        recorder = Recorder(start, plan.interval_s)
-        operations = Operations(client, plan, self._number, recorder, self._ledger, self._clock)
+    async def _run(self, client: AsyncClient, start: float) -> dict[str, Any]:
+        recorder = Recorder(start, self._plan.interval_s)
+        operations = Operations(client, self._plan, self._number, recorder, self._ledger, self._clock)
         reporting = asyncio.create_task(self._report(recorder))
         before = _cpu_s()
         try:
@@ -78,7 +71,7 @@ class Worker:
         finally:
             reporting.cancel()
         cpu_s = _cpu_s() - before
-        self._tell({"event": "slices", "slices": [each.to_json() for each in recorder.take()]})
+        self._tell_slices(recorder.take())
         return {
             "cpu_s": cpu_s,
             "not_started": not_started,
@@ -89,50 +82,39 @@ class Worker:
 
     async def _load(self, operations: Operations, start: float) -> int:
         """Put the load on; how many operations were due and never begun."""
-        plan = self._plan
-        ramp_s = plan.ramp_intervals * plan.interval_s
-        end = start + plan.end_interval * plan.interval_s
-        in_flight = _share(plan.in_flight, self._number, plan.processes)
-        count = None if plan.count is None else _share(plan.count, self._number, plan.processes)
+        plan, clock = self._plan, self._clock
+        ramp_s, end = plan.ramp_intervals * plan.interval_s, start + plan.end_interval * plan.interval_s
+        in_flight = self._share(plan.in_flight)
+        count = None if plan.count is None else self._share(plan.count)
         if plan.rate_per_s is None:
+            perform = operations.perform
             await closed_loop(
-                operations.perform,
-                self._clock,
-                callers=in_flight,
-                start=start,
-                ramp_s=ramp_s,
-                end=end,
-                count=count,
+                perform, clock, callers=in_flight, start=start, ramp_s=ramp_s, end=end, count=count
             )
             return 0
-        due_s = arrivals(
-            random.Random(f"{plan.seed}/{self._number}/arrivals"),
-            rate_per_s=plan.rate_per_s / plan.processes,
-            ramp_s=ramp_s,
-        )
+        source = random.Random(f"{plan.seed}/{self._number}/arrivals")
+        due_s = arrivals(source, rate_per_s=plan.rate_per_s / plan.processes, ramp_s=ramp_s)
         return await open_loop(
-            operations.perform, due_s, self._clock, in_flight=in_flight, start=start, end=end, count=count
+            operations.perform, due_s, clock, in_flight=in_flight, start=start, end=end, count=count
         )
+
+    def _share(self, total: int) -> int:
+        """The part of this process, such that all parts are the total."""
+        return total // self._plan.processes + (self._number < total % self._plan.processes)
 
     async def _report(self, recorder: Recorder) -> None:
         """Hand over every interval once it is over."""
         while True:
             await self._clock.sleep(self._plan.interval_s)
-            slices = recorder.take(self._clock.monotonic())
-            self._tell({"event": "slices", "slices": [each.to_json() for each in slices]})
+            self._tell_slices(recorder.take(self._clock.monotonic()))
 
-
-def _share(total: int, number: int, processes: int) -> int:
-    """The part of one process, such that all parts are the total."""
-    return total // processes + (number < total % processes)
+    def _tell_slices(self, slices: list[Slice]) -> None:
+        self._tell({"event": "slices", "slices": plain(slices)})
 
 
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-# ---------------------------------------------------------------- main
 
 
 async def _lines() -> AsyncIterator[dict[str, Any]]:
@@ -152,14 +134,8 @@ def _tell(message: dict[str, object]) -> None:
 async def serve(config: Path, number: int) -> None:
     """Obey until the input ends, which also ends a command under way."""
     lines = _lines()
-    plan = LoadPlan.from_json(await anext(lines))
-    worker = Worker(config, number, plan, SystemClock(), _tell)
+    worker = Worker(config, number, decoded(LoadPlan, await anext(lines)), SystemClock(), _tell)
     commands: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)
-
-    async def listen() -> None:
-        async for command in lines:
-            await commands.put(command)
-        working.cancel()
 
     async def work() -> None:
         while True:
@@ -169,20 +145,23 @@ async def serve(config: Path, number: int) -> None:
                 _tell({"event": "failed", "error": type(error).__name__, "text": str(error)})
 
     working = asyncio.create_task(work())
-    listening = asyncio.create_task(listen())
-    try:
-        await working
-    except asyncio.CancelledError:
-        pass
-    finally:
-        listening.cancel()
+    ended = asyncio.create_task(_pass_on(lines, commands))
+    await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
+    for task in (working, ended):
+        if task.done():
+            task.result()  # what nobody foresaw ends the process with a traceback
+        task.cancel()
+
+
+async def _pass_on(lines: AsyncIterator[dict[str, Any]], commands: asyncio.Queue[dict[str, Any]]) -> None:
+    async for command in lines:
+        await commands.put(command)
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case [config, number] if number.isdigit():
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(serve(Path(config), int(number)))
+            uvloop.run(serve(Path(config), int(number)))
             return 0
         case _:
             sys.stderr.write("usage: python -m coffre.bench.load.worker CLIENT_TOML NUMBER\n")
