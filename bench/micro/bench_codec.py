@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 
-import pytest
 import zfec
 from coffre.bench import _isal
+from coffre.bench.micro import Micro, Reference
 from coffre.codec import Codec, Tier, available_tiers, crc32c
-from micro_references import Beside, Reference
+
+__all__ = ["benchmarks"]
 
 SHARD_BYTES = 256 << 10
 SCHEMES = ((4, 2), (8, 3))
@@ -19,17 +21,6 @@ CALLS = 8  # of what is fast, in one round; zfec, and what is no faster, has one
 SLOW = (Tier.SCALAR, Tier.ZFEC)
 
 Encode = Callable[[], object]
-
-
-@cache
-def data(k: int) -> tuple[bytearray, ...]:
-    source = random.Random(1)
-    return tuple(bytearray(source.randbytes(SHARD_BYTES)) for _ in range(k))
-
-
-def zfec_reference(k: int, m: int) -> Reference:
-    oracle, blocks, numbers = zfec.Encoder(k, k + m), data(k), tuple(range(k, k + m))
-    return Reference(f"zfec_{k}_{m}", lambda: oracle.encode(blocks, numbers))
 
 
 def repeated(encode: Encode, calls: int = CALLS) -> Encode:
@@ -40,59 +31,54 @@ def repeated(encode: Encode, calls: int = CALLS) -> Encode:
     return run
 
 
-def parity_of(k: int, m: int) -> list[bytearray]:
+def parity_of(m: int) -> list[bytearray]:
     return [bytearray(SHARD_BYTES) for _ in range(m)]
 
 
-@pytest.mark.parametrize("tier", available_tiers(), ids=lambda tier: tier.value)
-@pytest.mark.parametrize(("k", "m"), SCHEMES)
-def bench_encode(beside: Beside, k: int, m: int, tier: Tier) -> None:
-    code, parity = Codec(k, m, tier=tier), parity_of(k, m)
-    calls = 1 if tier in SLOW else CALLS
-    beside(zfec_reference(k, m), repeated(lambda: code.encode_into(data(k), parity, crc=False), calls))
+def benchmarks() -> Iterator[Micro]:
+    """All of them; ISA-L and zfex where they are installed."""
+    source = random.Random(1)
+    for k, m in SCHEMES:
+        data = tuple(bytearray(source.randbytes(SHARD_BYTES)) for _ in range(k))
+        numbers = tuple(range(k, k + m))
+        reference = Reference(f"zfec_{k}_{m}", partial(zfec.Encoder(k, k + m).encode, data, numbers))
+        for tier in available_tiers():
+            encode = partial(Codec(k, m, tier=tier).encode_into, data, parity_of(m), crc=False)
+            calls = 1 if tier in SLOW else CALLS
+            yield Micro(f"encode[{k}-{m}-{tier.value}]", reference, repeated(encode, calls))
+        with_crc = partial(Codec(k, m).encode_into, data, parity_of(m))
+        yield Micro(f"encode_with_crc[{k}-{m}]", reference, repeated(with_crc))
+        for name, other in others(k, m, data):
+            yield Micro(f"encode_by_{name}[{k}-{m}]", reference, other)
+        if (k, m) == (4, 2):
+            yield from reconstructions(data, reference)
+    for name, size_bytes in (("4k", 4096), ("1m", 1 << 20)):
+        checksum = partial(crc32c, random.Random(1).randbytes(size_bytes))
+        beside = Reference("zlib_crc32_1m", partial(zlib.crc32, bytes(1 << 20)))
+        yield Micro(f"crc32c[{name}]", beside, repeated(checksum, (4 << 20) // size_bytes))
 
 
-@pytest.mark.parametrize(("k", "m"), SCHEMES)
-def bench_encode_with_crc(beside: Beside, k: int, m: int) -> None:
-    code, parity = Codec(k, m), parity_of(k, m)
-    beside(zfec_reference(k, m), repeated(lambda: code.encode_into(data(k), parity)))
-
-
-@pytest.mark.parametrize(("k", "m"), SCHEMES)
-def bench_encode_by_isal(beside: Beside, k: int, m: int) -> None:
-    parity = parity_of(k, m)  # kept alive here: ISA-L gets bare addresses
+def others(k: int, m: int, data: tuple[bytearray, ...]) -> Iterator[tuple[str, Encode]]:
+    """Other libraries. zfex has one call in a round, as zfec: a ratio of 1 is zfec's speed."""
+    with suppress(_isal.IsalMissing):
+        yield "isal", repeated(_isal.encoder(k, m, data, parity_of(m), SHARD_BYTES))
     try:
-        encode = _isal.encoder(k, m, data(k), parity, SHARD_BYTES)
-    except _isal.IsalMissing as error:
-        pytest.skip(str(error))
-    beside(zfec_reference(k, m), repeated(encode))
+        import zfex
+    except ModuleNotFoundError:  # its last release is of 2022
+        return
+    yield (
+        "zfex",
+        partial(zfex.Encoder(k, k + m).encode, [bytes(block) for block in data], tuple(range(k, k + m))),
+    )
 
 
-@pytest.mark.parametrize(("k", "m"), SCHEMES)
-def bench_encode_by_zfex(beside: Beside, k: int, m: int) -> None:
-    """One call in a round, as zfec: a ratio of 1 is zfec's speed."""
-    zfex = pytest.importorskip("zfex", reason="zfex is not installed: its last release is of 2022")
-    encoder, numbers = zfex.Encoder(k, k + m), tuple(range(k, k + m))
-    blocks = [bytes(block) for block in data(k)]
-    beside(zfec_reference(k, m), lambda: encoder.encode(blocks, numbers))
-
-
-@pytest.mark.parametrize("lost", [1, 2])
-def bench_reconstruct_4_2(beside: Beside, lost: int) -> None:
-    code, parity = Codec(4, 2), parity_of(4, 2)
-    code.encode_into(data(4), parity)
-    shards = dict(enumerate([*data(4), *parity]))
-    wanted = {index: bytearray(SHARD_BYTES) for index in range(lost)}
-    left = {index: shard for index, shard in shards.items() if index >= lost}
-    beside(zfec_reference(4, 2), repeated(lambda: code.reconstruct_into(left, wanted)))
-
-
-@pytest.mark.parametrize("size_bytes", [4096, 1 << 20], ids=["4k", "1m"])
-def bench_crc32c(beside: Beside, size_bytes: int) -> None:
-    block, calls = random.Random(1).randbytes(size_bytes), (4 << 20) // size_bytes
-
-    def checksum() -> None:
-        for _ in range(calls):
-            crc32c(block)
-
-    beside(Reference("zlib_crc32_1m", lambda: zlib.crc32(bytes(1 << 20))), checksum)
+def reconstructions(data: tuple[bytearray, ...], reference: Reference) -> Iterator[Micro]:
+    code, parity = Codec(4, 2), parity_of(2)
+    code.encode_into(data, parity)
+    shards = dict(enumerate([*data, *parity]))
+    for lost in (1, 2):
+        wanted = {index: bytearray(SHARD_BYTES) for index in range(lost)}
+        left = {index: shard for index, shard in shards.items() if index >= lost}
+        yield Micro(
+            f"reconstruct_4_2[{lost}]", reference, repeated(partial(code.reconstruct_into, left, wanted))
+        )

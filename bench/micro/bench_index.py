@@ -6,17 +6,18 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import count
 from pathlib import Path
 
-import pytest
+from coffre.bench.micro import INTERPRETER, Micro, Noise, Reference, Wanted
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
 from coffre.node.disk import LmdbStore
-from coffre.node.store import Accept, Mutation, ShardStore, StoreOptions
-from micro_references import INTERPRETER, Beside, Noise, Reference
+from coffre.node.store import Accept, Mutation, ShardStore, StoredVersion, StoreOptions
+
+__all__ = ["benchmarks"]
 
 LOAD_BATCH = 4096
 INSERT_BATCH = 512
@@ -31,9 +32,9 @@ _ODD = 0x9E3779B1  # times an odd number is a permutation of 32 bits: keys come 
 DISK_ROUNDS = 21
 
 
-def key(place: int) -> str:
+def name_of(place: int, more: str = "") -> ObjectName:
     """Keys in the order of their places, 0 to 2^32 - 1."""
-    return f"patient/{place:08x}"
+    return ObjectName("tenant", "records", f"patient/{place:08x}{more}")
 
 
 def insertion(number: int, name: ObjectName, partition: int) -> Mutation:
@@ -48,13 +49,14 @@ class LoadedStore:
 
     def __init__(self, directory: Path, keys: int) -> None:
         self.directory, self.keys = directory, keys
-        self.runner = asyncio.Runner()
-        self.next = count(keys, INSERT_BATCH)
-        self.store: ShardStore = self.runner.run(
+        self._runner = asyncio.Runner()
+        self._next = count(keys, INSERT_BATCH)
+        self._store: ShardStore = self._runner.run(
             LmdbStore.open(directory / "store", StoreOptions(), SystemClock())
         )
+        self._source = random.Random(1)
 
-    def place(self, number: int) -> int:
+    def _place(self, number: int) -> int:
         """Of the loaded key of that number: evenly over all places."""
         return number * ((1 << 32) // self.keys)
 
@@ -62,43 +64,43 @@ class LoadedStore:
         """In key order, partition by partition: in no order, every commit would rewrite leaves all over the tree."""
         for start in range(0, self.keys, LOAD_BATCH):
             numbers = range(start, min(start + LOAD_BATCH, self.keys))
-            self.apply([self.loading(number) for number in numbers])
+            self._apply([insertion(n, name_of(self._place(n)), n * PARTITIONS // self.keys) for n in numbers])
 
-    def loading(self, number: int) -> Mutation:
-        name = ObjectName("tenant", "records", key(self.place(number)))
-        return insertion(number, name, number * PARTITIONS // self.keys)
-
-    def insert_next(self) -> None:
-        """New keys anywhere between the others."""
-        start, mutations = next(self.next), []
+    def insert(self) -> None:
+        """A group commit of 512 new keys anywhere between the others, synced."""
+        start, mutations = next(self._next), []
         for number in range(start, start + INSERT_BATCH):
-            name = ObjectName("tenant", "records", f"{key(number * _ODD % (1 << 32))}/{number}")
+            name = name_of(number * _ODD % (1 << 32), f"/{number}")
             mutations.append(insertion(number, name, partition_of(name, PARTITIONS)))
-        self.apply(mutations)
+        self._apply(mutations)
 
-    def apply(self, mutations: list[Mutation]) -> None:
-        outcomes = self.runner.run(self.store.apply(mutations))
+    def _apply(self, mutations: list[Mutation]) -> None:
+        outcomes = self._runner.run(self._store.apply(mutations))
         assert all(outcome.error is None for outcome in outcomes), "the store refused a key"
 
+    def look_up(self) -> None:
+        """200 keys with their cells, all at once, in no order."""
+        names = [name_of(self._place(self._source.randrange(self.keys))) for _ in range(LOOKUPS)]
+        found = self._runner.run(self._read(names, want_cell=True))
+        assert all(versions[0].cell is not None for versions in found), "a key is gone"
+
+    def look_up_absent(self) -> None:
+        """200 keys that were never there."""
+        names = [name_of(number * _ODD % (1 << 32), "x") for number in range(LOOKUPS)]
+        assert not any(self._runner.run(self._read(names, want_cell=False))), "a key that nobody wrote"
+
+    async def _read(self, names: list[ObjectName], *, want_cell: bool) -> list[tuple[StoredVersion, ...]]:
+        return list(await asyncio.gather(*(self._store.read(name, want_cell=want_cell) for name in names)))
+
+    def page(self) -> None:
+        """A page of a thousand keys from somewhere in the middle."""
+        after = f"patient/{self._source.randrange(1 << 31):08x}".encode()
+        page = self._store.list("tenant", "records", "patient/", after=after, limit=LIST_PAGE)
+        assert len(self._runner.run(page).entries) == LIST_PAGE, "a page is short"
+
     def close(self) -> None:
-        self.runner.run(self.store.close())
-        self.runner.close()
-
-
-@pytest.fixture(scope="module", params=["1m", "10m"])
-def loaded(request: pytest.FixtureRequest) -> Iterator[LoadedStore]:
-    keys = {"1m": 10**6, "10m": 10**7}[request.param]
-    if keys > 10**6 and not request.config.getoption("--large"):
-        pytest.skip("ten million keys take minutes: --large")
-    directory = Path(request.config.getoption("--place")) / f"micro-index-{os.getpid()}"
-    directory.mkdir(parents=True)
-    store = LoadedStore(directory, keys)
-    try:
-        store.load()
-        yield store
-    finally:
-        store.close()
-        shutil.rmtree(directory)
+        self._runner.run(self._store.close())
+        self._runner.close()
 
 
 def append_sync(directory: Path) -> Reference:
@@ -114,45 +116,24 @@ def append_sync(directory: Path) -> Reference:
     return Reference("append_sync_2x4m", append)
 
 
-def bench_index_insert(beside: Beside, loaded: LoadedStore) -> None:
-    """A group commit of 512 new keys in no order, synced."""
-    beside(append_sync(loaded.directory), loaded.insert_next, noise=Noise.DISK, rounds=DISK_ROUNDS)
-
-
-def bench_index_lookup(beside: Beside, loaded: LoadedStore) -> None:
-    """200 keys with their cells, all at once, in no order."""
-    source = random.Random(1)
-
-    async def look_up(names: list[ObjectName]) -> None:
-        found = await asyncio.gather(*(loaded.store.read(name, want_cell=True) for name in names))
-        assert all(versions[0].cell is not None for versions in found), "a key is gone"
-
-    def lookups() -> None:
-        places = (loaded.place(source.randrange(loaded.keys)) for _ in range(LOOKUPS))
-        loaded.runner.run(look_up([ObjectName("tenant", "records", key(place)) for place in places]))
-
-    beside(INTERPRETER, lookups)
-
-
-def bench_index_lookup_absent(beside: Beside, loaded: LoadedStore) -> None:
-    """200 keys that were never there."""
-
-    async def look_up() -> None:
-        places = (number * _ODD % (1 << 32) for number in range(LOOKUPS))
-        names = [ObjectName("tenant", "records", f"{key(place)}x") for place in places]
-        found = await asyncio.gather(*(loaded.store.read(name) for name in names))
-        assert not any(found), "a key that nobody wrote"
-
-    beside(INTERPRETER, lambda: loaded.runner.run(look_up()))
-
-
-def bench_index_list(beside: Beside, loaded: LoadedStore) -> None:
-    """A page of a thousand keys from somewhere in the middle."""
-    source = random.Random(1)
-
-    async def page() -> None:
-        after = f"patient/{source.randrange(1 << 31):08x}".encode()
-        found = await loaded.store.list("tenant", "records", "patient/", after=after, limit=LIST_PAGE)
-        assert len(found.entries) == LIST_PAGE, "a page is short"
-
-    beside(INTERPRETER, lambda: loaded.runner.run(page()))
+def benchmarks(wanted: Wanted, place: Path, large: bool) -> Generator[Micro]:
+    """Those that are wanted, on a store that is loaded for them and gone afterwards."""
+    kinds = ("insert", "lookup", "lookup_absent", "list")
+    for size, keys in (("1m", 10**6), ("10m", 10**7))[: 2 if large else 1]:
+        ids = [f"index_{kind}[{size}]" for kind in kinds]
+        if not any(map(wanted, ids)):
+            continue
+        directory = place / f"micro-index-{os.getpid()}"
+        directory.mkdir(parents=True)
+        store = LoadedStore(directory, keys)
+        try:
+            store.load()
+            insert = Micro(ids[0], append_sync(directory), store.insert, Noise.DISK, DISK_ROUNDS)
+            reads = zip(ids[1:], (store.look_up, store.look_up_absent, store.page), strict=True)
+            yield from filter(
+                lambda micro: wanted(micro.id),
+                [insert, *(Micro(name, INTERPRETER, run) for name, run in reads)],
+            )
+        finally:
+            store.close()
+            shutil.rmtree(directory)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+from coffre.bench.micro import INTERPRETER, Micro, Reference
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, WireCell, decode_read, decode_write, encode_write
-from micro_references import INTERPRETER, Beside, Reference
+
+__all__ = ["benchmarks"]
 
 OPERATIONS = 64
 CALLS = 4
@@ -24,6 +28,12 @@ def request() -> pb.BatchRequest:
     return batch
 
 
+def decode_batch(raw: bytes) -> None:
+    for operation in pb.BatchRequest.FromString(raw).operations:
+        operation.accept.sealed.manifest  # noqa: B018 - fields are made when they are read
+        operation.accept.cell  # noqa: B018
+
+
 def copy_1m() -> Reference:
     source, target = bytearray(1 << 20), bytearray(1 << 20)
 
@@ -34,72 +44,27 @@ def copy_1m() -> Reference:
     return Reference("memcpy_8x1m", copy)
 
 
-def bench_batch_build_and_encode(beside: Beside) -> None:
-    def encode() -> None:
-        for _ in range(CALLS):
-            request().SerializeToString()
+def benchmarks() -> Iterator[Micro]:
+    """Batches, and streams of one mebibyte in four cells."""
 
-    beside(INTERPRETER, encode)
+    def micro(name: str, reference: Reference, calls: int, work: Callable[[], object]) -> Micro:
+        def run() -> None:
+            for _ in range(calls):
+                work()
 
+        return Micro(name, reference, run)
 
-def bench_batch_decode(beside: Beside) -> None:
-    raw = request().SerializeToString()
-
-    def decode() -> None:
-        for _ in range(CALLS):
-            for operation in pb.BatchRequest.FromString(raw).operations:
-                operation.accept.sealed.manifest  # noqa: B018 - fields are made when they are read
-                operation.accept.cell  # noqa: B018
-
-    beside(INTERPRETER, decode)
-
-
-def bench_shard_encode_write(beside: Beside) -> None:
-    """One mebibyte in four cells: one copy, if it is done well."""
-
-    def encode() -> None:
-        for _ in range(STREAM_CALLS):
-            encode_write(CHUNK)
-
-    beside(copy_1m(), encode)
-
-
-def bench_shard_decode_write(beside: Beside) -> None:
-    """No copy at all: the cells are views."""
-    raw = encode_write(CHUNK)
-
-    def decode() -> None:
-        for _ in range(10 * STREAM_CALLS):
-            decode_write(raw)
-
-    beside(copy_1m(), decode)
-
-
-def bench_shard_decode_by_protobuf(beside: Beside) -> None:
-    """What the hand-written decoder leaves to protobuf: a message that also has a header."""
+    raw_batch, raw = request().SerializeToString(), encode_write(CHUNK)
+    yield micro("batch_build_and_encode", INTERPRETER, CALLS, lambda: request().SerializeToString())
+    yield micro("batch_decode", INTERPRETER, CALLS, lambda: decode_batch(raw_batch))
+    # One copy, if it is done well; and none at all the other way: the cells are views.
+    yield micro("shard_encode_write", copy_1m(), STREAM_CALLS, lambda: encode_write(CHUNK))
+    yield micro("shard_decode_write", copy_1m(), 10 * STREAM_CALLS, lambda: decode_write(raw))
+    # What the hand-written decoder leaves to protobuf: a message that also has a header.
     header = pb.ShardHeader(epoch=1, tenant="tenant", data_id=bytes(16), shard_index=1)
-    raw = encode_write(ShardChunk(CHUNK.cells, header))
-
-    def decode() -> None:
-        for _ in range(STREAM_CALLS):
-            decode_write(raw)
-
-    beside(copy_1m(), decode)
-
-
-def bench_shard_decode_read_4k(beside: Beside) -> None:
-    """Many small cells: what the interpreter pays per cell."""
-    cells = [WireCell(segment, 1, bytes(1024)) for segment in range(16)]
-    raw = b"".join(_read_cell(cell) for cell in cells)
-
-    def decode() -> None:
-        for _ in range(CALLS):
-            decode_read(raw)
-
-    beside(INTERPRETER, decode)
-
-
-def _read_cell(cell: WireCell) -> bytes:
-    return pb.ReadShardReply(
-        cells=[pb.Cell(segment=cell.segment, crc=cell.crc, data=bytes(cell.data))]
-    ).SerializeToString()
+    with_header = encode_write(ShardChunk(CHUNK.cells, header))
+    yield micro("shard_decode_by_protobuf", copy_1m(), STREAM_CALLS, lambda: decode_write(with_header))
+    # Many small cells: what the interpreter pays per cell.
+    small = [pb.Cell(segment=segment, crc=1, data=bytes(1024)) for segment in range(16)]
+    raw_small = b"".join(pb.ReadShardReply(cells=[cell]).SerializeToString() for cell in small)
+    yield micro("shard_decode_read_4k", INTERPRETER, CALLS, lambda: decode_read(raw_small))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
+from itertools import product
 
-import pytest
+from coffre.bench.micro import Micro, Reference
 from coffre.client.sealing import Draft
 from coffre.client.writing import CellCoder, SegmentCoder
 from coffre.cluster.names import ObjectName
 from coffre.proto import coffre_pb2 as pb
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from micro_references import Beside, Reference
+
+__all__ = ["benchmarks"]
 
 SMALL_OBJECTS = 32  # in a round; of large ones it has one
 KEY = bytes(range(32))
@@ -23,12 +26,8 @@ def text(size_bytes: int) -> bytes:
     return b" ".join(source.choices(words, k=size_bytes // 8))[:size_bytes]
 
 
-def calls_of(size_bytes: int) -> int:
-    return SMALL_OBJECTS if size_bytes < 1 << 20 else 1
-
-
-def aes_gcm(size_bytes: int) -> Reference:
-    cipher, plain, calls = AESGCM(KEY), bytes(size_bytes), calls_of(size_bytes)
+def aes_gcm(size_bytes: int, calls: int) -> Reference:
+    cipher, plain = AESGCM(KEY), bytes(size_bytes)
 
     def encrypt() -> None:
         for number in range(calls):
@@ -37,13 +36,8 @@ def aes_gcm(size_bytes: int) -> Reference:
     return Reference(f"aes_gcm_{size_bytes >> 10}k", encrypt)
 
 
-@pytest.mark.parametrize("size_bytes", [4096, 1 << 20], ids=["4k", "1m"])
-@pytest.mark.parametrize("kind", ["random", "text"])
-@pytest.mark.parametrize(("k", "m"), [(4, 2), (8, 3)])
-def bench_segment(beside: Beside, k: int, m: int, kind: str, size_bytes: int) -> None:
-    plain = text(size_bytes) if kind == "text" else random.Random(1).randbytes(size_bytes)
+def coding(k: int, m: int, plain: bytes, calls: int) -> Callable[[], object]:
     draft = Draft(ObjectName("tenant", "records", "patient/1"), KEY, pb.Manifest(data_id=bytes(16)))
-    calls = calls_of(size_bytes)
 
     def code() -> None:
         coder = SegmentCoder(draft, k, m, 3)
@@ -55,4 +49,14 @@ def bench_segment(beside: Beside, k: int, m: int, kind: str, size_bytes: int) ->
         coder.add(0, coder.cut(plain))
         coder.finish()
 
-    beside(aes_gcm(size_bytes), code if size_bytes < 1 << 20 else code_large)
+    return code if calls > 1 else code_large
+
+
+def benchmarks() -> Iterator[Micro]:
+    """Small objects and segments of large ones, that compress and that do not."""
+    kinds = {"random": random.Random(1).randbytes, "text": text}
+    sizes = {"4k": (4096, SMALL_OBJECTS), "1m": (1 << 20, 1)}
+    for (k, m), kind, size in product(((4, 2), (8, 3)), kinds, sizes):
+        size_bytes, calls = sizes[size]
+        code = coding(k, m, kinds[kind](size_bytes), calls)
+        yield Micro(f"segment[{k}-{m}-{kind}-{size}]", aes_gcm(size_bytes, calls), code)

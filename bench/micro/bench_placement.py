@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 
-import pytest
+from coffre.bench.micro import INTERPRETER, Micro
 from coffre.bench.scale_placement import JURISDICTION, Layout, synthetic_map
 from coffre.cluster.map import Placement, Policy
 from coffre.cluster.names import ObjectName, partition_of
-from micro_references import INTERPRETER, Beside
+
+__all__ = ["benchmarks"]
 
 POLICY = Policy("4+2", 4, 2, (JURISDICTION,))
 
 
-@pytest.mark.parametrize(("nodes", "calls"), [(6, 50), (100, 8), (1000, 1)])
-def bench_primaries(beside: Beside, nodes: int, calls: int) -> None:
+def primaries(nodes: int, calls: int) -> Micro:
     cluster_map = synthetic_map(Layout(nodes, 6 if nodes > 6 else 3, 3, 4096), POLICY)
     numbers = count()
 
@@ -23,11 +24,13 @@ def bench_primaries(beside: Beside, nodes: int, calls: int) -> None:
         for _ in range(calls):
             placement.primaries(next(numbers) % cluster_map.partitions)
 
-    beside(INTERPRETER, place)
+    return Micro(f"primaries[{nodes}-{calls}]", INTERPRETER, place)
 
 
-def bench_check(beside: Beside) -> None:
-    """Of placements that were not checked before."""
+def benchmarks() -> Iterator[Micro]:
+    """Of primaries, of checks that were not made before, and of names."""
+    for nodes, calls in ((6, 50), (100, 8), (1000, 1)):
+        yield primaries(nodes, calls)
     cluster_map = synthetic_map(Layout(100, 6, 3, 4096), POLICY)
     placements = [Placement(cluster_map, POLICY).primaries(partition) for partition in range(100)]
 
@@ -36,14 +39,11 @@ def bench_check(beside: Beside) -> None:
         for primaries in placements:
             placement.check(primaries)
 
-    beside(INTERPRETER, check)
-
-
-def bench_partition_of(beside: Beside) -> None:
+    yield Micro("check", INTERPRETER, check)
     names = [ObjectName("tenant", "records", f"patient/{number}/observation") for number in range(500)]
 
     def hash_names() -> None:
         for name in names:
             partition_of(name, 4096)
 
-    beside(INTERPRETER, hash_names)
+    yield Micro("partition_of", INTERPRETER, hash_names)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Generator
+from contextlib import closing
 from pathlib import Path
 
+import bench_codec
+import bench_index
+import bench_messages
+import bench_pipeline
+import bench_placement
 import click
-import pytest
+from coffre.bench.invocation import directory_option, output_console
 from coffre.bench.micro import (
     Baseline,
     Change,
+    Micro,
     MicroRow,
     Verdict,
+    Wanted,
     compare,
+    measured,
     print_changes,
     quieter,
-    rows_from_json,
 )
 from coffre.bench.result import machine
 from coffre.cluster.admin import one_line_errors
@@ -36,58 +42,61 @@ BASELINE = HERE.parent / "results" / "micro.json"
 @click.option(
     "--large", is_flag=True, help="The index with ten million keys, too: minutes, and gigabytes of disk."
 )
-@click.option("--only", metavar="EXPRESSION", help="Benchmarks whose names match, as pytest's -k has it.")
 @click.option(
-    "--dir", "place", type=click.Path(path_type=Path, file_okay=False), default=Path(".coffre-bench"),
-    show_default=True, help="Where the index lives meanwhile, on the disk in question.",
-)  # fmt: skip
+    "--only", metavar="WORDS", help='Benchmarks with one of these in their names: "crc32c or batch".'
+)
+@directory_option("Where the index lives meanwhile")
 @click.option("--baseline", "path", type=click.Path(path_type=Path, dir_okay=False), default=BASELINE)
 @one_line_errors
-def main(save: bool, strict: bool, large: bool, only: str | None, place: Path, path: Path) -> None:
+def main(save: bool, strict: bool, large: bool, only: str | None, directory: Path, path: Path) -> None:
     """Time operations beside references; say which got slower than the baseline by more than their tolerance."""
     if save and only:
         raise click.UsageError("a baseline is of all benchmarks: --save goes without --only")
-    before = Baseline("", "", ()) if save else Baseline.read(path)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    arguments = [f"--place={place.resolve()}"] + ["--large"] * large + (["-k", only] if only else [])
-    rows = measure(arguments)
+    known = Baseline("", "", ()) if save else Baseline.read(path)
+    console = output_console()
+    words = only.split(" or ") if only else [""]
+    rows = measure(lambda name: any(word.strip() in name for word in words), directory, large, console)
     cpu = machine(HERE).cpu
     if save:
         Baseline(cpu, __version__, tuple(rows)).write(path)
         console.print(f"{len(rows)} ratios written to {path.name}")
         return
-    if before.cpu != cpu:
+    if known.cpu != cpu:
         console.print(
-            f"[yellow]the baseline is of another processor: {before.cpu}; this is {cpu}", soft_wrap=True
+            f"[yellow]the baseline is of another processor: {known.cpu}; this is {cpu}", soft_wrap=True
         )
-    known = before.rows
-    if only:
-        measured = {row.id for row in rows}
-        known = tuple(row for row in known if row.id in measured)
-    suspects = slower(compare(known, rows))
+    names = {row.id for row in rows}
+    before = [row for row in known.rows if not only or row.id in names]
+    suspects = slower(compare(before, rows))
     for _ in range(SECOND_LOOKS):
         if suspects:
-            rows = quieter(
-                rows, measure([*arguments, f"--names={json.dumps(suspects)}", "--benchmark-columns=min"])
-            )
-            suspects = slower(compare(known, rows))
-    changes = compare(known, rows)
-    print_changes(changes, console)
+            rows = quieter(rows, measure(suspects.__contains__, directory, large, console))
+            suspects = slower(compare(before, rows))
+    print_changes(compare(before, rows), console)
     sys.exit(1 if strict and suspects else 0)
 
 
-def measure(arguments: Sequence[str]) -> list[MicroRow]:
-    """Run the benchmarks in this process. Ends it when one fails."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "rows.json"
-        status = pytest.main([str(HERE), f"--rootdir={HERE}", f"--rows={path}", *arguments])
-        if status != pytest.ExitCode.OK:
-            sys.exit(int(status))
-        return rows_from_json(json.loads(path.read_text("utf-8")))
+def benchmarks(wanted: Wanted, place: Path, large: bool) -> Generator[Micro]:
+    """Those that are wanted. What one needs is there until the next one is asked for."""
+    for plain in (bench_codec, bench_pipeline, bench_messages, bench_placement):
+        yield from filter(lambda micro: wanted(micro.id), plain.benchmarks())
+    with closing(bench_index.benchmarks(wanted, place, large)) as of_index:
+        yield from of_index
 
 
-def slower(changes: Sequence[Change]) -> list[str]:
-    return [change.id for change in changes if change.verdict is Verdict.SLOWER]
+def measure(wanted: Wanted, place: Path, large: bool, console: Console) -> list[MicroRow]:
+    """One row after the other."""
+    rows = []
+    with console.status("") as status, closing(benchmarks(wanted, place.resolve(), large)) as found:
+        for micro in found:
+            status.update(micro.id)
+            rows.append(measured(micro))
+    return rows
+
+
+def slower(changes: Collection[Change]) -> set[str]:
+    """Ids of what got slower."""
+    return {change.id for change in changes if change.verdict is Verdict.SLOWER}
 
 
 if __name__ == "__main__":

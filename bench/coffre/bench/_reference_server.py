@@ -9,29 +9,37 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 import grpc
+from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from coffre.cluster.identity import (
+    NodeAttributes,
+    TlsFiles,
+    channel_credentials,
+    create_authority,
+    issue_node,
+    issue_operator,
+    server_credentials,
+    tls_name,
+    write_authority,
+    write_issued,
+)
 
-__all__ = ["OPEN", "ReferenceServer", "serve"]
+__all__ = ["OPEN", "SERVER_NAME", "ReferenceServer", "serve"]
 
 SERVICE = "coffre.bench.Reference"
 OPEN = struct.Struct(">QQ")
 """A request for data: size of each message in bytes, number of messages."""
 
-_NAME = "coffre-reference"
+_CLUSTER_ID = "00112233445566aa"
+_SERVER = NodeAttributes("reference", "server", "site", "operator", "FR")
+SERVER_NAME = tls_name(_CLUSTER_ID, _SERVER)
 _OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.max_send_message_length", 8 << 20)]
 _START_S = 30.0
 _STOP_S = 10.0
-# Throwaway certificates, gone with their directory: fixed dates keep the wall clock out of them.
-_VALID_FROM, _VALID_TO = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
 class ReferenceServer:
@@ -79,12 +87,8 @@ class ReferenceServer:
             port = await self._port()
             channel = grpc.aio.secure_channel(
                 f"127.0.0.1:{port}",
-                grpc.ssl_channel_credentials(
-                    (directory / "ca.pem").read_bytes(),
-                    (directory / "client.key").read_bytes(),
-                    (directory / "client.pem").read_bytes(),
-                ),
-                options=[*_OPTIONS, ("grpc.ssl_target_name_override", _NAME)],
+                channel_credentials(_files(directory, "client")),
+                options=[*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)],
             )
             exits.push_async_callback(channel.close, None)
             self._connect(channel)
@@ -128,12 +132,7 @@ async def serve(directory: Path) -> None:
     """Serve with the certificates in `directory`; print the port; end when standard input ends."""
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers()),))
-    credentials = grpc.ssl_server_credentials(
-        [((directory / "server.key").read_bytes(), (directory / "server.pem").read_bytes())],
-        root_certificates=(directory / "ca.pem").read_bytes(),
-        require_client_auth=True,
-    )
-    port = server.add_secure_port("127.0.0.1:0", credentials)
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(_files(directory, _SERVER.node_id)))
     await server.start()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
@@ -181,40 +180,13 @@ def _handlers() -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
 
 
 def _write_certificates(directory: Path) -> None:
-    """Write an authority and the ECDSA P-256 certificates of a server and a client, as PEM files."""
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate("coffre-reference-ca", authority_key, None, authority_key)
-    (directory / "ca.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    for role in ("server", "client"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(_NAME, key, authority, authority_key)
-        (directory / f"{role}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        with open(os.open(directory / f"{role}.key", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as sink:  # noqa: PTH123
-            sink.write(
-                key.private_bytes(
-                    serialization.Encoding.PEM,
-                    serialization.PrivateFormat.PKCS8,
-                    serialization.NoEncryption(),
-                )
-            )
+    """Those of a cluster of one node: the references pay for the same kind of certificate as the product."""
+    clock = SystemClock()
+    authority = create_authority(_CLUSTER_ID, clock)
+    write_authority(authority, directory)
+    write_issued(issue_node(authority, _SERVER, clock), directory)
+    write_issued(issue_operator(authority, "client", clock), directory)
 
 
-def _certificate(
-    name: str,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Certificate | None,
-    issuer_key: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject if issuer is None else issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_VALID_FROM)
-        .not_valid_after(_VALID_TO)
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(issuer_key, hashes.SHA256())
-    )
+def _files(directory: Path, name: str) -> TlsFiles:
+    return TlsFiles(directory / "ca.crt", directory / f"{name}.crt", directory / f"{name}.key")

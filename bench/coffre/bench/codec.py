@@ -8,21 +8,23 @@ figure is the median of the ratios of the repetitions.
 from __future__ import annotations
 
 import hashlib
-import platform
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import zfec
 from coffre.bench import _isal
+from coffre.bench.result import machine
+from coffre.bench.tables import Table
 from coffre.cluster.version import __version__
-from coffre.codec import Codec, Tier, active_tier
+from coffre.codec import Codec, active_tier
 from rich.console import Console
-from rich.table import Table
+
+__all__ = ["CELL_BYTES", "SCHEMES", "SHARD_BYTES", "EncodeMeasurement", "measure_encode"]
 
 SCHEMES = ((4, 2), (8, 3), (10, 4), (16, 4))
 SHARD_BYTES = 1 << 20
@@ -52,29 +54,6 @@ class EncodeMeasurement:
     with_crc_vs_isal: float
     vs_zfec: float | None
     parity_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class CodecReport:
-    """All measurements of one run, and what they were made on."""
-
-    version: str
-    machine: str
-    tier: Tier
-    seed: int
-    measurements: tuple[EncodeMeasurement, ...]
-
-    def ratios(self) -> Mapping[str, float]:
-        """The figures by id: encode_{k}_{m}_vs_zfec and _vs_isal (1 MiB shards), _64k_vs_isal (64 KiB)."""
-        found: dict[str, float] = {}
-        for one in self.measurements:
-            name = f"encode_{one.k}_{one.m}"
-            if one.vs_zfec is not None:
-                found[f"{name}_vs_zfec"] = one.vs_zfec
-            found[f"{name}_vs_isal" if one.shard_bytes == SHARD_BYTES else f"{name}_64k_vs_isal"] = (
-                one.vs_isal
-            )
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,57 +129,36 @@ def measure_encode(
     )
 
 
-def machine() -> str:
-    """The processor's name, and the interpreter."""
-    name = platform.processor() or platform.machine()
-    cpu_list = Path("/proc/cpuinfo")
-    if cpu_list.is_file():
-        for line in cpu_list.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {platform.machine()}, Python {platform.python_version()}"
-
-
-def measure(clock_ns: Clock = time.perf_counter_ns) -> CodecReport:
-    """Every scheme at both sizes; a few seconds. Raises IsalMissing without ISA-L."""
-    measurements = [
-        measure_encode(k, m, size, with_zfec=size == SHARD_BYTES, clock_ns=clock_ns)
-        for size in (SHARD_BYTES, CELL_BYTES)
-        for k, m in SCHEMES
-    ]
-    return CodecReport(__version__, machine(), active_tier(), SEED, tuple(measurements))
-
-
-def print_report(report: CodecReport, console: Console) -> None:
-    """Print the table, then the ratios by id."""
-    table = Table(title="encode, GB of data per second, one thread")
-    for heading in ("scheme", "shard", "Coffre", "with CRC32C", "ISA-L", "zfec", "parity SHA-256"):
-        table.add_column(heading, justify="right")
-    for one in report.measurements:
-        table.add_row(
-            f"{one.k}+{one.m}",
-            f"{one.shard_bytes >> 10} KiB",
-            f"{one.kernel_gb_per_s:.1f} ({one.vs_isal:.2f})",
-            f"{one.kernel_with_crc_gb_per_s:.1f} ({one.with_crc_vs_isal:.2f})",
-            f"{one.isal_gb_per_s:.1f} (1)",
-            "" if one.zfec_gb_per_s is None else f"{one.zfec_gb_per_s:.2f}",
-            one.parity_sha256[:12],
-        )
-    console.print(f"coffre {report.version}, tier {report.tier.value}, seed {report.seed}; {report.machine}")
-    console.print("in brackets: ratio to ISA-L, which computes no checksum")
-    console.print(table)
-    for name, ratio in report.ratios().items():
-        console.print(f"{name} {ratio:.2f}", highlight=False)
+def _cells(one: EncodeMeasurement) -> tuple[str, ...]:
+    return (
+        f"{one.k}+{one.m}",
+        f"{one.shard_bytes >> 10} KiB",
+        f"{one.kernel_gb_per_s:.1f} ({one.vs_isal:.2f})",
+        f"{one.kernel_with_crc_gb_per_s:.1f} ({one.with_crc_vs_isal:.2f})",
+        f"{one.isal_gb_per_s:.1f} (1)",
+        "" if one.zfec_gb_per_s is None else f"{one.zfec_gb_per_s:.2f}",
+        one.parity_sha256[:12],
+    )
 
 
 def main() -> int:
+    """Every scheme at both sizes; a few seconds."""
+    console = Console(width=110)
     try:
-        report = measure()
+        rows = [
+            _cells(measure_encode(k, m, size, with_zfec=size == SHARD_BYTES))
+            for size in (SHARD_BYTES, CELL_BYTES)
+            for k, m in SCHEMES
+        ]
     except _isal.IsalMissing as error:
-        print(f"coffre.bench.codec: {error}", file=sys.stderr)
+        sys.stderr.write(f"coffre.bench.codec: {error}\n")
         return 1
-    print_report(report, Console(width=110))
+    console.print(f"coffre {__version__}, tier {active_tier().value}, seed {SEED}; {machine(Path.cwd())}")
+    console.print(
+        "GB of data per second, one thread; in brackets: ratio to ISA-L, which computes no checksum"
+    )
+    heads = ("scheme", "shard", "Coffre", "with CRC32C", "ISA-L", "zfec", "parity SHA-256")
+    Table(heads, rows).show(console)
     return 0
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
-from coffre.bench import _fhir_terms as terms
+from coffre.bench.files import decoded
 from coffre.cluster.errors import CoffreError
 
 __all__ = ["Compression", "FhirRecord", "compression", "fhir_records"]
@@ -61,6 +62,63 @@ class Compression:
         )
 
 
+class _Term(NamedTuple):
+    """A code and what it means."""
+
+    code: str
+    display: str
+
+
+class _Measured(NamedTuple):
+    """Something that is measured, with its normal range in `unit` (UCUM)."""
+
+    code: str
+    display: str
+    unit: str
+    low: int | float  # as it stands in the record: 60 and not 60.0
+    high: int | float
+    decimals: int
+    category: str
+    category_display: str
+
+
+class _Medication(NamedTuple):
+    """A medicine with the doses that it is given in."""
+
+    code: str
+    display: str
+    unit: str
+    doses: tuple[int | float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """Codes and words to draw from: LOINC, ICD-10, ATC and SNOMED CT codes in everyday use."""
+
+    measurements: tuple[_Measured, ...]
+    flags: dict[str, str]
+    conditions: tuple[_Term, ...]
+    severities: tuple[_Term, ...]
+    clinical_statuses: tuple[_Term, ...]
+    verifications: tuple[_Term, ...]
+    encounter_classes: tuple[_Term, ...]
+    participations: tuple[_Term, ...]
+    medications: tuple[_Medication, ...]
+    routes: tuple[_Term, ...]
+    procedures: tuple[_Term, ...]
+    functions: tuple[_Term, ...]
+    body_sites: tuple[_Term, ...]
+    wards: tuple[str, ...]
+    given_names: tuple[str, ...]
+    family_names: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+terms = decoded(
+    _Terms, json.loads(Path(__file__).with_name("data").joinpath("fhir_terms.json").read_text("utf-8"))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Patient:
     """Whom a resource is about, in which stay, and who cared."""
@@ -68,7 +126,7 @@ class _Patient:
     id: str
     record_number: str
     encounter: str
-    conditions: tuple[tuple[str, terms.Term], ...]
+    conditions: tuple[tuple[str, _Term], ...]
     doctors: tuple[tuple[str, str], ...]
 
 
@@ -116,13 +174,13 @@ def _id(source: random.Random) -> str:
 
 
 def _doctor(source: random.Random) -> tuple[str, str]:
-    name = f"Dr {source.choice(terms.GIVEN_NAMES)} {source.choice(terms.FAMILY_NAMES)}"
+    name = f"Dr {source.choice(terms.given_names)} {source.choice(terms.family_names)}"
     return _id(source), name
 
 
 def _patient(source: random.Random, doctors: Sequence[tuple[str, str]]) -> _Patient:
     number = f"{source.randint(0, 10**10):010d}"
-    conditions = tuple((_id(source), term) for term in source.sample(terms.CONDITIONS, 2))
+    conditions = tuple((_id(source), term) for term in source.sample(terms.conditions, 2))
     return _Patient(_id(source), number, _id(source), conditions, tuple(source.sample(doctors, 3)))
 
 
@@ -168,7 +226,7 @@ def _reasons(source: random.Random, patient: _Patient) -> list[_Json]:
 
 
 def _observation(source: random.Random, patient: _Patient, now: datetime) -> _Json:
-    term = source.choice(terms.MEASUREMENTS)
+    term = source.choice(terms.measurements)
     width = term.high - term.low
     value = round(source.gauss((term.low + term.high) / 2, width / 2), term.decimals)
     flag = "L" if value < term.low else "H" if value > term.high else "N"
@@ -180,7 +238,7 @@ def _observation(source: random.Random, patient: _Patient, now: datetime) -> _Js
         "issued": _time(now),
         "performer": [_carer(source, patient)],
         "valueQuantity": _quantity(value, term.unit),
-        "interpretation": [_coded(f"{_V3}ObservationInterpretation", flag, terms.FLAGS[flag])],
+        "interpretation": [_coded(f"{_V3}ObservationInterpretation", flag, terms.flags[flag])],
         "referenceRange": [
             {"low": _quantity(term.low, term.unit), "high": _quantity(term.high, term.unit)},
         ],
@@ -191,13 +249,13 @@ def _observation(source: random.Random, patient: _Patient, now: datetime) -> _Js
 
 
 def _condition(source: random.Random, patient: _Patient, now: datetime) -> _Json:
-    term = source.choice(terms.CONDITIONS)
-    severity = source.choice(terms.SEVERITIES)
+    term = source.choice(terms.conditions)
+    severity = source.choice(terms.severities)
     resource = _begin(source, "Condition", patient, "")
     del resource["status"]
     return resource | {
-        "clinicalStatus": _coded(f"{_HL7}condition-clinical", *source.choice(terms.CLINICAL_STATUSES)),
-        "verificationStatus": _coded(f"{_HL7}condition-ver-status", *source.choice(terms.VERIFICATIONS)),
+        "clinicalStatus": _coded(f"{_HL7}condition-clinical", *source.choice(terms.clinical_statuses)),
+        "verificationStatus": _coded(f"{_HL7}condition-ver-status", *source.choice(terms.verifications)),
         "category": [_coded(f"{_HL7}condition-category", "encounter-diagnosis", "Encounter Diagnosis")],
         "severity": _concept(_SNOMED, severity.code, severity.display),
         "code": _concept("http://hl7.org/fhir/sid/icd-10", term.code, term.display),
@@ -210,14 +268,14 @@ def _condition(source: random.Random, patient: _Patient, now: datetime) -> _Json
 
 
 def _encounter(source: random.Random, patient: _Patient, now: datetime) -> _Json:
-    kind, ward = source.choice(terms.ENCOUNTER_CLASSES), source.choice(terms.WARDS)
+    kind, ward = source.choice(terms.encounter_classes), source.choice(terms.wards)
     minutes = source.randint(10, 6000)
     participants = [
         {
             "type": [_coded(f"{_V3}ParticipationType", code, display)],
             "individual": _carer(source, patient),
         }
-        for code, display in terms.PARTICIPATIONS[: source.randint(1, 2)]
+        for code, display in terms.participations[: source.randint(1, 2)]
     ]
     resource = _begin(source, "Encounter", patient, source.choice(("finished", "in-progress")))
     del resource["encounter"]
@@ -234,7 +292,7 @@ def _encounter(source: random.Random, patient: _Patient, now: datetime) -> _Json
 
 
 def _medication_request(source: random.Random, patient: _Patient, now: datetime) -> _Json:
-    term = source.choice(terms.MEDICATIONS)
+    term = source.choice(terms.medications)
     dose, times = source.choice(term.doses), source.randint(1, 4)
     resource = _begin(source, "MedicationRequest", patient, source.choice(("active", "completed", "stopped")))
     return resource | {
@@ -249,7 +307,7 @@ def _medication_request(source: random.Random, patient: _Patient, now: datetime)
                 "sequence": 1,
                 "text": f"{dose:g} {term.unit}, {times} fois par jour",
                 "timing": {"repeat": {"frequency": times, "period": 1, "periodUnit": "d"}},
-                "route": _concept(_SNOMED, *source.choice(terms.ROUTES)),
+                "route": _concept(_SNOMED, *source.choice(terms.routes)),
                 "doseAndRate": [{"doseQuantity": _quantity(dose, term.unit)}],
             }
         ],
@@ -258,7 +316,7 @@ def _medication_request(source: random.Random, patient: _Patient, now: datetime)
 
 
 def _procedure(source: random.Random, patient: _Patient, now: datetime) -> _Json:
-    term, site = source.choice(terms.PROCEDURES), source.choice(terms.BODY_SITES)
+    term, site = source.choice(terms.procedures), source.choice(terms.body_sites)
     end = now - timedelta(minutes=source.randint(1, 300))
     resource = _begin(source, "Procedure", patient, "completed")
     return resource | {
@@ -268,7 +326,7 @@ def _procedure(source: random.Random, patient: _Patient, now: datetime) -> _Json
             "end": _time(end),
         },
         "performer": [
-            {"function": _concept(_SNOMED, *source.choice(terms.FUNCTIONS)), "actor": _carer(source, patient)}
+            {"function": _concept(_SNOMED, *source.choice(terms.functions)), "actor": _carer(source, patient)}
             for _ in range(source.randint(1, 2))
         ],
         "reasonReference": _reasons(source, patient),
@@ -279,7 +337,7 @@ def _procedure(source: random.Random, patient: _Patient, now: datetime) -> _Json
 
 
 def _sentence(source: random.Random, words: int) -> str:
-    chosen = source.choices(terms.WORDS, k=words + source.randint(-words // 3, words // 3))
+    chosen = source.choices(terms.words, k=words + source.randint(-words // 3, words // 3))
     return " ".join(chosen).capitalize() + "."
 
 

@@ -9,30 +9,38 @@ decile. Absolute times on a shared machine differ by factors from one minute to 
 from __future__ import annotations
 
 import enum
+import gc
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from coffre.bench.files import decoded, plain, write_whole
 from coffre.bench.tables import Table
-from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from rich.console import Console
 
 __all__ = [
+    "INTERPRETER",
     "Baseline",
     "Change",
+    "Micro",
     "MicroRow",
     "Noise",
+    "Reference",
     "Verdict",
+    "Wanted",
     "compare",
+    "measured",
     "print_changes",
+    "quieter",
     "row_from_rounds",
-    "rows_from_json",
-    "rows_to_json",
 ]
 
+ROUNDS = 61  # of a millisecond or so: short enough that some of them are left alone on a busy machine
 _FORMAT = 1
 
 
@@ -46,6 +54,29 @@ class Noise(enum.Enum):
     def tolerance(self) -> float:
         """A ratio that grew by more than this part counts as slower."""
         return {Noise.CPU: 0.3, Noise.DISK: 0.6}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Work that is none of Coffre's, of a fixed size: a millisecond or a few."""
+
+    id: str
+    run: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """One operation, and what takes turns with it."""
+
+    id: str
+    reference: Reference
+    run: Callable[[], object]
+    noise: Noise = Noise.CPU
+    rounds: int = ROUNDS
+
+
+Wanted = Callable[[str], bool]
+"""Whether a benchmark is asked for, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +94,40 @@ class MicroRow:
     spread: float
     seconds: float
 
+    def __post_init__(self) -> None:
+        if not (0 < self.ratio < math.inf and 0 <= self.spread < math.inf and 0 < self.seconds < math.inf):
+            raise ValueError(f"row {self.id} has figures that cannot be")
+
+
+def measured(micro: Micro) -> MicroRow:
+    """Time the operation right after its reference, round by round."""
+    micro.reference.run()
+    micro.run()
+    references: list[float] = []
+    durations: list[float] = []
+    gc.disable()
+    try:
+        for _ in range(micro.rounds):
+            for run, found in ((micro.reference.run, references), (micro.run, durations)):
+                start = time.perf_counter()
+                run()
+                found.append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return row_from_rounds(micro.id, micro.reference.id, micro.noise, durations, references)
+
 
 def row_from_rounds(
     row_id: str, reference_id: str, noise: Noise, durations: Sequence[float], references: Sequence[float]
 ) -> MicroRow:
-    """The row of rounds that were timed in turns, seconds each: at least two."""
+    """The row of rounds that were timed in turns, seconds each: at least two.
+
+    Four significant digits are more than the measurement has.
+    """
     quiet, reference = (statistics.quantiles(x, n=10, method="inclusive")[0] for x in (durations, references))
     spread = statistics.median(durations) / quiet - 1
-    return MicroRow(row_id, reference_id, noise, quiet / reference, spread, quiet)
+    ratio, spread, seconds = (float(f"{value:.4g}") for value in (quiet / reference, spread, quiet))
+    return MicroRow(row_id, reference_id, noise, ratio, spread, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,53 +137,24 @@ class Baseline:
     cpu: str
     version: str
     rows: tuple[MicroRow, ...]
+    format: int = _FORMAT
 
     def write(self, path: Path) -> None:
         """As JSON. Raises `ConfigurationError`."""
-        rows = rows_to_json(self.rows)
-        content = {"format": _FORMAT, "cpu": self.cpu, "version": self.version, "rows": rows}
-        try:
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+        write_whole(path, json.dumps(plain(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Baseline:
         """Raises `ConfigurationError` for a file that is not there, or is none that `write` wrote."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ConfigurationError(f"{path} has format {content['format']}, not {_FORMAT}")
-            return cls(str(content["cpu"]), str(content["version"]), tuple(rows_from_json(content["rows"])))
+            found = decoded(cls, json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, InvalidArgument) as error:
             raise ConfigurationError(f"{path} is not a baseline: {error}") from None
-
-
-def rows_to_json(rows: Sequence[MicroRow]) -> list[dict[str, object]]:
-    """Four significant digits are more than the measurement has."""
-    return [
-        asdict(row)
-        | {"noise": row.noise.value, "ratio": float(f"{row.ratio:.4g}")}
-        | {"spread": float(f"{row.spread:.4g}"), "seconds": float(f"{row.seconds:.4g}")}
-        for row in rows
-    ]
-
-
-def rows_from_json(listed: Sequence[Mapping[str, object]]) -> list[MicroRow]:
-    """Rows that were written as JSON. Raises `ValueError`, `KeyError` or `TypeError` for others."""
-    return [_row(fields) for fields in listed]
-
-
-def _row(fields: Mapping[str, object]) -> MicroRow:
-    numbers = [fields[name] for name in ("ratio", "spread", "seconds")]
-    ratio, spread, seconds = (x if isinstance(x, float | int) else math.nan for x in numbers)
-    if not (0 < ratio < math.inf and 0 <= spread < math.inf and 0 < seconds < math.inf):
-        raise ValueError(f"row {fields['id']} has figures that cannot be")
-    return MicroRow(
-        str(fields["id"]), str(fields["reference_id"]), Noise(fields["noise"]), ratio, spread, seconds
-    )
+        if found.format != _FORMAT:
+            raise ConfigurationError(f"{path} has format {found.format}, not {_FORMAT}")
+        return found
 
 
 class Verdict(enum.Enum):
@@ -198,14 +226,22 @@ def _cells(change: Change) -> tuple[str, ...]:
     before, now = change.before, change.now
     row = now or before
     assert row is not None, "a change has at least one side"
+    timed = ("", "", "")
+    if now is not None:
+        timed = (f"{now.seconds * 1e3:.3g} ms", f"{now.ratio:.4g}", f"{now.spread:.0%}")
     return (
-        *(change.id, row.reference_id, change.verdict.value),
-        *(
-            ("", "", "")
-            if now is None
-            else (f"{now.seconds * 1e3:.3g} ms", f"{now.ratio:.4g}", f"{now.spread:.0%}")
-        ),
+        *(change.id, row.reference_id, change.verdict.value, *timed),
         "" if before is None else f"{before.ratio:.4g}",
         "" if change.growth is None else f"{change.growth:+.0%}",
         f"{row.noise.tolerance:.0%}",
     )
+
+
+def _interpret() -> int:
+    found = 0
+    for number in range(20_000):
+        found += number * number & 0xFF
+    return found
+
+
+INTERPRETER = Reference("interpreter", _interpret)

@@ -121,8 +121,8 @@ def test_a_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         port = int(process.stdout.readline())
-        anonymous = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes())
-        options = [("grpc.ssl_target_name_override", "coffre-reference")]
+        anonymous = grpc.ssl_channel_credentials((tmp_path / "ca.crt").read_bytes())
+        options = [("grpc.ssl_target_name_override", _reference_server.SERVER_NAME)]
         with grpc.secure_channel(f"127.0.0.1:{port}", anonymous, options=options) as channel:
             put: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
                 "/coffre.bench.Reference/Put"
