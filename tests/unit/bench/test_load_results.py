@@ -218,3 +218,17 @@ def test_phases_show_what_went_on_in_each() -> None:
     assert found["killed", "get"].p99_ratio == pytest.approx(0.5 / steady_s, rel=0.01)
     assert found["killed", "get"].per_s_ratio == pytest.approx(85 / 75, rel=0.01)
     assert result_of(recorded(PLAN)).phase_rows() == []
+
+
+def test_a_phase_without_time_of_its_own_is_none() -> None:
+    """Steps that a busy machine takes late end up in one interval, the last one beyond the end."""
+    result = failure_result()
+    late = tuple(
+        replace(event, at_s=at_s) for event, at_s in zip(result.events, (0.0, 30.1, 30.2), strict=True)
+    )
+    rows = replace(result, events=late).phase_rows()
+    assert {each.phase for each in rows} == {"steady"}
+    recorder = recorded(result.plan)
+    recorder.succeeded(Operation.GET, "fhir", since=30.0, ended=30.3, size_bytes=1)
+    last = replace(result_of(recorder, result.plan), events=late).phase_rows()[-1]
+    assert (last.phase, last.row.done, last.row.per_s) == ("brought back", 1, 0.0)

@@ -206,8 +206,9 @@ class LoadResult:
             kind,
             done,
             tally.failed,
-            (done - late.done) / seconds,
-            (tally.size_bytes - late.size_bytes) / seconds,
+            # A phase that began late on a busy machine may have no time of its own.
+            (done - late.done) / seconds if seconds > 0 else 0.0,
+            (tally.size_bytes - late.size_bytes) / seconds if seconds > 0 else 0.0,
             latencies.mean_s if done else None,
             {
                 name: value
