@@ -7,12 +7,13 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import cache
 
+from coffre.cluster.errors import ConfigurationError
 from coffre.codec import Codec
 
 _TABLE_BYTES_PER_COEFFICIENT = 32
 
 
-class IsalMissing(RuntimeError):
+class IsalMissing(ConfigurationError):
     """ISA-L is not installed; the text tells how to get it."""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import zstandard
 from coffre.bench.files import decoded
-from coffre.cluster.errors import CoffreError
+from coffre.cluster.admin import one_line_errors
 
 __all__ = ["Compression", "FhirRecord", "compression", "fhir_records"]
 
@@ -366,19 +366,14 @@ def _clinosim_compression(directory: Path) -> Compression:
     return compression(singles)
 
 
-def main(arguments: Sequence[str]) -> int:
-    if arguments:
-        sys.stderr.write("usage: python -m coffre.bench.fhir_records\n")
-        return 2
+@click.command()
+@one_line_errors
+def main() -> None:
+    """How well the records compress, beside clinosim's."""
     with tempfile.TemporaryDirectory() as directory:
-        sys.stdout.write(f"clinosim: {_clinosim_compression(Path(directory) / 'dataset')}\n")
-    ours = [record.data for record in islice(fhir_records(1), 10_000)]
-    sys.stdout.write(f"bench:    {compression(ours)}\n")
-    return 0
+        click.echo(f"clinosim: {_clinosim_compression(Path(directory) / 'dataset')}")
+    click.echo(f"bench:    {compression([record.data for record in islice(fhir_records(1), 10_000)])}")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except CoffreError as error:
-        sys.exit(f"error: {error}")
+    main()

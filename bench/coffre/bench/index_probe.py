@@ -10,20 +10,20 @@ The same objects are filled in everywhere; with SHARD_INDEX it is that shard of 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 
+import click
 import uvloop
 from coffre.bench._workload import percentile
+from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
 from coffre.node.disk import LmdbStore
@@ -122,36 +122,29 @@ async def lookup(directory: Path, shards: int, lookups: int, seed: int) -> float
     return percentile(found, 99)
 
 
-def _tell(content: dict[str, float]) -> None:
-    sys.stdout.write(json.dumps(content) + "\n")
-    sys.stdout.flush()
+@click.group()
+def main() -> None:
+    """The probe."""
 
 
-def main(arguments: list[str]) -> int:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        match arguments:
-            case ["fill", directory, shards, *index] if (
-                all(text.isdigit() for text in (shards, *index)) and int(shards) and len(index) <= 1
-            ):
-                shard_index = int(index[0]) if index else None
-                runner.run(
-                    fill(Path(directory), int(shards), lambda done: _tell({"shards": done}), shard_index)
-                )
-            case ["lookup", directory, shards, lookups, seed] if (
-                all(text.isdigit() for text in (shards, lookups, seed)) and int(shards) and int(lookups)
-            ):
-                _tell({"p99_s": runner.run(lookup(Path(directory), int(shards), int(lookups), int(seed)))})
-            case _:
-                sys.stderr.write(
-                    "usage: python -m coffre.bench.index_probe fill DATA_DIRECTORY SHARDS [SHARD_INDEX]\n"
-                    "       python -m coffre.bench.index_probe lookup DATA_DIRECTORY SHARDS LOOKUPS SEED\n"
-                )
-                return 2
-    return 0
+@main.command("fill")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("shards", type=click.IntRange(min=1))
+@click.argument("shard_index", type=click.IntRange(min=0), required=False)
+@one_line_errors
+def _fill(directory: Path, shards: int, shard_index: int | None) -> None:
+    uvloop.run(fill(directory, shards, lambda done: click.echo(json.dumps({"shards": done})), shard_index))
+
+
+@main.command("lookup")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("shards", type=click.IntRange(min=1))
+@click.argument("lookups", type=click.IntRange(min=1))
+@click.argument("seed", type=int)
+@one_line_errors
+def _lookup(directory: Path, shards: int, lookups: int, seed: int) -> None:
+    click.echo(json.dumps({"p99_s": uvloop.run(lookup(directory, shards, lookups, seed))}))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except CoffreError as error:
-        sys.exit(f"error: {error}")
+    main()

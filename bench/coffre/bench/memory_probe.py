@@ -8,18 +8,18 @@ back, and fails when they are not those that were sent.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
 
+import click
 import uvloop
 from coffre.client import connect
-from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.cluster.admin import one_line_errors
+from coffre.cluster.errors import IntegrityError
 
 _BUCKET, _KEY = "bench", "memory"
 _PIECE_BYTES = 1 << 20
@@ -48,20 +48,15 @@ async def probe(config: Path, size_bytes: int, seed: int) -> int:
     return count
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case [config, size, seed] if size.isdigit() and seed.isdigit():
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                count = runner.run(probe(Path(config), int(size), int(seed)))
-            sys.stdout.write(json.dumps({"bytes": count}) + "\n")
-            return 0
-        case _:
-            sys.stderr.write("usage: python -m coffre.bench.memory_probe CLIENT_TOML SIZE_BYTES SEED\n")
-            return 2
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("size_bytes", type=click.IntRange(min=0))
+@click.argument("seed", type=int)
+@one_line_errors
+def main(config: Path, size_bytes: int, seed: int) -> None:
+    """The probe."""
+    click.echo(json.dumps({"bytes": uvloop.run(probe(config, size_bytes, seed))}))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except CoffreError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -11,17 +11,18 @@ import asyncio
 import os
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import click
 import uvloop
 from coffre.bench import _isal
 from coffre.bench._reference_server import OPEN, ReferenceServer, serve
-from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
+from coffre.cluster.admin import one_line_errors
+from coffre.cluster.errors import IntegrityError, InvalidArgument
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = [
@@ -316,22 +317,26 @@ def _conditions(what: str) -> str:
     return f"{what}, mutual TLS, loopback, one process each side, {loop}"
 
 
-def main(arguments: list[str]) -> int:
-    """`serve DIRECTORY` is for `ReferenceServer`; `measure DIRECTORY` prints every reference."""
-    match arguments:
-        case ["serve", directory]:
-            uvloop.run(serve(Path(directory)))
-        case ["measure", directory] if Path(directory).is_dir():
-            for found in uvloop.run(measure_all(Path(directory))):
-                sys.stdout.write(f"{found.id:26} {found.value:16,.6g} {found.unit:8} {found.detail}\n")
-        case _:
-            sys.stderr.write("usage: python -m coffre.bench.references measure DIRECTORY (which exists)\n")
-            return 2
-    return 0
+@click.group()
+def main() -> None:
+    """What this machine can do without Coffre."""
+
+
+@main.command("serve", hidden=True)
+@click.argument("directory", type=click.Path(path_type=Path))
+def _serve(directory: Path) -> None:
+    """For `ReferenceServer`."""
+    uvloop.run(serve(directory))
+
+
+@main.command("measure")
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@one_line_errors
+def _measure(directory: Path) -> None:
+    """Measure every reference once, with DIRECTORY on the disk in question."""
+    for found in uvloop.run(measure_all(directory)):
+        click.echo(f"{found.id:26} {found.value:16,.6g} {found.unit:8} {found.detail}")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (CoffreError, _isal.IsalMissing) as error:
-        sys.exit(f"error: {error}")
+    main()

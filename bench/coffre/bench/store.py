@@ -10,17 +10,16 @@ removed afterwards.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import crc32c
@@ -149,22 +148,18 @@ async def _median(run: Callable[[], Awaitable[object]]) -> float:
     return sorted(times)[PAGES // 2]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("directory", type=Path, help="on the disk in question")
-    parser.add_argument("--keys", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--cell-bytes", type=int, default=1045)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    options.directory.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=options.directory))
-    try:
-        load = Load(options.keys, options.batch, options.cell_bytes, options.seed)
-        figures = asyncio.run(measure(place / "node", load))
-    finally:
-        shutil.rmtree(place)
-    print(json.dumps(vars(options) | {k: round(v, 1) for k, v in figures.items()}, default=str))
+@click.command(help=__doc__.partition("\n")[0])
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--keys", default=20_000, show_default=True)
+@click.option("--batch", default=64, show_default=True)
+@click.option("--cell-bytes", default=1045, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+def main(directory: Path, **asked: int) -> None:
+    """Print the figures."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        figures = asyncio.run(measure(Path(place) / "node", Load(**asked)))
+    click.echo(json.dumps(asked | {name: round(value, 1) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from itertools import islice
 
 import pytest
-from coffre.bench.fhir_records import FhirRecord, compression, fhir_records, main
+from coffre.bench.fhir_records import FhirRecord, compression, fhir_records
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,3 @@ def test_compression_is_plaintext_over_ciphertext() -> None:
     assert same.mean_bytes == 1000
     assert same.bulk > same.alone > 10
     assert "1000 bytes" in str(same)
-
-
-def test_the_command_takes_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["x"]) == 2
-    assert "usage" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from coffre.bench import index_probe
 from coffre.bench._workload import put_records
 from coffre.bench.fhir_records import fhir_records
@@ -72,14 +73,15 @@ async def test_a_shard_that_is_not_settled_is_noticed(
         await lookup(tmp_path / "data", 1, 1, seed=1)
 
 
-def test_the_command_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert index_probe.main(["fill", str(tmp_path / "data"), "30"]) == 0
-    assert index_probe.main(["lookup", str(tmp_path / "data"), "30", "10", "1"]) == 0
-    filled, looked_up = capsys.readouterr().out.splitlines()
-    assert json.loads(filled) == {"shards": 30}
-    assert json.loads(looked_up)["p99_s"] > 0
-    assert index_probe.main(["fill", str(tmp_path / "data"), "many"]) == 2
-    assert "usage" in capsys.readouterr().err
+def test_the_command_prints_what_it_did(tmp_path: Path) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(index_probe.main, arguments)
+
+    assert json.loads(run("fill", str(tmp_path / "data"), "30").stdout) == {"shards": 30}
+    assert json.loads(run("lookup", str(tmp_path / "data"), "30", "10", "1").stdout)["p99_s"] > 0
+    wrong = run("fill", str(tmp_path / "data"), "many")
+    assert wrong.exit_code == 2
+    assert "Usage" in wrong.stderr
 
 
 async def test_a_shard_is_what_a_node_gets_of_a_fhir_record() -> None:

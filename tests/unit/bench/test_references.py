@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 import uvloop
+from click.testing import CliRunner
 from coffre.bench import _reference_server, references
 from coffre.bench.references import Measurement, ReferenceServer
 from coffre.cluster.errors import ConfigurationError, IntegrityError, InvalidArgument
@@ -198,8 +199,9 @@ async def test_bytes_lost_on_the_way_spoil_no_figure() -> None:
         await references.grpc_gather_1m((Lossy(), Lossy()), size_bytes=2 * MIB)
 
 
-def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="whole number of MiB"):
         references.disk_write_sync(tmp_path, size_bytes=MIB + 1)
-    assert references.main(["measure", str(tmp_path / "absent")]) == 2
-    assert "usage:" in capsys.readouterr().err
+    ended = CliRunner().invoke(references.main, ["measure", str(tmp_path / "absent")])
+    assert ended.exit_code == 2
+    assert "does not exist" in ended.stderr

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from coffre.bench._isal import IsalMissing
 from coffre.bench._workload import Blocks
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import Measurement, ReferenceServer
@@ -42,7 +41,7 @@ __all__ = [
 BUCKET = "bench"
 CALLERS = 64
 _MIB = 1 << 20
-_FAILURES = (CoffreError, IsalMissing, AssertionError, OSError, subprocess.SubprocessError, grpc.RpcError)
+_FAILURES = (CoffreError, AssertionError, OSError, subprocess.SubprocessError, grpc.RpcError)
 _Found = TypeVar("_Found")
 
 
@@ -234,7 +233,7 @@ class Session:
             yield
         except _FAILURES as error:
             measured = {row.id for row in self.figures.rows}
-            text = str(error) if isinstance(error, CoffreError | IsalMissing) else repr(error)
+            text = str(error) if isinstance(error, CoffreError) else repr(error)
             for figure in self.wants(*figures):
                 if figure.id not in measured:
                     self.figures.failures[figure.id] = " ".join(text.split())

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import uvloop
 from coffre.bench.files import decoded, plain
 from coffre.bench.load.loops import arrivals, closed_loop, open_loop
@@ -158,15 +159,13 @@ async def _pass_on(lines: AsyncIterator[dict[str, Any]], commands: asyncio.Queue
         await commands.put(command)
 
 
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case [config, number] if number.isdigit():
-            uvloop.run(serve(Path(config), int(number)))
-            return 0
-        case _:
-            sys.stderr.write("usage: python -m coffre.bench.load.worker CLIENT_TOML NUMBER\n")
-            return 2
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("number", type=int)
+def main(config: Path, number: int) -> None:
+    """A client process of the load generator."""
+    uvloop.run(serve(config, number))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
