@@ -412,7 +412,12 @@ class NodeDirectory:
             yield chunk[0] + key, node, row_key, row
 
     def _rows(self, code: bytes) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._txn.cursor(db=self._tables["objects"])
+        """Rows below a directory, those of deleted keys too; a key has one in either table."""
+        tables = [self._tables[name] for name in ("objects", "graves") if name in self._tables]
+        return heapq.merge(*(self._rows_of(table, code) for table in tables))
+
+    def _rows_of(self, table: Any, code: bytes) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._txn.cursor(db=table)
         found = cursor.set_range(code)
         while found and cursor.key().startswith(code):
             yield bytes(cursor.key())[len(code) :], bytes(cursor.value())
@@ -474,8 +479,9 @@ def _open_index(path: Path) -> tuple[Any, dict[str, Any]]:
     """A read transaction and the tables. lmdb's types differ between its releases, hence Any."""
     env = lmdb.open(str(path), readonly=True, lock=False, create=False, max_dbs=16)
     tables = {name: env.open_db(name.encode(), create=False) for name in ("meta", "directories", "objects")}
-    with contextlib.suppress(lmdb.NotFoundError):  # in directories that only older releases wrote
-        tables["writers"] = env.open_db(b"writers", create=False)
+    for name in ("writers", "graves"):  # not in directories that only older releases wrote
+        with contextlib.suppress(lmdb.NotFoundError):
+            tables[name] = env.open_db(name.encode(), create=False)
     return env.begin(), tables
 
 

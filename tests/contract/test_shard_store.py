@@ -618,6 +618,53 @@ async def test_a_page_of_deleted_keys_is_bounded_and_goes_on(
     assert found == ["a/99", "b"]
 
 
+async def test_settled_tombstones_count_for_no_page(
+    store: ShardStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted keys are not looked at: they would count for `SCAN_MAX`."""
+    monkeypatch.setattr("coffre.node.store.listing.SCAN_MAX", 8)
+    deleted = [f"a/{number:02}" for number in range(30)]
+    await put(store, *deleted)
+    await store.apply([settle(1, key) for key in deleted])
+    await store.apply([accept(2, key, tombstone=True) for key in deleted])
+    await store.apply([settle(2, key) for key in deleted])
+    absent = [f"b/{number:02}" for number in range(30)]  # what was deleted had never been there
+    outcomes = await store.apply([accept(2, key, tombstone=True) for key in absent])
+    assert all(outcome.replaces for outcome in outcomes)  # so that its writer says when it is settled
+    await store.apply([mark(2), *(settle(2, key) for key in absent)])
+    await put(store, "c", "d")
+    for limit, delimiter in ((1, ""), (1000, ""), (1, "/")):
+        page = await store.list("tenant", "bucket", "", limit=limit, delimiter=delimiter)
+        assert [entry.key for entry in page.entries] == ["c", "d"][:limit]
+    assert {row.name.key async for rows in store.partition_rows(7) for row in rows} == {
+        *deleted,
+        *absent,
+        "c",
+        "d",
+    }
+    assert [v.state for v in await store.read(name("a/00"))] == [State.SETTLED]
+    await store.apply([accept(3, "a/05")])
+    assert [entry.key for entry in (await store.list("tenant", "bucket", "", limit=2)).entries] == [
+        "a/05",
+        "c",
+    ]
+    await store.apply([abort(3, "a/05")])
+    assert [entry.key for entry in (await store.list("tenant", "bucket", "", limit=2)).entries] == ["c", "d"]
+
+
+async def test_a_tombstone_that_is_not_settled_is_listed_with_what_it_deletes(store: ShardStore) -> None:
+    await put(store, "k")
+    await store.apply([settle(1, "k")])
+    await store.apply([accept(2, "k", tombstone=True)])
+    (entry,) = (await store.list("tenant", "bucket", "")).entries
+    assert [(v.tombstone, v.state) for v in entry.versions] == [
+        (True, State.ACCEPTED),
+        (False, State.SETTLED),
+    ]
+    await store.apply([mark(2)])  # which settles it, too
+    assert (await store.list("tenant", "bucket", "")).entries == ()
+
+
 async def test_a_page_needs_a_limit(store: ShardStore) -> None:
     with pytest.raises(InvalidArgument):
         await store.list("tenant", "bucket", "", limit=0)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from coffre.cluster.errors import CoffreError
 
-__all__ = ["SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "regroup", "segmented"]
+__all__ = ["GETS_IN_FLIGHT", "SEGMENT_BYTES", "ByteBudget", "chain", "cut", "each", "regroup", "segmented"]
 
 SEGMENT_BYTES = 1 << 20
 PUTS_IN_FLIGHT = 64  # larger batches would cost less each, and leave more free pages in the nodes' indexes

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from coffre.client._ground import Ground
-from coffre.client._streams import each
+from coffre.client._streams import GETS_IN_FLIGHT, each
 from coffre.client.nodes import View
-from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
 from coffre.client.reading._replies import HELD, newest_stamp
 from coffre.client.sealing import OpenManifest
@@ -32,6 +31,9 @@ __all__ = ["Lister", "Page", "parse_token"]
 SLOW_SECONDS = 0.5  # after which all the other nodes are asked, too
 COVER_NODES_MAX = 64  # in larger clusters finding few nodes to ask costs more than asking all
 COVERS_KEPT = 64
+LIMIT_MAX = 1000  # of one round; nodes send no more
+GROWTH = 8  # how many times as much is asked for after a round that showed nothing
+ROUNDS_MAX = 16
 # What one object is refused with, and nothing but it: it would be refused again.
 _CANNOT_TELL = (IntegrityError, KeyUnavailable, Unsupported)
 
@@ -79,31 +81,52 @@ class Lister:
         limit: int,
     ) -> Page:
         """Return up to `limit` entries behind `after`. A page may be short, or empty, and not be the last."""
-        view = self._views.current
-        request = pb.ListRequest(
-            epoch=view.map.epoch,
-            tenant=tenant,
-            bucket=bucket,
-            prefix=prefix,
-            after=after,
-            after_prefix=after_prefix,
-            delimiter=delimiter,
-            limit=limit,
-        )
+        view, asked = self._views.current, limit
+        end, end_is_prefix = after, after_prefix
+        for _ in range(ROUNDS_MAX):
+            request = pb.ListRequest(
+                epoch=view.map.epoch,
+                tenant=tenant,
+                bucket=bucket,
+                prefix=prefix,
+                after=end,
+                after_prefix=end_is_prefix,
+                delimiter=delimiter,
+                limit=asked,
+            )
+            shown, end_or_none, end_is_prefix = await self._shown(view, request, limit)
+            if shown or end_or_none is None:
+                return _page(shown, end_or_none, end_is_prefix)
+            # All of it fell away: undecided deletes, or what somebody claims who missed them.
+            end, asked = end_or_none, min(asked * GROWTH, LIMIT_MAX)
+        return _page([], end, end_is_prefix)
+
+    async def _shown(
+        self, view: View, request: pb.ListRequest, limit: int
+    ) -> tuple[list[OpenManifest | str], bytes | None, bool]:
+        """One round: at most `limit` entries, and where the next one starts, None at the end of the list."""
         replies = await self._ask(view, request)
-        merged, end, end_is_prefix = _merge(replies, limit)
-        decided = await each(
-            sorted(merged), lambda position: self._decide(view, tenant, bucket, merged[position], replies)
-        )
-        for entry in decided:
-            if isinstance(entry, CoffreError):
-                raise entry
-        return Page(
-            tuple(entry for entry in decided if isinstance(entry, OpenManifest)),
-            tuple(entry for entry in decided if isinstance(entry, str)),
-            end,
-            end_is_prefix,
-        )
+        merged, end, end_is_prefix = _merge(replies, request.limit)
+        shown: list[OpenManifest | str] = []
+        positions = sorted(merged)
+        while positions:
+            # No more are decided than are missing, so that what was asked for in vain costs nothing.
+            some, positions = positions[: limit - len(shown)], positions[limit - len(shown) :]
+            decided = await each(
+                some,
+                lambda place: self._decide(view, request.tenant, request.bucket, merged[place], replies),
+                min(len(some), GETS_IN_FLIGHT),
+            )
+            for entry in decided:
+                if isinstance(entry, CoffreError):
+                    raise entry
+                if entry is not None:
+                    shown.append(entry)
+            if len(shown) == limit:
+                if positions:
+                    end, end_is_prefix = some[-1], bool(merged[some[-1]].entry.common_prefix)
+                break
+        return shown, end, end_is_prefix
 
     async def _ask(self, view: View, request: pb.ListRequest) -> dict[int, pb.ListReply]:
         """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""
@@ -177,9 +200,14 @@ class Lister:
     ) -> OpenManifest | None:
         held = [v for versions in by_node.values() for v in versions if v.state in HELD]
         newest = max(held, key=lambda version: version.stamp, default=None)
-        found: Found | None = None
-        if newest is not None and view.electorate(name).is_heard_from(replies):
-            found = await self._reader.settled(view, name, newest.stamp, dict(by_node))
+        electorate, found = view.electorate(name), None
+        if newest is not None and electorate.is_heard_from(replies):
+            said = dict(by_node)
+            found = await self._reader.settled(view, name, newest.stamp, said)
+            # Who says nothing of it may know it as deleted since (docs/consistency.md, "List").
+            silent = electorate.everyone.intersection(replies).difference(by_node)
+            if found is not None and silent and not found.opened.tombstone:
+                found = await self._reader.confirmed(view, found, said, silent)
         if found is None:
             found = await self._reader.resolve(name)
         return found.opened if found else None
@@ -207,6 +235,15 @@ class Lister:
                 return prefix
             after = page.after
         return None
+
+
+def _page(shown: Sequence[OpenManifest | str], end: bytes | None, end_is_prefix: bool) -> Page:
+    return Page(
+        tuple(entry for entry in shown if isinstance(entry, OpenManifest)),
+        tuple(entry for entry in shown if isinstance(entry, str)),
+        end,
+        end_is_prefix,
+    )
 
 
 def _untold(name: ObjectName, by_node: Mapping[int, Sequence[pb.Version]], why: CoffreError) -> OpenManifest:

@@ -164,6 +164,22 @@ class Reader:
             else None
         )
 
+    async def confirmed(
+        self, view: View, found: Found, replies: Replies, silent: Collection[int]
+    ) -> Found | None:
+        """What is `found` by `replies`, or something newer and established, now that `silent` nodes, which had not
+        listed it, were asked too; None when it takes a full read to tell."""
+        name = found.opened.name
+        answers = await self._ask(view, silent, name, grace=SILENCE_SECONDS)
+        if len(answers) < len(silent):
+            return None
+        replies = {**replies, **answers}
+        newest = newest_stamp(replies.values()) or b""
+        newer = await self.settled(view, name, newest, replies)
+        if newer is not None:
+            self._note_behind(view, newer, replies)
+        return newer
+
     # ---------------------------------------------------------------- the fast path
 
     async def _collect(self, view: View, name: ObjectName, *, want_cell: bool, want_range: range) -> Replies:

@@ -36,6 +36,7 @@ _ROOTS_CACHED_MAX = 10_000
 _GROW_AT = 0.7
 _TABLES = (
     b"objects",
+    b"graves",
     b"directories",
     b"partitions",
     b"digests",
@@ -165,6 +166,7 @@ class Index:
             ) from None
         (
             self.objects,
+            self.graves,
             self.directories,
             self.partitions,
             self.digests,
@@ -223,6 +225,11 @@ class Index:
             rest = rest[REST_BYTES_MAX:]
         return None if code is None else code + rest
 
+    def row(self, txn: lmdb.Transaction[bytes], key: bytes) -> bytes | None:
+        """The row of a key, encoded: deleted keys rest in a table of their own, where no list meets them."""
+        value = txn.get(key, db=self.objects)
+        return txn.get(key, db=self.graves) if value is None else value
+
     def root(self, txn: lmdb.Transaction[bytes], tenant: str, bucket: str) -> bytes | None:
         """The code of a bucket's directory."""
         code = self._roots.get((tenant, bucket))
@@ -261,7 +268,8 @@ class Index:
     def scan(
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes
     ) -> Iterator[tuple[bytes, bytes, Row]]:
-        """(key below the directory, key of the row, row) from `start` on, in the order of the keys' bytes."""
+        """(key below the directory, key of the row, row) from `start` on, in the order of the keys' bytes; without the
+        graves."""
         rows = self._scan_rows(txn, code, start)
         chunks = self._scan_directories(txn, code, start)
         row, chunk = next(rows, None), next(chunks, None)

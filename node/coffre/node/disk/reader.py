@@ -101,7 +101,7 @@ class Reader:
         index = self._index
         with index.reading() as txn:
             key = index.find(txn, name)
-            value = None if key is None else txn.get(key, db=index.objects)
+            value = None if key is None else index.row(txn, key)
             return None if value is None or key is None else self._row(txn, name.tenant, key, value)
 
     def _row(self, txn: lmdb.Transaction[bytes], tenant: str, key: bytes, value: bytes) -> Row:
@@ -432,7 +432,7 @@ class Reader:
         name = self._index.name_of(txn, key)
         if slots > 1 and slot_of(name.context(), slots) != slot:
             return None
-        value = txn.get(key, db=self._index.objects)
+        value = self._index.row(txn, key)
         try:
             row = None if value is None else self._row(txn, name.tenant, key, value)
         except IntegrityError as error:

@@ -145,7 +145,7 @@ class Reclaimer:
         name = ObjectName(tenant.decode(), bucket.decode(), key.decode())
         with self._index.reading() as txn:
             row_key = self._index.find(txn, name)
-            value = None if row_key is None else txn.get(row_key, db=self._index.objects)
+            value = None if row_key is None else self._index.row(txn, row_key)
         if row_key is None or value is None:
             return None
         row = decode_row(row_key, value)

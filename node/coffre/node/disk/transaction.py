@@ -62,6 +62,7 @@ from coffre.node.store import (
     Verdict,
     check,
     digest_of,
+    is_buried,
     kind_of,
     votes,
 )
@@ -69,11 +70,12 @@ from coffre.node.store import (
 __all__ = ["Transaction"]
 
 _NO_ROW = Row(-1, ())
-# What becomes of the first version of a key, by (lock, has a shard).
+# What becomes of the first version of a key, by (lock, has a shard, is a tombstone).
 _FIRST = {
-    (state == LOCKED, has_shard): Outcome(state, has_shard=has_shard)
+    (state == LOCKED, has_shard, tombstone): Outcome(state, has_shard=has_shard, replaces=tombstone)
     for state in (ACCEPTED, LOCKED)
     for has_shard in (False, True)
+    for tombstone in (False, True)
 }
 
 
@@ -104,6 +106,7 @@ class Transaction:
         self._repairs = RepairRows(index, self.txn)
         self._rows: dict[bytes, Row] = {}  # as they will be
         self._first: dict[bytes, bytes] = {}  # encoded, of keys that had no row and are not in `_rows`
+        self._buried: set[bytes] = set()  # keys whose rows were found among the graves
         self._listed: dict[bytes, bytes] = {}  # rows of the partitions table to add
         self._marks: dict[WriterId, bytes] = {}  # those that moved
         self._digests = Digests(index, self.txn)
@@ -150,6 +153,10 @@ class Transaction:
         row = self._rows.get(key)
         if row is None:
             value = self._first.get(key) or self.txn.get(key, db=self.index.objects)
+            if value is None:
+                value = self.txn.get(key, db=self.index.graves)
+                if value is not None:
+                    self._buried.add(key)
             row = _NO_ROW if value is None else decode_row(key, value)
         return row
 
@@ -232,7 +239,7 @@ class Transaction:
         kind = kind_of(tombstone, shard_index is not None)
         self._digests.add(partition, accept.stamp, digest_of(context, accept.stamp, kind))
         self._repairs.drop(context, accept.stamp, shard_index)
-        return _FIRST[accept.lock, shard_index is not None]
+        return _FIRST[accept.lock, shard_index is not None, tombstone]
 
     def _abort(self, abort: Abort, context: bytes) -> Outcome:
         key, row = self.row_of(abort, context)
@@ -246,6 +253,7 @@ class Transaction:
     def _settle(self, settle: Settle, context: bytes) -> Outcome:
         key, row = self.row_of(settle, context)
         verdict = votes.settle(row.entries, settle.stamp, settle.placement, self._options.versions_kept)
+        verdict.changed = verdict.changed or (is_buried(verdict.entries) and key not in self._buried)
         for entry in verdict.freed:
             # An overtaken writer tries again above what stands in its way.
             self._free(entry, settle, give_back=entry.state == ACCEPTED)
@@ -406,15 +414,9 @@ class Transaction:
         """Records to the disk, then the transaction. Raises what the disk or LMDB raises; then call
         `abort`."""
         index = self.index
-        with self.txn.cursor(db=index.objects) as cursor:
-            cursor.putmulti(self._first.items())
+        self._put_rows()
         with self.txn.cursor(db=index.partitions) as cursor:
             cursor.putmulti(self._listed.items())
-        for key, row in self._rows.items():
-            if row.entries:
-                self.txn.put(key, encode_row(key, row.partition, row.entries), db=index.objects)
-            else:
-                self.txn.delete(key, db=index.objects)
         for writer, stamp in self._marks.items():
             key = mark_key(*writer)
             self.txn.put(key, encode_mark(key, stamp), db=index.marks.table)
@@ -441,6 +443,23 @@ class Transaction:
         self._keys.committed()
         self._digests.committed()
         index.marks.committed(self._marks)
+
+    def _put_rows(self) -> None:
+        """Each row into its table, and out of the other one."""
+        objects, graves = self.index.objects, self.index.graves
+        with self.txn.cursor(db=objects) as cursor:
+            cursor.putmulti(self._first.items())
+        for key, row in self._rows.items():
+            buried = is_buried(row.entries)
+            if row.entries:
+                value = encode_row(key, row.partition, row.entries)
+                self.txn.put(key, value, db=graves if buried else objects)
+            if buried or not row.entries:
+                self.txn.delete(key, db=objects)
+        for key in self._buried:
+            after = self._rows.get(key)
+            if key in self._first or (after is not None and not is_buried(after.entries)):
+                self.txn.delete(key, db=graves)
 
     @property
     def syncs(self) -> int:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
 from coffre.codec import crc32c
-from coffre.node.store import ABORTED, Accept, Entry, Outcome, StoredCell, StoredVersion, Verdict
+from coffre.node.store import ABORTED, Accept, Entry, Outcome, StoredCell, StoredVersion, Verdict, is_buried
 
-__all__ = ["Partition", "Record", "Row", "Shard", "is_damaged", "outcome", "record_of", "version_of"]
+__all__ = [
+    "Partition",
+    "Record",
+    "Row",
+    "Shard",
+    "is_damaged",
+    "outcome",
+    "record_of",
+    "version_of",
+]
 
 
 class Shard:
@@ -45,6 +55,16 @@ class Row:
 
     partition: int
     entries: tuple[Entry, ...] = ()
+
+    def put(self, name: ObjectName, entries: tuple[Entry, ...], listed: list[bytes]) -> None:
+        """Take other entries. `listed`: the sorted keys that a list walks over, of the rows that are not buried."""
+        key, shows = name.key.encode(), bool(entries) and not is_buried(entries)
+        if shows != (bool(self.entries) and not is_buried(self.entries)):
+            if shows:
+                insort(listed, key)
+            else:
+                del listed[bisect_left(listed, key)]
+        self.entries = entries
 
 
 @dataclass(slots=True)

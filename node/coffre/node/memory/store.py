@@ -6,7 +6,7 @@ staging. `crash` goes back to that; all else is the same as on a disk.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -45,6 +45,7 @@ from coffre.node.store import (
     change_of,
     check,
     check_stage,
+    is_buried,
     list_page,
     slot_of,
     votes,
@@ -155,6 +156,7 @@ class MemoryStore:
             verdict = votes.abort(entries, mutation.stamp)
         elif isinstance(mutation, Settle):
             verdict = votes.settle(entries, mutation.stamp, mutation.placement, self._options.versions_kept)
+            verdict.changed = verdict.changed or is_buried(verdict.entries)
         else:
             verdict = votes.decide_own(entries, mutation)
         self._carry_out(mutation, verdict)
@@ -302,17 +304,12 @@ class MemoryStore:
             holder.digest ^= change[2]
             holder.versions += len(wanted) - len(counted)
             self._recent.add((change,), self._clock.unixtime_ms())
-        keys = self._keys.setdefault((name.tenant, name.bucket), [])
-        key = name.key.encode()
+        row.put(name, entries, self._keys.setdefault((name.tenant, name.bucket), []))
         if not entries:
-            keys.remove(key)
             holder.names.discard(name)
             del self._rows[name]
             return
-        if name not in holder.names:
-            insort(keys, key)
-            holder.names.add(name)
-        row.entries = entries
+        holder.names.add(name)
 
     # ---------------------------------------------------------------- reads
 

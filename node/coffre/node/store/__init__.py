@@ -20,7 +20,7 @@ from coffre.node.store.limits import (
     placement_of,
     slot_of,
 )
-from coffre.node.store.listing import Page, PageRow, list_page
+from coffre.node.store.listing import Page, PageRow, is_buried, list_page
 from coffre.node.store.recent import WINDOW_MS, Change, Recent, change_of, window_start_ms
 from coffre.node.store.seam import (
     ABORTED,
@@ -110,6 +110,7 @@ __all__ = [
     "check_stage",
     "digest_of",
     "digest_xor",
+    "is_buried",
     "kind_of",
     "list_page",
     "placement_bytes",

@@ -1,4 +1,8 @@
-"""One page of a bucket's keys, rolled up at a delimiter: the walk that every store shares."""
+"""One page of a bucket's keys, rolled up at a delimiter: the walk that every store shares.
+
+Keys whose newest version is a settled tombstone are left out (docs/consistency.md, "List"). Stores keep their rows
+apart, so that the walk does not even meet them, but for those that only a mark has settled.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coffre.cluster.errors import InvalidArgument
-from coffre.node.store.seam import ABORTED
+from coffre.node.store.seam import ABORTED, SETTLED
 from coffre.node.store.votes import Entry, down_to_settled
 
-__all__ = ["LIMIT_MAX", "Page", "PageRow", "list_page", "successor"]
+__all__ = ["LIMIT_MAX", "Page", "PageRow", "is_buried", "list_page", "successor"]
 
 LIMIT_MAX = 1000
-SCAN_MAX = 20_000  # rows looked at for one page: keys without a live version cost work but fill no page
+SCAN_MAX = 20_000  # rows looked at for one page: keys that show nothing cost work but fill no page
 
 # The keys of a bucket from a given one on, in byte order, with their entries.
 Scan = Callable[[bytes], Iterator[tuple[bytes, tuple[Entry, ...]]]]
@@ -100,7 +104,17 @@ def _common_prefix(key: bytes, prefix: bytes, delimiter: bytes) -> bytes:
     return b"" if place < 0 else key[: place + len(delimiter)]
 
 
+def is_buried(entries: tuple[Entry, ...]) -> bool:
+    """Whether the newest version, given-up ones aside, is a settled tombstone: the key is deleted for certain."""
+    for entry in entries:
+        if entry.state != ABORTED:
+            return entry.tombstone and entry.state == SETTLED
+    return False
+
+
 def _row(key: bytes, entries: tuple[Entry, ...], common_prefix: bytes) -> PageRow | None:
+    if is_buried(entries):
+        return None
     shown = down_to_settled(entries)
     for entry in shown:
         if entry.state != ABORTED and not (common_prefix and entry.tombstone):

@@ -253,7 +253,9 @@ class Outcome:
     error: CoffreError | None = None
     newest_stamp: bytes = b""  # the newer stamp that stood in the way of an Accept
     has_shard: bool = False  # after Accept: this node holds a shard of the version
-    replaces: bool = False  # after Accept: a Settle of the version would trim other entries of the key
+    replaces: bool = (
+        False  # after Accept: a Settle of the version would trim other entries of the key, or bury it
+    )
 
 
 # ------------------------------------------------------------------ reads
@@ -429,7 +431,8 @@ class ShardStore(Protocol):
         delimiter: str = "",
         limit: int = 1000,
     ) -> Listing:
-        """Keys in order, tombstones and unsettled versions included, keys with ABORTED ones alone left out.
+        """Keys in order, unsettled versions included; keys whose newest version, ABORTED ones aside, is a settled
+        tombstone are left out, and not even walked over where their rows say so, and keys with ABORTED ones alone.
         With a delimiter, keys are rolled up into common prefixes that have at least one version that is not a
         tombstone, and a page stays bounded work: when very many keys show nothing, the page ends with the
         last key that was looked at, as it is, and `more`; go on after it. A page may be cut short of

@@ -412,9 +412,9 @@ def bare(entries: tuple[Entry, ...]) -> tuple[StoredVersion, ...]:
 
 
 def replaces(entries: tuple[Entry, ...], stamp: bytes, versions_kept: int) -> bool:
-    """Whether a Settle of `stamp` would trim other entries."""
+    """Whether a Settle of `stamp` would trim other entries, or bury the key."""
     if len(entries) == 1:
-        return False
+        return entries[0].tombstone
     verdict = settle(entries, stamp, (), versions_kept)
     return bool(verdict.freed) or len(verdict.entries) < len(entries)
 

@@ -103,7 +103,9 @@ async def check(path: Path, acknowledged: dict[str, dict[int, str]], established
                 assert number in held, f"{kind} of {key!r} {number} is lost (seed {SEED})"
                 assert (held[number].state is State.ABORTED) == (kind == "abort")
                 assert (held[number].state is State.ACCEPTED) <= (kind != "lock")
-        assert (key in listed) == any(v.state is not State.ABORTED for v in versions)
+        newest = next((v for v in versions if v.state is not State.ABORTED), None)
+        deleted = newest is None or (newest.tombstone and newest.state is State.SETTLED)
+        assert (key in listed) != deleted
         for number, version in held.items():
             if version.state is State.SETTLED:
                 established.check(key, number)
