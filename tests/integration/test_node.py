@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coffre.bench.local_cluster import LocalCluster
+from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.identity import channel_credentials, tls_name
 from coffre.node.server import STOP_GRACE_SECONDS
@@ -49,12 +49,12 @@ async def test_reflection(running_cluster: LocalCluster) -> None:
 
 
 def run_node(config: Path) -> str:
-    """Start a node that cannot start; return its one line."""
+    """Start a node that cannot start; return why, as the last line of its log says. Every line is JSON."""
     done = subprocess.run([COFFRE, "node", "run", "--config", str(config)], capture_output=True, timeout=30)
-    lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("{")]
+    *_, last = [json.loads(line) for line in done.stderr.decode().splitlines()]
     assert done.returncode in (2, 6), done.stderr.decode()
-    assert len(lines) == 1, lines
-    return lines[0]
+    assert (last["event"], last["level"]) == ("cannot run", "critical")
+    return str(last["reason"])
 
 
 def changed(cluster: LocalCluster, directory: Path, old: str, new: str) -> Path:
@@ -82,6 +82,7 @@ def changed(cluster: LocalCluster, directory: Path, old: str, new: str) -> Path:
         ("cluster.map", "pki/ca.crt", "map"),
         ('log_level = "info"', 'log_level = "loud"', "log_level is one of"),
         ('data = "data"', "data = ", "not valid TOML"),
+        ('listen = "127.0.0.1:', 'listen = "127.0.0.1', "is not host:port"),
     ],
 )
 def test_configuration_errors(
@@ -99,6 +100,20 @@ def test_the_directory_and_the_port_are_its_own(running_cluster: LocalCluster, t
     assert text == running_cluster.config(1).read_text()
     same_port = changed(running_cluster, tmp_path, 'data = "data"', f'data = "{tmp_path / "other"}"')
     assert port in run_node(same_port)
+
+
+async def test_a_node_that_listens_elsewhere_than_the_map_says_names_both(tmp_path: Path) -> None:
+    async with LocalCluster.create(tmp_path / "cluster", ClusterShape(nodes=3, sites=1, k=2, m=1)) as cluster:
+        cluster.kill(3, signal.SIGTERM)
+        apart = cluster.listen_apart(3)
+        cluster.launch(3)
+        async with asyncio.timeout(20):
+            while "listens elsewhere" not in (said := cluster.log(3).read_text()):  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.05)
+        (line,) = [json.loads(line) for line in said.splitlines() if "listens elsewhere" in line]
+        assert line["level"] == "warning"
+        assert apart in line["reason"]
+        assert cluster.map.node(3).address in line["reason"]
 
 
 async def test_sigterm_ends_open_exchanges_and_answers_what_came(own_cluster: LocalCluster) -> None:

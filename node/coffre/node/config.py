@@ -10,6 +10,7 @@ from pathlib import Path
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.identity import TlsFiles
 from coffre.node.following import WatchOptions
+from coffre.node.listening import check_listen
 from coffre.node.repair import RETENTION_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions
 
@@ -100,6 +101,7 @@ def load_node_config(path: Path) -> NodeConfig:
     missing += [f"tls.{name}" for name in ("authority", "certificate", "key") if name not in tls]
     if missing:
         raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
+    check_listen(raw["listen"])
     level = raw.get("log_level", "info")
     if level not in _LEVELS:
         raise ConfigurationError(f"{path}: log_level is one of {', '.join(sorted(_LEVELS))}, not {level!r}")

@@ -27,6 +27,7 @@ from coffre.node.beginnings import check_beginnings, others_of
 from coffre.node.config import NodeConfig
 from coffre.node.disk import LmdbStore, StoreOwner
 from coffre.node.following import MapHolder, PeerWatch, Suspensions, await_admission, is_ahead, own_entry
+from coffre.node.listening import elsewhere
 from coffre.node.repair import Repairer, await_testimony
 from coffre.node.serving import (
     COORDINATION,
@@ -65,6 +66,7 @@ async def serve(
     cluster_map, signed = read_map(config.map, config.tls.authority)
     entry = own_entry(identity, cluster_map)
     await check_beginnings(config, cluster_map, entry, new_cluster=new_cluster)
+    _look_around(config, entry)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
     end = _End()
     maps = MapHolder(cluster_map, signed)
@@ -122,6 +124,13 @@ async def serve(
     if end.why is not None:
         raise end.why
     _log.info("stopped", extra={"node": entry.node_id})
+
+
+def _look_around(config: NodeConfig, entry: MapNode) -> None:
+    """Warn of what lets a node start, and will be in the way."""
+    about = {"node": entry.node_id}
+    if where := elsewhere(config.listen, entry.address):
+        _log.warning("it listens elsewhere than the map says", extra=about | {"reason": where})
 
 
 def _say_ready(config: NodeConfig, entry: MapNode, epoch: int, trouble: str) -> None:
