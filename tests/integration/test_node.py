@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
+PACE_SECONDS = 0.05  # between two looks at what another process does, where nobody can be waited on
 
 
 def open_channel(cluster: LocalCluster, number: int) -> grpc.aio.Channel:
@@ -109,7 +110,7 @@ async def test_a_node_that_listens_elsewhere_than_the_map_says_names_both(tmp_pa
         cluster.launch(3)
         async with asyncio.timeout(20):
             while "listens elsewhere" not in (said := cluster.log(3).read_text()):  # noqa: ASYNC110 - another process's
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(PACE_SECONDS)
         (line,) = [json.loads(line) for line in said.splitlines() if "listens elsewhere" in line]
         assert line["level"] == "warning"
         assert apart in line["reason"]
