@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TypeVar
 
 import grpc
 from coffre.bench._workload import Blocks
+from coffre.bench.files import decoded
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import Measurement, ReferenceServer
 from coffre.bench.result import Bound, Figure, Row, Target, one_line, row_of, take_turns
@@ -40,93 +42,42 @@ __all__ = [
 
 BUCKET = "bench"
 CALLERS = 64
-_MIB = 1 << 20
 _FAILURES = (CoffreError, AssertionError, OSError, subprocess.SubprocessError, grpc.RpcError)
 _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How long and how large. Large objects have whole MiB."""
+    """How long and how large; scales.toml says what each is."""
 
-    small_rounds: int  # of small objects, and of latencies
-    large_rounds: int  # of everything that takes seconds a round
-    fault_rounds: int  # one for each node
+    small_rounds: int
+    large_rounds: int
+    fault_rounds: int
     duration_s: float
     warmup_s: float
     small_objects: int
     large_bytes: int
     memory_bytes: int
-    range_bytes: int  # of the object that ranges are read from
-    bulk_records: int  # through put_many and get_many in one round, and for the space on disk
-    bulk_call_records: int  # in one call of them
-    listed_keys: int  # in the large bucket
-    listed_keys_few: int  # in the small one that it is compared with
+    range_bytes: int
+    bulk_records: int
+    bulk_call_records: int
+    listed_keys: int
+    listed_keys_few: int
     indexed_shards: int
     index_lookups: int
     pipeline_rounds: int
     pipeline_bytes: int
-    rebuilt_large: int  # objects of which a lost node is given its part again
-    rebuilt_large_bytes: int  # of each
-    rebuilt_small: int  # the default cap lets about a thousand through in a second: more than the gets last
+    rebuilt_large: int
+    rebuilt_large_bytes: int
+    rebuilt_small: int
     repair_get_s: float
-    joined_objects: int  # in the cluster that a node joins
+    joined_objects: int
     idle_objects: int
     idle_rounds: int
 
 
-FULL = Scale(
-    small_rounds=7,
-    large_rounds=5,
-    fault_rounds=6,
-    duration_s=2.0,
-    warmup_s=0.5,
-    small_objects=2048,
-    large_bytes=256 * _MIB,
-    memory_bytes=10**9,
-    range_bytes=1024 * _MIB,
-    bulk_records=10_000,
-    bulk_call_records=1000,
-    listed_keys=1_000_000,
-    listed_keys_few=10_000,
-    indexed_shards=10_000_000,
-    index_lookups=20_000,
-    pipeline_rounds=25,
-    pipeline_bytes=64 * _MIB,
-    rebuilt_large=80,
-    rebuilt_large_bytes=64 * _MIB,
-    rebuilt_small=100_000,
-    repair_get_s=10.0,
-    joined_objects=4_000,
-    idle_objects=1_000_000,
-    idle_rounds=60,
-)
-QUICK = Scale(
-    small_rounds=1,
-    large_rounds=1,
-    fault_rounds=1,
-    duration_s=0.3,
-    warmup_s=0.1,
-    small_objects=128,
-    large_bytes=16 * _MIB,
-    memory_bytes=32 * 10**6,
-    range_bytes=32 * _MIB,
-    bulk_records=400,
-    bulk_call_records=200,
-    listed_keys=3000,
-    listed_keys_few=1000,
-    indexed_shards=20_000,
-    index_lookups=500,
-    pipeline_rounds=1,
-    pipeline_bytes=16 * _MIB,
-    rebuilt_large=2,
-    rebuilt_large_bytes=4 * _MIB,
-    rebuilt_small=4_000,
-    repair_get_s=0.5,
-    joined_objects=40,
-    idle_objects=100,
-    idle_rounds=3,
-)
+_SCALES = tomllib.loads(Path(__file__).with_name("scales.toml").read_text("utf-8"))
+FULL, QUICK = (decoded(Scale, _SCALES[name]) for name in ("full", "quick"))
 
 
 @dataclass(frozen=True, slots=True)
