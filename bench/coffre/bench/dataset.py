@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from coffre.bench._health_records import FhirPlan, collect_dicom, generate_fhir
-from coffre.bench.files import decoded, plain, write_whole
+from coffre.bench.files import write_whole
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 
 __all__ = ["DatasetSummary", "Progress", "Record", "Scale", "generate", "records"]
@@ -159,13 +159,13 @@ def _only_user(directory: Path) -> Iterator[None]:
 def _read_marker(directory: Path) -> _Marker | None:
     """None if there is no valid one."""
     try:
-        return decoded(_Marker, json.loads((directory / _MARKER).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, InvalidArgument):
+        return _Marker(**json.loads((directory / _MARKER).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
 def _write_marker(directory: Path, marker: _Marker) -> None:
-    write_whole(directory / _MARKER, json.dumps(plain(marker), indent=1))
+    write_whole(directory / _MARKER, json.dumps(asdict(marker), indent=1))
 
 
 def _is_whole(directory: Path, marker: _Marker) -> bool:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import click
 import zstandard
-from coffre.bench.files import decoded
+from coffre.bench.typed_json import decoded
 from coffre.cluster.admin import one_line_errors
 
 __all__ = ["Compression", "FhirRecord", "compression", "fhir_records"]

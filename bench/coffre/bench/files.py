@@ -1,18 +1,13 @@
-"""Files that are written whole or not at all, and what JSON holds as dataclasses."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
-from coffre.cluster.errors import ConfigurationError, InvalidArgument
+from coffre.cluster.errors import ConfigurationError
 
-__all__ = ["check_writable", "decoded", "plain", "write_whole"]
-
-_Kind = TypeVar("_Kind")
+__all__ = ["check_writable", "write_whole"]
 
 
 def check_writable(path: Path) -> None:
@@ -37,16 +32,3 @@ def write_whole(path: Path, text: str) -> None:
         draft.replace(path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def plain(value: object, hook: Callable[[Any], object] | None = None) -> Any:
-    """Dataclasses and enums as JSON has them. `hook` does what msgspec does not know."""
-    return msgspec.to_builtins(value, enc_hook=hook)
-
-
-def decoded(kind: type[_Kind], content: object, hook: Callable[[type, Any], object] | None = None) -> _Kind:
-    """The opposite, every field checked. Raises `InvalidArgument` that says which one is not in order."""
-    try:
-        return msgspec.convert(content, kind, dec_hook=hook)
-    except msgspec.ValidationError as error:
-        raise InvalidArgument(f"not in order: {error}") from None

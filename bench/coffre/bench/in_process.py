@@ -65,6 +65,7 @@ class Network:
         self.before = self.after = _pass
 
     async def send(self, node: int, request: Traffic) -> None:
+        """Let a request through, or raise what keeps it from arriving."""
         self.messages += 1
         await self.before(node, request)
         if node in self.down:

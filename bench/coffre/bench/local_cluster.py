@@ -99,17 +99,23 @@ class NodeProcess(Protocol):
     """What a cluster does with the process of a node; `subprocess.Popen` is one."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """Its number."""
 
-    def poll(self) -> int | None: ...
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
 
-    def wait(self, timeout: float | None = None) -> int: ...
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once it has ended. Raises `subprocess.TimeoutExpired` after so many seconds."""
 
-    def send_signal(self, sig: int) -> None: ...
+    def send_signal(self, sig: int) -> None:
+        """Send any signal."""
 
-    def terminate(self) -> None: ...
+    def terminate(self) -> None:
+        """Send SIGTERM."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """Send SIGKILL."""
 
 
 def start_process(command: list[str], log: BinaryIO) -> NodeProcess:
@@ -185,6 +191,7 @@ class LocalCluster:
         return self._home(number) / "node.log"
 
     def config(self, number: int) -> Path:
+        """The node.toml of a node."""
         return self._home(number) / "node.toml"
 
     def sign(self, cluster_map: ClusterMap) -> bytes:
@@ -198,11 +205,13 @@ class LocalCluster:
         return self.directory / "operator.toml"
 
     def operator_tls(self) -> TlsFiles:
+        """Certificate and key of the cluster's operator."""
         pki = self.directory / "pki"
         return TlsFiles(pki / "ca.crt", pki / "operator.crt", pki / "operator.key")
 
     @property
     def numbers(self) -> tuple[int, ...]:
+        """Of all nodes, those that were prepared included."""
         return tuple(node.number for node in self.map.nodes)
 
     def disk_bytes(self) -> int:
@@ -309,6 +318,7 @@ class LocalCluster:
             process.wait(timeout=30)
 
     def running(self, number: int) -> bool:
+        """Whether the process of a node has been started and has not ended."""
         return number in self._processes and self._processes[number].poll() is None
 
     def stop(self) -> None:

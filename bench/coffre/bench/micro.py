@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coffre.bench.files import decoded, plain, write_whole
+from coffre.bench.files import write_whole
 from coffre.bench.tables import Table
+from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from rich.console import Console
 

@@ -86,10 +86,12 @@ class Groups:
 
     @property
     def nodes(self) -> int:
+        """How many there are."""
         return len(self.site_of)
 
     @property
     def sites(self) -> int:
+        """How many have nodes."""
         return len(set(self.site_of))
 
 

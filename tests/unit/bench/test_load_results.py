@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.files import decoded, plain
 from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.recorder import Recorder, Slice, Timeline
 from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.workload import Operation
+from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import InvalidArgument
 
 from tests.unit.bench.load_results import PLAN, failure_result, recorded, result_of

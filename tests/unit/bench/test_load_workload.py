@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import zstandard
-from coffre.bench.files import decoded, plain
 from coffre.bench.load.content import BLOCK_BYTES, Content, Texture, Verifier, WrongBytes
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.workload import (
@@ -19,6 +18,7 @@ from coffre.bench.load.workload import (
     parse_mix,
     parse_size,
 )
+from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import InvalidArgument
 
 PLAN = LoadPlan(

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.files import plain
 from coffre.bench.micro import (
     Baseline,
     MicroRow,
@@ -21,6 +20,7 @@ from coffre.bench.micro import (
     quieter,
     row_from_rounds,
 )
+from coffre.bench.typed_json import plain
 from coffre.cluster.errors import ConfigurationError
 from rich.console import Console
 

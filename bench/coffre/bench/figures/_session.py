@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import grpc
 from coffre.bench._workload import Blocks
-from coffre.bench.files import decoded
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import Measurement, ReferenceServer
 from coffre.bench.result import Bound, Figure, Row, Target, one_line, row_of, take_turns
+from coffre.bench.typed_json import decoded
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
@@ -129,10 +129,12 @@ class Session:
 
     @property
     def scale(self) -> Scale:
+        """How long and how large."""
         return self.options.scale
 
     @property
     def seed(self) -> int:
+        """Of all that is stored."""
         return self.options.seed
 
     @property

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from coffre.bench.files import plain
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.tasks import together
+from coffre.bench.typed_json import plain
 from coffre.cluster import errors
 from coffre.cluster.errors import InternalError
 

@@ -34,6 +34,7 @@ class Latencies:
 
     @property
     def count(self) -> int:
+        """How many durations were counted."""
         return int(self._histogram.get_total_count())
 
     def percentiles(self, wanted: Sequence[float]) -> tuple[float, ...]:

@@ -110,6 +110,7 @@ class LoadPlan:
         raise InvalidArgument(f"{self.workload!r} of {self.texture!r} is not a workload")
 
     def parsed_mix(self) -> Mix:
+        """Raises `InvalidArgument` for what is none."""
         return parse_mix(self.mix)
 
     @property

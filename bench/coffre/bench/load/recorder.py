@@ -33,6 +33,7 @@ class Slice(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def place(self) -> _Place:
+        """What slices of several processes have in common."""
         return self.interval, self.operation, self.kind
 
 
@@ -64,10 +65,12 @@ class Tally:
 
     @property
     def done(self) -> int:
+        """Successes."""
         return self.latencies.count
 
     @property
     def failed(self) -> int:
+        """Errors of all classes."""
         return self.errors.total()
 
 

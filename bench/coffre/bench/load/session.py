@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from coffre.bench.files import decoded
 from coffre.bench.load.fleet import Fleet, fleet
 from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.plan import LoadPlan
@@ -21,6 +20,7 @@ from coffre.bench.local_cluster import LocalCluster
 from coffre.bench.processes import cpu_s
 from coffre.bench.result import Machine
 from coffre.bench.tasks import together
+from coffre.bench.typed_json import decoded
 from coffre.client import load_client_config
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError

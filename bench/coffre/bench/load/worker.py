@@ -19,11 +19,11 @@ from typing import Any
 
 import click
 import uvloop
-from coffre.bench.files import decoded, plain
 from coffre.bench.load.loops import arrivals, closed_loop, open_loop
 from coffre.bench.load.operations import Housekeeping, Ledger, Operations
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Recorder, Slice
+from coffre.bench.typed_json import decoded, plain
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument
