@@ -41,6 +41,7 @@ CALM_SHARE, CALM_SECONDS = 0.2, 20.0  # of all steps; begins with everything wel
 INSIDE = "COFFRE_CHAOS_INSIDE"  # set in the process that runs within a namespace of its own
 BALLAST_BYTES = 1 << 30
 SMALL_DISK_BYTES = 160 << 20
+START_SECONDS_MAX = 120.0  # of nodes that were killed, eight at once perhaps, while clients work
 CHANGE_SECONDS_MAX = 180.0  # for the last change to end, when all is well
 # Compared, walked and read over and over within a run, since what is damaged must be found before it ends.
 _REPAIR = {"round_seconds": 0.3, "settling_seconds": 0.2, "sweep_seconds": 5.0, "scrub_seconds": 15.0}
@@ -214,7 +215,7 @@ class Chaos:
         if ballast.exists() and os.path.ismount(ballast.parent):
             ballast.unlink()
         again, self.down = sorted(self.down), set()
-        await self.cluster.start(again)
+        await self.cluster.start(again, START_SECONDS_MAX)
 
     async def disturb(self, seconds: float) -> None:
         """Fault upon fault until the time is over."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+from coffre.bench.local_cluster import free_ports
 from coffre.cluster.identity import TlsFiles
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -29,7 +29,7 @@ class EtcdCluster:
         self._directory = directory
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         _make_certificates(directory)
-        ports = _free_ports(2 * MEMBERS)
+        ports = free_ports(2 * MEMBERS)
         self._clients, self._peers = ports[:MEMBERS], ports[MEMBERS:]
         for number in range(MEMBERS):
             self.start(number)
@@ -90,17 +90,6 @@ class EtcdCluster:
     def stop(self) -> None:
         for number in list(self._processes):
             self.kill(number)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _make_certificates(directory: Path) -> None:

@@ -40,8 +40,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["ClusterShape", "LocalCluster", "NodeProcess"]
+__all__ = ["ClusterShape", "LocalCluster", "NodeProcess", "free_ports"]
 
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
 _MARKER = "development-cluster"
 _CLIENT_TOML = """\
 map = "cluster.map"
@@ -226,7 +228,7 @@ class LocalCluster:
 
         Takes effect when the node starts.
         """
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         apart, config = f"127.0.0.1:{port}", self.config(number)
         before = f'listen = "{self.map.node(number).address}"'
         text = config.read_text("utf-8")
@@ -247,7 +249,7 @@ class LocalCluster:
         Returns what `coffre cluster add-node` calls it, less the capacity. `address`: a free port of loopback unless
         given.
         """
-        address = address or f"127.0.0.1:{_free_ports(1)[0]}"
+        address = address or f"127.0.0.1:{free_ports(1)[0]}"
         authority = read_authority(self.directory / "pki")
         attributes = NodeAttributes(node_id, server, site, operator, "FR")
         write_issued(issue_node(authority, attributes, SystemClock()), self.directory / "pki")
@@ -260,12 +262,15 @@ class LocalCluster:
 
     # ---------------------------------------------------------------- life of the processes
 
-    async def start(self, numbers: Iterable[int] | None = None) -> None:
-        """Start nodes (default: all) and return when they serve. Raises `Unavailable` with the end of a failing log."""
+    async def start(self, numbers: Iterable[int] | None = None, timeout: float = 30.0) -> None:
+        """Start nodes (default: all) and return when they serve, for which each has `timeout` seconds.
+
+        Raises `Unavailable` with the end of a failing log.
+        """
         chosen = tuple(self.numbers if numbers is None else numbers)
         for number in chosen:
             self.launch(number)
-        await asyncio.gather(*(self.wait_ready(number) for number in chosen))
+        await asyncio.gather(*(self.wait_ready(number, timeout) for number in chosen))
 
     def launch(self, number: int) -> None:
         """Start a node's process and wait for nothing."""
@@ -382,12 +387,20 @@ def _take(directory: Path) -> int:
     return opened
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on, and that the kernel gives to nobody who connects or asks for any: a
+    node that was killed finds its own free when it is started again."""
+    lowest = int(_PORT_RANGE.read_text().split()[0]) if _PORT_RANGE.exists() else _FIRST_PORT
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            each = socket.socket()
+            sockets.append(each)
+            choice = _FIRST_PORT + secrets.randbelow(lowest - _FIRST_PORT) if lowest > 2 * _FIRST_PORT else 0
+            try:
+                each.bind(("127.0.0.1", choice))
+            except OSError:
+                sockets.pop().close()  # somebody has that one
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:
@@ -399,7 +412,7 @@ def _issue_nodes(
 ) -> tuple[MapNode, ...]:
     write_authority(authority, directory / "pki")
     nodes = []
-    addresses = shape.addresses or tuple(f"127.0.0.1:{port}" for port in _free_ports(shape.nodes))
+    addresses = shape.addresses or tuple(f"127.0.0.1:{port}" for port in free_ports(shape.nodes))
     for number, address in enumerate(addresses, start=1):
         site = (number - 1) % shape.sites
         attributes = NodeAttributes(
