@@ -152,6 +152,7 @@ class Committer:
         self._waiting: deque[_Job] = deque()  # for room in the queue
         self._unlinked: list[int] = []
         self._ailments = index.ailments
+        self._begun: float | None = None  # when the batch that is under way was taken up
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="coffre-committer", daemon=True)
         self.counters = counters
@@ -223,6 +224,12 @@ class Committer:
             self._wakeup.notify()
         await self._loop.run_in_executor(None, self._thread.join)
 
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long the batch that is under way has waited for the disk; 0 when none is."""
+        begun = self._begun
+        return 0.0 if begun is None else self._clock.monotonic() - begun
+
     # ---------------------------------------------------------------- the thread
 
     def _run(self) -> None:
@@ -230,7 +237,9 @@ class Committer:
             jobs = self._take()
             if not jobs:
                 return
+            self._begun = self._clock.monotonic()
             self._commit(jobs)
+            self._begun = None
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._resolve, jobs)
 

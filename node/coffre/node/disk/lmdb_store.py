@@ -66,6 +66,7 @@ __all__ = ["LmdbStore"]
 
 _log = logging.getLogger(__name__)
 _THREADS = 4
+_HUNG_SECONDS = 10.0  # so long no sync takes on a disk that is well
 _Arguments = TypeVarTuple("_Arguments")
 
 
@@ -268,7 +269,9 @@ class LmdbStore:
         with suppress(OSError):
             free_bytes, room_bytes = parts.space.free_bytes(), parts.space.room_bytes()
             size_bytes = parts.space.size_bytes()
-        cannot_write = ailments.cannot_write()
+        cannot_write, waiting = ailments.cannot_write(), self._committer.waiting_seconds
+        if not cannot_write and waiting > _HUNG_SECONDS:
+            cannot_write = f"its disk has not answered for {waiting:.0f} s: look at the machine's log (dmesg)"
         return StoreStatus(
             objects=counters.objects,
             shards=counters.shards,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +101,30 @@ async def test_a_disk_that_fails_under_a_large_shard_is_told_of(
     await says(store, "disk failed (Input/output error)")
     with pytest.raises(Unavailable, match="disk failed"):
         await store.apply([accept(1, "later")])
+
+
+async def test_a_disk_that_hangs_is_told_of_while_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, reached, gate = ManualClock(), threading.Event(), threading.Event()
+    store = await LmdbStore.open(tmp_path, OPTIONS, clock)
+    commit = Transaction.commit
+
+    def hanging(transaction: Transaction) -> None:
+        reached.set()
+        gate.wait()
+        commit(transaction)
+
+    monkeypatch.setattr(Transaction, "commit", hanging)
+    writing = asyncio.create_task(store.apply([accept(1)]))
+    assert await asyncio.to_thread(reached.wait, 10)
+    await says(store, "")
+    clock.advance(12)
+    await says(store, "has not answered for 12 s")
+    gate.set()
+    await writing
+    await says(store, "")
+    await store.close()
 
 
 async def test_a_probe_finds_it_before_anybody_writes(
