@@ -66,6 +66,14 @@ MUTANTS = (
         19,
     ),
     Mutant(
+        "a list takes silence for nothing",
+        "coffre.client.reading._listing",
+        "if found is not None and silent and not found.opened.tombstone:",
+        "if False:",
+        0,
+        quick=True,
+    ),
+    Mutant(
         "one answer too few for a read",
         "coffre.cluster.map.electorate",
         "return len(self.nodes) - self.write + 1",
