@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from coffre.client import AsyncClient, ClientOptions, KeyRing
+from coffre.client.nodes import MapSource
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.coordination import MemoryCoordination
 from coffre.cluster.errors import Unavailable
@@ -166,6 +167,7 @@ class InProcessCluster:
         network: Network | None = None,
         cluster_map: ClusterMap | None = None,
         keys: KeyRing | None = None,
+        maps: MapSource | None = None,
     ) -> AsyncClient:
         """A client with the cluster's key ring unless another is given; on a network of its own when one is given."""
         identity = Identity(self.cluster_map.cluster_id, Role.TENANT, tenant)
@@ -178,6 +180,7 @@ class InProcessCluster:
             options=options,
             clock=clock,
             coordination=self.coordination,
+            maps=maps,
         )
         self.clients.append(client)
         return client

@@ -16,7 +16,7 @@ from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
 from coffre.cluster.map import read_map
-from coffre.cluster.membership import ClusterMaps
+from coffre.cluster.membership import ClusterMaps, KeptMaps
 from coffre.cluster.transport import GrpcTransport
 
 __all__ = ["ClientConfig", "connect", "connect_sync", "find_config", "load_client_config"]
@@ -117,7 +117,7 @@ async def connect(
     clock = SystemClock()
     transport = GrpcTransport(cluster_map, config.tls)
     coordination = RemoteCoordination(transport)
-    maps = ClusterMaps(transport, coordination, read_certificate(config.tls.authority), clock)
+    source = ClusterMaps(transport, coordination, read_certificate(config.tls.authority), clock)
     return AsyncClient(
         cluster_map,
         transport,
@@ -126,7 +126,7 @@ async def connect(
         options=options,
         clock=clock,
         coordination=coordination,
-        maps=maps,
+        maps=KeptMaps(source, config.map, cluster_map),
     )
 
 

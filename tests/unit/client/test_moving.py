@@ -249,9 +249,9 @@ async def test_a_put_that_was_staged_where_the_map_forbids_it_by_now_may_be_put_
     async def slowly() -> AsyncIterator[bytes]:
         yield data[: 2 << 20]
         move(cluster, changed)
+        client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
         yield data[2 << 20 :]
 
-    client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
     with pytest.raises(StaleMap, match="put the object again"):
         await client.put("notes", key, slowly())
     await client.put("notes", key, data)
@@ -262,12 +262,16 @@ async def test_a_large_put_that_fails_where_the_map_has_changed_says_so(cluster:
     """Nodes take shards at any epoch, so none says that the client is behind."""
     client, data = cluster.client(), os.urandom(3 << 20)
     changed = finish_move(lost(cluster))
-    move(cluster, changed)
 
-    client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
-    cluster.network.down |= {1, 2, 3, 4, 8}
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data[: 2 << 20]
+        move(cluster, changed)
+        client._views._maps = Published(changed)  # type: ignore[assignment]  # nobody watches here
+        cluster.network.down |= {1, 2, 3, 4, 8}
+        yield data[2 << 20 :]
+
     with pytest.raises(StaleMap, match=r"could be stored.*put the object again"):
-        await client.put("notes", "k", data)
+        await client.put("notes", "k", slowly())
     with pytest.raises(Unavailable):
         await client.put("notes", "k", data)
     cluster.network.down = {8}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 
 from coffre.client.nodes._maps import MapSource
 from coffre.client.nodes._peers import Peers
+from coffre.cluster.errors import CoffreError
 from coffre.cluster.map import ClusterMap, Electorate, Electorates, Placement, newer_map
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.transport import Transport
 
 __all__ = ["View", "Views"]
+
+CONFIRMED_SECONDS = 5.0
+CONFIRM_SECONDS = 0.25  # so long an upload waits for nodes to say that they have no newer map
 
 
 class View:
@@ -100,6 +105,8 @@ class Views:
         self._adopting = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._moving: set[asyncio.Task[None]] = set()
+        self._confirming: asyncio.Task[None] | None = None
+        self._confirmed_until = 0.0
 
     async def renew(self, stale: View) -> bool:
         """After a node called `stale` out of date: move to a newer view. False when none is to be had yet."""
@@ -109,6 +116,20 @@ class Views:
                 self._renewing.add_done_callback(self._renewed)
             await asyncio.shield(self._renewing)
         return self.current is not stale
+
+    async def confirm(self) -> None:
+        """Ask the nodes for a newer map, and move to it, before what is long and may not be possible twice. Not again
+        within some seconds, nor for long: who does not answer soon has it found on the way."""
+        now = self.current.peers.clock.monotonic()
+        if self._maps is not None and now >= self._confirmed_until:
+            self._confirmed_until = now + CONFIRMED_SECONDS
+            self._confirming = asyncio.create_task(self._confirm())
+        if self._confirming is not None:
+            await asyncio.wait([self._confirming], timeout=CONFIRM_SECONDS)
+
+    async def _confirm(self) -> None:
+        with suppress(CoffreError):  # a map of no use here: what there is goes on
+            await self.renew(self.current)
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._renewing = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from coffre.client._ground import Ground
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, segmented
@@ -10,7 +10,7 @@ from coffre.client.puts._conditions import Condition, ConditionalWriter
 from coffre.client.reading import Reader
 from coffre.client.sealing import Draft
 from coffre.client.writing import Shards, Uploader, Verify, Writer, code_whole
-from coffre.cluster.errors import CoffreError, OutcomeUnknown
+from coffre.cluster.errors import CoffreError, OutcomeUnknown, StaleMap
 from coffre.cluster.versions import Stamp
 
 __all__ = ["Putter"]
@@ -31,6 +31,7 @@ class Putter:
         reader: Reader,
     ) -> None:
         self._views = ground.views
+        self._sealer = ground.sealer
         self._writer = writer
         self._conditional = conditional
         self._uploader = uploader
@@ -47,12 +48,34 @@ class Putter:
     ) -> Stamp:
         """Write an object; fill in the draft. Raises as `Writer.establish` and `ConditionalWriter.establish`.
 
-        `verify`: with a condition only; says how to read back the shards (`ConditionalWriter.establish`).
+        `verify`: with a condition only; says how to read back the shards (`ConditionalWriter.establish`). A map that
+        comes in between, by which it would be coded or placed otherwise, ends it with `StaleMap` when the data cannot
+        be read again; else it goes on by that map.
         """
-        draft.manifest.segment_bytes = SEGMENT_BYTES
-        first, segments = await segmented(data)
-        if segments is None:
-            return await self._put_one_segment(draft, first, condition, verify)
+        while True:
+            view = self._views.current
+            draft.manifest.segment_bytes = SEGMENT_BYTES
+            first, segments = await segmented(data)
+            try:
+                if segments is not None:
+                    return await self._put_segments(draft, segments, condition, verify)
+                data = first
+                return await self._put_one_segment(draft, first, condition, verify)
+            except StaleMap:
+                again = isinstance(data, bytes | bytearray | memoryview) and verify is None
+                if not again or self._views.current is view:
+                    raise
+                await self._sealer.renew(draft)
+
+    async def _put_segments(
+        self,
+        draft: Draft,
+        segments: AsyncIterator[bytes],
+        condition: Condition | None,
+        verify: VerifyShards | None,
+    ) -> Stamp:
+        """Stream an object to the nodes, and write it."""
+        await self._views.confirm()  # nodes take shards at any epoch, so an old map would show at the end
         shards = await self._uploader.stage(draft, segments)
         try:
             return await self.establish(draft, shards, condition, verify)

@@ -164,6 +164,14 @@ class Sealer:
             manifest.sealed_metadata = AESGCM(data_key).encrypt(_METADATA_NONCE, plain, data_id)
         return Draft(name, data_key, manifest)
 
+    async def renew(self, draft: Draft) -> None:
+        """Begin a draft anew, with another data key and data id: what is cut or padded otherwise is never encrypted
+        with the same key twice."""
+        metadata = OpenManifest(draft.name, draft.manifest, draft.data_key, Stamp(0, 0)).metadata()
+        kind, user = draft.manifest.kind, dict(metadata.user)
+        fresh = await self.draft(draft.name, kind, content_type=metadata.content_type, metadata=user)
+        draft.data_key, draft.manifest = fresh.data_key, fresh.manifest
+
     async def open(self, name: ObjectName, sealed: pb.SealedManifest) -> OpenManifest:
         """Verify that the manifest was written for `name` by a holder of the keys.
 

@@ -25,7 +25,7 @@ from coffre.cluster.membership.formation import (
     survey,
 )
 from coffre.cluster.membership.handover import LostCoordinationPublisher, check_one_store, check_stores
-from coffre.cluster.membership.map_source import ClusterMaps, VerifiedMap, newest_of_nodes
+from coffre.cluster.membership.map_source import ClusterMaps, KeptMaps, VerifiedMap, keep_map, newest_of_nodes
 from coffre.cluster.membership.moves import (
     Move,
     Movement,
@@ -52,6 +52,7 @@ __all__ = [
     "ClusterMaps",
     "CoordinatedMapPublisher",
     "FileMapPublisher",
+    "KeptMaps",
     "LostCoordinationPublisher",
     "MapPublisher",
     "MapSigner",
@@ -74,6 +75,7 @@ __all__ = [
     "find_node",
     "follow_move",
     "form_map",
+    "keep_map",
     "movement_between",
     "newest_of_nodes",
     "offered_attributes",

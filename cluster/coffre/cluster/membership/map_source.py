@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination, watch_maps
 from coffre.cluster.errors import CoffreError
-from coffre.cluster.map import ClusterMap, NodeState, newer_map, verify_map
+from coffre.cluster.map import (
+    ClusterMap,
+    NodeState,
+    newer_map,
+    read_unverified_map,
+    verify_map,
+    write_map,
+)
 from coffre.cluster.transport import Transport
 from coffre.proto import coffre_pb2 as pb
 from cryptography import x509
 
-__all__ = ["ClusterMaps", "VerifiedMap", "maps_of_nodes", "newest_of", "newest_of_nodes"]
+__all__ = [
+    "ClusterMaps",
+    "KeptMaps",
+    "VerifiedMap",
+    "keep_map",
+    "maps_of_nodes",
+    "newest_of",
+    "newest_of_nodes",
+]
 
 ASK_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,50 @@ class ClusterMaps:
         async with aclosing(watch_maps(self._coordination)) as watching:
             async for published in watching:
                 yield self._verified(published.signed)
+
+
+class KeptMaps:
+    """Maps of a source; one that is newer than a file's goes into that file, where this process may write it.
+
+    So who starts next begins with the newest map that anybody here has seen. As with every map file, it is replaced
+    whole; a link is followed.
+    """
+
+    def __init__(self, maps: ClusterMaps, path: Path, known: ClusterMap) -> None:
+        """`known`: what the file says."""
+        self._maps = maps
+        self._path = path
+        self._known = known
+
+    async def newer(self, than: ClusterMap) -> VerifiedMap | None:
+        """As `ClusterMaps.newer`."""
+        found = await self._maps.newer(than)
+        if found is not None:
+            await self._keep(found)
+        return found
+
+    async def watch(self) -> AsyncGenerator[VerifiedMap]:
+        """As `ClusterMaps.watch`."""
+        async with aclosing(self._maps.watch()) as watching:
+            async for found in watching:
+                await self._keep(found)
+                yield found
+
+    async def _keep(self, found: VerifiedMap) -> None:
+        if found.map.epoch <= self._known.epoch:
+            return
+        try:
+            newer_map(self._known, found.map)
+            await asyncio.to_thread(keep_map, self._path, found)
+        except CoffreError as error:
+            _log.info("a newer map is used, and not kept: %s", error)
+        self._known = found.map
+
+
+def keep_map(path: Path, found: VerifiedMap) -> None:
+    """Replace the map in a file by a newer one; nothing when it is as new by now. Raises `ConfigurationError`."""
+    if read_unverified_map(path).epoch < found.map.epoch:
+        write_map(path.resolve(), found.signed)
 
 
 async def newest_of_nodes(

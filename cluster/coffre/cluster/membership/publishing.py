@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import Coordination, newest_map, publish_map
-from coffre.cluster.errors import AlreadyExists, Conflict, RetryableError, Unavailable
+from coffre.cluster.errors import (
+    AlreadyExists,
+    ConfigurationError,
+    Conflict,
+    RetryableError,
+    Unavailable,
+)
 from coffre.cluster.health import present_nodes
 from coffre.cluster.map import ClusterMap, newer_map, verify_map
 from coffre.cluster.membership.map_source import VerifiedMap, newest_of_nodes
@@ -50,7 +57,11 @@ class CoordinatedMapPublisher:
             if newest is None:
                 self._known = await self._unpublished()
             else:
-                self._known = newer_map(self._known, verify_map(newest.signed, self._authority))
+                before = self._known
+                self._known = newer_map(before, verify_map(newest.signed, self._authority))
+                if self._known is not before:
+                    with suppress(ConfigurationError):  # who may not write the file goes on all the same
+                        self._keep(newest.signed)
             await self._transport.update_map(self._known)  # nodes that joined meanwhile are reached, too
             if newest is None or self._known.coordinators == asked:
                 return self._known

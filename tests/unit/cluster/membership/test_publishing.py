@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,9 @@ from coffre.cluster.map import (
     write_map,
 )
 from coffre.cluster.membership import (
+    ClusterMaps,
     CoordinatedMapPublisher,
+    KeptMaps,
     MapSigner,
     Restored,
     VerifiedMap,
@@ -237,3 +240,52 @@ async def test_a_command_publishes_again_what_was_lost_before_any_node_took_it(w
     world.transport.down = set()
     assert await publisher.current() == SECOND
     assert await world.current() == SECOND
+
+
+# ------------------------------------------------------------------ files that are old
+
+
+def kept_maps(world: World, path: Path, known: ClusterMap = FIRST) -> KeptMaps:
+    authority = read_certificate(world.members.directory / "ca.crt")
+    source = ClusterMaps(world.transport, world.coordination, authority, world.clock)
+    return KeptMaps(source, path, known)
+
+
+async def test_a_member_keeps_a_newer_map_in_place_of_the_old(world: World, tmp_path: Path) -> None:
+    authority = world.members.directory / "ca.crt"
+    link = tmp_path / "link.map"
+    link.symlink_to(world.path)
+    maps = kept_maps(world, link)
+    assert await maps.newer(FIRST) is None
+    world.adopted(THIRD, (2, 3))
+    assert (await maps.newer(FIRST)) is not None
+    assert read_map(link, authority)[0] == THIRD
+    assert link.is_symlink()
+    older = kept_maps(world, world.path)  # of a process that began before, and hears of less
+    world.adopted(SECOND, (1, 2, 3, 4))
+    assert (await older.newer(FIRST)) is not None
+    assert read_map(world.path, authority)[0] == THIRD
+
+
+async def test_a_member_keeps_what_is_published(world: World) -> None:
+    await begin_change(world.publisher(), world.signer, SECOND)
+    write_map(world.path, world.signer.sign(FIRST))
+    async with aclosing(kept_maps(world, world.path).watch()) as watching:
+        assert (await anext(watching)).map == SECOND
+    assert read_map(world.path, world.members.directory / "ca.crt")[0] == SECOND
+
+
+async def test_who_may_not_write_the_file_uses_the_newer_map_all_the_same(
+    world: World, tmp_path: Path
+) -> None:
+    world.adopted(SECOND, (1, 2, 3, 4))
+    found = await kept_maps(world, tmp_path / "gone" / "cluster.map").newer(FIRST)
+    assert found is not None
+    assert found.map == SECOND
+
+
+async def test_a_command_keeps_the_newest_map_that_it_finds(world: World) -> None:
+    await begin_change(world.publisher(), world.signer, SECOND)
+    write_map(world.path, world.signer.sign(FIRST))
+    assert await world.publisher().current() == SECOND
+    assert read_map(world.path, world.members.directory / "ca.crt")[0] == SECOND
