@@ -15,6 +15,7 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.identity import channel_credentials, tls_name
+from coffre.cluster.transport import GrpcTransport
 from coffre.node.server import STOP_GRACE_SECONDS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -117,6 +118,14 @@ async def test_a_node_that_listens_elsewhere_than_the_map_says_names_both(tmp_pa
         assert cluster.map.node(3).address in line["reason"]
 
 
+async def ended_in_order(cluster: LocalCluster, number: int) -> bool:
+    transport = GrpcTransport(cluster.map, cluster.operator_tls())
+    try:
+        return (await transport.status(number, 10.0)).ended_in_order
+    finally:
+        await transport.close()
+
+
 async def test_sigterm_ends_open_exchanges_and_answers_what_came(own_cluster: LocalCluster) -> None:
     """A client keeps its call to a node open for ever: the node must not wait for it, and must answer what it took."""
     async with await connect(own_cluster.client_config()) as client:
@@ -130,6 +139,10 @@ async def test_sigterm_ends_open_exchanges_and_answers_what_came(own_cluster: Lo
         assert took < STOP_GRACE_SECONDS
         await asyncio.gather(*puts)
         await own_cluster.start([1])
+        assert await ended_in_order(own_cluster, 1)
+        own_cluster.kill(2)
+        await own_cluster.start([2])
+        assert not await ended_in_order(own_cluster, 2)
         assert await client.get_many("records", [f"k{i}" for i in range(200)]) == [
             b"%d" % i for i in range(200)
         ]

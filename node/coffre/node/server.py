@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import grpc
@@ -26,7 +27,17 @@ from coffre.cluster.transport import GrpcTransport, Transport
 from coffre.node.beginnings import check_beginnings, others_of
 from coffre.node.config import NodeConfig
 from coffre.node.disk import LmdbStore, StoreOwner
-from coffre.node.following import MapHolder, PeerWatch, Suspensions, await_admission, is_ahead, own_entry
+from coffre.node.following import (
+    CertificateWatch,
+    MapHolder,
+    PeerWatch,
+    Suspensions,
+    await_admission,
+    is_ahead,
+    note_end,
+    own_entry,
+    read_last_end,
+)
 from coffre.node.listening import elsewhere
 from coffre.node.repair import Repairer, await_testimony
 from coffre.node.serving import (
@@ -80,8 +91,9 @@ async def serve(
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
         handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
         handler.watch = watch = PeerWatch(entry.number, maps, transport, clock, config.watch)
-        handler.certificate_expires_ms = load_tls(config.tls).expires_unixtime_ms
-        handler.tellers.append(member.tell)
+        certificates = _certificates(config, entry, clock)
+        handler.certificate_expires_ms = certificates.ends["certificate"]
+        handler.tellers += [member.tell, await read_last_end(store)]
         handler.serving = new_cluster
         repairer.on_forgotten = partial(end.refuse, handler)
         servicer = Servicer(handler, cluster_map.cluster_id)
@@ -98,6 +110,7 @@ async def serve(
                     asyncio.create_task(_reclaim_forever(store, clock)),
                     asyncio.create_task(repairer.run()),
                     asyncio.create_task(watch.run()),
+                    asyncio.create_task(certificates.run()),
                     *member.start(suspensions),
                 ]
                 served = member.coordination_failure if member.serves_coordination else None
@@ -113,9 +126,7 @@ async def serve(
                 servicer.end_exchanges()
                 coordination.end_watches()
                 await server.stop(STOP_GRACE_SECONDS)
-                for task in background:
-                    task.cancel()
-                await asyncio.gather(*background, return_exceptions=True)
+                await _rest(background, store)
         finally:
             await server.stop(STOP_GRACE_SECONDS)
     finally:
@@ -126,11 +137,30 @@ async def serve(
     _log.info("stopped", extra={"node": entry.node_id})
 
 
+async def _rest(background: Sequence[asyncio.Task[None]], store: ShardStore) -> None:
+    for task in background:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    await note_end(store)
+
+
 def _look_around(config: NodeConfig, entry: MapNode) -> None:
     """Warn of what lets a node start, and will be in the way."""
     about = {"node": entry.node_id}
     if where := elsewhere(config.listen, entry.address):
         _log.warning("it listens elsewhere than the map says", extra=about | {"reason": where})
+    if not os.access(config.map.parent, os.W_OK):
+        reason = (
+            f"cannot write into {config.map.parent}, where node.toml says that the map is: this node stays at the one "
+            "that it has. Let it write there, and restart it"
+        )
+        _log.error("newer maps cannot be kept", extra=about | {"reason": reason})
+
+
+def _certificates(config: NodeConfig, entry: MapNode, clock: Clock) -> CertificateWatch:
+    tls = load_tls(config.tls)
+    ends = {"certificate": tls.expires_unixtime_ms, "authority": tls.authority_expires_unixtime_ms}
+    return CertificateWatch(entry.node_id, ends, clock)
 
 
 def _say_ready(config: NodeConfig, entry: MapNode, epoch: int, trouble: str) -> None:

@@ -101,12 +101,17 @@ class HealthTracker:
         if seen.failures == self.limits.failures:
             self._count_fall(seen, now)
 
-    def restarted(self, peer: int) -> None:
+    def restarted(self, peer: int, *, planned: bool = False) -> None:
         """The peer is another process than when it answered last: a fall, if none was noticed meanwhile.
 
-        To be told before the answer that showed it.
+        `planned`: the process before had ended as it was told, so what was noticed is no fall. To be told before the
+        answer that showed it.
         """
-        self._count_fall(self._peer(peer), self._clock.monotonic())
+        seen = self._peer(peer)
+        if not planned:
+            self._count_fall(seen, self._clock.monotonic())
+        elif seen.fallen and seen.falls:
+            seen.falls.pop()
 
     def forget(self, peers: Iterable[int]) -> None:
         """Peers that left the map."""
@@ -143,7 +148,7 @@ class HealthTracker:
     def falls(self, peer: int) -> int:
         """How often a peer went away within the window, as far as is kept: `flaps` at most."""
         seen = self._peers.get(peer)
-        return self._recent_falls(seen) if seen is not None else 0
+        return min(self._recent_falls(seen), self.limits.flaps) if seen is not None else 0
 
     def set_aside(self) -> frozenset[int]:
         """Peers that are to be asked last."""
@@ -152,7 +157,9 @@ class HealthTracker:
     def _peer(self, peer: int) -> _Peer:
         seen = self._peers.get(peer)
         if seen is None:
-            seen = self._peers[peer] = _Peer(falls=deque(maxlen=self.limits.flaps))
+            seen = self._peers[peer] = _Peer(
+                falls=deque(maxlen=self.limits.flaps + 1)
+            )  # one may be taken back
         return seen
 
     def _note_wait(self, seen: _Peer, now: float, waited_seconds: float) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from coffre.cluster._files import create_file, read_file, replace_file
 from coffre.cluster.errors import (
+    CoffreError,
     ConfigurationError,
     IntegrityError,
     InvalidArgument,
@@ -131,6 +134,10 @@ def verify_map(raw: bytes, authority: x509.Certificate, unixtime_ms: int | None 
 def _parse_signed(raw: bytes) -> pb.SignedMap:
     if len(raw) > MAP_BYTES_MAX:
         raise InvalidArgument(f"the signed map has {len(raw)} bytes; at most {MAP_BYTES_MAX} are allowed")
+    if not raw:
+        raise IntegrityError(
+            "the signed cluster map is empty: take it from where it was made, or from a node"
+        )
     try:
         signed = pb.SignedMap.FromString(raw)
     except DecodeError:
@@ -178,12 +185,27 @@ def _check_signature(signer: x509.Certificate, signed: pb.SignedMap) -> None:
 def read_map(path: Path, authority_path: Path) -> tuple[ClusterMap, bytes]:
     """The verified map in a file, and the signed bytes. Raises `ConfigurationError`, or as `verify_map`."""
     raw = read_file(path, MAP_BYTES_MAX)
-    return verify_map(raw, read_certificate(authority_path)), raw
+    authority = read_certificate(authority_path)
+    with _named(path):
+        return verify_map(raw, authority), raw
 
 
 def read_unverified_map(path: Path) -> ClusterMap:
     """The map in a file, on nobody's word: to be looked at, never to be acted on. Raises as `verify_map`."""
-    return decode_map(_parse_signed(read_file(path, MAP_BYTES_MAX)).payload)
+    raw = read_file(path, MAP_BYTES_MAX)
+    with _named(path):
+        return decode_map(_parse_signed(raw).payload)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors say which file it is."""
+    try:
+        yield
+    except CoffreError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from None
 
 
 def write_map(path: Path, signed: bytes) -> None:

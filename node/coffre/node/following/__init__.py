@@ -5,6 +5,8 @@ May import: nothing of the other rooms.
 """
 
 from coffre.node.following.admission import await_admission, is_ahead, own_entry
+from coffre.node.following.certificate_watch import CertificateWatch
+from coffre.node.following.endings import note_end, read_last_end
 from coffre.node.following.epochs import EpochFence
 from coffre.node.following.following import Announcer, MapFollower
 from coffre.node.following.mapholder import MapHolder
@@ -13,6 +15,7 @@ from coffre.node.following.suspensions import Suspensions
 
 __all__ = [
     "Announcer",
+    "CertificateWatch",
     "EpochFence",
     "MapFollower",
     "MapHolder",
@@ -21,5 +24,7 @@ __all__ = [
     "WatchOptions",
     "await_admission",
     "is_ahead",
+    "note_end",
     "own_entry",
+    "read_last_end",
 ]

@@ -53,18 +53,18 @@ class MapFollower:
         await asyncio.gather(self._listen(), self._ask_others())
 
     async def _listen(self) -> None:
-        said: type[CoffreError] | None = None
+        said = ""
         while True:
             try:
                 async with aclosing(self._source.watch()) as published:
                     async for found in published:
                         self.adopt(found)
-                        said = None
+                        said = ""
             except CoffreError as error:
-                if type(error) is not said:  # once: it is tried again and again
-                    said = type(error)
+                if type(error).__name__ != said:  # once: it is tried again and again
+                    said = type(error).__name__
                     level = logging.INFO if isinstance(error, RetryableError) else logging.ERROR
-                    _log.log(level, "cannot follow the map", extra={"error": said.__name__})
+                    _log.log(level, "cannot follow the map", extra={"error": said, "reason": str(error)})
             await self._clock.sleep(PAUSE_SECONDS)
 
     async def _ask_others(self) -> None:
@@ -76,7 +76,7 @@ class MapFollower:
                 try:
                     self.adopt(found)
                 except CoffreError as error:
-                    _log.error("map refused", extra={"error": type(error).__name__})
+                    _log.error("map refused", extra={"error": type(error).__name__, "reason": str(error)})
             await self._clock.sleep(PAUSE_SECONDS)
 
     def adopt(self, found: VerifiedMap) -> None:
@@ -116,7 +116,8 @@ class Announcer:
                         lease = await announce(self._coordination, self._session, self._status(epoch))
                     except CoffreError as error:
                         lease = 0
-                        _log.debug("cannot announce this node", extra={"error": type(error).__name__})
+                        about = {"error": type(error).__name__, "reason": str(error)}
+                        _log.debug("cannot announce this node", extra=about)
                 await self._clock.sleep(PAUSE_SECONDS if not lease else ANNOUNCE_SECONDS)
         finally:
             # A node that stops waits for nobody: its status goes with its lease if not at once.

@@ -55,6 +55,7 @@ class _Answer:
     waited_seconds: float
     failed: bool
     started_ms: int = 0  # 0: it did not say
+    in_order: bool = False  # the process before this one ended as it was told
 
 
 class PeerWatch:
@@ -102,14 +103,15 @@ class PeerWatch:
 
     async def _ask(self, number: int) -> _Answer:
         asked = self._clock.monotonic()
-        started_ms, failed = 0, False
+        status, failed = pb.StatusReply(), False
         try:
-            started_ms = (await self._transport.status(number, ASK_TIMEOUT_SECONDS)).started_unixtime_ms
+            status = await self._transport.status(number, ASK_TIMEOUT_SECONDS)
         except RetryableError:
             failed = True
         except CoffreError:
             pass  # it refuses, so it is there
-        return _Answer(self._clock.monotonic() - asked, failed, started_ms)
+        waited_seconds = self._clock.monotonic() - asked
+        return _Answer(waited_seconds, failed, status.started_unixtime_ms, status.ended_in_order)
 
     def _is_bad(self, answer: _Answer) -> bool:
         return answer.failed or answer.waited_seconds >= self._tracker.limits.stall_seconds
@@ -120,7 +122,7 @@ class PeerWatch:
             return
         if answer.started_ms:
             if self._started_ms.get(number, answer.started_ms) != answer.started_ms:
-                self._tracker.restarted(number)
+                self._tracker.restarted(number, planned=answer.in_order)
             self._started_ms[number] = answer.started_ms
         self._tracker.answered(number, answer.waited_seconds)
 

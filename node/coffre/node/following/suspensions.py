@@ -69,7 +69,8 @@ class Suspensions:
                 if type(error) is not said:  # once: it is tried again and again
                     said = type(error)
                     level = logging.INFO if isinstance(error, RetryableError) else logging.ERROR
-                    _log.log(level, "cannot follow suspensions", extra={"error": said.__name__})
+                    about = {"error": said.__name__, "reason": str(error)}
+                    _log.log(level, "cannot follow suspensions", extra=about)
             await self._clock.sleep(PAUSE_SECONDS)
 
     async def adopt(self, tenants: Iterable[Tenant]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError, ResourceExhausted
@@ -40,16 +40,29 @@ def slots_of(versions: int) -> int:
     return max(-(-versions // _SLOT_VERSIONS), 1)
 
 
+def _tell(node_id: str, error: CoffreError) -> None:
+    about = {"peer": node_id, "error": type(error).__name__, "reason": str(error)}
+    _log.info("a node does not answer", extra=about)
+
+
 class Asking:
     """Questions to the nodes of one epoch."""
 
     def __init__(
-        self, transport: Transport, epoch: int, timeout: float, clock: Clock, identity: StoreIdentity
+        self,
+        transport: Transport,
+        epoch: int,
+        timeout: float,
+        clock: Clock,
+        identity: StoreIdentity,
+        called: Callable[[int], str] = str,
     ) -> None:
+        """`called`: a node's id, for the log."""
         self._transport = transport
         self._identity = identity
         self._timeout = timeout
         self._clock = clock
+        self.called = called
         self.epoch = epoch
         self.testimonies: list[
             StoreIdentity
@@ -77,7 +90,7 @@ class Asking:
                 self.testimonies.append(StoreIdentity(reply.witnessed_store_id, reply.witnessed_commits))
                 return None if reply.starting else unpack_digests(reply.digests)
             except CoffreError as error:
-                _log.info("a node does not answer", extra={"peer": node, "error": type(error).__name__})
+                _tell(self.called(node), error)
                 return None
 
         answers = await asyncio.gather(*map(ask, asked))
@@ -114,7 +127,7 @@ class Asking:
                     for name, versions in await self._read(node, tenant, some, want_cells, again):
                         found[name][node] = versions
             except CoffreError as error:
-                _log.info("a node does not answer", extra={"peer": node, "error": type(error).__name__})
+                _tell(self.called(node), error)
 
         await asyncio.gather(*(ask(node, names) for node, names in wanted.items() if names))
         return found, again

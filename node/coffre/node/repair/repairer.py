@@ -180,7 +180,14 @@ class Repairer:
             self._queue.unpark()
             self._walk_due = True  # what it held until now may be somebody else's from now on
         identity = await self._store.identity()
-        asking = Asking(self._transport, cluster_map.epoch, self._options.timeout, self._clock, identity)
+        asking = Asking(
+            self._transport,
+            cluster_map.epoch,
+            self._options.timeout,
+            self._clock,
+            identity,
+            {node.number: node.node_id for node in cluster_map.nodes}.__getitem__,
+        )
         others = [node for node in self._electorates.nodes() if node != self._number]
         before_ms = self._before_ms(cluster_map)
         digests = await asking.digests(others, before_ms)

@@ -144,7 +144,8 @@ async def _rows_of_others(
         if slots_of(difference.own_versions) < slots_of(digest.versions) == slots and (
             shown * slots * _FEWER < digest.versions
         ):
-            _log.warning("a node does not show what its digest says", extra={"peers": nodes})
+            peers = [scene.asking.called(node) for node in nodes]
+            _log.warning("a node does not show what its digest says", extra={"peers": peers})
             difference.others.remove(group)
             difference.complete = False
             return None
@@ -176,7 +177,8 @@ async def _rows_of_any(
             rows = scene.asking.rows(node, partition, slot, slots)
             return {row.name: row.versions async for row in rows}
         except CoffreError as error:
-            _log.info("no rows of a node", extra={"peer": node, "error": type(error).__name__})
+            about = {"peer": scene.asking.called(node), "error": type(error).__name__, "reason": str(error)}
+            _log.info("no rows of a node", extra=about)
     return None
 
 

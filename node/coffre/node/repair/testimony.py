@@ -55,15 +55,20 @@ def check_memory(found: StoreIdentity | None, store_id: bytes, answers: Sequence
         if not seen.store_id:
             continue
         if found is None or seen.store_id != store_id:
+            here = "is empty" if found is None else f"holds store {store_id.hex()[:8]}"
             raise ConfigurationError(
-                "the other nodes have known this node with another disk: what it promised them is lost, so it "
-                "must not come back under its old name; give it a new one (coffre cluster replace)"
+                f"is this the right disk? The other nodes have known this node with another disk (store "
+                f"{seen.store_id.hex()[:8]}), and the directory that node.toml calls data {here}. See whether the disk "
+                "is mounted (findmnt) and the path is right, and start it again there: then nothing is lost. Only if "
+                "that disk is gone for good, what it promised is lost, too, and it must not come back under its old "
+                "name: give it a new one (coffre cluster replace)"
             )
         if seen.commits > found.commits:
             raise ConfigurationError(
                 f"this node's disk is older than it was (commit {found.commits}, others have seen "
-                f"{seen.commits}): it has forgotten what it promised, so it must not come back under its old "
-                "name; give it a new one (coffre cluster replace)"
+                f"{seen.commits}): is it a copy, or a snapshot, and the right disk is elsewhere? Then start it there. "
+                "Else it has forgotten what it promised, so it must not come back under its old name; give it a new "
+                "one (coffre cluster replace)"
             )
 
 

@@ -211,3 +211,13 @@ def test_operating_system_errors_are_lines_too() -> None:
         Path("/nonexistent/file").read_bytes()
 
     refused(CliRunner().invoke(command, []), ExitCode.FAILURE, "/nonexistent/file: No such file")
+
+
+@pytest.mark.parametrize(("content", "text"), [(b"", "is empty"), (b"nonsense", "damaged")])
+def test_a_map_file_that_is_none_is_named(directory: Path, tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "cluster.map"
+    path.write_bytes(content)
+    for arguments in (("show", path), ("verify", path, "--authority", directory / "ca.crt")):
+        result = run(cluster, *arguments)
+        refused(result, ExitCode.INTEGRITY, f"{path}: ")
+        assert text in result.stderr

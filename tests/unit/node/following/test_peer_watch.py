@@ -36,6 +36,7 @@ class Nodes(LoopbackTransport):
         self.down: set[int] = set()
         self.refusing: set[int] = set()
         self.started_ms: dict[int, int] = {}
+        self.in_order: set[int] = set()
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         until = self._clock.monotonic() + min(self.late.get(node, 0.002), timeout)
@@ -45,7 +46,8 @@ class Nodes(LoopbackTransport):
             raise PermissionDenied("not you")
         if node in self.down or self.late.get(node, 0) > timeout:
             raise Unavailable("no answer")
-        return pb.StatusReply(started_unixtime_ms=self.started_ms.get(node, 1))
+        started_ms = self.started_ms.get(node, 1)
+        return pb.StatusReply(started_unixtime_ms=started_ms, ended_in_order=node in self.in_order)
 
 
 class Watched:
@@ -160,3 +162,30 @@ async def test_who_left_the_map_is_forgotten(watched: Watched) -> None:
     reply = pb.StatusReply()
     watched.watch.tell(reply)
     assert reply.peers_watched == 4
+
+
+@pytest.mark.parametrize("away", [0, 1, 3])
+async def test_restarts_that_somebody_planned_are_not_called_flapping(watched: Watched, away: int) -> None:
+    """`away`: how many questions it misses each time. The same restarts after crashes are flapping."""
+    watched.nodes.in_order = {2}
+    await watched.look(4)
+    for restart in range(OPTIONS.flaps + 1):
+        for number in (2, 3):
+            watched.nodes.down.add(number)
+        await watched.look(away)
+        watched.nodes.down.clear()
+        watched.nodes.started_ms.update({2: restart + 2, 3: restart + 2})
+        await watched.look(2)
+    assert watched.conditions() == {3: pb.PEER_CONDITION_FLAPPING}
+
+
+async def test_a_crash_between_planned_restarts_counts(watched: Watched) -> None:
+    await watched.look(2)
+    for restart in range(2 * OPTIONS.flaps):
+        watched.nodes.in_order = {2} if restart % 2 else set()
+        watched.nodes.down = {2}
+        await watched.look(2)
+        watched.nodes.down.clear()
+        watched.nodes.started_ms[2] = restart + 2
+        await watched.look()
+    assert watched.conditions() == {2: pb.PEER_CONDITION_FLAPPING}

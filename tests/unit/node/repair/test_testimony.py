@@ -141,3 +141,17 @@ async def test_a_running_node_that_others_know_with_another_disk_stops(cluster: 
     with pytest.raises(ConfigurationError, match="another disk"):
         await repairer.round()
     assert told
+
+
+def test_a_wrong_path_is_asked_for_before_a_rebuild_is_advised() -> None:
+    """An unmounted disk, or a path with a typo, looks like a lost disk: a rebuild for it would be for nothing."""
+    for found, here in ((None, "is empty"), (of(7), f"holds store {ME.hex()[:8]}")):
+        with pytest.raises(ConfigurationError) as refused:
+            judge(found, of(9), 5, [of(2, OTHER)])
+        text = str(refused.value)
+        assert text.startswith("is this the right disk?")
+        assert here in text
+        assert OTHER.hex()[:8] in text
+        assert text.index("findmnt") < text.index("gone for good") < text.index("cluster replace")
+    with pytest.raises(ConfigurationError, match="is it a copy, or a snapshot"):
+        judge(of(3), of(9), 5, [of(9)])
