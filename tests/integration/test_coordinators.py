@@ -120,6 +120,7 @@ async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: Loca
         assert "was removed" in said
 
 
+@pytest.mark.long
 async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalCluster) -> None:
     async with await connect(cluster.client_config(), options=QUICK) as client:
         await client.put("b", "k", b"one", if_absent=True)

@@ -117,6 +117,7 @@ async def test_a_slow_node_is_not_waited_for_and_told_until_it_is_well(
                 await asyncio.sleep(POLL_PACE_SECONDS)
 
 
+@pytest.mark.long
 async def test_a_node_that_stops_again_and_again_is_told(tmp_path: Path) -> None:
     cluster = LocalCluster.create(tmp_path / "cluster", ClusterShape(watch=WATCH))
     async with cluster, await connect(cluster.client_config(), options=OPTIONS) as client:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, connect
 
@@ -123,6 +124,7 @@ async def test_a_cluster_that_goes_down_leaves_a_result(own_cluster: LocalCluste
     assert result["data_errors"] == 0
 
 
+@pytest.mark.long
 def test_failure_marks_what_it_did_and_loses_nothing(tmp_path: Path) -> None:
     output, report, directory = tmp_path / "f.json", tmp_path / "f.html", tmp_path / "clusters"
     ended = run(

@@ -144,6 +144,7 @@ async def test_status_works_while_coordination_does_not(cluster: LocalCluster) -
     assert refused.returncode == 5, refused.stderr
 
 
+@pytest.mark.long
 async def test_a_bucket_gets_another_coding_while_it_is_used(cluster: LocalCluster) -> None:
     """set-policy and `bucket recode` as an operator and a tenant type them; a node joins in between, and one leaves."""
     noise = random.Random(11)

@@ -30,6 +30,7 @@ def test_no_promise_is_broken(first: int) -> None:
         assert not result.failures, report(result)
 
 
+@pytest.mark.long
 def test_every_fault_happens_and_work_gets_done() -> None:
     changing = [seed for seed in range(1015, 1080) if draw_plan(seed).changes is not None][:4]
     results = [run_seed(seed) for seed in (*range(1000, 1015), *changing)]

@@ -92,6 +92,7 @@ def test_progress_is_told_from_start_to_end_of_each_step(
     assert all(done == sorted(done) and done[0] == 0.0 and done[-1] == 1.0 for done in by_step.values())
 
 
+@pytest.mark.long
 def test_a_complete_set_is_used_again_and_a_damaged_one_is_built_anew_with_the_same_bytes(
     small: DatasetSummary, tmp_path: Path
 ) -> None:
