@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def test_slower_is_found_and_faster_too() -> None:
         assert 0 < change.noise < 0.3
         assert change.verdict is Verdict.WORSE
         assert change_of(slow, usual, "get", "all", quantity).verdict is Verdict.BETTER
+
+
+def test_nothing_is_left_of_a_comparison() -> None:
+    """Samples are hundreds of megabytes for a run of an hour."""
+    result = result_of(recorded(PLAN))
+    compare_results(result, result)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each).__name__ == "_Sample"]
 
 
 def test_more_operations_per_second_are_better() -> None:
