@@ -91,7 +91,7 @@ def collect_dicom(objects: Path) -> None:
     """
     spec = importlib.util.find_spec("pydicom")
     if spec is None or spec.origin is None:
-        raise ConfigurationError("pydicom is not installed: install coffre[demo]")
+        raise ConfigurationError("pydicom is not installed: pip install 'coffre[demo]'")
     root = Path(spec.origin).parent / "data"
     for source in sorted(path for path in root.rglob("*") if path.is_file() and _is_dicom(path)):
         target = objects / "dicom" / source.relative_to(root)

@@ -139,7 +139,7 @@ def _recipe(scale: Scale) -> dict[str, Any]:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ConfigurationError(f"{package} is not installed: install coffre[demo]") from None
+            raise ConfigurationError(f"{package} is not installed: pip install 'coffre[demo]'") from None
     return {"format": _FORMAT, "scale": scale.value, "plan": asdict(_PLANS[scale]), "packages": versions}
 
 
