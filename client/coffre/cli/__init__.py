@@ -101,6 +101,7 @@ def main() -> None:
     except BrokenPipeError:  # `| head`: whoever reads has what was wanted
         _die_by(signal.SIGPIPE)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends; who presses twice changes nothing
         status = 128 + signal.SIGINT
     except OSError as error:
         sys.stderr.write(f"coffre: cannot write: {error.strerror}\n")
