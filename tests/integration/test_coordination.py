@@ -405,7 +405,10 @@ async def test_a_stolen_certificate_is_refused_at_once_and_after_a_restart(tmp_p
     ):
         await client.put("b", "k", b"x")
         await other.put("b", "k", b"y")
-        assert tenants(cluster, "suspend", "clinic") == ""
+        with pytest.raises(AssertionError, match="nobody knows a tenant clinik; did you mean clinic"):
+            tenants(cluster, "suspend", "clinik")
+        assert tenants(cluster, "list") == ""
+        assert tenants(cluster, "suspend", "clinic") == "clinic: 6 of 6 nodes refuse it\n"
         await until_refused(client)
         assert await other.get("b", "k") == b"y"
         assert tenants(cluster, "list") == "clinic  suspended\n"

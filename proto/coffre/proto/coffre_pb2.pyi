@@ -1671,6 +1671,7 @@ class StatusReply(_message.Message):
     ENDED_IN_ORDER_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     SERVES_NO_TENANT_FIELD_NUMBER: _builtins.int
+    SUSPENDED_TENANTS_FIELD_NUMBER: _builtins.int
     CANNOT_WRITE_FIELD_NUMBER: _builtins.int
     INDEX_DAMAGED_FIELD_NUMBER: _builtins.int
     COORDINATION_FAILURE_FIELD_NUMBER: _builtins.int
@@ -1724,6 +1725,10 @@ class StatusReply(_message.Message):
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenTenant]:
         """certificates that tenants have shown lately"""
 
+    @_builtins.property
+    def suspended_tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whom it refuses now"""
+
     def __init__(
         self,
         *,
@@ -1754,13 +1759,14 @@ class StatusReply(_message.Message):
         ended_in_order: _builtins.bool = ...,
         waiting: _builtins.bool = ...,
         serves_no_tenant: _builtins.bool = ...,
+        suspended_tenants: _abc.Iterable[_builtins.str] | None = ...,
         cannot_write: _builtins.str = ...,
         index_damaged: _builtins.bool = ...,
         coordination_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "space_refusals", b"space_refusals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cannot_write", b"cannot_write", "certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "coordination", b"coordination", "coordination_failure", b"coordination_failure", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "ended_in_order", b"ended_in_order", "epoch", b"epoch", "free_bytes", b"free_bytes", "index_damaged", b"index_damaged", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "reserve_bytes", b"reserve_bytes", "serves_no_tenant", b"serves_no_tenant", "shards", b"shards", "space_refusals", b"space_refusals", "started_unixtime_ms", b"started_unixtime_ms", "syncs", b"syncs", "tenants", b"tenants", "unixtime_ms", b"unixtime_ms", "version", b"version", "waiting", b"waiting", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cannot_write", b"cannot_write", "certificate_expires_unixtime_ms", b"certificate_expires_unixtime_ms", "clock_ahead_seconds", b"clock_ahead_seconds", "coordination", b"coordination", "coordination_failure", b"coordination_failure", "damaged", b"damaged", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "ended_in_order", b"ended_in_order", "epoch", b"epoch", "free_bytes", b"free_bytes", "index_damaged", b"index_damaged", "live_bytes", b"live_bytes", "node_id", b"node_id", "node_number", b"node_number", "objects", b"objects", "peers", b"peers", "peers_watched", b"peers_watched", "repair_queue", b"repair_queue", "reserve_bytes", b"reserve_bytes", "serves_no_tenant", b"serves_no_tenant", "shards", b"shards", "space_refusals", b"space_refusals", "started_unixtime_ms", b"started_unixtime_ms", "suspended_tenants", b"suspended_tenants", "syncs", b"syncs", "tenants", b"tenants", "unixtime_ms", b"unixtime_ms", "version", b"version", "waiting", b"waiting", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import click
 from coffre.cluster._files import read_file
 from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.admin.suspending import Taken, await_taken, check_known
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import (
     RemoteCoordination,
@@ -140,23 +141,40 @@ def add(name: str, map_path: Path, directory: Path, operator: str) -> None:
         await create_tenant(session.coordination, Tenant(name, session.clock.unixtime_ms()))
 
     _run(map_path, directory, operator, work)
+    click.echo(f"{name} is entered")
 
 
 @tenants.command("suspend")
 @click.argument("name")
 @click.option("--lift", is_flag=True, help="Take the suspension back.")
+@click.option("--force", is_flag=True, help="Also a tenant that nobody knows.")
 @_map
 @_pki
 @_operator
 @one_line_errors
-def suspend(name: str, lift: bool, map_path: Path, directory: Path, operator: str) -> None:
-    """Let nodes refuse a tenant's certificates, within a second and until that is taken back."""
+def suspend(name: str, lift: bool, force: bool, map_path: Path, directory: Path, operator: str) -> None:
+    """Let nodes refuse a tenant's certificates, within a second and until that is taken back.
 
-    async def work(session: _Session) -> None:
+    A tenant that is not in the list, and has shown no certificate to a node lately, is refused: it may be a slip.
+    """
+
+    async def work(session: _Session) -> Taken:
+        newest = await newest_map(session.coordination)
+        current = session.map if newest is None else verify_map(newest.signed, session.authority)
+        if current.epoch > session.map.epoch:
+            await session.transport.update_map(current)
+        nodes = present_nodes(current)
+        if not force:
+            await check_known(session.coordination, session.transport, nodes, name)
         now_ms = session.clock.unixtime_ms()
         await suspend_tenant(session.coordination, name, suspended=not lift, unixtime_ms=now_ms)
+        return await await_taken(session.transport, nodes, name, suspended=not lift, clock=session.clock)
 
-    _run(map_path, directory, operator, work)
+    taken = _run(map_path, directory, operator, work)
+    count = f"{len(taken.nodes)} of {len(taken.nodes) + len(taken.waiting)} nodes"
+    click.echo(f"{name}: {count} {'serve it again' if lift else 'refuse it'}")
+    for node_id, why in taken.waiting.items():
+        click.echo(f"coffre: {node_id} {why}; it follows when it reaches coordination", err=True)
 
 
 @tenants.command("list")

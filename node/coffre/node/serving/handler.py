@@ -393,6 +393,7 @@ class Handler:
             index_damaged=status.index_damaged,
             waiting=not self.serving,
             serves_no_tenant=self._maps.suspended is None,
+            suspended_tenants=sorted(self._maps.suspended or ()),
             damaged=status.damaged,
             syncs=status.syncs,
             repair_queue=status.repair_queue,
