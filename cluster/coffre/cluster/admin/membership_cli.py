@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from coffre.cluster.admin.access import Access, open_access
 from coffre.cluster.admin.asking import confirmed
 from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.admin.leaving import await_empty, holding_line
 from coffre.cluster.admin.membership_report import (
     Plan,
     movement_table,
@@ -24,35 +24,23 @@ from coffre.cluster.admin.membership_report import (
     progress_line,
     reports_as_dicts,
 )
-from coffre.cluster.admin.operator import OperatorConfig, find_operator_config, load_operator_config
 from coffre.cluster.admin.tables import print_table
-from coffre.cluster.clock import SystemClock
-from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.errors import InvalidArgument, RetryableError
-from coffre.cluster.health import SurveyedNode, live_bytes, present_nodes, rival_stores, survey_nodes
-from coffre.cluster.identity import read_certificate
-from coffre.cluster.map import ClusterMap, Domain, write_map
+from coffre.cluster.errors import InvalidArgument
+from coffre.cluster.health import SurveyedNode, live_bytes, rival_stores
+from coffre.cluster.map import ClusterMap, Domain, NodeState
 from coffre.cluster.membership import (
-    CoordinatedMapPublisher,
-    FileMapPublisher,
-    LostCoordinationPublisher,
-    MapPublisher,
     MapSigner,
     Move,
     MoveProgress,
-    MoveReports,
     NodeOffer,
-    RepairReports,
     add_node,
     ask_reports,
-    begin_change,
     check_one_store,
     check_stores,
     drain_node,
     find_node,
     follow_move,
     movement_between,
-    newest_of_nodes,
     offered_attributes,
     parse_capacity,
     parse_policy,
@@ -64,78 +52,11 @@ from coffre.cluster.membership import (
     set_coordinators,
     set_policy,
 )
-from coffre.cluster.transport import GrpcTransport
 from rich.console import Console
 
 __all__ = ["COMMANDS"]
 
-Wish = Callable[[ClusterMap, "Access"], Awaitable[ClusterMap]]
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How the commands of an operator reach the cluster."""
-
-    config: OperatorConfig
-    clock: SystemClock
-    transport: GrpcTransport
-    publisher: MapPublisher
-    reports: MoveReports
-    reaches_members: bool  # whether who publishes a map need not carry it to the members
-
-    async def known(self) -> tuple[ClusterMap, str]:
-        """The newest map that can be had to look at, and what is wrong when that may not be the newest one."""
-        try:
-            return await self.publisher.current(), ""
-        except RetryableError as error:
-            authority = read_certificate(self.config.tls.authority)
-            newest, _ = await newest_of_nodes(self.transport, self.config.cluster_map, authority)
-            found = (
-                self.config.cluster_map
-            )  # which may be newer than what nodes have, if coordination was lost
-            if newest is not None and newest.map.epoch > found.epoch:
-                found = newest.map
-            await self.transport.update_map(found)
-            return found, str(error)
-
-    async def publish(self, planned: ClusterMap) -> ClusterMap:
-        """Sign and publish a map that was planned."""
-        await begin_change(self.publisher, MapSigner.load(self.config.tls, self.clock), planned)
-        await self.transport.update_map(planned)
-        return planned
-
-    async def survey(self, cluster_map: ClusterMap, node_ids: tuple[str, ...] = ()) -> list[SurveyedNode]:
-        """Ask nodes how they are (default: all that were not removed)."""
-        nodes = [node for node in present_nodes(cluster_map) if not node_ids or node.node_id in node_ids]
-        return await survey_nodes(self.transport, nodes, self.clock)
-
-
-@asynccontextmanager
-async def open_access(config: Path | None, *, coordination_lost: bool = False) -> AsyncIterator[Access]:
-    """What operator.toml describes. Maps go through coordination when the map names coordinators, else to the file.
-
-    `coordination_lost`: what the map says of coordinators is over; the newest map is the one that the nodes have.
-    """
-    clock = SystemClock()
-    found = load_operator_config(find_operator_config(config), clock)
-    transport = GrpcTransport(found.cluster_map, found.tls)
-    publisher: MapPublisher = FileMapPublisher(found.map_path, found.tls.authority, clock)
-    coordinated = bool(found.cluster_map.coordinators) and not coordination_lost
-    if coordination_lost:
-        publisher = LostCoordinationPublisher(publisher, transport, found.cluster_map, found.tls.authority)
-    if coordinated:
-        publisher = CoordinatedMapPublisher(
-            RemoteCoordination(transport),
-            transport,
-            found.cluster_map,
-            read_certificate(found.tls.authority),
-            partial(write_map, found.map_path),
-            clock,
-        )
-    try:
-        yield Access(found, clock, transport, publisher, RepairReports(transport), coordinated)
-    finally:
-        await transport.close()
+Wish = Callable[[ClusterMap, Access], Awaitable[ClusterMap]]
 
 
 # ------------------------------------------------------------------ a change, from wish to end
@@ -152,6 +73,9 @@ class Manner:
     waits: bool = True
     coordination_lost: bool = False
     is_cure: bool = False  # of a cluster with two coordination stores
+    leaving: str = ""  # a node that is drained
+    empty_before: str = ""  # a node that is waited for until it holds nothing, before the change
+    empty_after: str = ""  # or after it
 
 
 def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
@@ -164,9 +88,22 @@ def _change(name: str) -> Callable[[Callable[..., Wish]], click.Command]:
         ) -> None:
             if as_json and not (dry_run or yes):
                 raise InvalidArgument("--json asks nobody: say --dry-run or --yes with it")
-            lost = arguments.get("coordination_lost", False)
-            is_cure = name == "set-coordinators"
-            manner = Manner(config, dry_run, yes, as_json, not no_wait, lost, is_cure)
+            wait, lost = arguments.pop("wait", False), arguments.get("lost", False)
+            if wait and (no_wait or lost):
+                raise InvalidArgument("--wait goes with neither --no-wait nor --lost")
+            node = arguments.get("node", "")
+            manner = Manner(
+                config,
+                dry_run,
+                yes,
+                as_json,
+                not no_wait,
+                arguments.get("coordination_lost", False),
+                is_cure=name == "set-coordinators",
+                leaving=node if name in ("drain", "replace") and not lost else "",
+                empty_before=node if wait and name == "remove" and not dry_run else "",
+                empty_after=node if wait and name != "remove" else "",
+            )
             asyncio.run(_carry_out(function(**arguments), manner))
 
         run.__doc__ = function.__doc__
@@ -199,6 +136,11 @@ def _config_option() -> click.Option:
 async def _carry_out(wish: Wish, manner: Manner) -> None:
     async with open_access(manner.config, coordination_lost=manner.coordination_lost) as access:
         current = await access.publisher.current()
+        if manner.empty_before:
+            if current.prior and find_node(current, manner.empty_before).state is NodeState.DRAINING:
+                await _finish(access, current, manner, waits=True)
+            await await_empty(access, manner.empty_before, _say)
+            current = await access.publisher.current()
         if not manner.is_cure:
             await check_one_store(access.transport, current)
         proposed = await wish(current, access)
@@ -212,8 +154,20 @@ async def _carry_out(wish: Wish, manner: Manner) -> None:
             click.echo(json.dumps({"changed": False, "epoch": current.epoch}))
         else:
             click.echo(f"epoch {current.epoch}: it is so already, nothing to change")
-        if not manner.dry_run and (changed or current.prior or manner.coordination_lost):
-            await _finish(access, current, manner)
+        if manner.dry_run:
+            return
+        has_moved = not current.prior
+        if changed or current.prior or manner.coordination_lost:
+            has_moved = await _finish(access, current, manner, waits=bool(manner.empty_after))
+        if manner.empty_after:
+            await await_empty(access, manner.empty_after, _say)
+            click.echo(f"{manner.empty_after} holds nothing any more", err=manner.as_json)
+        elif manner.leaving and has_moved and (line := await holding_line(access, manner.leaving)):
+            _say(f"{line}; coffre cluster remove {manner.leaving} --wait does so when it can")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 async def _plan(access: Access, current: ClusterMap, proposed: ClusterMap) -> Plan:
@@ -236,21 +190,22 @@ def _agreed(manner: Manner) -> bool:
     return manner.yes or confirmed("Go on?")
 
 
-async def _finish(access: Access, current: ClusterMap, manner: Manner, *, waits: bool = False) -> None:
-    """Wait for the move that the map is in, if any, and end it."""
+async def _finish(access: Access, current: ClusterMap, manner: Manner, *, waits: bool = False) -> bool:
+    """Wait for the move that the map is in, if any, and end it. Returns whether nothing moves any more."""
     if not access.reaches_members:
         click.echo(
             f"epoch {current.epoch} is in {access.config.map_path}: carry it to every node and client",
             err=True,
         )
     if not current.prior:
-        return
+        return True
     if not (waits or (access.reaches_members and manner.waits)):
         click.echo("let data move, and end the change with: coffre cluster apply", err=True)
-        return
+        return False
     signer = MapSigner.load(access.config.tls, access.clock)
     finished = await follow_move(access.publisher, signer, access.reports, access.clock, _show_progress())
     click.echo(f"epoch {finished.epoch}: everything has moved", err=manner.as_json)
+    return True
 
 
 def _show_progress() -> Callable[[MoveProgress], None]:
@@ -291,8 +246,14 @@ def _add_node(offer: str) -> Wish:
     return wish
 
 
+_wait = click.option(
+    "--wait", is_flag=True, help="Also until NODE holds nothing any more, which `remove` asks for."
+)
+
+
 @_change("drain")
 @click.argument("node")
+@_wait
 def _drain(node: str) -> Wish:
     """Move everything away from NODE, which serves on until it is removed. `add-node` takes it back."""
 
@@ -306,6 +267,7 @@ def _drain(node: str) -> Wish:
 @click.argument("node")
 @click.argument("offer", metavar=_OFFER)
 @click.option("--lost", is_flag=True, help="NODE is gone for good, with what it held.")
+@_wait
 def _replace(node: str, offer: str, lost: bool) -> Wish:
     """Let another node take the place of NODE, which then is as after `drain` (with --lost: as after `remove`)."""
 
@@ -320,6 +282,7 @@ def _replace(node: str, offer: str, lost: bool) -> Wish:
 @_change("remove")
 @click.argument("node")
 @click.option("--lost", is_flag=True, help="NODE is gone for good, with what it held.")
+@click.option("--wait", is_flag=True, help="Wait until NODE holds nothing any more.")
 def _remove(node: str, lost: bool) -> Wish:
     """Take NODE out of the map for ever. Without --lost it must have been drained, and say that it holds nothing."""
 
@@ -466,7 +429,7 @@ def _print_json(current: ClusterMap, nodes: list[SurveyedNode], progress: MovePr
         "epoch": current.epoch,
         "prior_epochs": [prior.epoch for prior in current.prior],
         "move": progress_as_dict(progress) if progress is not None else None,
-        "nodes": reports_as_dicts(nodes),
+        "nodes": reports_as_dicts(current, nodes),
     }
     click.echo(json.dumps(status, indent=2))
 
@@ -479,7 +442,7 @@ def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: Move
         consulted = ", ".join(str(prior.epoch) for prior in current.prior)
         click.echo(f"data is moving; prior epochs still consulted: {consulted}")
         click.echo(progress_line(progress))
-    print_table(node_table(nodes, progress))
+    print_table(node_table(current, nodes, progress))
     newer = [one.node_id for one in nodes if one.status is not None and one.status.epoch > current.epoch]
     if newer:
         click.echo(f"nodes with a newer map than this one: {', '.join(newer)}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coffre.cluster.admin.leaving import may_be_removed
 from coffre.cluster.health import Health, SurveyedNode, Testimony, testimonies
-from coffre.cluster.map import ClusterMap, MapNode
+from coffre.cluster.map import ClusterMap, MapNode, NodeState
 from coffre.cluster.membership import Movement, MoveProgress
 from rich.table import Table
 
@@ -194,9 +195,10 @@ def progress_as_dict(progress: MoveProgress) -> dict[str, object]:
     }
 
 
-def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -> Table:
+def node_table(current: ClusterMap, reports: Sequence[SurveyedNode], progress: MoveProgress | None) -> Table:
     """One row for each node that was not removed."""
     moving = ("moved",) if progress is not None else ()
+    leaving = any(report.node.state is NodeState.DRAINING for report in reports)
     table = Table(
         "node",
         "state",
@@ -209,6 +211,7 @@ def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -
         "shards",
         "clock",
         *moving,
+        *(("may be removed",) if leaving else ()),
     )
     said = _testimonies(reports)
     for report in reports:
@@ -226,7 +229,8 @@ def node_table(reports: Sequence[SurveyedNode], progress: MoveProgress | None) -
         health = _health(report)
         testimony = said.get(node.number)
         others = "-" if testimony is None else testimony.text + (" !" if testimony.is_shared else "")
-        table.add_row(node.node_id, node.state.name.lower(), health, others, *cells, *moved)
+        removable = [may_be_removed(current, report)] if leaving else []
+        table.add_row(node.node_id, node.state.name.lower(), health, others, *cells, *moved, *removable)
     return table
 
 
@@ -251,7 +255,7 @@ def _clock(report: SurveyedNode) -> str:
     return f"{ahead:+.1f} s" + (" !" if abs(ahead) > _CLOCK_WARNING_SECONDS else "")
 
 
-def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]:
+def reports_as_dicts(current: ClusterMap, reports: Sequence[SurveyedNode]) -> list[dict[str, object]]:
     """What each node says of itself, for machines: one dict a node, in the order of `reports`."""
     rows: list[dict[str, object]] = []
     said = _testimonies(reports)
@@ -266,6 +270,7 @@ def reports_as_dicts(reports: Sequence[SurveyedNode]) -> list[dict[str, object]]
             "clock_ahead_seconds": report.clock_ahead_seconds,
             "capacity_bytes": node.capacity_bytes,
             "error": report.error,
+            "may_be_removed": may_be_removed(current, report) == "yes",
         }
         if status is not None:
             row |= {

@@ -37,6 +37,9 @@ _operator = click.option(
     help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~/.config/coffre.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For machines.")
+_verbose = click.option(
+    "--verbose", is_flag=True, help="With --json: the numbers of all partitions that have moved, too."
+)
 _nodes = click.option("--node", "node_ids", multiple=True, help="Only these nodes, by id.")
 
 
@@ -79,15 +82,13 @@ def _shown(
     answers: dict[int, pb.RepairStatusReply | CoffreError],
     as_json: bool,
     table: Table,
+    *,
+    verbose: bool = False,
 ) -> None:
     """Print one row for each node. Raises `Unavailable` when none answered."""
     if as_json:
         found = {
-            config.cluster_map.node(number).node_id: {"error": str(answer)}
-            if isinstance(answer, CoffreError)
-            else MessageToDict(
-                answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
+            config.cluster_map.node(number).node_id: _as_dict(answer, verbose)
             for number, answer in answers.items()
         }
         click.echo(json.dumps(found, indent=2))
@@ -95,6 +96,19 @@ def _shown(
         print_table(table)
     if answers and all(isinstance(answer, CoffreError) for answer in answers.values()):
         raise Unavailable("no node answers")
+
+
+def _as_dict(answer: pb.RepairStatusReply | CoffreError, verbose: bool) -> dict[str, object]:
+    """A node's answer for machines: of the partitions that it has moved, which may be thousands, the number."""
+    if isinstance(answer, CoffreError):
+        return {"error": str(answer)}
+    row: dict[str, object] = MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    row["partitions_moved"] = len(answer.moved)
+    if not verbose:
+        del row["moved"]
+    return row
 
 
 # ------------------------------------------------------------------ repair
@@ -109,15 +123,16 @@ def repair() -> None:
 @_operator
 @_nodes
 @_json
+@_verbose
 @one_line_errors
-def repair_status(config_path: Path | None, node_ids: tuple[str, ...], as_json: bool) -> None:
+def repair_status(config_path: Path | None, node_ids: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show every node's repair: objects by spare shards, what is left, and what is parked."""
 
     async def call(transport: GrpcTransport, number: int) -> pb.RepairStatusReply:
         return await transport.repair_status(number, TIMEOUT_SECONDS)
 
     config, answers = _ask_all(config_path, node_ids, call)
-    _shown(config, answers, as_json, _repair_table(config, answers))
+    _shown(config, answers, as_json, _repair_table(config, answers), verbose=verbose)
 
 
 def _repair_table(config: OperatorConfig, answers: dict[int, pb.RepairStatusReply | CoffreError]) -> Table:
@@ -201,8 +216,9 @@ def scrub() -> None:
 @_operator
 @_nodes
 @_json
+@_verbose
 @one_line_errors
-def scrub_status(config_path: Path | None, node_ids: tuple[str, ...], as_json: bool) -> None:
+def scrub_status(config_path: Path | None, node_ids: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show every node's scrub: position, what it read in this pass, and damage it found."""
 
     async def call(transport: GrpcTransport, number: int) -> pb.RepairStatusReply:
@@ -223,7 +239,7 @@ def scrub_status(config_path: Path | None, node_ids: tuple[str, ...], as_json: b
             f"{answer.scrub_damaged:,}",
             _ago(answer.scrub_finished_unixtime_ms),
         )
-    _shown(config, answers, as_json, table)
+    _shown(config, answers, as_json, table, verbose=verbose)
 
 
 def _ago(unixtime_ms: int) -> str:

@@ -281,7 +281,7 @@ def _check_drained(current: ClusterMap, node: MapNode, shards_held: int | None) 
         )
     if shards_held:
         raise PolicyViolation(
-            f"{what}it still holds {shards_held} shards for others; they are handed over in time"
+            f"{what}it still holds {shards_held} shards for others; they are handed over in time (--wait)"
         )
 
 
