@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ def test_whoever_waits_for_a_pipe_can_be_ended(
         (("get", "terminal/record", "-"), subprocess.DEVNULL, kept),
     ):
         process = start(stored, COFFRE, *command, stdin=stdin, stdout=stdout)
-        _wait_until_blocked_in_a_pipe(process.pid)
+        _wait_until_blocked_in_a_pipe(process)
         process.send_signal(signum)
         assert process.wait(60) == 128 + signum
         assert b"Traceback" not in process.communicate()[1]
@@ -180,14 +181,14 @@ def test_whoever_waits_for_a_pipe_can_be_ended(
     assert shell(stored, "$C stat terminal/never").returncode == 3
 
 
-def _wait_until_blocked_in_a_pipe(pid: int) -> None:
+def _wait_until_blocked_in_a_pipe(process: subprocess.Popen[bytes]) -> None:
     """One of its threads says so to /proc."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            if (task / "comm").read_text().startswith("coffre-blocking") or _waits_in_a_pipe(task):
-                return
-        time.sleep(0.01)  # between two looks
+        if any(map(_waits_in_a_pipe, Path(f"/proc/{process.pid}/task").iterdir())):
+            return
+        with suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"it ended: {process.wait(0.01)}")
     raise AssertionError("it never waited for the pipe")
 
 
