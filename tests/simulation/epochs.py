@@ -5,8 +5,9 @@ Whether a client is ever told something wrong by it takes a whole move between t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextvars import ContextVar
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.identity import Identity
@@ -17,8 +18,6 @@ from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["EpochWitness", "WitnessedHandler"]
 
-_asked: ContextVar[int | None] = ContextVar("epoch of the message that is worked on", default=None)
-
 
 class EpochWitness:
     """Of one node, from one start to the next."""
@@ -26,12 +25,24 @@ class EpochWitness:
     def __init__(self, maps: MapHolder, fail: Callable[[str], None]) -> None:
         self._maps = maps
         self._fail = fail
+        self._messages: dict[asyncio.Task[Any] | None, int] = {}  # epochs of those that are worked on
         self._answered = 0  # the newest epoch of which anybody has been told what this node holds
 
     def asked(self) -> int:
         """The epoch at which the store is asked for something now: of the message, or of this node's own repair."""
-        epoch = _asked.get()
-        return self._maps.map.epoch if epoch is None else epoch
+        return self._messages.get(asyncio.current_task(), self._maps.map.epoch)
+
+    async def worked_on(self, epoch: int, work: Coroutine[Any, Any, pb.BatchReply]) -> pb.BatchReply:
+        """Work on a message, in the task of the caller."""
+        task = asyncio.current_task()
+        before = self._messages.get(task)
+        self._messages[task] = epoch
+        try:
+            return await work
+        finally:
+            del self._messages[task]
+            if before is not None:
+                self._messages[task] = before
 
     def answered(self, epoch: int) -> None:
         self._answered = max(self._answered, epoch)
@@ -60,11 +71,7 @@ class WitnessedHandler(Handler):
         self._witness = witness
 
     async def batch(self, peer: Identity, request: pb.BatchRequest) -> pb.BatchReply:
-        token = _asked.set(request.epoch)
-        try:
-            reply = await super().batch(peer, request)
-        finally:
-            _asked.reset(token)
+        reply = await self._witness.worked_on(request.epoch, super().batch(peer, request))
         reads = any(operation.WhichOneof("operation") == "read" for operation in request.operations)
         if reads and request.epoch <= self.maps.map.epoch:
             self._witness.answered(request.epoch)
