@@ -72,7 +72,8 @@ class Host:
         if plan is None:
             return None
         transport, options = world.transport(self._identity, name, self._kept.map), plan.options()
-        repairer = Repairer(self.number, self.store, self.maps, transport, self.clock, options)
+        clocks = self.handler.clocks
+        repairer = Repairer(self.number, self.store, self.maps, transport, self.clock, options, clocks)
         repair = NodeRepair(world.loop, name, self.handler, repairer, options, transport)
         rng = world.chance(f"repair of {name}, start {self.incarnation}")
         wait_seconds = rng.random() * options.round_seconds
@@ -117,6 +118,11 @@ class Host:
     # ---------------------------------------------------------------- the process
 
     @property
+    def actors(self) -> list[Actor]:
+        """What stands still together."""
+        return [self._actor] if self.repair is None else [self._actor, self.repair.actor]
+
+    @property
     def serving(self) -> bool:
         return self.up and self.handler.serving
 
@@ -157,7 +163,7 @@ class Host:
     async def _reclaim(self) -> None:
         while True:
             await self.clock.sleep(RECLAIM_SECONDS)
-            await self.store.reclaim()
+            await self.store.reclaim(expire=self.handler.clocks.now_ms() is not None)
 
 
 async def await_map(

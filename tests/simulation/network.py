@@ -8,6 +8,7 @@ done, and may still be done much later: a message into a partition is lost, or a
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
@@ -306,7 +307,8 @@ class SimulatedTransport:
                 self._later(delay, self._arrive, to, what, work, answer)
 
     def _later(self, delay: float, function: Callable[..., None], *args: object) -> None:
-        asyncio.get_running_loop().call_later(delay, function, *args)
+        # Wires are nobody's: what is under way arrives, whoever stands still.
+        asyncio.get_running_loop().call_later(delay, function, *args, context=contextvars.Context())
 
     def _arrive(self, at: Destination, what: str, work: _Work, answer: _Answer) -> None:
         if not at.up:

@@ -10,9 +10,10 @@ from coffre.cluster.errors import PolicyViolation
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Placement, Policy
 
 from tests.simulation.agreement import AgreementPlan, draw_agreement
+from tests.simulation.clocks import ClockPlan, draw_clocks
 from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes, with_recoding
 from tests.simulation.network import Quality
-from tests.simulation.repairers import RepairPlan, draw_repair
+from tests.simulation.repairers import RepairPlan, draw_repair, shipped_repair
 
 __all__ = ["CODINGS", "Fault", "Plan", "draw_plan"]
 
@@ -58,10 +59,12 @@ class Plan:
     repair: RepairPlan | None = None  # somebody repairs, so full redundancy must return
     changes: ChangePlan | None = None  # of the map
     stalls: float = 0.0  # part of the syncs that last for seconds, while the map changes
+    clocks: ClockPlan | None = None  # clocks that are very wrong, processes that stand still
 
     def summary(self) -> str:
         policy = self.cluster_map.policy()
-        faults = " ".join(kind.value for kind in (*self.faults, *self.agreement.troubles))
+        spells = () if self.clocks is None else self.clocks.spells
+        faults = " ".join(kind.value for kind in (*self.faults, *self.agreement.troubles, *spells))
         return (
             f"{policy.k}+{policy.m} on {len(self.cluster_map.nodes)} nodes, {self.clients} clients; {faults}"
             f"{self._repair()}"
@@ -108,7 +111,15 @@ def draw_plan(seed: int) -> Plan:
         versions_kept=versions_kept,
         agreement=agreement,
     )
-    return _with_changes(_with_repair(plan), hurry)
+    return _with_changes(_with_clocks(_with_repair(plan)), hurry)
+
+
+def _with_clocks(plan: Plan) -> Plan:
+    clocks = draw_clocks(plan.seed, hasty=plan.repair is not None and plan.repair.is_hasty)
+    if clocks is None:
+        return plan
+    # Somebody must repair, by what the product calls old.
+    return replace(plan, clocks=clocks, repair=plan.repair or shipped_repair(plan.seed))
 
 
 def _with_repair(plan: Plan) -> Plan:

@@ -18,13 +18,13 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.transport import Transport
 from coffre.node.repair import Repairer, RepairOptions, await_testimony
 from coffre.node.serving import Handler
-from coffre.node.serving import handler as node_handler
+from coffre.node.serving import times as node_times
 from coffre.node.store import ShardStore, StoreIdentity
 
 from tests.simulation.network import SimulatedTransport
 from tests.simulation.virtual_time import Actor, VirtualLoop
 
-__all__ = ["NodeRepair", "RepairPlan", "draw_repair", "message_age"]
+__all__ = ["NodeRepair", "RepairPlan", "draw_repair", "message_age", "shipped_repair"]
 
 PATIENCE_SECONDS = 10.0  # well above the time that a client sends messages about one stamp
 DRIFT_SECONDS = 200.0  # as long as work and faults last, so clocks drift apart for
@@ -63,8 +63,17 @@ def draw_repair(seed: int, *, jumps: bool, offset: float, drift: float) -> Repai
     rng = random.Random(f"{seed}/repair")
     if rng.random() < 0.5:
         return None
+    return _draw(rng, jumps=jumps, offset=offset, drift=drift)
+
+
+def shipped_repair(seed: int) -> RepairPlan:
+    """Somebody repairs, by the ages that the product has."""
+    return _draw(random.Random(f"{seed}/repair with clocks"), jumps=True, offset=0.0, drift=0.0)
+
+
+def _draw(rng: random.Random, *, jumps: bool, offset: float, drift: float) -> RepairPlan:
     shipped = RepairOptions()
-    age = node_handler.MESSAGE_AGE_MS_MAX / 1000
+    age = node_times.MESSAGE_AGE_MS_MAX / 1000
     unfinished, retention = shipped.unfinished_seconds, shipped.retention_seconds
     hasty = rng.random() < 0.5
     if hasty and not jumps and offset <= 2.0:
@@ -89,7 +98,12 @@ def message_age(plan: RepairPlan | None) -> Iterator[None]:
     if plan is None:
         yield
         return
-    with patch.object(node_handler, "MESSAGE_AGE_MS_MAX", int(plan.message_age_seconds * 1000)):
+    age_ms = int(plan.message_age_seconds * 1000)
+    stamp_age_ms = age_ms if plan.is_hasty else node_times.STAMP_AGE_MS_MAX  # what repair calls old is older
+    with (
+        patch.object(node_times, "MESSAGE_AGE_MS_MAX", age_ms),
+        patch.object(node_times, "STAMP_AGE_MS_MAX", stamp_age_ms),
+    ):
         yield
 
 
@@ -109,12 +123,12 @@ class NodeRepair:
         self.options = options
         self._transport = transport
         self._handler = handler
-        self._actor = Actor(loop, f"repair of {name}")
+        self.actor = Actor(loop, f"repair of {name}")
         handler.repairs = repairer
 
     def start(self, clock: Clock, wait_seconds: float) -> None:
         """Serve at once and repair, after a while: nodes do not begin their rounds together."""
-        self._actor.spawn(self._run(clock, wait_seconds))
+        self.actor.spawn(self._run(clock, wait_seconds))
 
     def start_again(
         self,
@@ -129,7 +143,7 @@ class NodeRepair:
         """The same once the others have testified, as a node that starts does. `new`: with an empty disk. `served`: to
         be called when it serves."""
         self._handler.serving = False
-        self._actor.spawn(self._when_admitted(clock, wait_seconds, store, others, new, served))
+        self.actor.spawn(self._when_admitted(clock, wait_seconds, store, others, new, served))
 
     async def _when_admitted(
         self,
@@ -143,7 +157,8 @@ class NodeRepair:
         own = await store.identity()
         found: StoreIdentity | None = None if new else own
         transport: Transport = self._transport
-        await await_testimony(transport, self._handler.maps.map.epoch, others, found, own, clock)
+        clocks = self._handler.clocks
+        await await_testimony(transport, self._handler.maps.map.epoch, others, found, own, clock, clocks)
         self._handler.serving = True
         served()
         await self._run(clock, wait_seconds)
@@ -154,8 +169,8 @@ class NodeRepair:
 
     def rest(self) -> None:
         """Repair no more by itself: from now on rounds are made step by step."""
-        self._actor.kill()
+        self.actor.kill()
 
     def kill(self) -> None:
-        self._actor.kill()
+        self.actor.kill()
         self._transport.die()

@@ -115,6 +115,7 @@ async def _repaired(world: World, changes: Administration | None) -> bool:
 
 async def _collect(world: World, seconds: float) -> None:
     _pass(world, seconds)
+    await _walk(world)  # clocks are compared, and then what is staged may grow old
     await world.sleep(2 * RECLAIM_SECONDS)
     found: list[str] = []
     for _ in range(WALKS_MAX):

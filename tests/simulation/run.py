@@ -16,6 +16,7 @@ from tests.simulation.plan import Plan, draw_plan
 from tests.simulation.repairers import message_age
 from tests.simulation.restoration import make_known, make_whole
 from tests.simulation.segments import tiny_segments
+from tests.simulation.spells import Spells
 from tests.simulation.troubles import Troubles
 from tests.simulation.virtual_time import Stalled, VirtualLoop, run_virtually
 from tests.simulation.weather import Weather
@@ -103,10 +104,13 @@ class _Run:
         self._left: dict[str, int] = {}  # operations that a client's workers have not begun yet
         self._working: dict[asyncio.Task[None], Member] = {}
         self._changes: Administration | None = None
+        self._spells: Spells | None = None
+        self._absent: list[asyncio.Task[None]] = []  # of a client that stands still: nobody waits for them
 
     async def whole(self) -> None:
         """Raises `TimeoutError` when somebody waits for too long."""
-        async with asyncio.timeout(SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX) as limit:
+            self._world.limits.append(limit)
             await self._storm()
             await self._world.sleep(CALM_SECONDS)
             if self._changes is not None:
@@ -115,6 +119,8 @@ class _Run:
         if self._world.plan.repair is not None:
             await make_whole(self._world, self._changes)
         async with asyncio.timeout(SECONDS_MAX):
+            if self._spells is not None:
+                await self._spells.wake_sleeper()
             if self._world.plan.repair is not None:
                 worker = await self._read_all("when all is repaired")
             await self._write_all(worker)
@@ -132,14 +138,20 @@ class _Run:
         if plan.changes is not None:
             self._changes = Administration(world, plan.changes)
             self._changes.begin(plan.changes.storm)
+        if plan.clocks is not None:
+            self._spells = Spells(world, plan.clocks, self._replace_absent)
+            storms += [world.loop.create_task(self._spells.blow(spell)) for spell in plan.clocks.spells]
         with suppress(TimeoutError):
-            async with asyncio.timeout(STORM_SECONDS):
+            async with asyncio.timeout(STORM_SECONDS) as limit:
+                world.limits.append(limit)
                 await self._work()
         for storm in storms:
             storm.cancel()
         for end in await asyncio.gather(*storms, return_exceptions=True):
             if not isinstance(end, asyncio.CancelledError):
                 world.fail(f"the weather broke: {end!r}")
+        if self._spells is not None:
+            self._spells.wake_all()
         world.heal()
         if self._changes is not None:
             self._changes.be_calm()
@@ -159,6 +171,13 @@ class _Run:
             name = f"{member.name}.{number + 1}"
             worker = ConditionalWorker(self._world, member, name)
             self._working[member.actor.spawn(worker.run(operations))] = member
+
+    async def _replace_absent(self, member: Member) -> None:
+        """A client will not come back before the end: nobody waits for it, and another one goes on."""
+        for task in [task for task, working in self._working.items() if working is member]:
+            del self._working[task]
+            self._absent.append(task)
+        await self._replace(member)
 
     async def _replace(self, member: Member) -> None:
         """A client died: if it had work to do, another one does half as much as it was to do."""
@@ -192,9 +211,20 @@ class _Run:
             await worker.put(key)
             await worker.get(key, must=True)
         await examine_conditions(world)
+        if world.plan.clocks is not None:
+            await self._write_as_ever()
         for other in world.members:
             if other.alive:
                 await other.client.aclose()
+
+    async def _write_as_ever(self) -> None:
+        """Whoever was there all the time, and met whatever clocks there were, can write, too."""
+        world = self._world
+        for member in [member for member in world.members if member.alive][:3]:
+            worker = Worker(world, member, f"{member.name} (as ever)", world.chance(f"{member.name} as ever"))
+            for key in keys_of(world):
+                await worker.put(key, must=True)
+                await worker.get(key, must=True)
 
 
 def _check_histories(world: World) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import heapq
 from asyncio import base_events
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 __all__ = ["Actor", "Stalled", "VirtualLoop", "run_virtually"]
@@ -51,6 +53,15 @@ class _Task(asyncio.Task[Any]):
         return self.serial
 
 
+@dataclass(slots=True)
+class _Frozen:
+    """What a process would do if it did not stand still."""
+
+    since: float
+    ready: list[asyncio.Handle]
+    timers: list[asyncio.TimerHandle]
+
+
 class _Selector:
     """What the base loop calls to wait for the next timer."""
 
@@ -75,6 +86,7 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._selector = _Selector(self)
         self._clock_resolution = 1e-9
         self._running: dict[str, dict[_Task, None]] = {}
+        self._frozen: dict[str, _Frozen] = {}
         self.errors: list[BaseException] = []  # of tasks and callbacks that nobody waits for
         self.set_exception_handler(self._note_error)
 
@@ -90,6 +102,44 @@ class VirtualLoop(base_events.BaseEventLoop):
     def leap(self, seconds: float) -> None:
         """Let time pass in which nothing runs, as if all machines had slept: timers that are due fire once, late."""
         self._now += seconds
+
+    def freeze(self, actor: str) -> None:
+        """Let a process stand still, with all that it has in its hands, until it is thawed."""
+        if actor in self._frozen:
+            return
+        ready: list[asyncio.Handle] = []
+        for _ in range(len(self._ready)):  # type: ignore[attr-defined]
+            handle = self._ready.popleft()  # type: ignore[attr-defined]
+            if _actor_of(handle) == actor:
+                ready.append(handle)
+                handle = asyncio.Handle(_nothing, (), self)  # the loop has counted how many are ready
+            self._ready.append(handle)  # type: ignore[attr-defined]
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        timers = [timer for timer in scheduled if _actor_of(timer) == actor]
+        scheduled[:] = [timer for timer in scheduled if _actor_of(timer) != actor]
+        heapq.heapify(scheduled)
+        self._frozen[actor] = _Frozen(self._now, ready, timers)
+
+    def thaw(self, actor: str, *, late: bool = True) -> None:
+        """Let it go on. `late`: its timers are due by now; else they have stood still, too."""
+        frozen = self._frozen.pop(actor, None)
+        if frozen is None:
+            return
+        self._ready.extend(frozen.ready)  # type: ignore[attr-defined]
+        for timer in frozen.timers:
+            if not timer.cancelled():
+                if not late:
+                    timer._when += self._now - frozen.since  # type: ignore[attr-defined]
+                heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+
+    def _call_soon(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> asyncio.Handle:
+        handle: asyncio.Handle = super()._call_soon(callback, args, context)  # type: ignore[misc]
+        if self._frozen and (frozen := self._frozen.get(_actor_of(handle))) is not None:
+            self._ready.pop()  # type: ignore[attr-defined]
+            frozen.ready.append(handle)
+        return handle
 
     def create_future(self) -> asyncio.Future[Any]:
         future = _Future(loop=self)
@@ -124,6 +174,7 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     def cancel_all(self, actor: str) -> None:
         """Cancel every task of an actor, as the end of its process would."""
+        self.thaw(actor)
         for task in list(self._running.get(actor, ())):
             task.cancel()
 
@@ -140,6 +191,15 @@ class VirtualLoop(base_events.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nobody waits in a selector to be woken."""
+
+
+def _nothing() -> None:
+    """In the place of what stands still."""
+
+
+def _actor_of(handle: asyncio.Handle) -> str:
+    context: contextvars.Context = handle._context  # type: ignore[attr-defined]
+    return context.get(_actor, "world")
 
 
 class Actor:
@@ -160,6 +220,12 @@ class Actor:
 
     def kill(self) -> None:
         self._loop.cancel_all(self.name)
+
+    def freeze(self) -> None:
+        self._loop.freeze(self.name)
+
+    def thaw(self, *, late: bool) -> None:
+        self._loop.thaw(self.name, late=late)
 
 
 def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, _Result]]) -> _Result:

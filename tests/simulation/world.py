@@ -67,6 +67,7 @@ class Member:
         self.client = client
         self.clock = clock
         self.alive = True
+        self.asleep = False  # until the end
         self._transport = transport
 
     def kill(self) -> None:
@@ -89,6 +90,8 @@ class World:
         self.members: list[Member] = []
         self.acknowledged: set[str] = set()  # versions that a put returned
         self.faults: Counter[str] = Counter()
+        self.limits: list[asyncio.Timeout] = []  # of the run itself, which no leap counts against
+        self._clocks: list[DriftingClock] = []  # of newcomers, which may join when clocks have been set
         self.maps = MapBook(self._first_map(), self.fail)
         self.rotten: int | None = None  # the node whose disk rots
         self.network = Network(self.chance("network"), self.journal, plan.quality)
@@ -98,7 +101,9 @@ class World:
         for entry in first.map.nodes:
             self.hosts[entry.number] = self._host(entry, self.clock(f"node {entry.number}"), first)
         self.network.nodes.update(self.hosts)
-        self.witness = Witness(self.agreement.store, self.fail, strict=plan.agreement.keeps_leases)
+        self.witness = Witness(
+            self.agreement.store, self.fail, strict=plan.agreement.keeps_leases and plan.clocks is None
+        )
         self._keys = KeyRing.generate(self.chance("keys").randbytes)
 
     def chance(self, purpose: str) -> random.Random:
@@ -113,6 +118,14 @@ class World:
     async def sleep(self, seconds: float) -> None:
         """Let so many seconds of the world pass."""
         await DriftingClock(self.loop.time).sleep(seconds)
+
+    def leap(self, seconds: float) -> None:
+        """Let time pass in which nobody does anything."""
+        self.loop.leap(seconds)
+        for limit in self.limits:
+            when = limit.when()
+            if when is not None and not limit.expired():
+                limit.reschedule(when + seconds)
 
     @property
     def cluster_map(self) -> ClusterMap:
@@ -174,6 +187,7 @@ class World:
         name = f"newcomer {attributes.node_id}"
         identity = Identity(known.map.cluster_id, Role.NODE, attributes.node_id, attributes)
         clock, transport = self.clock(name), self.transport(identity, name, known.map)
+        self._clocks.append(clock)
 
         async def join() -> None:
             entry, found = await await_map(attributes, known, transport, clock)
@@ -244,9 +258,9 @@ class World:
     def set_clocks(self) -> None:
         """Let nodes and clients have the right time, whatever their clocks have made of the time that passed."""
         repaired = self.plan.repair is not None  # then time goes on for so long that drift counts
-        for clock in [host.clock for host in self.hosts.values()]:
+        for clock in [*(host.clock for host in self.hosts.values()), *self._clocks]:
             clock.set_wrong_by(self.loop.time() - clock.monotonic() if repaired else 0)
-        for clock in [member.clock for member in self.members if repaired]:
+        for clock in [member.clock for member in self.members if repaired and not member.asleep]:
             clock.set_wrong_by(self.loop.time() - clock.monotonic())
 
     # ---------------------------------------------------------------- what nodes take

@@ -89,12 +89,13 @@ class DriftingClock:
         self._unixtime_ms = unixtime_ms
         self._rate = rate
         self._wrong_by_ms = 0
+        self._stood_still = 0.0
 
     def unixtime_ms(self) -> int:
         return self._unixtime_ms + self._wrong_by_ms + int(self.monotonic() * 1000)
 
     def monotonic(self) -> float:
-        return self._world() * self._rate
+        return (self._world() - self._stood_still) * self._rate
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self._rate)
@@ -103,3 +104,11 @@ class DriftingClock:
         """Let the wall clock jump to so many seconds ahead of the right time, or behind it; the monotonic clock does
         not jump."""
         self._wrong_by_ms = int(seconds * 1000)
+
+    def stand_still(self, seconds: float) -> None:
+        """Both clocks have not moved for so many seconds of the world, as those of a machine that was suspended."""
+        self._stood_still += seconds
+
+    def shift_ms(self, milliseconds: int) -> None:
+        """Let the wall clock jump from where it is."""
+        self._wrong_by_ms += milliseconds

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["STAMP_BYTES", "HybridClock", "Stamp", "unixtime_ms_of"]
+__all__ = ["HLC_MAX", "STAMP_AHEAD_MS_MAX", "STAMP_BYTES", "HybridClock", "Stamp", "unixtime_ms_of"]
 
 STAMP_BYTES = 16
+STAMP_AHEAD_MS_MAX = 60_000  # no clock is moved by a stamp that is further ahead of it, and no node takes one
 _COUNTER_BITS = 16
 _HLC_LIMIT = 1 << 64
+HLC_MAX = _HLC_LIMIT - 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,7 +60,11 @@ def unixtime_ms_of(stamp: bytes) -> int:
 
 
 class HybridClock:
-    """Issues stamps that grow: above every stamp issued or observed, and close to the wall clock."""
+    """Issues stamps that grow: above every stamp issued or observed, and close to the wall clock.
+
+    Nothing takes it further ahead of the wall clock than `STAMP_AHEAD_MS_MAX`. When the wall clock is set back by more,
+    stamps begin anew from there, and must have another writer: see `is_ahead`.
+    """
 
     def __init__(self, clock: Clock, writer: int) -> None:
         self._clock = clock
@@ -71,6 +77,16 @@ class HybridClock:
             raise InvalidArgument("a writer id is an unsigned 64-bit number")
         self._writer = writer
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the wall clock was set back, so far that the next stamp would be from the future."""
+        return not self._is_near(self._last)
+
+    def begin_anew(self, writer: int) -> None:
+        """Go on as another writer from what the wall clock says, below stamps of before."""
+        self._last = 0
+        self.renew(writer)
+
     def issue(self) -> Stamp:
         """Return a stamp above all seen so far."""
         self._last = max(self._last + 1, self._clock.unixtime_ms() << _COUNTER_BITS)
@@ -78,6 +94,12 @@ class HybridClock:
             raise InvalidArgument("the clock is past the range of stamps; set this machine's clock")
         return Stamp(self._last, self._writer)
 
-    def observe(self, stamp: Stamp) -> None:
-        """Move above `stamp`, which another writer issued."""
+    def observe(self, stamp: Stamp) -> bool:
+        """Move above `stamp`, which another writer issued. False, and nothing moves, when it is from the future."""
+        if not self._is_near(stamp.hlc):
+            return False
         self._last = max(self._last, stamp.hlc)
+        return True
+
+    def _is_near(self, hlc: int) -> bool:
+        return (hlc >> _COUNTER_BITS) - self._clock.unixtime_ms() <= STAMP_AHEAD_MS_MAX

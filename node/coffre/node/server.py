@@ -30,6 +30,7 @@ from coffre.node.disk import LmdbStore, StoreOwner
 from coffre.node.following import (
     CertificateWatch,
     MapHolder,
+    PeerClocks,
     PeerWatch,
     Suspensions,
     await_admission,
@@ -79,8 +80,7 @@ async def serve(
     await check_beginnings(config, cluster_map, entry, new_cluster=new_cluster)
     _look_around(config, entry)
     config.store.versions_kept = max(policy.versions_kept for policy in cluster_map.policies)
-    end = _End()
-    maps = MapHolder(cluster_map, signed)
+    end, maps = _End(), MapHolder(cluster_map, signed)
     owner = StoreOwner(identity.cluster_id, identity.name)
     store = await LmdbStore.open(config.data, config.store, clock, owner)
     member = Membership(config, maps, entry, clock)
@@ -89,8 +89,7 @@ async def serve(
         await suspensions.load()
         transport = await member.open(entropy)
         handler = Handler(entry.number, entry.node_id, store, maps, clock)
-        handler.repairs = repairer = Repairer(entry.number, store, maps, transport, clock, config.repair)
-        handler.watch = watch = PeerWatch(entry.number, maps, transport, clock, config.watch)
+        repairer, watch = _equip(handler, config, entry, store, maps, transport, clock)
         certificates = _certificates(config, entry, clock)
         handler.certificate_expires_ms = certificates.ends["certificate"]
         handler.tellers += [member.tell, await read_last_end(store)]
@@ -104,10 +103,10 @@ async def serve(
             await health_servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         try:
-            if new_cluster or await _may_serve(cluster_map, entry, transport, store, clock, end.asked):
+            if new_cluster or await _may_serve(handler, cluster_map, entry, transport, store, end.asked):
                 handler.serving = True
                 background = [
-                    asyncio.create_task(_reclaim_forever(store, clock)),
+                    asyncio.create_task(_reclaim_forever(store, handler.clocks)),
                     asyncio.create_task(repairer.run()),
                     asyncio.create_task(watch.run()),
                     asyncio.create_task(certificates.run()),
@@ -188,18 +187,42 @@ class _End:
         self.asked.set()
 
 
+def _equip(
+    handler: Handler,
+    config: NodeConfig,
+    entry: MapNode,
+    store: ShardStore,
+    maps: MapHolder,
+    transport: Transport,
+    clock: Clock,
+) -> tuple[Repairer, PeerWatch]:
+    """What looks at the other nodes, and goes by the time that they say it is."""
+    number, clocks = entry.number, handler.clocks
+    handler.repairs = repairer = Repairer(number, store, maps, transport, clock, config.repair, clocks)
+    handler.watch = watch = PeerWatch(number, maps, transport, clock, config.watch, clocks)
+    return repairer, watch
+
+
 async def _may_serve(
+    handler: Handler,
     cluster_map: ClusterMap,
     entry: MapNode,
     transport: Transport,
     store: LmdbStore,
-    clock: Clock,
     stop: asyncio.Event,
 ) -> bool:
     """Whether the others have testified; False when this node was told to stop while it waited."""
     others = others_of(cluster_map, entry)
     asking = asyncio.ensure_future(
-        await_testimony(transport, cluster_map.epoch, others, store.found, await store.identity(), clock)
+        await_testimony(
+            transport,
+            cluster_map.epoch,
+            others,
+            store.found,
+            await store.identity(),
+            handler.clocks.clock,
+            handler.clocks,
+        )
     )
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -274,12 +297,12 @@ def _server(
     return server, health_servicer
 
 
-async def _reclaim_forever(store: ShardStore, clock: Clock) -> None:
+async def _reclaim_forever(store: ShardStore, clocks: PeerClocks) -> None:
     while True:
         try:
-            freed_bytes = await store.reclaim()
+            freed_bytes = await store.reclaim(expire=clocks.now_ms() is not None)
         except RetryableError as error:
             _log.warning("reclaim postponed", extra={"error": type(error).__name__})
             freed_bytes = 0
         if not freed_bytes:
-            await clock.sleep(RECLAIM_IDLE_SECONDS)
+            await clocks.clock.sleep(RECLAIM_IDLE_SECONDS)

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from coffre.client._began import Began
 from coffre.client.nodes import View
 from coffre.client.reading._evidence import lawful
 from coffre.client.reading._found import Found
-from coffre.client.reading._replies import Replies, holding
+from coffre.client.reading._replies import Replies, aborting, holding
 from coffre.client.sealing import rebuild_cells
 from coffre.client.writing import Writer
+from coffre.cluster.clock import Clock
 from coffre.cluster.errors import Conflict, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -33,42 +35,45 @@ class Ask(Protocol):
 class Completer:
     """Establishes versions for readers."""
 
-    def __init__(self, ask: Ask, writer: Writer) -> None:
+    def __init__(self, ask: Ask, writer: Writer, clock: Clock) -> None:
         self._ask = ask
         self._writer = writer
+        self._clock = clock
 
     async def complete(
-        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, *, voted: bool
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, began: Began
     ) -> None:
         """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
 
-        Raises `Conflict` when it was overtaken meanwhile, or given up (unless `voted`: that was known).
+        Raises `Conflict` when it was overtaken or given up meanwhile, or the answers have grown old.
         """
-        completion = self._begin(view, name, found, replies, beyond)
+        completion = self._begin(view, name, found, replies, beyond, began)
         if _is_staged(found):
             await completion.bring_in()
         elif not found.opened.tombstone:
             completion.cells = await self._missing_cells(view, name, found, completion.nodes)
         await completion.lock()
-        if completion.missed and completion.aborted and not voted:
+        if completion.missed and completion.aborted - aborting(found.opened.stamp.to_bytes(), replies):
             raise Conflict("the version was given up meanwhile")
         self._end(name, completion)
 
     async def overrule(
-        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, began: Began
     ) -> None:
         """Complete a version that can never be dead against the votes of newer sets, or raise as `complete`.
 
         Locked nodes have k shards of it already: others are asked for their promise alone.
         """
-        completion = self._begin(view, name, found, replies, beyond)
+        completion = self._begin(view, name, found, replies, beyond, began)
         completion.overrule(n for n, version in found.versions.items() if version.state == pb.STATE_LOCKED)
         await completion.lock()
         self._end(name, completion)
 
     def _begin(
-        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies
+        self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, began: Began
     ) -> _Completion:
+        if began.is_stale(self._clock):
+            raise Conflict("this process stood still since it read: it reads again")
         opened, stamp = found.opened, found.opened.stamp.to_bytes()
         holders = {**holding(stamp, beyond), **holding(stamp, replies)}
         homes = view.homes(name, opened.manifest.k, opened.manifest.m)
@@ -76,7 +81,7 @@ class Completer:
         placement = () if opened.tombstone else lawful(rules, homes, holders, staged=staged)
         # Substitutes lock too: a vote to abort must not take away a shard that counts here.
         nodes = (*view.electorate(name).everyone, *holding(stamp, beyond), *placement)
-        return _Completion(view, name, found, placement, tuple(dict.fromkeys(nodes)))
+        return _Completion(view, name, found, placement, tuple(dict.fromkeys(nodes)), began)
 
     def _end(self, name: ObjectName, completion: _Completion) -> None:
         if completion.missed:
@@ -121,7 +126,13 @@ class _Completion:
     """One version that is being completed."""
 
     def __init__(
-        self, view: View, name: ObjectName, found: Found, placement: Sequence[int], nodes: tuple[int, ...]
+        self,
+        view: View,
+        name: ObjectName,
+        found: Found,
+        placement: Sequence[int],
+        nodes: tuple[int, ...],
+        began: Began,
     ) -> None:
         self.nodes = tuple(node for node in nodes if node in view.peers)
         self.cells: Mapping[int, tuple[bytes, int]] = {}  # to send, by shard index
@@ -145,7 +156,9 @@ class _Completion:
         sealed = pb.SealedManifest()
         sealed.CopyFrom(found.sealed)
         sealed.placement[:] = placement
-        self._accept = pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed)
+        self._accept = pb.Accept(
+            bucket=name.bucket, key=name.key, sealed=sealed, read_unixtime_ms=began.unixtime_ms
+        )
 
     @property
     def stamp(self) -> Stamp:

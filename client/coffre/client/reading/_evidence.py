@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from coffre.client._streams import SEGMENT_BYTES
-from coffre.client.reading._replies import Replies, holding, shards_of
+from coffre.client.reading._replies import Replies, aborting, holding, shards_of
 from coffre.client.sealing import OpenManifest
 from coffre.cluster.errors import (
     CoffreError,
@@ -155,12 +155,17 @@ def never_acknowledged(
     beyond: Replies,
     others: Collection[int],
     departed: int,
+    *,
+    refused: bool = False,
 ) -> bool:
     """Whether neither its writer nor a reader can have seen the version at the bar.
 
     A damaged copy counts as what it was: rot must not make an acknowledged version look like none. `others`: nodes that
     decide nothing and may hold a shard; `beyond`: what they answered. Where it `may_turn_on_shards`, `others` are all
     nodes that the map consults. `departed`: how many nodes were taken out before, each of which may have had one.
+
+    `refused`: by somebody, and it is not dead by that. Then it is not counted how many shards an acknowledgement takes,
+    since silence may hide one from one reader and not from the next, and all are to decide alike.
     """
     stamp = opened.stamp.to_bytes()
     silent = electorate.everyone - replies.keys()
@@ -179,7 +184,7 @@ def never_acknowledged(
     )
     locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
     unlocked = not electorate.may_be_established(silent | locked)
-    few = possible + departed < k + 1
+    few = possible + departed < k + 1 and not refused
     if electorate.is_moving:
         return unlocked and (possible < k or few)
     return possible < k or (unlocked and few)
@@ -195,11 +200,7 @@ def is_kept(
     shards = {v.shard_index for v in locked.values() if v.HasField("shard_index") and not v.damaged}
     if not opened.tombstone and len(shards) < opened.manifest.k:
         return False
-    aborted = {
-        node
-        for node, versions in replies.items()
-        if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for v in versions)
-    }
+    aborted = aborting(stamp, replies)
     return electorate.is_moving and electorate.is_kept(lost, locked, aborted)
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
+from coffre.client._began import Began
 from coffre.client._ground import Ground
 from coffre.client._streams import SEGMENT_BYTES
 from coffre.client.nodes import View
@@ -26,13 +27,14 @@ from coffre.client.reading._replies import (
     HELD,
     Gather,
     Replies,
+    aborting,
     holding,
     newest_stamp,
     read_operation,
     undecided,
 )
 from coffre.client.sealing import OpenManifest
-from coffre.client.writing import Fate, Writer
+from coffre.client.writing import Writer
 from coffre.cluster.errors import (
     CoffreError,
     Conflict,
@@ -63,7 +65,7 @@ class Reader:
         self._clock = ground.clock
         self._hedge_delay = ground.options.hedge_delay
         self._known: OrderedDict[ObjectName, bytes] = OrderedDict()
-        self._completer = Completer(self._ask, writer)
+        self._completer = Completer(self._ask, writer, ground.clock)
 
     def note_established(self, name: ObjectName, stamp: Stamp) -> None:
         """Remember that this client saw `stamp` established; bounded memory."""
@@ -292,6 +294,7 @@ class Reader:
     ) -> Found | None:
         electorate = view.electorate(name)
         others = view.elsewhere(name)
+        began = Began.now(self._clock)
         errors: list[CoffreError] = []
         replies, beyond = await asyncio.gather(
             self._ask(view, electorate.everyone, name, want_cell=want_cell, errors=errors, grace=grace),
@@ -325,36 +328,35 @@ class Reader:
                     )
                 dead.add(stamp)
                 continue
-            voted = any(v.stamp == stamp and v.state == pb.STATE_ABORTED for r in replies.values() for v in r)
-            if voted:
-                elsewhere = holding(stamp, beyond).keys() | set(others) - beyond.keys()
-                fate = await self._writer.give_up(
-                    name,
-                    found.opened.stamp,
-                    electorate.everyone,
-                    k=found.opened.manifest.k,
-                    elsewhere=None if found.opened.tombstone else elsewhere,
-                    begun=electorate,
-                )
-                if fate is Fate.UNKNOWN:
-                    await self._complete_against_votes(view, name, found, others)
-                    self.note_established(name, found.opened.stamp)
-                    return found
-                if fate is Fate.DEAD:
-                    dead.add(stamp)
-                    continue
+            aborted = aborting(stamp, replies)
+            if electorate.is_dead_by(aborted):
+                if thorough:  # who missed that still stands in the way of conditional writes
+                    self._writer.drop_dead(name, found.opened.stamp)
+                dead.add(stamp)
+                continue
             departed = len(view.map.departed)
             if may_turn_on_shards(electorate, found.opened, replies, beyond):
                 # Shards may lie with substitutes of any map: who was behind the primaries then may not be now.
                 others = tuple(view.everywhere(name).union(others))
                 beyond |= await self._ask(view, set(others) - beyond.keys(), name, grace=grace)
                 found.versions = {**holding(stamp, beyond), **found.versions}
-            if never_acknowledged(electorate, found.opened, replies, beyond, others, departed):
+            if never_acknowledged(
+                electorate, found.opened, replies, beyond, others, departed, refused=bool(aborted)
+            ):
+                if (
+                    thorough and aborted
+                ):  # its writer gave it up, and could not tell everybody, or never got far
+                    await self._writer.refuse(
+                        name, found.opened.stamp, replies.keys() - holding(stamp, replies).keys()
+                    )
                 dead.add(stamp)
                 continue
             if electorate.is_moving:
                 await self._clear_the_way(view, name, found, replies)
-            await self._completer.complete(view, name, found, replies, beyond, voted=voted)
+            if aborted:
+                await self._complete_against_votes(view, name, found, replies, beyond, others, began)
+            else:
+                await self._completer.complete(view, name, found, replies, beyond, began)
             self.note_established(name, found.opened.stamp)
             return found
 
@@ -386,17 +388,33 @@ class Reader:
             )
 
     async def _complete_against_votes(
-        self, view: View, name: ObjectName, found: Found, others: Collection[int]
+        self,
+        view: View,
+        name: ObjectName,
+        found: Found,
+        replies: Replies,
+        beyond: Replies,
+        others: Collection[int],
+        began: Began,
     ) -> None:
-        """Ask again, now that everybody has voted: what the oldest set keeps for ever is completed against the votes of
-        newer ones. Raises `Unavailable` when it does not."""
+        """Complete what somebody refused: such a vote may be of a node that never had it. Raises `Unavailable` when
+        that cannot be done now. While the map changes it asks again then, now that everybody has voted: what the oldest
+        set keeps for ever is completed against the votes of newer ones."""
         electorate, stamp = view.electorate(name), found.opened.stamp.to_bytes()
+        if electorate.may_be_established(replies.keys() - aborting(stamp, replies)):
+            try:
+                await self._completer.complete(view, name, found, replies, beyond, began)
+            except Unavailable:
+                if not electorate.is_moving:
+                    raise
+            else:
+                return
         if electorate.is_moving:
             replies = await self._ask(view, electorate.everyone, name)
             beyond = await self._ask(view, {*others, *holding(stamp, replies)} - replies.keys(), name)
             found.versions = {**holding(stamp, beyond), **holding(stamp, replies)}
             if is_kept(electorate, view.map.lost, found.opened, replies, beyond):
-                await self._completer.overrule(view, name, found, replies, beyond)
+                await self._completer.overrule(view, name, found, replies, beyond, began)
                 return
         raise Unavailable("too few nodes answer to tell whether the newest version stands")
 

@@ -15,6 +15,7 @@ __all__ = [
     "HELD",
     "Gather",
     "Replies",
+    "aborting",
     "holding",
     "newest_stamp",
     "read_operation",
@@ -189,6 +190,15 @@ def holding(stamp: bytes, replies: Replies) -> dict[int, pb.Version]:
         for node, versions in replies.items()
         for version in versions
         if version.stamp == stamp and version.state in HELD
+    }
+
+
+def aborting(stamp: bytes, replies: Replies) -> set[int]:
+    """Who voted against a version."""
+    return {
+        node
+        for node, versions in replies.items()
+        if any(v.stamp == stamp and v.state == pb.STATE_ABORTED for v in versions)
     }
 
 

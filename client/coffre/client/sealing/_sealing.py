@@ -57,6 +57,9 @@ class Draft:
     name: ObjectName
     data_key: bytes
     manifest: pb.Manifest
+    above: bytes = (
+        b""  # a stamp that stood in the way, and is further ahead than this machine's clock is moved
+    )
 
     def set_sealing(self, sealing: pb.Sealing.ValueType) -> None:
         """Say how segments are sealed; before the first is."""

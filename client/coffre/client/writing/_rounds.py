@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 from coffre.cluster.errors import (
+    ClockSkew,
     CoffreError,
     Conflict,
     InvalidArgument,
     PermissionDenied,
     StaleMap,
     Unauthenticated,
+    Unavailable,
     Unsupported,
     error_of_status,
 )
@@ -33,8 +35,16 @@ _TOOK, _REFUSED, _AMBIGUOUS = 1, 2, 4
 class Round:
     """One round of Accepts: counts answers and decides as soon as the outcome is certain."""
 
-    def __init__(self, electorate: Electorate, needs_shards: bool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        electorate: Electorate,
+        needs_shards: bool,
+        loop: asyncio.AbstractEventLoop,
+        too_far: Callable[[bytes], str] = lambda stamp: "",
+    ) -> None:
+        """`too_far`: what is wrong with a stamp that somebody calls newer; empty when it may be believed."""
         self.electorate = electorate
+        self._too_far = too_far
         self._needs_shards = needs_shards
         self._loop = loop
         self._said: dict[int, int] = {}  # by node
@@ -42,6 +52,7 @@ class Round:
         self._shards = 0  # a bit for each shard that is stored
         self.pending = 0
         self.newest = b""
+        self._far: dict[int, bytes] = {}  # what nodes call newer, and is from the future
         self.aborted = False
         self.errors: dict[int, CoffreError] = {}
         self.replacing: list[int] = []  # nodes that hold other versions, which a Settle would trim
@@ -71,6 +82,19 @@ class Round:
         """Whoever may hold the version by another round may do so by this one."""
         for node in other.possible_holders:
             self._said[node] = self._said.get(node, 0) | _TOOK
+
+    @property
+    def in_the_way(self) -> bytes:
+        """A stamp from the future, when so many nodes hold one that W cannot be had without them: then it is this
+        machine's clock that is late, or there is no way around it. Empty: there is none."""
+        others = self.electorate.everyone - self._far.keys()
+        return b"" if self.electorate.is_established_by(others) else min(self._far.values())
+
+    @property
+    def fails_by_clocks(self) -> bool:
+        """Whether so many nodes say that clocks differ that W of some set cannot be had for that alone."""
+        skewed = {node for node, error in self.errors.items() if isinstance(error, ClockSkew)}
+        return bool(skewed) and not self.electorate.is_established_by(self.electorate.everyone - skewed)
 
     @property
     def comes_late(self) -> bool:
@@ -127,11 +151,17 @@ class Round:
     def heard(self, node: int, shard_index: int | None, outcome: pb.Outcome) -> None:
         """Count a node's outcome."""
         if outcome.code == ABORTED_CODE:
-            self.newest = max(self.newest, outcome.newest_stamp)
-            self.aborted = True
             self._said[node] |= _REFUSED
+            future = self._too_far(outcome.newest_stamp) if outcome.newest_stamp else ""
+            if future:  # the others may do without this node
+                self._far[node] = outcome.newest_stamp
+                self._fail(node, shard_index, ClockSkew(future))
+            else:
+                self.newest = max(self.newest, outcome.newest_stamp)
+                self.aborted = True
         elif outcome.code:
-            self._said[node] |= _REFUSED
+            # What a node says when it does not know whether it did it.
+            self._said[node] |= _AMBIGUOUS if outcome.code == Unavailable.code else _REFUSED
             self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
         else:
             vote = vote_of(outcome.state, outcome.has_shard, outcome.replaces)

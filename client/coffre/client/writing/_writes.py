@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
+from coffre.client._began import Began
 from coffre.client._ground import Ground
 from coffre.client.nodes import View
 from coffre.client.sealing import Draft
-from coffre.client.writing._rounds import Part, Round
-from coffre.client.writing._stamps import Issuer
+from coffre.client.writing._rounds import Round
+from coffre.client.writing._sending import Sender, Shards
+from coffre.client.writing._stamps import Issuer, too_far_ahead
 from coffre.cluster.errors import (
+    ClockSkew,
     CoffreError,
     OutcomeUnknown,
     PermanentError,
     PolicyViolation,
-    RetryableError,
     StaleMap,
     Unavailable,
 )
 from coffre.cluster.map import Electorate
-from coffre.cluster.names import ObjectName, partition_of
+from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
-from coffre.proto.batches import accept_operation, accept_operations
 
 __all__ = ["Fate", "Shards", "Verify", "Writer"]
 
 ATTEMPTS_MAX = 100
 STALE_SECONDS = 0.1
+STAMP_STALE_MS = 600_000  # well below what nodes call old, and above what anybody's patience should be
 
 Verify = Callable[[Stamp], Awaitable[None]]
 """Reads back what was written under a stamp, or raises `CoffreError`: then it does not stand."""
@@ -42,23 +43,6 @@ class Fate(enum.Enum):
     DEAD = "dead"
     ESTABLISHED = "established"
     UNKNOWN = "unknown"
-
-
-@dataclass(slots=True)
-class Shards:
-    """The data of a version: one cell for each node, or shards that were staged there before."""
-
-    placement: list[int]  # node number by shard index
-    cells: Sequence[bytes | memoryview] = ()
-    cell_crcs: Sequence[int] = ()
-    staged: frozenset[int] = (
-        frozenset()
-    )  # indexes that are staged and synced; the others were lost on the way
-
-    @property
-    def is_staged(self) -> bool:
-        """Whether the nodes have the cells already, from a stream."""
-        return not self.cells
 
 
 class Writer:
@@ -96,9 +80,7 @@ class Writer:
         With `verify`, it is established once that has returned and W primaries have locked it, not before: the rule of
         re-codings (docs/recoding.md).
         """
-        if draft.manifest.base:
-            self._issuer.observe(Stamp.from_bytes(draft.manifest.base))
-        stamp = self._issuer.issue()
+        stamp = self._issuer.issue(max(draft.manifest.base, draft.above))
         stands = False
         try:
             stands = await self._try(draft, shards, stamp, deadline, verify)
@@ -134,6 +116,7 @@ class Writer:
         holders = round_.possible_holders
         staged = shards is not None and shards.is_staged
         elsewhere = None if shards is None else holders
+        began = Began.now(self._clock)
         fate = await self.give_up(
             draft.name,
             stamp,
@@ -144,7 +127,7 @@ class Writer:
             every=staged,
         )
         if fate is Fate.ESTABLISHED:
-            await self._confirm(draft, shards, stamp)
+            await self._confirm(draft, shards, stamp, began)
             placement = _placement_of(shards)
             self._issuer.established(stamp, lambda: self.settle(draft.name, stamp, placement))
             return True
@@ -155,6 +138,12 @@ class Writer:
         if fate is Fate.UNKNOWN:
             raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
         if not round_.aborted and not renewed:
+            if self._clock.monotonic() < deadline and not round_.is_stale:
+                if self._is_stale(stamp):
+                    return False  # this process stood still: again, with a new stamp
+                if round_.in_the_way > draft.above:
+                    draft.above = round_.in_the_way
+                    return False
             if not round_.is_stale or self._clock.monotonic() >= deadline:
                 raise _refusal(round_)
             await self._clock.sleep(
@@ -162,10 +151,18 @@ class Writer:
             )  # the nodes, or this client, will have the newest map in a moment
         return False
 
+    def _too_far(self, stamp: bytes) -> str:
+        return "" if self._issuer.is_believable(stamp) else too_far_ahead(stamp, self._clock)
+
+    def _is_stale(self, stamp: Stamp) -> bool:
+        """Whether so much time has passed since a stamp was issued that nodes may call it old."""
+        return self._clock.unixtime_ms() - stamp.unixtime_ms > STAMP_STALE_MS
+
     async def _verified(
         self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, verify: Verify
     ) -> Round:
         """Let it be read back, then have it locked. When it is not right, it is given up, and the error is raised."""
+        began = Began.now(self._clock)
         try:
             await verify(stamp)
         except CoffreError:
@@ -175,7 +172,9 @@ class Writer:
                 draft.name, stamp, holders, k=draft.manifest.k, elsewhere=holders, every=staged
             )
             raise
-        locking = await self._accept(view, draft, shards, stamp, lock=True)
+        if began.is_stale(self._clock):  # a large object takes its time
+            began = Began.now(self._clock)
+        locking = await self._accept(view, draft, shards, stamp, lock=began)
         if not locking.enough:
             await locking.finish(self._patience)
         return locking
@@ -207,7 +206,7 @@ class Writer:
         for node in electorate.everyone:
             view.peers[node].writes.remind()
 
-    async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp) -> None:
+    async def _confirm(self, draft: Draft, shards: Shards | None, stamp: Stamp, began: Began) -> None:
         """A reader locked the version that was given up: bring it to the bar before it counts as written.
 
         Votes say that it stands, not that enough shards are there; the writer still has them all.
@@ -217,7 +216,7 @@ class Writer:
             raise OutcomeUnknown(
                 "the write stands, but may lack shards: the bucket's policy has changed meanwhile"
             )
-        round_ = await self._accept(view, draft, shards, stamp, lock=True)
+        round_ = await self._accept(view, draft, shards, stamp, lock=began)
         if not round_.enough:
             await round_.finish()
         if round_.newest > stamp.to_bytes():
@@ -227,17 +226,20 @@ class Writer:
         self.settle(draft.name, stamp, _placement_of(shards))
 
     async def _accept(
-        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool = False
+        self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: Began | None = None
     ) -> Round:
-        round_ = Round(view.electorate(draft.name), shards is not None, view.peers.loop)
+        """`lock`: it is known, by what was read since then, that it stands or may."""
+        round_ = Round(view.electorate(draft.name), shards is not None, view.peers.loop, self._too_far)
         deadline = self._clock.monotonic() + self._patience
-        sender = _Sender(view, round_, draft, shards, stamp, lock=lock)
+        sender = Sender(view, round_, draft, shards, stamp, lock=lock)
         sender.send_all()
         await round_.decided
         while (
             not round_.enough and not round_.aborted and round_.errors and self._clock.monotonic() < deadline
         ):
-            if round_.is_stale or not sender.can_retry():
+            if round_.is_stale or round_.in_the_way or not sender.can_retry():
+                break
+            if lock is None and self._is_stale(stamp):
                 break
             await self._clock.sleep(0.1)
             sender.retry()
@@ -302,6 +304,32 @@ class Writer:
             if not (stale and await self._views.renew(view)):
                 await self._clock.sleep(0.1)
 
+    def drop_dead(self, name: ObjectName, stamp: Stamp) -> None:
+        """Let whoever still holds a version that is dead know, lazily."""
+        view = self._views.current
+        operation = pb.Operation(abort=pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes()))
+        for node in view.electorate(name).everyone:
+            view.peers[node].writes.submit_lazily(operation)
+
+    async def refuse(self, name: ObjectName, stamp: Stamp, nodes: Collection[int]) -> None:
+        """Ask those that do not hold another writer's version to refuse it for ever, which takes it from nobody; when
+        it is dead by that, the others are told to drop it."""
+        view = self._views.current
+        electorate = view.electorate(name)
+        abort = pb.Abort(bucket=name.bucket, key=name.key, stamp=stamp.to_bytes(), unless_held=True)
+        asked = {node: view.peers[node].writes.submit(pb.Operation(abort=abort)) for node in nodes}
+        if asked:
+            await asyncio.wait(asked.values())
+        aborted = {
+            node
+            for node, future in asked.items()
+            if future.exception() is None
+            and not future.result().code
+            and future.result().state == pb.STATE_ABORTED
+        }
+        if electorate.is_dead_by(aborted):
+            self.drop_dead(name, stamp)
+
     def settle(
         self, name: ObjectName, stamp: Stamp, placement: tuple[int, ...], nodes: Collection[int] = ()
     ) -> None:
@@ -352,106 +380,14 @@ def _fate(
     return Fate.ESTABLISHED if electorate.is_established_by(kept) else Fate.UNKNOWN
 
 
-class _Sender:
-    """Sends the Accepts of one round, to substitutes too."""
-
-    def __init__(
-        self, view: View, round_: Round, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: bool
-    ) -> None:
-        self._view = view
-        self._round = round_
-        self._draft = draft
-        self._shards = shards
-        self._stamp = stamp
-        self._lock = lock
-        self._tried: set[int] = set()
-        self._to_retry: list[tuple[int, int | None]] = []
-        round_.on_failure = self._on_failure
-
-    def send_all(self) -> None:
-        shards, electorate = self._shards, self._round.electorate
-        common = self._common()
-        if shards is None:
-            for node in electorate.everyone:
-                self._send(node, None, common)
-            return
-        self._tried.update(electorate.primaries, shards.placement)
-        if shards.is_staged:
-            for index, node in enumerate(shards.placement):
-                if node in self._view.peers:  # or it left the cluster after the shard was staged there
-                    self._send(node, index if index in shards.staged else None, common)
-        else:
-            operations = accept_operations(common, shards.cells, shards.cell_crcs)
-            for index, (node, operation) in enumerate(zip(shards.placement, operations, strict=True)):
-                self._post(node, index, operation)
-        for node in electorate.everyone:
-            if node not in shards.placement:
-                self._send(node, None, common)
-
-    def _common(self) -> bytes:
-        """What every node gets: an Accept without a shard."""
-        name, shards = self._draft.name, self._shards
-        sealed = self._draft.seal(self._stamp, shards.placement if shards is not None else ())
-        return pb.Accept(bucket=name.bucket, key=name.key, sealed=sealed, lock=self._lock).SerializeToString()
-
-    def _send(self, node: int, index: int | None, common: bytes) -> None:
-        shards = self._shards
-        if index is None or shards is None:
-            operation = accept_operation(common)
-        elif shards.is_staged:
-            operation = accept_operation(common, index, staged=True)
-        else:
-            operation = accept_operation(common, index, shards.cells[index], shards.cell_crcs[index])
-        self._post(node, index, operation)
-
-    def _post(self, node: int, index: int | None, operation: bytes) -> None:
-        self._round.expect(node)
-        self._view.peers[node].writes.post(operation, Part(self._round, node, index))
-
-    def _on_failure(self, node: int, index: int | None) -> None:
-        """A node did not take its part: a substitute takes the shard, and the node may be asked again."""
-        if self._round.is_stale:
-            return
-        if isinstance(self._round.errors[node], RetryableError):
-            self._to_retry.append((node, index))
-        shards = self._shards
-        if index is None or shards is None or shards.is_staged:
-            return
-        name = self._draft.name
-        allowed, placement = self._view.substitutes(name), self._view.placement(name)
-        partition = partition_of(name, self._view.map.partitions)
-        for substitute in placement.substitutes(partition, shards.placement, index):
-            if substitute not in self._tried and substitute in allowed:
-                self._tried.add(substitute)
-                shards.placement[index] = substitute
-                self._send(substitute, index, self._common())
-                return
-
-    def can_retry(self) -> bool:
-        return bool(self._to_retry)
-
-    def retry(self) -> None:
-        """Ask the nodes that failed once more, with a new chance for the round to be decided."""
-        again, self._to_retry = self._to_retry, []
-        self._round.reopen()
-        placement = self._shards.placement if self._shards else ()
-        common = self._common()
-        for node, index in again:
-            moved = index is not None and placement[index] != node
-            self._send(node, None if moved else index, common)
-
-    def waits_in_vain(self, seconds: float) -> bool:
-        """Whether every node still to answer failed recently, or has kept an earlier message for so long already."""
-        peers = (self._view.peers[node] for node in self._round.unanswered)
-        return all(peer.suspect or peer.writes.lags(seconds) for peer in peers)
-
-
 def _refusal(round_: Round) -> CoffreError:
     """The error that says best why a round failed."""
     errors = list(round_.errors.values())
     for error in errors:
         if isinstance(error, PermanentError):
             return error
+    if round_.fails_by_clocks:
+        return ClockSkew(f"nothing was written: {round_.summary()}")
     kinds = {type(error) for error in errors}
     if len(kinds) == 1:
         kind = kinds.pop()

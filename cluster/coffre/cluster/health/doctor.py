@@ -61,7 +61,14 @@ def examine(
             findings.append(Finding(level, node.node_id, f"is {testimony.text}"))
         findings += _of_status(node.node_id, report.status, cluster_map.epoch, now_ms)
         findings += of_space(node, report.status)
-        if abs(report.skew_ms) > CLOCK_SKEW_MS_MAX:
+        ahead_seconds = report.status.clock_ahead_seconds
+        if ahead_seconds:
+            text = (
+                f"its clock is {ahead_seconds:+.0f} s off most other nodes': it takes no new versions, and decides "
+                "nothing by age, until it is set (NTP)"
+            )
+            findings.append(Finding(Level.ERROR, node.node_id, text))
+        elif abs(report.skew_ms) > CLOCK_SKEW_MS_MAX:
             text = f"its clock is {report.skew_ms / 1000:+.1f} s off this machine's: set the clocks (NTP)"
             findings.append(Finding(Level.WARNING, node.node_id, text))
         if report.repair is not None:

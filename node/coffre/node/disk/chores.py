@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coffre.cluster.errors import CoffreError
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX
 from coffre.node.disk.rows import LargeFile, LargeState, Location, note_key, seal, unseal
 from coffre.node.disk.transaction import Transaction
-from coffre.node.store import QueueRepair
+from coffre.node.store import RETRY_SECONDS, QueueRepair
 
 __all__ = [
     "Chore",
@@ -101,7 +102,9 @@ class DropStaged:
             return 0
         number = int.from_bytes(unseal(self.owner, value), "big")
         file = tx.large.get(number)
-        if file is not None and self.expired and file.expires_ms > tx.now_ms:
+        # What expires later than what is staged now was staged in the future, by a clock that was wrong.
+        last_ms = max(tx.expires_ms, tx.now_ms + int(RETRY_SECONDS * 1000)) + STAMP_AHEAD_MS_MAX
+        if file is not None and self.expired and tx.now_ms < file.expires_ms <= last_ms:
             return 0
         tx.txn.delete(self.owner, db=tx.index.staging)
         if file is None or file.state != LargeState.STAGED:

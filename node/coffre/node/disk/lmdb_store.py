@@ -74,6 +74,7 @@ class LmdbStore:
     """`ShardStore` on a disk. Make one with `open`, in the event loop that will use it."""
 
     def __init__(self, parts: Parts, options: StoreOptions, clock: Clock) -> None:
+        self._clock = clock
         self._parts = parts
         self._closed = False
         self._threads = ThreadPoolExecutor(_THREADS, "coffre-store")
@@ -89,7 +90,7 @@ class LmdbStore:
         )
         self._reader = Reader(parts.index, parts.volumes, parts.open_shards, self._threads, self._report)
         self._reclaimer = Reclaimer(
-            parts.index, parts.volumes, self._committer, self._threads, clock, self._report
+            parts.index, parts.volumes, self._committer, self._threads, clock, self._report, options
         )
         self._loop = asyncio.get_running_loop()
         self._committer.start()
@@ -195,7 +196,8 @@ class LmdbStore:
 
     async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         self._check_open()
-        return await self._loop.run_in_executor(self._threads, self._reader.digests, before_ms)
+        now_ms = self._clock.unixtime_ms()
+        return await self._loop.run_in_executor(self._threads, self._reader.digests, before_ms, now_ms)
 
     async def partition_rows(
         self, partition: int, *, slot: int = 0, slots: int = 1
@@ -246,10 +248,10 @@ class LmdbStore:
             value = txn.get(key, db=index.meta)
         return b"" if value is None else unseal(key, value)
 
-    async def reclaim(self) -> int:
+    async def reclaim(self, *, expire: bool = True) -> int:
         self._check_open()
         self._reader.forget_reports()
-        return await self._reclaimer.step()
+        return await self._reclaimer.step(expire=expire)
 
     # ---------------------------------------------------------------- status
 

@@ -442,13 +442,13 @@ class Reader:
             return None
         return None if row is None else PartitionRow(name, votes.bare(row.entries))
 
-    def digests(self, before_ms: int | None) -> Mapping[int, PartitionDigest]:
+    def digests(self, before_ms: int | None, now_ms: int) -> Mapping[int, PartitionDigest]:
         """Of every partition with versions. Raises `IntegrityError`."""
         found: dict[int, PartitionDigest] = {}
         with ExitStack() as exits:
             with self._index.recent.lock:
                 txn = exits.enter_context(self._index.reading())
-                young = {} if before_ms is None else self._index.recent.since(before_ms)
+                young = {} if before_ms is None else self._index.recent.since(before_ms, now_ms)
             for key, value in exits.enter_context(txn.cursor(db=self._index.digests)):
                 digest, versions = DIGEST.unpack(unseal(key, value))
                 if versions:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX
 from coffre.codec import crc32c
 from coffre.node.disk.chores import Copy, DropStaged, DropVolume, MoveRecords
 from coffre.node.disk.committer import Committer
@@ -21,7 +22,7 @@ from coffre.node.disk.index import Index
 from coffre.node.disk.records import HEADER_BYTES, decode_record, record_bytes_at
 from coffre.node.disk.rows import Location, decode_large, decode_row, unseal
 from coffre.node.disk.volumes import FILE_HEADER_BYTES, Volumes
-from coffre.node.store import QueueRepair
+from coffre.node.store import RETRY_SECONDS, QueueRepair, StoreOptions
 
 __all__ = ["Reclaimer"]
 
@@ -42,6 +43,7 @@ class Reclaimer:
         threads: ThreadPoolExecutor,
         clock: Clock,
         report: Callable[[QueueRepair], None],
+        options: StoreOptions,
     ) -> None:
         self._index = index
         self._volumes = volumes
@@ -49,13 +51,14 @@ class Reclaimer:
         self._threads = threads
         self._clock = clock
         self._report = report
+        self._kept_ms = int(max(options.staging_expiry, RETRY_SECONDS) * 1000)
         self._lock = asyncio.Lock()
         self._stuck: dict[int, int] = {}  # volumes with damage: what lived in them when it was met
 
-    async def step(self) -> int:
+    async def step(self, *, expire: bool) -> int:
         """Free something: the bytes freed, 0 when there is nothing to do."""
         async with self._lock:
-            return await self._expire() or await self._drop() or await self._empty()
+            return (expire and await self._expire()) or await self._drop() or await self._empty()
 
     async def _expire(self) -> int:
         loop = asyncio.get_running_loop()
@@ -66,12 +69,13 @@ class Reclaimer:
 
     def _expired(self) -> list[bytes]:
         now_ms = self._clock.unixtime_ms()
+        last_ms = now_ms + self._kept_ms + STAMP_AHEAD_MS_MAX
         owners: list[bytes] = []
         with self._index.reading() as txn, txn.cursor(db=self._index.staging) as cursor:
             for owner, value in cursor:
                 number = unseal(owner, value)
                 row = txn.get(number, db=self._index.large)
-                if row is None or decode_large(number, row).expires_ms <= now_ms:
+                if row is None or not now_ms < decode_large(number, row).expires_ms <= last_ms:
                     owners.append(owner)
                     if len(owners) == _STAGED_AT_ONCE:
                         break

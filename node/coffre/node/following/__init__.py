@@ -1,4 +1,4 @@
-"""What a node knows of its cluster: the newest map, who is suspended, who answers.
+"""What a node knows of its cluster: the newest map, who is suspended, who answers, what time it is there.
 
 It decides which map a node works on, and whom it takes for down.
 May import: nothing of the other rooms.
@@ -6,6 +6,7 @@ May import: nothing of the other rooms.
 
 from coffre.node.following.admission import await_admission, is_ahead, own_entry
 from coffre.node.following.certificate_watch import CertificateWatch
+from coffre.node.following.clocks import ClockAsking, PeerClocks
 from coffre.node.following.endings import note_end, read_last_end
 from coffre.node.following.epochs import EpochFence
 from coffre.node.following.following import Announcer, MapFollower
@@ -16,9 +17,11 @@ from coffre.node.following.suspensions import Suspensions
 __all__ = [
     "Announcer",
     "CertificateWatch",
+    "ClockAsking",
     "EpochFence",
     "MapFollower",
     "MapHolder",
+    "PeerClocks",
     "PeerWatch",
     "Suspensions",
     "WatchOptions",

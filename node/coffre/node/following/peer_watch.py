@@ -13,6 +13,7 @@ from coffre.cluster.errors import CoffreError, RetryableError
 from coffre.cluster.health import Health, HealthLimits, HealthTracker
 from coffre.cluster.map import NodeState
 from coffre.cluster.transport import Transport
+from coffre.node.following.clocks import ClockAsking, PeerClocks
 from coffre.node.following.mapholder import MapHolder
 from coffre.proto import coffre_pb2 as pb
 
@@ -56,6 +57,7 @@ class _Answer:
     failed: bool
     started_ms: int = 0  # 0: it did not say
     in_order: bool = False  # the process before this one ended as it was told
+    ahead_ms: float | None = None  # how far this node's clock is ahead of its; None: that cannot be told
 
 
 class PeerWatch:
@@ -68,7 +70,10 @@ class PeerWatch:
         transport: Transport,
         clock: Clock,
         options: WatchOptions | None = None,
+        clocks: PeerClocks | None = None,
     ) -> None:
+        """`clocks`: learns what time it is at the others."""
+        self._clocks = clocks
         self._number = number
         self._maps = maps
         self._transport = transport
@@ -95,6 +100,9 @@ class PeerWatch:
         self._forget(self._watched.difference(others))
         self._watched = frozenset(others)
         answers = dict(zip(others, await asyncio.gather(*map(self._ask, others)), strict=True))
+        if self._clocks is not None:
+            said = {node: answer.ahead_ms for node, answer in answers.items() if answer.ahead_ms is not None}
+            self._clocks.compare(said, others)
         if len(answers) > 1 and all(map(self._is_bad, answers.values())):
             return  # nobody answered in time: that says more of this node, which was paused or is cut off
         for number, answer in answers.items():
@@ -104,14 +112,16 @@ class PeerWatch:
     async def _ask(self, number: int) -> _Answer:
         asked = self._clock.monotonic()
         status, failed = pb.StatusReply(), False
+        asking, ahead_ms = ClockAsking.begin(self._clock), None
         try:
             status = await self._transport.status(number, ASK_TIMEOUT_SECONDS)
+            ahead_ms = asking.ahead_ms(self._clock, status.unixtime_ms)
         except RetryableError:
             failed = True
         except CoffreError:
             pass  # it refuses, so it is there
         waited_seconds = self._clock.monotonic() - asked
-        return _Answer(waited_seconds, failed, status.started_unixtime_ms, status.ended_in_order)
+        return _Answer(waited_seconds, failed, status.started_unixtime_ms, status.ended_in_order, ahead_ms)
 
     def _is_bad(self, answer: _Answer) -> bool:
         return answer.failed or answer.waited_seconds >= self._tracker.limits.stall_seconds

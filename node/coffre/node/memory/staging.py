@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError, InvalidArgument, ResourceExhausted, Unavailable
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX
 from coffre.codec import crc32c
 from coffre.node.memory.rows import Record, Shard
 from coffre.node.store import CELL_BYTES_MAX, RETRY_SECONDS, StagedShard, StoredCell
@@ -47,10 +48,12 @@ class MemoryStaging:
         """Take a staged shard out, for the version that adopts it; None when there is none."""
         return self._shards.pop(key, None)
 
-    def expire(self) -> int:
-        """Let go of what is too old; its bytes."""
+    def expire(self, seconds: float) -> int:
+        """Let go of what is too old, or was staged in the future, by a clock that was wrong; its bytes. `seconds`: for
+        how long anything is kept."""
         now_ms = self._clock.unixtime_ms()
-        expired = [key for key, shard in self._shards.items() if shard.expires_ms <= now_ms]
+        last_ms = now_ms + int(max(seconds, RETRY_SECONDS) * 1000) + STAMP_AHEAD_MS_MAX
+        expired = [key for key, shard in self._shards.items() if not now_ms < shard.expires_ms <= last_ms]
         return sum(self._shards.pop(key).size_bytes for key in expired)
 
 

@@ -398,7 +398,7 @@ class MemoryStore:
 
     async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         self._check_open()
-        young = {} if before_ms is None else self._recent.since(before_ms)
+        young = {} if before_ms is None else self._recent.since(before_ms, self._clock.unixtime_ms())
         return {
             number: PartitionDigest((held.digest ^ young.get(number, 0)).to_bytes(16, "big"), held.versions)
             for number, held in sorted(self._partitions.items())
@@ -458,10 +458,10 @@ class MemoryStore:
         self._check_open()
         return self._notes.get(title, b"")
 
-    async def reclaim(self) -> int:
+    async def reclaim(self, *, expire: bool = True) -> int:
         """Free what was staged and has expired; the rest is freed at once here."""
         self._check_open()
-        freed = self._staging.expire()
+        freed = self._staging.expire(self._options.staging_expiry) if expire else 0
         self._used_bytes -= freed
         return freed
 

@@ -11,6 +11,7 @@ from coffre.cluster.errors import CoffreError, IntegrityError, ResourceExhausted
 from coffre.cluster.names import ObjectName
 from coffre.cluster.transport import Transport
 from coffre.cluster.versions import STAMP_BYTES
+from coffre.node.following import ClockAsking
 from coffre.node.repair.messages import row_of_message, unpack_digests
 from coffre.node.store import (
     PartitionDigest,
@@ -68,6 +69,8 @@ class Asking:
             StoreIdentity
         ] = []  # what those who were asked for digests have seen of this node
         self._received_bytes = 0
+        self.ahead_ms: dict[int, float] = {}
+        """How far this node's clock is ahead of those of nodes that said what time it is there."""
 
     def take_received_bytes(self) -> int:
         """Bytes of cells and manifests that came since the last call."""
@@ -85,9 +88,13 @@ class Asking:
         )
 
         async def ask(node: int) -> dict[int, PartitionDigest] | None:
+            asking = ClockAsking.begin(self._clock)
             try:
                 reply = await self._transport.digests(node, request, self._timeout)
                 self.testimonies.append(StoreIdentity(reply.witnessed_store_id, reply.witnessed_commits))
+                ahead_ms = asking.ahead_ms(self._clock, reply.unixtime_ms)
+                if ahead_ms is not None:
+                    self.ahead_ms[node] = ahead_ms
                 return None if reply.starting else unpack_digests(reply.digests)
             except CoffreError as error:
                 _tell(self.called(node), error)

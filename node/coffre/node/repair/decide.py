@@ -53,7 +53,6 @@ def decide(view: View) -> list[Action]:
     """What to do, the newest version first. Empty: nothing, or wait for others."""
     actions: list[Action] = []
     stamps = sorted({v.stamp for versions in view.answers.values() for v in versions}, reverse=True)
-    oldest_ms = view.now_ms - int(view.unfinished_seconds * 1000)
     for place, stamp in enumerate(stamps):
         tally = Tally(view, stamp)
         own = view.own_version(stamp)
@@ -70,7 +69,13 @@ def decide(view: View) -> list[Action]:
             continue
         elif tally.is_kept and tally.vote_may_change and (own is None or own.state == ABORTED):
             actions.append(Action(Step.OVERRULE, stamp))
-        elif unixtime_ms_of(stamp) > oldest_ms or (own is not None and own.state == ABORTED):
+        elif own is not None and own.state == ABORTED:
+            continue
+        elif view.is_ahead(stamp):
+            # Left by a client whose clock was wrong. Only who never had it refuses it: its writer may count on others.
+            if own is None and tally.too_few_hold:
+                actions.append(Action(Step.REFUSE, stamp))
+        elif not view.is_old(stamp):
             continue
         elif tally.is_unlocked_recoding:
             actions.append(Action(Step.REFUSE if own is None else Step.GIVE_UP, stamp))
@@ -103,7 +108,7 @@ def wants_everyone(view: View) -> bool:
             or not tally.held
             or tally.tombstone
         )
-        if not decided and _is_old(view, stamp):
+        if not decided and view.is_old(stamp):
             return True
     return False
 
@@ -153,7 +158,7 @@ def _established(view: View, stamps: Sequence[bytes], newest: Tally) -> list[Act
             actions.append(Action(Step.DROP, stamp))
         elif own is None or own.state == ABORTED or ended or kept == view.versions_kept:
             continue
-        elif _is_old(view, stamp) and tally.can_stand:  # somebody may have been told of it
+        elif view.is_old(stamp) and tally.can_stand:  # somebody may have been told of it
             if tally.lacks:  # locked nodes are to have k shards, and some may lie with substitutes alone
                 actions.append(Action(Step.TAKE, stamp))
             elif own.state == ACCEPTED:
@@ -163,11 +168,7 @@ def _established(view: View, stamps: Sequence[bytes], newest: Tally) -> list[Act
 
 def _is_over(view: View, stamp: bytes, tally: Tally) -> bool:
     """A version below an established one, of which it is certain that nobody was ever told of it."""
-    return _is_old(view, stamp) and tally.never_acknowledged
-
-
-def _is_old(view: View, stamp: bytes) -> bool:
-    return unixtime_ms_of(stamp) <= view.now_ms - int(view.unfinished_seconds * 1000)
+    return view.is_old(stamp) and tally.never_acknowledged
 
 
 def _hold(view: View, stamp: bytes, tally: Tally) -> list[Action]:
@@ -258,17 +259,24 @@ def needs_look(
     other: Sequence[StoredVersion],
     old_ms: int,
     *,
+    ahead_ms: int | None = None,
     changing: bool = False,
     complete: Container[bytes] = (),
 ) -> bool:
     """Whether the rows of this node and of another primary differ in something that this node may have to act on.
 
-    `old_ms`: versions that are not settled and younger are their writers' business. `changing`: while the map changes,
-    votes against versions count, too. `complete`: stamps of versions of which this node has no shard, by right.
+    `old_ms`: versions that are not settled and younger are their writers' business, up to `ahead_ms`. `changing`: while
+    the map changes, votes against versions count, too. `complete`: stamps of versions of which this node has no shard,
+    by right.
     """
     mine = {version.stamp: version for version in own}
     settled = max((v.stamp for v in own if v.state == SETTLED), default=b"")
     theirs = {version.stamp: version for version in other}
+
+    def is_due(stamp: bytes) -> bool:
+        written_ms = unixtime_ms_of(stamp)
+        return written_ms <= old_ms or (ahead_ms is not None and written_ms > ahead_ms)
+
     for stamp, version in theirs.items():
         held = mine.get(stamp)
         if changing and version.state == ABORTED and held is None and stamp > settled:
@@ -276,7 +284,7 @@ def needs_look(
         if version.state == ABORTED or (version.condemned and not changing):
             continue
         if held is None or (held.state == ABORTED and version.state >= LOCKED):
-            old = version.state == SETTLED or unixtime_ms_of(stamp) <= old_ms
+            old = version.state == SETTLED or is_due(stamp)
             old = old and (held is not None or stamp not in complete)
             if old and (stamp > settled or version.state == SETTLED):
                 return True
@@ -288,7 +296,7 @@ def needs_look(
             continue
         if version.shard_index is None and not version.tombstone and stamp not in complete:
             return True
-        unsettled = version.state < SETTLED and unixtime_ms_of(stamp) <= old_ms
+        unsettled = version.state < SETTLED and is_due(stamp)
         if version.state < SETTLED and stamp in theirs and theirs[stamp].state == ABORTED:
             return True  # it may be dead: then it goes now, since conditional writes do not get past it
         if unsettled or (stamp < newest_theirs and stamp not in theirs):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
-from coffre.cluster.versions import unixtime_ms_of
 from coffre.codec import crc32c
 from coffre.node.repair.asking import Answers
 from coffre.node.repair.decide import Step, decide, is_dead, is_never_acknowledged, other_indexes
@@ -33,7 +32,7 @@ async def releasable(
     options: RepairOptions,
     partition: int,
     rows: Sequence[PartitionRow],
-    now_ms: int,
+    now_ms: int | None,
     breaches: Counter[str],
 ) -> tuple[list[Forget], list[Lock]]:
     """Of rows of a partition that this node is no primary of: those that may be forgotten, with all that they had, and
@@ -69,6 +68,7 @@ async def releasable(
             silent_elsewhere=len(electorate.primaries),
             unfinished_seconds=options.unfinished_seconds,
             homes=scene.homes(partition),
+            punctual=scene.punctual,
         )
         if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):
             forget.append(Forget(row.name, partition, tuple(version.stamp for version in view.own)))
@@ -150,8 +150,11 @@ async def _all_safe(
             if await _read_back(scene, options, name, version, said):
                 continue
             return False
-        old = unixtime_ms_of(version.stamp) <= view.now_ms - int(options.unfinished_seconds * 1000)
-        if version.state != SETTLED and old and is_never_acknowledged(view, version.stamp):
+        if (
+            version.state != SETTLED
+            and view.is_old(version.stamp)
+            and is_never_acknowledged(view, version.stamp)
+        ):
             continue
         return False
     return True

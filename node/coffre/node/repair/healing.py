@@ -174,19 +174,21 @@ class Healer:
         """What is known of a name. `quickly`: few were asked, so any understudy may hold a shard."""
         electorate = scene.electorate(task.name, task.partition)
         cluster_map = scene.electorates.map
+        heard = answers.keys() if scene.punctual is None else answers.keys() & scene.punctual
         return View(
             scene.me,
             electorate,
             {**answers, scene.me: await self._own(task)},
-            self._clock.unixtime_ms(),
+            scene.now_ms(self._clock),
             scene.electorates.versions_kept(task.name.tenant, task.name.bucket),
             # Who answered the digests, and then not this, is silent, too.
-            len(electorate.primaries) if quickly else len(elsewhere - answers.keys()),
+            len(electorate.primaries) if quickly else len(elsewhere - heard),
             self._options.unfinished_seconds,
             scene.homes(task.partition),
             cluster_map.consulted if electorate.is_moving else frozenset(),
             len(cluster_map.departed),
             cluster_map.lost,
+            scene.punctual,
         )
 
     async def _hear_everyone(self, scene: Scene, views: dict[ObjectName, View]) -> set[ObjectName]:

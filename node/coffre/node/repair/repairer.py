@@ -14,7 +14,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, ConfigurationError, InvalidArgument
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
-from coffre.node.following import EpochFence, MapHolder
+from coffre.node.following import EpochFence, MapHolder, PeerClocks
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.census import Census
 from coffre.node.repair.electorate import Electorates
@@ -38,7 +38,7 @@ BATCH_NAMES = 64  # reads wait behind those of a batch, and larger ones do not r
 _WORKERS = 3
 _BUSY_ROUNDS = 10  # between two looks at the rows of a partition that is written, or that has been moved here
 _HANDOFF_ROUNDS = 20  # between two tries to hand over what is held for others
-# How far a stamp may be ahead of this node's clock: nodes refuse more than 60 s, and may be wrong by 100 s each way.
+# How far a stamp may be ahead of this node's clock: nodes refuse more than 60 s, and differ by two minutes at most.
 _STAMPS_AHEAD_MS = 300_000
 _WATCH_SECONDS = 1.0  # how soon a report, a resume or a new map is noticed
 
@@ -58,7 +58,9 @@ class Repairer:
         transport: Transport,
         clock: Clock,
         options: RepairOptions | None = None,
+        clocks: PeerClocks | None = None,
     ) -> None:
+        """`clocks`: what this node's handler goes by, too."""
         self._number = number
         self._store = store
         self._maps = maps
@@ -66,6 +68,7 @@ class Repairer:
         self._clock = clock
         self._fence = EpochFence(store, maps)
         self.on_forgotten: Callable[[ConfigurationError], None] = lambda _: None
+        self._clocks = clocks or PeerClocks(clock)
         self._options = options or RepairOptions()
         self._pace = Pace(clock, self._options.bytes_per_second)
         self._queue = RepairQueue(clock)
@@ -192,11 +195,14 @@ class Repairer:
         before_ms = self._before_ms(cluster_map)
         digests = await asking.digests(others, before_ms)
         await self._check_memory(asking)
+        punctual = self._clocks.compare(asking.ahead_ms, others)
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
             self._looked.clear()
             self._back_ms = self._clock.unixtime_ms()
-        if frozenset(digests) != self._answered or not self._fresh_ms:
+        if not punctual.issuperset(digests):
+            self._fresh_ms = 0  # what others took before may be stamped by any time
+        elif frozenset(digests) != self._answered or not self._fresh_ms:
             self._fresh_ms = self._clock.unixtime_ms() + _STAMPS_AHEAD_MS
         self._answered = frozenset(digests)
         return Scene(
@@ -205,9 +211,11 @@ class Repairer:
             asking,
             digests,
             before_ms,
-            self._fresh_ms,
+            self._fresh_ms or None,
             self._bare,
             lambda: self._maps.map is cluster_map,
+            self._clocks,
+            punctual,
         )
 
     async def _check_memory(self, asking: Asking) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.versions import unixtime_ms_of
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
 from coffre.node.repair.asking import slots_of
 from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
@@ -191,7 +191,7 @@ def _task(
     theirs: Sequence[tuple[list[int], _Rows]],
     now_ms: int,
 ) -> Task | None:
-    old_ms = now_ms - int(options.unfinished_seconds * 1000)
+    old_ms, ahead_ms = now_ms - int(options.unfinished_seconds * 1000), now_ms + STAMP_AHEAD_MS_MAX
     electorate = scene.electorate(name, difference.partition)
     is_primary = scene.me in electorate.primaries
     keeps = is_primary or scene.electorates.is_home(scene.me, name.tenant, name.bucket, difference.partition)
@@ -205,7 +205,7 @@ def _task(
     if not keeps and not undecided:
         return None  # a primary of before has votes to give, and nothing to take
     if not any(
-        needs_look(own, other, old_ms, changing=electorate.is_moving, complete=scene.bare)
+        needs_look(own, other, old_ms, ahead_ms=ahead_ms, changing=electorate.is_moving, complete=scene.bare)
         for _, other in answers
     ):
         return None

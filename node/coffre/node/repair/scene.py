@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
+from coffre.node.following import PeerClocks
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.store import PartitionDigest
@@ -61,6 +63,13 @@ class Scene:
     )
     bare: Bare = field(default_factory=lambda: Bare())
     is_current: Callable[[], bool] = lambda: True  # whether this node still works on the map of this scene
+    clocks: PeerClocks | None = None  # None: nobody else's clock matters
+    # Whose clocks agree with this node's; None: everybody's. Others may still take what is old.
+    punctual: frozenset[int] | None = None
+
+    def now_ms(self, clock: Clock) -> int | None:
+        """What time it is, for decisions by age; None while this node's clock cannot be believed."""
+        return clock.unixtime_ms() if self.clocks is None else self.clocks.now_ms()
 
     def electorate(self, name: ObjectName, partition: int) -> Electorate:
         """Who decides about an object, in the repairer's words."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
-from coffre.cluster.versions import unixtime_ms_of
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
 from coffre.node.repair.decide import is_pending
 from coffre.node.repair.duplicates import report_duplicates
 from coffre.node.repair.handoff import releasable
@@ -69,16 +69,21 @@ class Sweep:
     async def _own_rows(
         self, scene: Scene, partition: int, rows: Sequence[PartitionRow], swept: Swept
     ) -> None:
+        trusted_ms = scene.now_ms(self._clock)
         now_ms = self._clock.unixtime_ms()
         old_ms = now_ms - int(self._options.unfinished_seconds * 1000)
+        ripe_ms = -1 if trusted_ms is None else trusted_ms - int(self._options.retention_seconds * 1000)
         tombstones: dict[ObjectName, StoredVersion] = {}
         for row in rows:
             versions = row.versions
             if len(versions) == 1 and versions[0].tombstone and versions[0].state == SETTLED:
-                if unixtime_ms_of(versions[0].stamp) <= now_ms - int(self._options.retention_seconds * 1000):
+                if unixtime_ms_of(versions[0].stamp) <= ripe_ms:
                     tombstones[row.name] = versions[0]
             elif _is_unfinished(
-                versions, scene.electorates.versions_kept(row.name.tenant, row.name.bucket), old_ms
+                versions,
+                scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
+                old_ms,
+                now_ms + STAMP_AHEAD_MS_MAX,
             ) or _lacks_shard(versions, scene, now_ms - int(self._options.settling_seconds * 1000)):
                 self._queue.push(Task(row.name, partition, scene.electorate(row.name, partition).k))
         if not tombstones:
@@ -98,7 +103,7 @@ class Sweep:
             # A primary of before has a vote, too.
             if scene.me in electorate.everyone and is_pending(row.versions):
                 self._queue.push(Task(row.name, partition, electorate.k))
-        now_ms = self._clock.unixtime_ms()
+        now_ms = scene.now_ms(self._clock)
         forget, promises = await releasable(
             self._store, scene, self._options, partition, rows, now_ms, swept.breaches
         )
@@ -123,10 +128,10 @@ def _lacks_shard(versions: Sequence[StoredVersion], scene: Scene, settled_ms: in
     )
 
 
-def _is_unfinished(versions: Sequence[StoredVersion], versions_kept: int, old_ms: int) -> bool:
+def _is_unfinished(versions: Sequence[StoredVersion], versions_kept: int, old_ms: int, ahead_ms: int) -> bool:
     """Whether something about a name was never decided, or what it replaced never trimmed."""
     held = [v for v in versions if v.state != ABORTED]
-    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):
+    if any(v.state != SETTLED and not old_ms < unixtime_ms_of(v.stamp) <= ahead_ms for v in held):
         return True
     settled = [v for v in held if v.state == SETTLED]
     return len(settled) > versions_kept or any(v.tombstone for v in settled[:-1])

@@ -14,6 +14,7 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError, RetryableError
 from coffre.cluster.map import ClusterMap
 from coffre.cluster.transport import Transport
+from coffre.node.following import ClockAsking, PeerClocks
 from coffre.node.store import ShardStore, StoreIdentity
 from coffre.proto import coffre_pb2 as pb
 
@@ -113,24 +114,37 @@ async def await_testimony(
     found: StoreIdentity | None,
     own: StoreIdentity,
     clock: Clock,
+    clocks: PeerClocks | None = None,
 ) -> None:
-    """Ask the other nodes until enough have answered. Raises `ConfigurationError` as `judge` does."""
+    """Ask the other nodes until enough have answered. Raises `ConfigurationError` as `judge` does.
+
+    `clocks`: learns what time it is at those that answer.
+    """
     # The number that was found, not today's: an answer must not count commits that this start made.
     commits = 0 if found is None else found.commits
     request = pb.DigestsRequest(epoch=epoch, store_id=own.store_id, commits=commits)
 
+    ahead_ms: dict[int, float] = {}
+
     async def ask(node: int) -> StoreIdentity | None:
+        asking = ClockAsking.begin(clock)
         try:
             reply = await transport.digests(node, request, _TIMEOUT_SECONDS)
         except CoffreError:
             return None
+        ahead = asking.ahead_ms(clock, reply.unixtime_ms)
+        if ahead is not None:
+            ahead_ms[node] = ahead
         return StoreIdentity(reply.witnessed_store_id, reply.witnessed_commits)
 
     asked = 0
     while True:
         answers = [answer for answer in await asyncio.gather(*map(ask, others)) if answer is not None]
         if judge(found, own, len(others), answers):
+            if clocks is not None:
+                clocks.compare(ahead_ms, others)
             return
+        ahead_ms.clear()
         if asked % _TELL_EVERY == 0:
             _log.warning("waiting for other nodes", extra={"answers": len(answers), "of": len(others)})
         asked += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
 from coffre.node.repair.electorate import Electorate
 from coffre.node.repair.rebuild import best_manifest
 from coffre.node.store import ABORTED, LOCKED, SETTLED, StoredVersion
@@ -19,12 +20,14 @@ class View:
     shard, did not answer. `homes`: by k and m, where the shards of versions that are coded so belong; without any they
     belong to the primaries. `consulted`: every node that the map consults; while it changes, each of them may hold a
     shard, and without them shards are not counted. `lost`: those of them that are gone for good. `departed`: how many
-    nodes were taken out before."""
+    nodes were taken out before. `now_ms`: what time it is; None: nothing is old, since this node's clock cannot be
+    believed. `punctual`: nodes whose clocks agree with this one's; what others do not hold they may still get, however
+    old it is. None: everybody's do."""
 
     me: int
     electorate: Electorate
     answers: Mapping[int, Sequence[StoredVersion]]
-    now_ms: int
+    now_ms: int | None
     versions_kept: int = 1
     silent_elsewhere: int = 0
     unfinished_seconds: float = 3600.0
@@ -32,6 +35,24 @@ class View:
     consulted: frozenset[int] = frozenset()
     departed: int = 0
     lost: frozenset[int] = frozenset()
+    punctual: frozenset[int] | None = None
+
+    def is_old(self, stamp: bytes) -> bool:
+        """Whether a version is so old that its writer can do nothing more for it."""
+        return self.now_ms is not None and unixtime_ms_of(stamp) <= self.now_ms - int(
+            self.unfinished_seconds * 1000
+        )
+
+    def is_ahead(self, stamp: bytes) -> bool:
+        """Whether a version is from so far in the future that no node with a right clock took it."""
+        return self.now_ms is not None and unixtime_ms_of(stamp) > self.now_ms + STAMP_AHEAD_MS_MAX
+
+    @property
+    def heard(self) -> Collection[int]:
+        """Nodes whose answers show what they do not hold, and will not come to hold however old it is."""
+        if self.punctual is None:
+            return self.answers.keys()
+        return self.answers.keys() & (self.punctual | {self.me})
 
     @property
     def is_voter(self) -> bool:
@@ -118,7 +139,7 @@ class Tally:
         )
 
     def _silent(self, members: Iterable[int]) -> set[int]:
-        return set(members) - self._view.answers.keys()
+        return set(members).difference(self._view.heard)
 
     def _shards_of(self, nodes: Iterable[int]) -> int:
         """Distinct good shards on these nodes."""
@@ -189,11 +210,17 @@ class Tally:
         return len(with_shard) + self._view.silent_elsewhere
 
     @property
+    def too_few_hold(self) -> bool:
+        """Whether, with all who are silent, fewer than W of the oldest set hold it."""
+        electorate = self._electorate
+        return not electorate.may_be_established(self.held.keys() | self._silent(electorate.everyone))
+
+    @property
     def never_acknowledged(self) -> bool:
         """Provably neither acknowledged by its writer nor returned by a reader; a damaged copy counts as whole."""
         electorate = self._electorate
         silent = self._silent(electorate.everyone)
-        if not electorate.may_be_established(self.held.keys() | silent):
+        if self.too_few_hold:
             return True
         unlocked = not electorate.may_be_established(self._locked | silent)
         # Its writer gave it up, and could be told of it by LOCKED votes alone.
@@ -279,4 +306,4 @@ class Tally:
     @property
     def _all_but_lost_answer(self) -> bool:
         """Whether every node of the oldest set does that can."""
-        return self._electorate.decisive <= self._view.answers.keys() | self._view.lost
+        return self._electorate.decisive.issubset({*self._view.heard, *self._view.lost})

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
-    ClockSkew,
     CoffreError,
     IntegrityError,
     InvalidArgument,
@@ -23,18 +22,21 @@ from coffre.cluster.errors import (
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.version import __version__
-from coffre.cluster.versions import STAMP_BYTES, unixtime_ms_of
+from coffre.cluster.versions import STAMP_BYTES
 from coffre.codec import crc32c
-from coffre.node.following import EpochFence, MapHolder, PeerWatch
+from coffre.node.following import EpochFence, MapHolder, PeerClocks, PeerWatch
 from coffre.node.repair import RepairSwitch, pack_digests, row_message, witness
 from coffre.node.serving.replies import batch_reply, cells_of_range, put_version, refuse
 from coffre.node.serving.sightings import Refusals, TenantsMet
+from coffre.node.serving.times import NEVER_MS, Times
 from coffre.node.store import (
     Abort,
     Accept,
+    KeyMutation,
     Mark,
     Mutation,
     QueueRepair,
+    Refuse,
     Settle,
     ShardStore,
     StoredCell,
@@ -49,8 +51,6 @@ OPERATIONS_MAX = 1024
 MARKS_MAX = 64
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
-CLOCK_SKEW_MS_MAX = 60_000
-MESSAGE_AGE_MS_MAX = 15 * 60_000
 MANIFEST_FORMATS = (1, 2)
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
@@ -66,6 +66,8 @@ class Handler:
         self._maps = maps
         self._clock = clock
         self._fence = EpochFence(store, maps)
+        self.clocks = PeerClocks(clock)
+        self._times = Times(node_id, lambda: self._clock.unixtime_ms(), self.clocks)
         self.repairs: RepairSwitch | None = None
         self.watch: PeerWatch | None = None
         self.tellers: list[
@@ -110,10 +112,10 @@ class Handler:
             )
         mutations: list[Mutation] = [_mark(tenant, stamp) for stamp in request.settled if current]
         marks = len(mutations)
+        until = [NEVER_MS] * marks  # when each of them may be answered with yes, at the latest
         reply = pb.BatchReply()
         found: list[pb.Outcome | None] = []  # None: the outcome of the next mutation; others lie in the reply
         reply_bytes = 0
-        now_ms = self._clock.unixtime_ms()
         for done, operation in enumerate(operations):
             try:
                 which = operation.WhichOneof("operation")
@@ -125,9 +127,9 @@ class Handler:
                     found.append(reply.outcomes.add())
                     reply_bytes += await self._read(tenant, operation.read, reply.outcomes[-1])
                 else:
-                    if which == "accept":
-                        self._check_age(request.sent_unixtime_ms, now_ms)
-                    mutations.append(self._mutation(tenant, which, operation, now_ms))
+                    mutation = self._mutation(tenant, which, operation)
+                    until.append(self._times.check(operation, mutation, request.sent_unixtime_ms))
+                    mutations.append(mutation)
                     found.append(None)
             except CoffreError as error:
                 if len(found) == done:
@@ -138,6 +140,7 @@ class Handler:
                 peer, request
             )  # another map came while reads were answered, and nothing is done yet
         results = await self._store.apply(mutations) if mutations else []
+        results = self._times.in_time(results, until)
         return batch_reply(reply, found, results[marks:])
 
     async def _read(self, tenant: str, read: pb.Read, outcome: pb.Outcome) -> int:
@@ -155,9 +158,9 @@ class Handler:
                 size_bytes += len(cell.data)
         return size_bytes
 
-    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation, now_ms: int) -> Mutation:
+    def _mutation(self, tenant: str, which: str | None, operation: pb.Operation) -> KeyMutation:
         if which == "accept":
-            return self._accept(tenant, operation.accept, now_ms)
+            return self._accept(tenant, operation.accept)
         if which == "settle":
             settle = operation.settle
             name, partition = self._place(tenant, settle.bucket, settle.key, settle.stamp)
@@ -167,6 +170,8 @@ class Handler:
         if which == "abort":
             abort = operation.abort
             name, partition = self._place(tenant, abort.bucket, abort.key, abort.stamp)
+            if abort.unless_held:
+                return Refuse(name, partition, abort.stamp)
             return Abort(name, partition, abort.stamp)
         if which == "report":
             report = operation.report
@@ -182,7 +187,7 @@ class Handler:
         name = ObjectName(tenant, bucket, key)
         return name, partition_of(name, self._maps.map.partitions)
 
-    def _accept(self, tenant: str, accept: pb.Accept, now_ms: int) -> Accept:
+    def _accept(self, tenant: str, accept: pb.Accept) -> Accept:
         sealed = accept.sealed
         raw = sealed.manifest
         try:
@@ -193,7 +198,6 @@ class Handler:
             raise Unsupported(f"manifest format {manifest.format} is not known to this node")
         stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
         name, partition = self._place(tenant, accept.bucket, accept.key, stamp)
-        self._check_stamp(stamp, now_ms)
         if len(data_id) != DATA_ID_BYTES or len(mac) != 16:
             raise InvalidArgument("a manifest needs a data id and a seal of 16 bytes each")
         placement = tuple(sealed.placement[:])
@@ -228,25 +232,6 @@ class Handler:
             base,
         )
 
-    def _check_stamp(self, stamp: bytes, now_ms: int) -> None:
-        ahead_ms = unixtime_ms_of(stamp) - now_ms
-        if ahead_ms > CLOCK_SKEW_MS_MAX:
-            raise ClockSkew(
-                f"the writer's clock is {ahead_ms / 1000:.0f} s ahead of node {self._node_id}'s; "
-                f"at most {CLOCK_SKEW_MS_MAX // 1000} s are allowed: set the clocks (NTP)"
-            )
-
-    def _check_age(self, sent_ms: int, now_ms: int) -> None:
-        """A version may come late only while everybody still knows what happened to its object since."""
-        if not sent_ms:
-            raise InvalidArgument("a message that brings a version says when it was sent")
-        if now_ms - sent_ms > MESSAGE_AGE_MS_MAX:
-            raise ClockSkew(
-                f"this message was sent {(now_ms - sent_ms) / 1000:.0f} s ago by its sender's clock, and node "
-                f"{self._node_id} takes none older than {MESSAGE_AGE_MS_MAX // 1000} s: send it again, or set "
-                "the clocks (NTP)"
-            )
-
     def _check_shard(
         self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
     ) -> None:
@@ -277,6 +262,7 @@ class Handler:
                 if writer is None:
                     header = request.header or pb.ShardHeader()
                     self._admit(peer, header.tenant)  # at any epoch: the Accept that adopts it decides
+                    self._times.check_own_clock()
                     if len(header.data_id) != DATA_ID_BYTES or header.shard_index >= SHARDS_MAX:
                         raise InvalidArgument(
                             "a staged shard needs a data id of 16 bytes and an index below 255"
@@ -328,6 +314,7 @@ class Handler:
             witnessed_store_id=seen.store_id,
             witnessed_commits=seen.commits,
             digests=digests if comparable else b"",
+            unixtime_ms=self._clock.unixtime_ms(),
         )
 
     def _is_comparable(self, epoch: int) -> bool:
@@ -400,6 +387,7 @@ class Handler:
             unixtime_ms=self._clock.unixtime_ms(),
             certificate_expires_unixtime_ms=self.certificate_expires_ms,
             started_unixtime_ms=self.started_ms,
+            clock_ahead_seconds=self.clocks.ahead_seconds,
         )
         if self.watch is not None:
             self.watch.tell(reply)

@@ -16,6 +16,7 @@ __all__ = ["WINDOW_MS", "Change", "Recent", "change_of", "window_start_ms"]
 
 WINDOW_MS = 4096
 _KEPT_MS = 90_000  # well above what anybody leaves out, and clocks that are behind
+_AHEAD_MS = 120_000  # above how far stamps may be ahead, and clocks behind
 
 Change = tuple[int, bytes, int]  # partition, stamp of the newest version of the name, XOR of digests
 
@@ -64,11 +65,12 @@ class Recent:
                 window = windows[number] = {}
             window[partition] = window.get(partition, 0) ^ delta
 
-    def since(self, unixtime_ms: int) -> dict[int, int]:
-        """By partition: the XOR of what changed in the windows that begin at this time or later."""
+    def since(self, unixtime_ms: int, now_ms: int) -> dict[int, int]:
+        """By partition: the XOR of what changed in the windows that begin at this time or later; but not of what is
+        stamped with a time of the future, which must be looked at. `now_ms`: what time it is."""
         found: dict[int, int] = {}
         for number, window in self._windows.items():
-            if number * WINDOW_MS >= unixtime_ms:
+            if unixtime_ms <= number * WINDOW_MS <= now_ms + _AHEAD_MS:
                 for partition, delta in window.items():
                     found[partition] = found.get(partition, 0) ^ delta
         return found

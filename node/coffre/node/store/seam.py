@@ -153,7 +153,7 @@ class DropRepair:
     shard_index: int | None
 
 
-# What follows is a node's own business: it comes from its repair, never over the wire (docs/repair.md).
+# What follows is a node's own business: it comes from its repair (docs/repair.md); over the wire comes `Refuse` alone.
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,9 +473,9 @@ class ShardStore(Protocol):
     async def note(self, title: str) -> bytes:
         """What was kept under a title; empty when nothing was. Raises `IntegrityError` when it does not verify."""
 
-    async def reclaim(self) -> int:
+    async def reclaim(self, *, expire: bool = True) -> int:
         """One bounded step of freeing the space of what was deleted: bytes freed, 0 when there is nothing to
-        do."""
+        do. `expire`: what is staged goes by its age, too; not while this node's clock cannot be believed."""
 
     async def status(self) -> StoreStatus:
         """How full it is, what it holds, and whether it takes writes. Bytes; counts."""

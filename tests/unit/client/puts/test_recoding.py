@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from coffre.bench.in_process import QUICK, InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient, KeyRing, RecodeReport
+from coffre.client._began import Began
 from coffre.client.puts import Recoder
 from coffre.client.puts._recoding import Pace
 from coffre.client.writing import Writer
@@ -326,13 +327,13 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     original = Writer._accept
     locks = 0
 
-    async def accept(self: Writer, *args, lock: bool = False):  # type: ignore[no-untyped-def]
+    async def accept(self: Writer, *args, lock: Began | None = None):  # type: ignore[no-untyped-def]
         nonlocal locks
-        if not lock:
+        if lock is None:
             return await original(self, *args)
         if stage == "verified":
             raise Killed
-        await original(self, *args, lock=True)
+        await original(self, *args, lock=lock)
         raise Killed
 
     monkeypatch.setattr(Writer, "_accept", accept)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from functools import partial
 
+import pytest
 from coffre.client.writing import Issuer
 from coffre.client.writing._stamps import BLOCKED_MS, RETIRED_MAX
 from coffre.cluster.clock import ManualClock
+from coffre.cluster.errors import ClockSkew
 from coffre.cluster.versions import Stamp
 
 
@@ -129,3 +131,60 @@ def test_any_order_of_ends_tells_of_everything_and_of_nothing_else() -> None:
         final = tuple(marks)
         assert all(covered(final, stamp) or stamp in told for stamp in established), seed
         assert not any(covered(final, stamp) or stamp in told for stamp in given_up), seed
+
+
+# ------------------------------------------------------------------ clocks
+
+
+def ahead(clock: ManualClock, seconds: float) -> Stamp:
+    return Stamp(clock.unixtime_ms() + int(seconds * 1000) << 16, 99)
+
+
+def test_a_stamp_from_the_future_moves_nothing() -> None:
+    clock = ManualClock()
+    stamps = issuer(clock)
+    for stamp in (ahead(clock, 61), ahead(clock, 86_400), Stamp((1 << 64) - 1, (1 << 64) - 1)):
+        stamps.observe(stamp)
+        assert not stamps.is_believable(stamp.to_bytes())
+    assert stamps.issue().unixtime_ms == clock.unixtime_ms()
+    stamps.observe(ahead(clock, 59))
+    assert stamps.issue() > ahead(clock, 59)
+
+
+def test_what_must_be_above_a_stamp_of_the_future_has_a_writer_of_its_own() -> None:
+    clock = ManualClock()
+    stamps = issuer(clock)
+    first = stamps.issue()
+    lowest = ahead(clock, 600)
+    high, second = stamps.issue(lowest.to_bytes()), stamps.issue()
+    assert high > lowest
+    assert second.unixtime_ms == clock.unixtime_ms()
+    assert len({first.writer, high.writer}) == 2
+    told: list[str] = []
+    stamps.established(high, lambda: told.append("high"))
+    assert told == ["high"]  # no mark can say it
+    for stamp in (first, second):
+        stamps.established(stamp, never)
+    assert stamps.marks() == (second.to_bytes(),)
+    with pytest.raises(ClockSkew):
+        stamps.issue(b"\xff" * 16)
+
+
+def test_a_clock_that_was_set_back_begins_anew_with_another_writer() -> None:
+    """Else the marks of before would settle what is written now, or nothing could be written for a year."""
+    clock = ManualClock()
+    stamps = issuer(clock)
+    clock.set_unixtime_ms(clock.unixtime_ms() + 365 * 86_400_000)
+    before, open_ = stamps.issue(), stamps.issue()
+    stamps.established(before, never)
+    clock.set_unixtime_ms(clock.unixtime_ms() - 365 * 86_400_000)
+    after = stamps.issue()
+    assert after.unixtime_ms == clock.unixtime_ms()
+    assert after.writer != before.writer
+    assert covered(stamps.marks(), before)
+    assert not covered(stamps.marks(), after)
+    told: list[str] = []
+    stamps.established(open_, lambda: told.append("open"))
+    assert told == ["open"]
+    clock.set_unixtime_ms(clock.unixtime_ms() - 30_000)  # so little is evened out, as ever
+    assert stamps.issue() > after

@@ -729,3 +729,64 @@ def test_of_a_version_below_a_settled_one_nobody_decides_while_it_is_young() -> 
         node: [held(2, S, node - 1, young=True), held(1, A, node - 1, young=True)] for node in range(1, 6)
     }
     assert steps(view(young, versions_kept=2)) == []
+
+
+# ------------------------------------------------------------------ clocks
+
+
+def test_nothing_is_old_while_this_nodes_clock_cannot_be_believed() -> None:
+    never, stands = each([2], 1, A), each([2, 3, 4, 5, 6], 1, A)
+    for some, step in ((never, Step.REFUSE), (stands, Step.TAKE)):
+        answers: dict[int, Sequence[StoredVersion]] = {**dict.fromkeys(range(1, 7), ()), **some}
+        assert steps(View(1, SIX, answers, NOW_MS)) == [(step, stamp(1))]
+        assert steps(View(1, SIX, answers, None)) == []
+
+
+def test_what_a_node_with_another_time_does_not_hold_it_may_still_get() -> None:
+    answers: dict[int, Sequence[StoredVersion]] = {
+        **dict.fromkeys(range(1, 7), ()),
+        **each([2, 3], 1, A),
+    }
+    all_agree, two_do_not = frozenset(range(1, 7)), frozenset({2, 3, 4, 5})
+    assert steps(View(1, SIX, answers, NOW_MS, punctual=all_agree)) == [(Step.REFUSE, stamp(1))]
+    assert steps(View(4, SIX, answers, NOW_MS, punctual=frozenset({2, 3}))) == []
+    assert steps(View(1, SIX, answers, NOW_MS, punctual=two_do_not)) == [(Step.REFUSE, stamp(1))]
+    assert steps(View(1, SIX, answers, NOW_MS, punctual=frozenset({2, 3}))) == []
+
+
+def future(state: State, seconds: int = 600) -> StoredVersion:
+    return StoredVersion(state, (NOW_MS + seconds * 1000).to_bytes(6, "big") + bytes(10), shard_index=0)
+
+
+@pytest.mark.parametrize("state", [A, L])
+def test_a_leftover_from_the_future_is_refused_by_those_who_lack_it_and_then_dropped(state: State) -> None:
+    left = future(state)
+    answers: dict[int, Sequence[StoredVersion]] = {**dict.fromkeys(range(1, 7), ()), 2: [left]}
+    assert steps(View(1, SIX, answers, NOW_MS)) == [(Step.REFUSE, left.stamp)]
+    assert (
+        steps(View(2, SIX, answers, NOW_MS)) == []
+    )  # who holds it does not go first: its writer may count on it
+    refused = StoredVersion(X, left.stamp)
+    answers |= {node: [refused] for node in (1, 3)}
+    assert steps(View(2, SIX, answers, NOW_MS)) == []
+    answers[4] = [refused]
+    assert steps(View(2, SIX, answers, NOW_MS)) == [(Step.DROP, left.stamp)]
+
+
+def test_what_may_stand_is_nobodys_to_refuse_however_far_ahead_it_is() -> None:
+    left = future(A)
+    answers: dict[int, Sequence[StoredVersion]] = {1: (), 2: [left], 3: [left]}
+    assert steps(View(1, SIX, answers, NOW_MS)) == []  # three are silent
+    answers = {**dict.fromkeys(range(1, 7), ()), **{node: [left] for node in (2, 3, 4, 5)}}
+    assert steps(View(1, SIX, answers, NOW_MS)) == []
+    soon = future(A, 59)
+    assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [soon]}, NOW_MS)) == []
+    assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [left]}, None)) == []
+
+
+def test_a_leftover_from_the_future_is_looked_at() -> None:
+    left = [future(A)]
+    assert needs_look((), left, 0, ahead_ms=NOW_MS + 60_000)
+    assert needs_look(left, (), 0, ahead_ms=NOW_MS + 60_000)
+    assert not needs_look((), left, 0, ahead_ms=NOW_MS + 700_000)
+    assert not needs_look((), left, 0)
