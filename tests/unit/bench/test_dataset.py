@@ -153,7 +153,7 @@ def test_a_missing_package_is_one_clear_error(tmp_path: Path, monkeypatch: pytes
         return "1"
 
     monkeypatch.setattr(metadata, "version", version)
-    with pytest.raises(ConfigurationError, match=r"clinosim is not installed: install coffre\[demo\]"):
+    with pytest.raises(ConfigurationError, match=r"clinosim is not installed: pip install 'coffre\[demo\]'"):
         generate(tmp_path / "set", scale="small", progress=quiet)
     assert not (tmp_path / "set").exists()
 
