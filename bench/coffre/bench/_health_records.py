@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,6 @@ name = sys.argv[0] = sys.argv.pop(1)
 entries = distribution(name).entry_points.select(group="console_scripts", name=name)
 sys.exit(next(iter(entries)).load()())
 """
-_POLL_S = 0.05
 _TIME_LIMIT_S = 600.0
 _EXCERPT_CHARACTERS = 400
 
@@ -46,15 +45,6 @@ class FhirPlan:
     patients: int
     population: int
     last_day: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Generator:
-    """One running generator and the file that takes what it prints."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    printed: Path
 
 
 def generate_fhir(plan: FhirPlan, work: Path, objects: Path, progress: Callable[[float], None]) -> None:
@@ -108,30 +98,34 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _run_together(arguments: dict[str, list[str]], work: Path) -> None:
-    running: list[_Generator] = []
+    """Run generators by name. The first that fails ends the others. Raises `ConfigurationError`."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, words in arguments.items():
-            running.append(_launch(name, words, work))
-        deadline = time.monotonic() + _TIME_LIMIT_S
-        while any(generator.process.poll() is None for generator in running):
-            _check_exits(running)
-            if time.monotonic() > deadline:
-                raise ConfigurationError(f"the record generators did not finish within {_TIME_LIMIT_S:.0f} s")
-            time.sleep(_POLL_S)
-        _check_exits(running)
+            running[name] = _launch(name, words, work)
+        with ThreadPoolExecutor(len(running)) as threads:
+            waiting = {threads.submit(process.wait): name for name, process in running.items()}
+            try:
+                for ended in as_completed(waiting, timeout=_TIME_LIMIT_S):
+                    if code := ended.result():
+                        raise ConfigurationError(_complaint(waiting[ended], code, work))
+            except TimeoutError:
+                raise ConfigurationError(
+                    f"the record generators did not finish within {_TIME_LIMIT_S:.0f} s"
+                ) from None
+            finally:
+                for process in running.values():
+                    process.kill()
     finally:
-        for generator in running:
-            if generator.process.poll() is None:
-                generator.process.kill()
-            generator.process.wait()
+        for process in running.values():
+            process.wait()
 
 
-def _launch(name: str, words: list[str], work: Path) -> _Generator:
-    printed = work / f"{name}.log"
+def _launch(name: str, words: list[str], work: Path) -> subprocess.Popen[bytes]:
     # A fixed hash seed keeps sets in one order; UTF-8 mode keeps a C locale from breaking what is printed.
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
-    with printed.open("wb") as sink:
-        process = subprocess.Popen(
+    with (work / f"{name}.log").open("wb") as sink:
+        return subprocess.Popen(
             [sys.executable, "-c", _OFFLINE_LAUNCHER, name, *words],
             cwd=work,
             env=environment,
@@ -139,16 +133,12 @@ def _launch(name: str, words: list[str], work: Path) -> _Generator:
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
-    return _Generator(name, process, printed)
 
 
-def _check_exits(running: list[_Generator]) -> None:
-    for generator in running:
-        code = generator.process.poll()
-        if code:
-            lines = generator.printed.read_text(errors="replace").strip().splitlines()
-            said = lines[-1][:_EXCERPT_CHARACTERS] if lines else "it said nothing"
-            raise ConfigurationError(f"{generator.name} failed with exit code {code}: {said}")
+def _complaint(name: str, code: int, work: Path) -> str:
+    lines = (work / f"{name}.log").read_text(errors="replace").strip().splitlines()
+    said = lines[-1][:_EXCERPT_CHARACTERS] if lines else "it said nothing"
+    return f"{name} failed with exit code {code}: {said}"
 
 
 def _move_all(source: Path, pattern: str, target: Path) -> None:

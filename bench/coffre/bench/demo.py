@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,12 +13,13 @@ from pathlib import Path
 
 from coffre.bench.dataset import Record, generate, records
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.bench.tables import Table
+from coffre.bench.tasks import for_each, together
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 __all__ = ["DemoOptions", "run_demo"]
 
@@ -26,7 +27,6 @@ BUCKET = "records"
 SMALL_BYTES = 1 << 20
 SMALL_IN_FLIGHT = 64
 LARGE_IN_FLIGHT = 2
-CHUNK_BYTES = 1 << 20
 NODES_TO_KILL = 2
 
 
@@ -96,7 +96,7 @@ async def _store_kill_read(
     async with await connect(cluster.client_config()) as client:
         stored = await _transfer(client, all_records, _put, "storing", clock, console)
         await client.flush()
-        console.print(_table(stored, cluster.disk_bytes()))
+        _table(stored, cluster.disk_bytes()).show(console)
         chosen = sorted(random.Random(options.seed).sample(cluster.numbers, NODES_TO_KILL))
         for number in chosen:
             cluster.kill(number, signal.SIGKILL)
@@ -151,34 +151,18 @@ async def _transfer(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{label} {len(all_records)} objects", total=size_bytes)
 
-        async def worker(source: AsyncIterator[Record]) -> None:
-            async for record in source:
-                try:
-                    await one(client, record, lambda count: progress.advance(task, count))
-                except CoffreError as error:
-                    failures[record.key] = f"{type(error).__name__}: {error}"
+        async def move(record: Record) -> None:
+            try:
+                await one(client, record, lambda count: progress.advance(task, count))
+            except CoffreError as error:
+                failures[record.key] = f"{type(error).__name__}: {error}"
 
-        small = _Shared([record for record in all_records if record.size_bytes <= SMALL_BYTES])
-        large = _Shared([record for record in all_records if record.size_bytes > SMALL_BYTES])
-        await asyncio.gather(
-            *(worker(small) for _ in range(SMALL_IN_FLIGHT)), *(worker(large) for _ in range(LARGE_IN_FLIGHT))
-        )
+        small = [record for record in all_records if record.size_bytes <= SMALL_BYTES]
+        large = [record for record in all_records if record.size_bytes > SMALL_BYTES]
+        async with together() as group:
+            group.create_task(for_each(small, move, at_once=SMALL_IN_FLIGHT))
+            group.create_task(for_each(large, move, at_once=LARGE_IN_FLIGHT))
     return _Phase(len(all_records), size_bytes, clock.monotonic() - begun, failures)
-
-
-class _Shared:
-    """An async iterator that several workers share."""
-
-    def __init__(self, all_records: Sequence[Record]) -> None:
-        self._source = iter(all_records)
-
-    def __aiter__(self) -> AsyncIterator[Record]:
-        return self
-
-    async def __anext__(self) -> Record:
-        for record in self._source:
-            return record
-        raise StopAsyncIteration
 
 
 async def _put(client: AsyncClient, record: Record, advance: Callable[[int], None]) -> None:
@@ -204,14 +188,16 @@ def _mb(size_bytes: int) -> str:
 
 
 def _table(phase: _Phase, disk_bytes: int) -> Table:
-    table = Table("stored", "", title="What was stored")
     objects = phase.objects - len(phase.failures)
-    table.add_row("objects", f"{objects:,}")
-    table.add_row("bytes in", _mb(phase.size_bytes))
-    table.add_row("bytes on disk, six nodes", _mb(disk_bytes))
-    table.add_row("overhead", f"{disk_bytes / phase.size_bytes:.2f} x")
-    table.add_row("seconds", f"{phase.seconds:.1f}")
-    table.add_row("puts/s", f"{objects / phase.seconds:,.0f}")
-    table.add_row("MB/s", f"{phase.size_bytes / 1e6 / phase.seconds:,.0f}")
-    table.columns[1].justify = "right"
-    return table
+    return Table(
+        ("stored", ""),
+        [
+            ("objects", f"{objects:,}"),
+            ("bytes in", _mb(phase.size_bytes)),
+            ("bytes on disk, six nodes", _mb(disk_bytes)),
+            ("overhead", f"{disk_bytes / phase.size_bytes:.2f} x"),
+            ("seconds", f"{phase.seconds:.1f}"),
+            ("puts/s", f"{objects / phase.seconds:,.0f}"),
+            ("MB/s", f"{phase.size_bytes / 1e6 / phase.seconds:,.0f}"),
+        ],
+    )

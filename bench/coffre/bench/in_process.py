@@ -95,9 +95,7 @@ class _NetworkTransport(LoopbackTransport):
                 await self._network.send(node, request)
                 yield decode_write(encode_write(request))
 
-        reply = _copy(await super().write_shard(node, sent(), timeout))
-        await self._network.after(node, reply)
-        return reply
+        return await self._heard(node, await super().write_shard(node, sent(), timeout))
 
     async def read_shard(
         self, node: int, request: pb.ReadShardRequest, timeout: float
@@ -116,11 +114,14 @@ class _NetworkTransport(LoopbackTransport):
         await self._network.send(node, request)
         await super().drop_shard(node, request, timeout)
 
+    async def _heard(self, node: int, reply: _Message) -> _Message:
+        copied = _copy(reply)
+        await self._network.after(node, copied)
+        return copied
+
     async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
         await self._network.send(node, request)
-        reply = _copy(await super().digests(node, request, timeout))
-        await self._network.after(node, reply)
-        return reply
+        return await self._heard(node, await super().digests(node, request, timeout))
 
     async def partition_rows(
         self, node: int, request: pb.PartitionRowsRequest, timeout: float
@@ -129,15 +130,11 @@ class _NetworkTransport(LoopbackTransport):
         replies = super().partition_rows(node, _copy(request), timeout)
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # an async generator
             async for reply in stream:
-                copied = _copy(reply)
-                await self._network.after(node, copied)
-                yield copied
+                yield await self._heard(node, reply)
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         await self._network.send(node, request)
-        reply = _copy(await super().list(node, request, timeout))
-        await self._network.after(node, reply)
-        return reply
+        return await self._heard(node, await super().list(node, request, timeout))
 
 
 @dataclass(frozen=True, slots=True)
