@@ -90,8 +90,6 @@ def _die_by(signum: signal.Signals) -> NoReturn:
 
 def main() -> None:
     """Entry point of the `coffre` command."""
-    # gRPC's own lines are neither JSON nor for users, and it reads this when it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _open_streams()
     try:
         _keep_freed_memory()

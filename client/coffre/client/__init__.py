@@ -6,6 +6,8 @@
 ...     client.get("records", "patient/1.json")
 """
 
+import logging as _logging
+
 from coffre.client.async_client import AsyncClient
 from coffre.client.config import ClientConfig, connect, connect_sync, load_client_config
 from coffre.client.keys import KeyProvider, KeyRing, WrappedKey
@@ -28,3 +30,7 @@ __all__ = [
     "connect_sync",
     "load_client_config",
 ]
+
+_logging.getLogger("coffre").addHandler(
+    _logging.NullHandler()
+)  # silent, unless the application says otherwise

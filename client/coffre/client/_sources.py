@@ -13,13 +13,14 @@ import queue
 import stat
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
+from coffre.client._checks import kind_of
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["ObjectData", "Readable", "StrPath", "file_chunks", "path_of", "source_of"]
+__all__ = ["ObjectData", "Readable", "StrPath", "closing", "file_chunks", "path_of", "source_of"]
 
 PIECE_BYTES = 1 << 20
 _T = TypeVar("_T")
@@ -42,7 +43,7 @@ def path_of(path: StrPath) -> Path:
     """Raises `InvalidArgument` for what is no path."""
     found = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(found, str):
-        raise InvalidArgument(f"a path is text or a pathlib.Path, not {_kind(path)}")
+        raise InvalidArgument(f"a path is text or a pathlib.Path, not {kind_of(path)}")
     if not found or "\0" in found:
         raise InvalidArgument("that path names no file")
     return Path(found)
@@ -60,11 +61,12 @@ def source_of(data: object) -> bytes | memoryview | AsyncGenerator[bytes]:
         return _drawn(data)
     if isinstance(data, Iterable):
         return _iterated(iter(data))
-    raise InvalidArgument(f"data is bytes, has read(n), or yields bytes; this is {_kind(data)}")
+    raise InvalidArgument(f"data is bytes, has read(n), or yields bytes; this is {kind_of(data)}")
 
 
-def _kind(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
+def closing(source: object) -> AbstractAsyncContextManager[object]:
+    """Closes a stream at the end, whether it was read to its own end or not."""
+    return aclosing(source) if isinstance(source, AsyncGenerator) else nullcontext()
 
 
 def _flat(data: object) -> bytes | memoryview | None:
@@ -82,7 +84,9 @@ def _checked(chunk: object, gave: str) -> bytes:
     flat = None if chunk is None else _flat(chunk)
     if flat is None:
         hint = ": open it in binary mode" if isinstance(chunk, str) and gave == "read(n)" else ""
-        raise InvalidArgument(f"{gave} gave {_kind(chunk)} where bytes are wanted{hint}; nothing was stored")
+        raise InvalidArgument(
+            f"{gave} gave {kind_of(chunk)} where bytes are wanted{hint}; nothing was stored"
+        )
     return flat  # type: ignore[return-value]  # or a view: all that follow take any row of bytes
 
 

@@ -2,158 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, overload
 
-from coffre.client._ground import Ground
-from coffre.client._parts import assemble
-from coffre.client._sources import ObjectData, StrPath, file_chunks, source_of
-from coffre.client._streams import (
-    PUTS_IN_FLIGHT,
-    SEGMENT_BYTES,
-    each,
-)
-from coffre.client._targets import open_target
-from coffre.client.keys import KeyProvider
-from coffre.client.model import (
-    ClientOptions,
-    ListPage,
-    ObjectInfo,
-    RecodeReport,
-    ShardPlace,
+from coffre.client._checks import (
+    bucket_of,
+    call_of,
+    check_listing,
     check_metadata,
-    check_text,
+    check_range,
+    flag_of,
+    items_of,
+    kind_of,
+    name_of,
+    seconds_of,
+    text_of,
+    version_of,
 )
-from coffre.client.nodes import Background, MapSource, Peers, Views
+from coffre.client._life import ClientLife
+from coffre.client._sources import ObjectData, StrPath, closing, file_chunks, path_of, source_of
+from coffre.client._streams import PUTS_IN_FLIGHT, SEGMENT_BYTES, each
+from coffre.client._targets import open_target
+from coffre.client.model import ListPage, ObjectInfo, RecodeReport, ShardPlace
 from coffre.client.puts import condition_of
-from coffre.client.reading import Found, parse_token, short_range
-from coffre.client.sealing import Sealer
-from coffre.client.writing import Issuer
-from coffre.cluster.clock import Clock, SystemClock
-from coffre.cluster.coordination import (
-    Bucket,
-    Coordination,
-    KeyLocks,
-    Session,
-    create_bucket,
-    delete_bucket,
-    list_buckets,
-)
-from coffre.cluster.errors import (
-    CoffreError,
-    IntegrityError,
-    InvalidArgument,
-    Unavailable,
-)
-from coffre.cluster.map import SHARDS_MAX, ClusterMap
-from coffre.cluster.names import ObjectName, check_bucket, check_tenant
-from coffre.cluster.transport import Transport
+from coffre.client.reading import parse_token
+from coffre.cluster.coordination import Bucket, Coordination, create_bucket, delete_bucket, list_buckets
+from coffre.cluster.errors import CoffreError, InvalidArgument, NotEmpty, Unavailable
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
 
-MAPS_PAUSE_SECONDS = 0.5  # before coordination is asked for maps again
-LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
-_T = TypeVar("_T")
 
-
-class AsyncClient:
+class AsyncClient(ClientLife):
     """Reads and writes objects of one tenant.
 
     Methods raise `CoffreError`: `RetryableError`s may be tried again, `PermanentError`s not. All methods may be called
     concurrently from one event loop; `flush` and `aclose` wait for writes that go on after a put returned.
     """
-
-    def __init__(
-        self,
-        cluster_map: ClusterMap,
-        transport: Transport,
-        keys: KeyProvider,
-        tenant: str,
-        *,
-        options: ClientOptions | None = None,
-        clock: Clock | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
-        coordination: Coordination | None = None,
-        maps: MapSource | None = None,
-    ) -> None:
-        """`coordination`: for conditional writes and buckets. `maps`: where newer maps come from."""
-        check_tenant(tenant)
-        options, clock = options or ClientOptions(), clock or SystemClock()
-        issuer = Issuer(clock, entropy)
-        peers_of = _peers_of(transport, clock, tenant, options.timeout, issuer)
-        self._tenant = tenant
-        self._transport = transport
-        self._maps = maps
-        self._coordination = coordination
-        self._session = Session(coordination, clock) if coordination is not None else None
-        self._background = Background()
-        self._following = False
-        self._views = Views(cluster_map, peers_of, transport, maps)
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="coffre-coding")
-        self._ground = Ground(self._views, clock, Sealer(keys, entropy), self._pool, options, entropy)
-        self._parts = assemble(self._ground, issuer, _locks(coordination, self._session, clock, entropy))
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-
-    @property
-    def tenant(self) -> str:
-        """The tenant whose objects these are, from the client's certificate."""
-        return self._tenant
-
-    @property
-    def cluster_map(self) -> ClusterMap:
-        return self._views.current.map
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def flush(self) -> None:
-        """Wait until every node has answered every write begun so far, those beyond the bar too."""
-        await self._views.drain()
-
-    async def aclose(self) -> None:
-        """Finish what is under way and close the connections."""
-        await self._background.stop()
-        await self.flush()
-        if self._session is not None:
-            await self._session.close()
-        await self._transport.close()
-        self._pool.shutdown(wait=False)
-
-    # ---------------------------------------------------------------- the map
-
-    async def _follow(self, maps: MapSource) -> None:
-        """Adopt maps as they are published, until this client is closed."""
-        while True:
-            with suppress(CoffreError):  # no coordination now, or a map of no use here: what there is goes on
-                async with aclosing(maps.watch()) as published:
-                    async for found in published:
-                        await self._views.adopt(found.map)
-            await self._ground.clock.sleep(MAPS_PAUSE_SECONDS)
-
-    def _follow_maps(self) -> None:
-        """With the first operation, begin to adopt maps as they are published."""
-        if self._maps is not None and not self._following:
-            self._following = True
-            self._background.start(self._follow(self._maps))
 
     # ---------------------------------------------------------------- writing
 
@@ -167,6 +54,7 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        timeout: float | None = None,
     ) -> ObjectInfo:
         """Store an object: bytes, what has `read(n)` (a file, an upload) or what yields bytes, in constant memory.
 
@@ -175,18 +63,18 @@ class AsyncClient:
         there is no object, or its newest version is that one, else `AlreadyExists` or `PreconditionFailed` (of many
         that race, one wins).
         """
-        name = ObjectName(self._tenant, bucket, key)
-        check_metadata(content_type, metadata or {})
-        condition = condition_of(if_absent, if_version)
+        name = name_of(self._tenant, bucket, key)
+        check_metadata(content_type, metadata)
+        condition = condition_of(flag_of("if_absent", if_absent), version_of(if_version))
         source = source_of(data)
-        self._follow_maps()
-        if condition is not None:
-            await self._parts.conditional.check(name, condition)
-        draft = await self._ground.sealer.draft(
-            name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata
-        )
-        async with _closing(source):
-            stamp = await self._parts.putter.put(draft, source, condition)
+        with self._call(timeout, name, if_version, writes=True):
+            if condition is not None:
+                await self._parts.conditional.check(name, condition)
+            draft = await self._ground.sealer.draft(
+                name, pb.KIND_OBJECT, content_type=content_type, metadata=metadata
+            )
+            async with closing(source):
+                stamp = await self._parts.putter.put(draft, source, condition)
         size_bytes, user = draft.manifest.size_bytes, dict(metadata or {})
         return ObjectInfo(bucket, key, str(stamp), size_bytes, stamp.unixtime_ms, content_type, user)
 
@@ -201,12 +89,14 @@ class AsyncClient:
         if_absent: bool = False,
         if_version: str | None = None,
         progress: Callable[[int], None] | None = None,
+        timeout: float | None = None,
     ) -> ObjectInfo:
         """Store a file, as `put` does. `progress` gets the number of bytes read, again and again.
 
         Raises `InvalidArgument`, and stores nothing, when it cannot be read, or was written to meanwhile.
         """
-        async with aclosing(file_chunks(path, progress)) as chunks:
+        call_of("progress", progress)
+        async with aclosing(file_chunks(path_of(path), progress)) as chunks:
             return await self.put(
                 bucket,
                 key,
@@ -215,53 +105,71 @@ class AsyncClient:
                 metadata=metadata,
                 if_absent=if_absent,
                 if_version=if_version,
+                timeout=timeout,
             )
 
     async def put_many(
-        self, bucket: str, items: Iterable[tuple[str, bytes]]
+        self, bucket: str, items: Iterable[tuple[str, bytes]], *, timeout: float | None = None
     ) -> list[ObjectInfo | CoffreError]:
-        """Store many objects, 64 at a time (large ones 8); each one's outcome is in its place of the result."""
+        """Store many objects, 64 at a time (large ones 8); each one's outcome is in its place of the result.
+
+        What is not stored within `timeout` has an error there, `WriteTimedOut` most often.
+        """
+        bucket_of(bucket)
+        items_of("items are pairs of a key and bytes", items)
+        left = self._door.time_left(timeout)
 
         async def put(item: tuple[str, bytes]) -> ObjectInfo:
+            if not isinstance(item, Sequence) or len(item) != 2 or isinstance(item, str | bytes):
+                raise InvalidArgument(f"an item is a pair of a key and bytes, not {kind_of(item)}")
             key, data = item
-            if len(data) <= SEGMENT_BYTES:
-                return await self.put(bucket, key, data)
+            if isinstance(data, bytes | bytearray) and len(data) <= SEGMENT_BYTES:
+                return await self.put(bucket, key, data, timeout=left())
             async with self._large:
-                return await self.put(bucket, key, data)
+                return await self.put(bucket, key, data, timeout=left())
 
         return await each(items, put, PUTS_IN_FLIGHT)
 
-    async def delete(self, bucket: str, key: str, *, if_version: str | None = None) -> ObjectInfo:
+    async def delete(
+        self, bucket: str, key: str, *, if_version: str | None = None, timeout: float | None = None
+    ) -> ObjectInfo:
         """Delete an object: every later get and list sees it gone. Deleting what does not exist is no error.
 
         With `if_version` only if that is its newest version, else `PreconditionFailed`.
         """
-        name = ObjectName(self._tenant, bucket, key)
-        condition = condition_of(False, if_version)
-        self._follow_maps()
-        draft = await self._ground.sealer.draft(name, pb.KIND_TOMBSTONE)
-        stamp = await self._parts.putter.establish(draft, None, condition)
+        name = name_of(self._tenant, bucket, key)
+        condition = condition_of(False, version_of(if_version))
+        with self._call(timeout, name, if_version, writes=True):
+            draft = await self._ground.sealer.draft(name, pb.KIND_TOMBSTONE)
+            stamp = await self._parts.putter.establish(draft, None, condition)
         return ObjectInfo(bucket, key, str(stamp), 0, stamp.unixtime_ms, deleted=True)
 
     # ---------------------------------------------------------------- buckets
 
-    async def create_bucket(self, bucket: str, *, policy: str = "") -> None:
+    async def create_bucket(self, bucket: str, *, policy: str = "", timeout: float | None = None) -> None:
         """Enter a bucket, with a storage policy of the map (empty: the default one). Raises `AlreadyExists`.
 
         Objects can also be put into a bucket that was never created.
         """
-        if policy:
+        if text_of("a policy", policy):
             self.cluster_map.policy(policy)
-        entered = Bucket(self._tenant, bucket, policy, self._ground.clock.unixtime_ms())
-        await create_bucket(self._agreed(), entered)
+        entered = Bucket(self._tenant, bucket_of(bucket), policy, self._ground.clock.unixtime_ms())
+        with self._door.call(timeout, bucket=bucket, writes=True):
+            await create_bucket(self._agreed(), entered)
 
-    async def list_buckets(self) -> list[str]:
+    async def list_buckets(self, *, timeout: float | None = None) -> list[str]:
         """The names of the buckets that were created, in order."""
-        return [bucket.name for bucket in await list_buckets(self._agreed(), self._tenant)]
+        with self._door.call(timeout):
+            return [bucket.name for bucket in await list_buckets(self._agreed(), self._tenant)]
 
-    async def delete_bucket(self, bucket: str) -> None:
-        """Forget that a bucket was created; objects in it are not touched. Raises `NotFound`."""
-        await delete_bucket(self._agreed(), self._tenant, bucket)
+    async def delete_bucket(self, bucket: str, *, timeout: float | None = None) -> None:
+        """Forget that a bucket was created. Raises `NotEmpty` when it holds objects, and `NotFound`."""
+        bucket_of(bucket)
+        self._follow_maps()
+        with self._door.call(timeout, bucket=bucket, writes=True):
+            if await self._parts.lister.holds_any(self._tenant, bucket):
+                raise NotEmpty(f"bucket {bucket} holds objects: delete them first")
+            await delete_bucket(self._agreed(), self._tenant, bucket)
 
     async def recode(
         self,
@@ -270,22 +178,24 @@ class AsyncClient:
         dry_run: bool = False,
         bytes_per_second: float | None = None,
         progress: Callable[[RecodeReport], None] | None = None,
+        timeout: float | None = None,
     ) -> RecodeReport:
         """Code objects anew that have another k and m than the bucket's policy says now (docs/recoding.md).
 
         May be interrupted anywhere and repeated. `dry_run`: only say how much there is. `bytes_per_second`: of
         plaintext, at most. `progress` hears of every object. Raises `Conflict` while another client is at it.
         """
-        check_bucket(bucket)
+        bucket_of(bucket)
+        call_of("progress", progress)
+        rate = seconds_of("bytes_per_second", bytes_per_second)
+        survey = flag_of("dry_run", dry_run)
         self._follow_maps()
-        if dry_run:
-            return await self._parts.recoder.survey(self._tenant, bucket)
-        return await self._parts.recoder.run(
-            self._tenant,
-            bucket,
-            bytes_per_second=bytes_per_second,
-            progress=progress or (lambda report: None),
-        )
+        with self._door.call(timeout, bucket=bucket):
+            if survey:
+                return await self._parts.recoder.survey(self._tenant, bucket)
+            return await self._parts.recoder.run(
+                self._tenant, bucket, bytes_per_second=rate, progress=progress or (lambda report: None)
+            )
 
     def _agreed(self) -> Coordination:
         if self._coordination is None:
@@ -295,99 +205,111 @@ class AsyncClient:
     # ---------------------------------------------------------------- reading
 
     async def get(
-        self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
     ) -> bytes:
         """Return an object, or `length` bytes of it from `start` on (fewer at its end). Raises `NotFound`."""
-        name = ObjectName(self._tenant, bucket, key)
-        self._follow_maps()
-        deadline = self._ground.clock.monotonic() + self._ground.options.patience
-        lookup, wanted = self._parts.lookup, short_range(start, length)
-        found = await lookup.found(name, version, want_cell=True, want_range=wanted)
-        while True:
-            try:
-                if found.opened.segments == 1:
-                    return await self._whole(found, start, length)
-                async with self._large:
-                    return await self._whole(found, start, length)
-            except (IntegrityError, Unavailable) as error:
-                found = await lookup.successor(found, version, error, deadline)
+        name = name_of(self._tenant, bucket, key)
+        check_range(start, length)
+        with self._call(timeout, name, version_of(version)):
+            return await self._fetcher.whole(name, version, start, length)
 
-    async def _whole(self, found: Found, start: int, length: int | None) -> bytes:
-        pieces = [piece async for piece in self._parts.ranges.pieces(found, start, length)]
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-
-    async def get_stream(
-        self, bucket: str, key: str, *, start: int = 0, length: int | None = None, version: str | None = None
+    def get_stream(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
     ) -> AsyncGenerator[bytes | memoryview]:
-        """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`."""
-        deadline = self._ground.clock.monotonic() + self._ground.options.patience
-        name = ObjectName(self._tenant, bucket, key)
-        self._follow_maps()
-        found = await self._parts.lookup.found(name, version, want_cell=True)
-        begun = False
-        while True:
-            try:
-                async with aclosing(self._parts.ranges.pieces(found, start, length)) as pieces:
-                    async for piece in pieces:
-                        begun = True
-                        yield piece
-                return
-            except (IntegrityError, Unavailable) as error:
-                until = 0.0 if begun else deadline
-                found = await self._parts.lookup.successor(found, version, error, until)
-                if begun:
-                    raise Unavailable("the object was overwritten while it was read; read it again") from None
+        """Yield an object, or a range of it, in pieces of about 1 MiB, in constant memory. Raises `NotFound`.
+
+        `timeout`: of each piece.
+        """
+        name = name_of(self._tenant, bucket, key)
+        check_range(start, length)
+        self._door.check()
+        source = self._fetcher.stream(name, version_of(version), start, length)
+        return self._door.stream(source, lambda: self._call(timeout, name, version))
 
     async def get_file(
         self,
         bucket: str,
         key: str,
-        path: Path,
+        path: StrPath,
         *,
         start: int = 0,
         length: int | None = None,
         version: str | None = None,
         progress: Callable[[int], None] | None = None,
+        timeout: float | None = None,
     ) -> int:
         """Write an object, or a range of it, to a file; return the number of bytes. Raises `NotFound`.
 
         A regular file appears only when it is whole and synced, in the mode of one that it replaces. Links are
         followed, and what is no regular file (a device, a pipe) is written into. `progress` gets numbers of bytes.
         """
-        if "\0" in str(path):
-            raise InvalidArgument("the name of a file has no NUL")
-        pieces = self.get_stream(bucket, key, start=start, length=length, version=version)
-        size_bytes = 0
+        name, target = name_of(self._tenant, bucket, key), path_of(path)
+        call_of("progress", progress)
+        check_range(start, length)
         try:
-            async with aclosing(pieces):
-                piece = await anext(pieces, None)  # what does not exist touches no file
-                async with open_target(path, self._ground.entropy(4).hex()) as write:
-                    while piece is not None:
-                        await write(piece)
-                        size_bytes += len(piece)
-                        if progress is not None:
-                            progress(len(piece))
-                        piece = await anext(pieces, None)
+            with self._call(timeout, name, version_of(version)):
+                pieces = self._fetcher.stream(name, version, start, length)
+                return await self._written(pieces, target, progress)
         except OSError as error:
             raise InvalidArgument(f"cannot write {path}: {error.strerror}") from None
+
+    async def _written(
+        self,
+        pieces: AsyncGenerator[bytes | memoryview],
+        target: Path,
+        progress: Callable[[int], None] | None,
+    ) -> int:
+        size_bytes = 0
+        async with aclosing(pieces):
+            piece = await anext(pieces, None)  # what does not exist touches no file
+            async with open_target(target, self._ground.entropy(4).hex()) as write:
+                while piece is not None:
+                    await write(piece)
+                    size_bytes += len(piece)
+                    if progress is not None:
+                        progress(len(piece))
+                    piece = await anext(pieces, None)
         return size_bytes
 
-    async def get_many(self, bucket: str, keys: Iterable[str]) -> list[bytes | CoffreError]:
-        """Return many objects, 256 at a time (large ones 8); each one's bytes or error is in its place."""
-        return await each(keys, lambda key: self.get(bucket, key))
+    async def get_many(
+        self, bucket: str, keys: Iterable[str], *, timeout: float | None = None
+    ) -> list[bytes | CoffreError]:
+        """Return many objects, 256 at a time (large ones 8); each one's bytes or error is in its place.
 
-    async def head(self, bucket: str, key: str, *, version: str | None = None) -> ObjectInfo:
+        What has not come within `timeout` has `DeadlineExceeded` there.
+        """
+        bucket_of(bucket)
+        items_of("keys are several texts", keys)
+        left = self._door.time_left(timeout)
+        return await each(keys, lambda key: self.get(bucket, key, timeout=left()))
+
+    async def head(
+        self, bucket: str, key: str, *, version: str | None = None, timeout: float | None = None
+    ) -> ObjectInfo:
         """Return what is known of an object without reading its data. Raises `NotFound`."""
-        name = ObjectName(self._tenant, bucket, key)
-        self._follow_maps()
-        found = await self._parts.lookup.found(name, version)
-        return found.opened.info()
+        name = name_of(self._tenant, bucket, key)
+        with self._call(timeout, name, version_of(version)):
+            return (await self._parts.lookup.found(name, version)).opened.info()
 
-    async def versions(self, bucket: str, key: str) -> list[ObjectInfo]:
+    async def versions(self, bucket: str, key: str, *, timeout: float | None = None) -> list[ObjectInfo]:
         """Return every version that is still kept, newest first, tombstones too; empty when there never was one."""
-        name = ObjectName(self._tenant, bucket, key)
-        self._follow_maps()
-        found = await self._parts.lookup.patiently(lambda: self._parts.reader.history(name))
+        name = name_of(self._tenant, bucket, key)
+        with self._call(timeout, name):
+            found = await self._parts.lookup.patiently(lambda: self._parts.reader.history(name))
         return [version.opened.info() for version in found]
 
     async def list_page(
@@ -398,88 +320,86 @@ class AsyncClient:
         delimiter: str = "",
         token: str | None = None,
         limit: int = 1000,
+        timeout: float | None = None,
     ) -> ListPage:
         """Return one page of live objects in key order. A short page need not be the last: follow `next_token`.
 
         What this client cannot open, most often since its key ring lacks the key, is listed as well, and is marked:
         `ObjectInfo.unreadable` says why.
         """
-        check_bucket(bucket)
-        check_text("prefix", prefix)
-        check_text("delimiter", delimiter)
-        if not 1 <= limit <= 1000:
-            raise InvalidArgument("limit is 1 to 1000")
-        after, after_prefix = parse_token(token)
+        check_listing(bucket, prefix, delimiter, limit, timeout)
+        after, after_prefix = parse_token(None if token is None else text_of("a token", token))
         self._follow_maps()
-        page = await self._parts.lookup.patiently(
-            lambda: self._parts.lister.page(
-                self._tenant,
-                bucket,
-                prefix,
-                after=after,
-                after_prefix=after_prefix,
-                delimiter=delimiter,
-                limit=limit,
+        with self._door.call(timeout, bucket=bucket):
+            page = await self._parts.lookup.patiently(
+                lambda: self._parts.lister.page(
+                    self._tenant,
+                    bucket,
+                    prefix,
+                    after=after,
+                    after_prefix=after_prefix,
+                    delimiter=delimiter,
+                    limit=limit,
+                )
             )
-        )
         return ListPage(tuple(opened.info() for opened in page.objects), page.prefixes, page.token)
 
-    async def list(
-        self, bucket: str, *, prefix: str = "", delimiter: str = "", page_size: int = 1000
-    ) -> AsyncIterator[ObjectInfo | str]:
-        """Yield live objects, and common prefixes as text, in key order."""
+    @overload
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: Literal[""] = "",
+        page_size: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ObjectInfo]: ...
+
+    @overload
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str,
+        page_size: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ObjectInfo | str]: ...
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        page_size: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ObjectInfo] | AsyncGenerator[ObjectInfo | str]:
+        """Yield live objects in key order; with a `delimiter` common prefixes too, as text. `timeout`: of each page."""
+        self._door.check()
+        check_listing(bucket, prefix, delimiter, page_size, timeout)
+        return self._entries(bucket, prefix, delimiter, page_size, timeout)
+
+    async def _entries(
+        self, bucket: str, prefix: str, delimiter: str, page_size: int, timeout: float | None
+    ) -> AsyncGenerator[ObjectInfo | str]:
         token: str | None = None
         while True:
             page = await self.list_page(
-                bucket, prefix=prefix, delimiter=delimiter, token=token, limit=page_size
+                bucket, prefix=prefix, delimiter=delimiter, token=token, limit=page_size, timeout=timeout
             )
-            merged: Sequence[ObjectInfo | str] = (*page.objects, *page.prefixes)
-            for entry in sorted(merged, key=_listing_position):
+            for entry in page.entries:
+                self._door.check()
                 yield entry
             if page.next_token is None:
                 return
             token = page.next_token
 
-    async def locate(self, bucket: str, key: str, *, version: str | None = None) -> Sequence[ShardPlace]:
+    async def locate(
+        self, bucket: str, key: str, *, version: str | None = None, timeout: float | None = None
+    ) -> Sequence[ShardPlace]:
         """Return where each shard of an object lies, and its state. Raises `NotFound`."""
-        name = ObjectName(self._tenant, bucket, key)
-        found = await self._parts.lookup.found(name, version, may_be_closed=True)
-        return await self._parts.lookup.places(name, found)
-
-
-# -------------------------------------------------------------------- small things
-
-
-def _closing(source: object) -> AbstractAsyncContextManager[object]:
-    """Closes a stream at the end, whether it was read to its own end or not."""
-    return aclosing(source) if isinstance(source, AsyncGenerator) else nullcontext()
-
-
-def _peers_of(
-    transport: Transport, clock: Clock, tenant: str, timeout: float, issuer: Issuer
-) -> Callable[[ClusterMap], Peers]:
-    """How the lanes to all nodes of a map are made."""
-
-    def peers_of(cluster_map: ClusterMap) -> Peers:
-        return Peers(
-            cluster_map.consulted,
-            transport,
-            clock,
-            epoch=cluster_map.epoch,
-            tenant=tenant,
-            timeout=timeout,
-            shards=SHARDS_MAX,
-            marks=issuer.marks,
-        )
-
-    return peers_of
-
-
-def _locks(
-    coordination: Coordination | None, session: Session | None, clock: Clock, entropy: Callable[[int], bytes]
-) -> KeyLocks | None:
-    return KeyLocks(coordination, session, clock, entropy) if coordination and session else None
-
-
-def _listing_position(entry: ObjectInfo | str) -> bytes:
-    return (entry if isinstance(entry, str) else entry.key).encode()
+        name = name_of(self._tenant, bucket, key)
+        with self._call(timeout, name, version_of(version)):
+            found = await self._parts.lookup.found(name, version, may_be_closed=True)
+            return await self._parts.lookup.places(name, found)

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coffre.cluster.errors import InvalidArgument
-
 __all__ = [
     "ClientOptions",
     "ListPage",
     "ObjectInfo",
     "RecodeReport",
     "ShardPlace",
-    "check_metadata",
-    "check_text",
 ]
-
-METADATA_BYTES_MAX = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +54,11 @@ class ListPage:
     prefixes: tuple[str, ...]
     next_token: str | None
 
+    @property
+    def entries(self) -> list[ObjectInfo | str]:
+        """Objects and common prefixes together, in key order."""
+        return sorted((*self.objects, *self.prefixes), key=_position)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
@@ -88,21 +87,5 @@ class RecodeReport:
     failures: int = 0
 
 
-def check_text(what: str, text: str) -> None:
-    """Raise `InvalidArgument` for text that has no UTF-8 encoding."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{what} must be valid Unicode; this one has a lone surrogate") from None
-
-
-def check_metadata(content_type: str, metadata: Mapping[str, str]) -> None:
-    """Raise `InvalidArgument` when content type and user metadata exceed 8 KiB together, or are not Unicode."""
-    texts = [content_type, *metadata, *metadata.values()]
-    for text in texts:
-        check_text("metadata", text)
-    size_bytes = sum(len(text.encode()) for text in texts)
-    if size_bytes > METADATA_BYTES_MAX:
-        raise InvalidArgument(
-            f"content type and metadata have {size_bytes} bytes; at most {METADATA_BYTES_MAX} fit"
-        )
+def _position(entry: ObjectInfo | str) -> bytes:
+    return (entry if isinstance(entry, str) else entry.key).encode()

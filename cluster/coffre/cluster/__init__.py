@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coffre.cluster._grpc import SETTINGS as _SETTINGS
 from coffre.cluster.clock import (
     Clock,
     DriftingClock,
@@ -20,6 +21,7 @@ from coffre.cluster.errors import (
     InternalError,
     InvalidArgument,
     KeyUnavailable,
+    NotEmpty,
     NotFound,
     OutcomeUnknown,
     PermanentError,
@@ -33,6 +35,7 @@ from coffre.cluster.errors import (
     Unauthenticated,
     Unavailable,
     Unsupported,
+    WriteTimedOut,
     error_of_status,
 )
 from coffre.cluster.identity import (
@@ -100,6 +103,8 @@ from coffre.cluster.versions import (
     Stamp,
 )
 
+assert _SETTINGS  # and in force, before anything else is imported
+
 __all__ = [
     "KEY_BYTES_MAX",
     "MAP_BYTES_MAX",
@@ -132,6 +137,7 @@ __all__ = [
     "NodeAttributes",
     "NodeHandler",
     "NodeState",
+    "NotEmpty",
     "NotFound",
     "ObjectName",
     "OutcomeUnknown",
@@ -154,6 +160,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unsupported",
+    "WriteTimedOut",
     "__version__",
     "channel_credentials",
     "check_bucket",

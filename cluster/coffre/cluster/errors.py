@@ -9,7 +9,8 @@
      │    ├── NotFound                  no such object, version or bucket
      │    ├── AlreadyExists             create-only, and it exists
      │    ├── Conflict                  a newer version stands in the way, or this one was given up
-     │    │    └── PreconditionFailed   the condition of a conditional write does not hold
+     │    │    ├── PreconditionFailed   the condition of a conditional write does not hold
+     │    │    └── NotEmpty             a bucket that is to be deleted holds objects
      │    ├── PermissionDenied          this certificate may not do that
      │    ├── Unauthenticated           no certificate that the cluster knows
      │    ├── KeyUnavailable            the key that wraps this object's data key is not at hand
@@ -20,6 +21,7 @@
      └── RetryableError                 the same call may succeed later
           ├── Unavailable               too few nodes answer; nothing was written
           │    └── OutcomeUnknown       too few nodes answer to say whether the write stands
+          │         └── WriteTimedOut   not within the `timeout` of the call (a DeadlineExceeded, too)
           ├── DeadlineExceeded          not within the time given
           ├── ResourceExhausted         a disk or a queue is full
           ├── StaleMap                  this member and a node hold different cluster maps
@@ -30,7 +32,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from typing import Self
 
 import grpc
 
@@ -46,6 +50,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "KeyUnavailable",
+    "NotEmpty",
     "NotFound",
     "OutcomeUnknown",
     "PermanentError",
@@ -59,14 +64,65 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unsupported",
+    "WriteTimedOut",
     "error_of_status",
 ]
 
 
 class CoffreError(Exception):
-    """Any error that Coffre raises on purpose. `code` is its gRPC status on the wire (0: never travels)."""
+    """Any error that Coffre raises on purpose; its text is for people. `code`: its gRPC status on the wire (0: none).
+
+    What it is about stands in attributes, None where that does not apply or is not known:
+
+    - `bucket`, `key`, `version`: the object that was asked for; `node`: the id of the node that it comes from;
+    - `current_version`: what stands where a condition did not hold;
+    - `retry_after`: seconds after which trying again is worth it;
+    - `details`: for administrators: addresses, and the words of libraries; empty where there are none.
+    """
 
     code: int = 0
+    bucket: str | None = None
+    key: str | None = None
+    version: str | None = None
+    node: str | None = None
+    current_version: str | None = None
+    retry_after: float | None = None
+    details: str = ""
+
+    def __init__(
+        self,
+        *texts: str,
+        bucket: str | None = None,
+        key: str | None = None,
+        version: str | None = None,
+        node: str | None = None,
+        current_version: str | None = None,
+        details: str = "",
+    ) -> None:
+        super().__init__(*texts)
+        self._note(
+            bucket=bucket,
+            key=key,
+            version=version,
+            node=node,
+            current_version=current_version,
+            details=details or None,
+        )
+
+    def _note(self, **known: str | None) -> None:
+        for name, value in known.items():
+            if value is not None and not getattr(self, name):
+                setattr(self, name, value)
+
+    def about(self, *, bucket: str | None = None, key: str | None = None, version: str | None = None) -> Self:
+        """This error, saying what it is about where it did not yet. A copy: others may have been told the same one."""
+        known = {"bucket": bucket, "key": key, "version": version}
+        if all(value is None or getattr(self, name) is not None for name, value in known.items()):
+            return self
+        copied = copy.copy(self)
+        copied.__cause__, copied.__suppress_context__ = self.__cause__, self.__suppress_context__
+        copied._note(**known)
+        return copied.with_traceback(self.__traceback__)
 
 
 class PermanentError(CoffreError):
@@ -74,7 +130,9 @@ class PermanentError(CoffreError):
 
 
 class RetryableError(CoffreError):
-    """The same call may succeed later."""
+    """The same call may succeed later, after `retry_after` seconds or so; longer with every attempt."""
+
+    retry_after: float | None = 1.0
 
 
 def _code(status: grpc.StatusCode) -> int:
@@ -112,6 +170,10 @@ class Conflict(PermanentError):
 
 class PreconditionFailed(Conflict):
     """The condition of a conditional write does not hold. Travels as ABORTED."""
+
+
+class NotEmpty(Conflict):
+    """A bucket that is to be deleted holds objects. Raised by the client alone."""
 
 
 class PermissionDenied(PermanentError):
@@ -170,9 +232,16 @@ class DeadlineExceeded(RetryableError):
     code = _code(grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+class WriteTimedOut(OutcomeUnknown, DeadlineExceeded):
+    """A write that was not done within the `timeout` of its call; read the object to find out. Never travels."""
+
+    code = 0
+
+
 class ResourceExhausted(RetryableError):
     """A disk or a queue is full."""
 
+    retry_after = 10.0
     code = _code(grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -185,6 +254,7 @@ class StaleMap(RetryableError):
 class ClockSkew(RetryableError):
     """This member's clock runs ahead of the node's or far behind it, or its message was under way too long."""
 
+    retry_after = None  # once the clock is set
     code = _code(grpc.StatusCode.OUT_OF_RANGE)
 
 
@@ -220,6 +290,9 @@ _BY_CODE: Mapping[int, type[CoffreError]] = {
 } | {_code(grpc.StatusCode.UNKNOWN): InternalError}
 
 
-def error_of_status(code: int, detail: str) -> CoffreError:
-    """Return the error that gRPC status `code` (1..16) stands for, with `detail` as its text."""
-    return _BY_CODE[code](detail)
+def error_of_status(code: int, detail: str, *, node: str | None = None, details: str = "") -> CoffreError:
+    """Return the error that gRPC status `code` (1..16) stands for, with `detail` as its text.
+
+    `node`: the id of the node that it comes from. `details`: as of `CoffreError`.
+    """
+    return _BY_CODE[code](detail, node=node, details=details)

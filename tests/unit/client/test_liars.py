@@ -545,10 +545,10 @@ async def test_pages_prefixes_and_delimiters(cluster: InProcessCluster, page_siz
     await client.flush()
     live = [key for key in keys if key not in {"d/gone", "z"}]
 
-    async def listed(**options: str) -> list[str]:
+    async def listed(prefix: str = "", delimiter: str = "") -> list[str]:
         return [
             entry if isinstance(entry, str) else entry.key
-            async for entry in client.list("b", page_size=page_size, **options)
+            async for entry in client.list("b", page_size=page_size, prefix=prefix, delimiter=delimiter)
         ]
 
     for down in (set[int](), {1}, {2, 5}):

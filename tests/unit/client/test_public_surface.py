@@ -46,8 +46,8 @@ def test_every_error_is_public_and_either_permanent_or_retryable() -> None:
 def public(cls: type) -> dict[str, inspect.Signature]:
     return {
         name: inspect.signature(value)
-        for name, value in vars(cls).items()
-        if not name.startswith("_") and inspect.isfunction(value)
+        for name, value in inspect.getmembers(cls, inspect.isfunction)
+        if not name.startswith("_")
     }
 
 

@@ -34,6 +34,7 @@ COVERS_KEPT = 64
 LIMIT_MAX = 1000  # of one round; nodes send no more
 GROWTH = 8  # how many times as much is asked for after a round that showed nothing
 ROUNDS_MAX = 16
+ANY_LIMIT = 100  # of a page in which any live object will do
 # What one object is refused with, and nothing but it: it would be refused again.
 _CANNOT_TELL = (IntegrityError, KeyUnavailable, Unsupported)
 
@@ -127,6 +128,18 @@ class Lister:
                     end, end_is_prefix = some[-1], bool(merged[some[-1]].entry.common_prefix)
                 break
         return shown, end, end_is_prefix
+
+    async def holds_any(self, tenant: str, bucket: str) -> bool:
+        """Whether a live object is in a bucket. Raises as `page`."""
+        after: bytes | None = b""
+        while after is not None:
+            page = await self.page(
+                tenant, bucket, "", after=after, after_prefix=False, delimiter="", limit=ANY_LIMIT
+            )
+            if page.objects:
+                return True
+            after = page.after
+        return False
 
     async def _ask(self, view: View, request: pb.ListRequest) -> dict[int, pb.ListReply]:
         """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""

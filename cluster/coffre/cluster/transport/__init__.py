@@ -6,6 +6,7 @@ May import: identity, map.
 
 from coffre.cluster.transport.exchange import Batch
 from coffre.cluster.transport.grpc_transport import GrpcTransport
+from coffre.cluster.transport.process import OwnProcess
 from coffre.cluster.transport.ranges import Piece, part_bytes, pieces_of_range
 from coffre.cluster.transport.seam import LoopbackTransport, NodeHandler, Transport
 
@@ -14,6 +15,7 @@ __all__ = [
     "GrpcTransport",
     "LoopbackTransport",
     "NodeHandler",
+    "OwnProcess",
     "Piece",
     "Transport",
     "part_bytes",

@@ -21,6 +21,7 @@ from coffre.cluster.errors import (
 from coffre.cluster.identity import TlsFiles, channel_credentials, tls_name
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.transport.exchange import Batch, Exchange
+from coffre.cluster.transport.process import OwnProcess, begin_use, check_fork
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from coffre.proto import coordination_pb2 as cpb
@@ -88,6 +89,8 @@ class GrpcTransport:
         """Raises `ConfigurationError` when the files are not in order (they are read now, once)."""
         if channels_per_node < 1:
             raise InvalidArgument("a transport needs at least one channel per node")
+        check_fork()
+        self._process = OwnProcess("this transport", self)
         self._map = cluster_map
         self._credentials = (
             channel_credentials(credentials) if isinstance(credentials, TlsFiles) else credentials
@@ -105,6 +108,7 @@ class GrpcTransport:
 
         Channels to nodes that left, moved or changed are closed when their calls have ended, or after 5 s.
         """
+        self._process.check()
         self._map = newer_map(self._map, cluster_map)
         entries = {node.number: node for node in self._map.nodes}
         retired = [
@@ -115,7 +119,9 @@ class GrpcTransport:
         await _close(retired, _CLOSE_GRACE_SECONDS)
 
     async def close(self) -> None:
-        """Close every channel; calls under way end with `Cancelled`."""
+        """Close every channel; calls under way end with `Cancelled`. In a forked process nothing is done."""
+        if not self._process.is_this:
+            return
         self._closed = True
         lines = list(self._lines.values())
         self._lines.clear()
@@ -245,6 +251,7 @@ class GrpcTransport:
     # ---------------------------------------------------------------- channels
 
     def _line(self, number: int) -> _Line:
+        self._process.check()
         line = self._lines.get(number)
         if line is not None:
             return line
@@ -256,6 +263,7 @@ class GrpcTransport:
             raise Unavailable(str(error)) from None
         if node.state is NodeState.REMOVED:
             raise Unavailable(f"node {node.node_id} was removed from the cluster")
+        begin_use()
         channels = tuple(self._open(node) for _ in range(self._channels_per_node))
         line = _Line(node, channels, itertools.cycle([_stub(channel) for channel in channels]))
         self._lines[number] = line
