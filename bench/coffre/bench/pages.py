@@ -17,10 +17,10 @@ _PAGES = Path(__file__).with_name("pages")
 
 
 def render(template: str, filters: dict[str, Callable[..., str]] | None = None, **content: object) -> str:
-    """The page of a template. All text is escaped; what is HTML already, such as a chart, comes as `Markup`."""
+    """The text of a template. In a page all is escaped; what is HTML already, such as a chart, comes as `Markup`."""
     environment = Environment(
         loader=FileSystemLoader(_PAGES),
-        autoescape=True,
+        autoescape=template.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -15,6 +15,7 @@ from hashlib import sha256
 from random import Random
 
 import numpy as np
+from coffre.bench.pages import render
 from coffre.bench.scale_durability import (
     EXACT_NODES_MAX,
     Estimate,
@@ -175,25 +176,7 @@ def _durability(
 
 def assumptions(options: ScaleOptions) -> list[str]:
     """What the figures rest on; shown beside them, always."""
-    model = options.failures
-    return [
-        f"Nodes: {options.sites} sites of as equal size as can be, {options.operators} operators, one node per server, "
-        "all in one jurisdiction; a policy survives the loss of a site. All nodes are equal, or, in rows of balance "
-        "that say so, of one, two and four times a size in turn (mixed).",
-        f"Objects: {options.objects:,} of one size. How many fall into each partition is one draw from the multinomial "
-        "distribution, which is what a uniform hash of their names gives.",
-        f"Failures: each node is lost for good {model.node_failures_per_year:g} times a year, independently and at a "
-        f"constant rate; each site, with all its nodes, {model.site_losses_per_year:g} times a year where site losses "
-        "count. No wear-out, no bad batches, no operator mistakes, no bugs, no latent damage between scrubs.",
-        f"Repair: starts {model.detection_seconds:g} s after the failure, moves k + 1 bytes for each one of "
-        f"{model.node_bytes / 1e12:g} TB per node, at {model.repair_bytes_per_second / 1e6:g} MB/s from each node that "
-        "is up; several lost nodes share that. The time is exponential with that mean, and a node is back whole or not "
-        "at all: partitions with the fewest survivors are not repaired first, which makes the figures worse than the "
-        "product's order of repair would.",
-        "There is always room for repair, and the placement stays as it is: a rebuilt node keeps its partitions.",
-        f"Loss: more than m nodes of a partition missing at once, even for a moment. {options.cycles:,} plain and as "
-        "many biased cycles per case; errors are one standard error.",
-    ]
+    return render("assumptions.txt", options=options, model=options.failures).splitlines()
 
 
 def _plain(value: object) -> object:
