@@ -29,18 +29,13 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 
-__all__ = [
-    "EXAMPLES_MAX",
-    "LISTING",
-    "Checked",
-    "Fate",
-    "Housekeeping",
-    "Ledger",
-    "Operations",
-]
+__all__ = ["Checked", "Fate", "Housekeeping", "Ledger", "Operations"]
 
-
+LISTING = "listing"  # the class of a list, which is of no single object
 OBJECTS_MAX = 1 << 26
+EXAMPLES_MAX = 10
+IN_FLIGHT = 16  # of what goes before and after the load
+ATTEMPTS = 2  # the client is patient itself
 
 
 class Fate(IntEnum):
@@ -89,10 +84,6 @@ class Ledger:
         """Every object with its fate."""
         for number, fate in enumerate(self._fates):
             yield number, Fate(fate)
-
-
-LISTING = "listing"  # the class of a list, which is of no single object
-EXAMPLES_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +235,6 @@ class Operations:
             raise
         self._ledger.settle(task.number, Fate.DELETED)
         return _Done(begun, self._clock.monotonic())
-
-
-IN_FLIGHT = 16
-ATTEMPTS = 2  # the client is patient itself
-EXAMPLES_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)

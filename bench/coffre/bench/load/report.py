@@ -1,4 +1,4 @@
-"""The charts of a report: throughput and latency over time, and the distribution of latencies."""
+"""A result as one HTML page: throughput and latency over time, the distribution of latencies, and the tables."""
 
 from __future__ import annotations
 

@@ -29,18 +29,10 @@ from coffre.cluster.map import ClusterMap, NodeState, read_map
 from coffre.cluster.transport import GrpcTransport
 from coffre.cluster.version import __version__
 
-__all__ = [
-    "Observe",
-    "Progress",
-    "Target",
-    "connected",
-    "observing",
-    "run_load",
-    "started",
-]
+__all__ = ["Observe", "Progress", "Target", "connected", "observing", "run_load", "started"]
 
 STATUS_TIMEOUT_S = 5.0
-
+HEAD_START_S = 0.5  # from the command until the load begins, so that all processes are connected
 
 Observe = Callable[[], Awaitable[Counters]]
 """Reads the counters as they are now. A node that does not answer is left out, and `answering` says so."""
@@ -83,9 +75,6 @@ async def observing(
     finally:
         if transport is not None:
             await transport.close()
-
-
-HEAD_START_S = 0.5  # from the command until the load begins, so that all processes are connected
 
 
 @dataclass(frozen=True, slots=True)
