@@ -44,8 +44,10 @@ def path_of(path: StrPath) -> Path:
     found = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(found, str):
         raise InvalidArgument(f"a path is text or a pathlib.Path, not {kind_of(path)}")
-    if not found or "\0" in found:
-        raise InvalidArgument("that path names no file")
+    if not found:
+        raise InvalidArgument("an empty path names no file")
+    if "\0" in found:
+        raise InvalidArgument("the path of a file has no NUL")
     return Path(found)
 
 
