@@ -12,7 +12,7 @@ from functools import partial
 import grpc
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.errors import ConfigurationError, RetryableError
+from coffre.cluster.errors import CoffreError, ConfigurationError, RetryableError
 from coffre.cluster.identity import (
     Identity,
     Role,
@@ -116,6 +116,7 @@ async def serve(
                 signs = VitalSigns(store, health_servicer, clock, served)
                 await signs.look()
                 background.append(asyncio.create_task(signs.run()))
+                _watched(background)
                 await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
                 await member.store_watch.look()
                 _say_ready(config, entry, cluster_map.epoch, member.store_watch.trouble)
@@ -134,6 +135,23 @@ async def serve(
     if end.why is not None:
         raise end.why
     _log.info("stopped", extra={"node": entry.node_id})
+
+
+def _watched(background: Sequence[asyncio.Task[None]]) -> None:
+    """Let the log say which work of this node has ended for good by a bug, and where: nobody waits for it."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # The text may hold a name: only the class and the place are logged.
+            _log.critical(
+                "work in the background has ended: restart this node",
+                extra={"error": type(error).__name__},
+                exc_info=error,
+            )
+
+    for task in background:
+        task.add_done_callback(ended)
 
 
 async def _rest(background: Sequence[asyncio.Task[None]], store: ShardStore) -> None:
@@ -298,11 +316,16 @@ def _server(
 
 
 async def _reclaim_forever(store: ShardStore, clocks: PeerClocks) -> None:
+    said: type[CoffreError] | None = None
     while True:
+        freed_bytes = 0
         try:
             freed_bytes = await store.reclaim(expire=clocks.now_ms() is not None)
-        except RetryableError as error:
-            _log.warning("reclaim postponed", extra={"error": type(error).__name__})
-            freed_bytes = 0
+            said = None
+        except CoffreError as error:
+            if type(error) is not said:  # once: it is tried again and again
+                said = type(error)
+                level = logging.WARNING if isinstance(error, RetryableError) else logging.ERROR
+                _log.log(level, "reclaim postponed", extra={"error": said.__name__})
         if not freed_bytes:
             await clocks.clock.sleep(RECLAIM_IDLE_SECONDS)
