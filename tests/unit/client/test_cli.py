@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -73,6 +75,19 @@ def assert_one_line(result: Result, code: ExitCode, *words: str) -> None:
 )
 def test_without_a_configuration(arguments: tuple[str, ...]) -> None:
     assert_one_line(run(*arguments), ExitCode.USAGE, "--config", "COFFRE_CONFIG")
+
+
+@pytest.mark.parametrize("command", [("ls", "b"), ("cluster", "status"), ("repair", "status")])
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    """A container's user that no passwd has."""
+
+    def nobody(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("COFFRE_OPERATOR_CONFIG", raising=False)
+    assert_one_line(run(*command), ExitCode.USAGE, "is configured")
 
 
 def test_a_configuration_that_is_not_there_or_wrong(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -384,3 +385,51 @@ def test_get_ranges_keep_the_mode(cluster: Cluster, tmp_path: Path) -> None:
     assert run("get", "b/k", tmp_path / "l", "--range", "2-4").exit_code == 0
     assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode)) == (b"234", 0o640)
     assert (tmp_path / "l").is_symlink()
+
+
+# ------------------------------------------------------------------ told to end
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_get_of_a_folder_that_is_ended_leaves_no_part(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    """The signal comes while some files are whole, and others on their way."""
+    cluster.store("pre/whole")
+    cluster.store(*(f"pre/{i}" for i in range(8)), content=os.urandom(2 << 20))
+    back = tmp_path / "back"
+    seen = []
+    whole = AsyncClient.get_stream
+
+    async def interrupted(self: AsyncClient, bucket: str, key: str) -> AsyncGenerator[bytes | memoryview]:
+        async with aclosing(whole(self, bucket, key)) as pieces:
+            async for piece in pieces:
+                yield piece
+                if key != "pre/whole":
+                    seen.append(len(list(back.glob("*.part"))))
+                    os.kill(os.getpid(), signum)
+                    await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncClient, "get_stream", interrupted)
+    done = run("get", "-r", "b/pre", back)
+    assert done.exit_code == 128 + signum
+    assert max(seen) > 0
+    assert not list(back.glob("*.part"))
+    assert {path.name for path in back.iterdir()} <= {"whole"}
+
+
+def test_nohup_is_respected(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.store("k")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    whole = AsyncClient.head
+
+    async def interrupted(self: AsyncClient, *names: str, version: str | None = None) -> object:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return await whole(self, *names, version=version)
+
+    monkeypatch.setattr(AsyncClient, "head", interrupted)
+    try:
+        assert run("stat", "b/k").exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
