@@ -107,12 +107,9 @@ def drain(cluster: LocalCluster, node_id: str) -> None:
 
 def remove(cluster: LocalCluster, node_id: str) -> None:
     """Once what it held for others was handed over, which takes it a moment."""
-    for _ in range(60):
-        done = run(cluster, "remove", node_id, "--yes")
-        if done.returncode == 0:
-            return
-        assert "handed over in time" in done.stderr
-    pytest.fail("the node did not hand over what it held")
+    done = run(cluster, "remove", node_id, "--yes", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert node_id not in {node["node_id"] for node in nodes_of(read_json(cluster, "status"))}
 
 
 def replace_by_new(cluster: LocalCluster, node_id: str) -> None:

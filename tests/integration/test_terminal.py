@@ -92,7 +92,7 @@ async def test_a_node_runs_with_closed_streams(tmp_path: Path) -> None:
     try:
         await cluster.start([1])
         cluster.kill(1, signal.SIGTERM)
-        assert not cluster.running(1)
+        assert cluster._processes[1].poll() == 0
     finally:
         cluster.stop()
 
@@ -100,9 +100,7 @@ async def test_a_node_runs_with_closed_streams(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ readers that go
 
 
-@pytest.mark.parametrize(
-    "command", ["ls -rl terminal/", "get terminal/record -", "--help", "locate terminal/record"]
-)
+@pytest.mark.parametrize("command", ["get terminal/record -", "--help", "locate terminal/record"])
 def test_a_reader_that_goes_ends_a_command_in_silence(stored: LocalCluster, command: str) -> None:
     done = shell(stored, f"$C {command} | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout in (b"141\n", b"0\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from coffre.cluster.errors import AlreadyExists, ConfigurationError
@@ -38,7 +40,10 @@ def create_file(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file, in place of the one that is there if any."""
+    """Write a file, in place of the one that is there if any, whose mode stays. A link is followed."""
+    path = Path(os.path.realpath(path))
+    with suppress(OSError):  # what is wrong is said when it is written
+        mode = stat.S_IMODE(path.stat().st_mode)
     temporary = _write_aside(path, data, mode)
     try:
         temporary.replace(path)
@@ -52,7 +57,7 @@ def _write_aside(path: Path, data: bytes, mode: int) -> Path:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # mkstemp opens with O_EXCL and mode 0600: nobody else can have put the file there, or read it.
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     except OSError as error:
         raise ConfigurationError(f"cannot write into {path.parent}: {error.strerror}") from None
     temporary = Path(name)
