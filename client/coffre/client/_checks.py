@@ -14,6 +14,7 @@ __all__ = [
     "call_of",
     "check_listing",
     "check_metadata",
+    "check_parts",
     "check_range",
     "count_of",
     "flag_of",
@@ -111,6 +112,14 @@ def check_listing(bucket: object, prefix: object, delimiter: object, limit: obje
     text_of("a delimiter", delimiter)
     count_of("a page", limit, 1, 1000)
     seconds_of("timeout", timeout)
+
+
+def check_parts(keys: object, options: object) -> None:
+    """What a client is made of by its user."""
+    if not (callable(getattr(keys, "wrap", None)) and callable(getattr(keys, "unwrap", None))):
+        raise InvalidArgument(f"keys have wrap and unwrap (KeyProvider); this is {kind_of(keys)}")
+    if options is not None and not hasattr(options, "compress_level"):
+        raise InvalidArgument(f"options are ClientOptions, not {kind_of(options)}")
 
 
 def call_of(what: str, value: object) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
 
-from coffre.client._checks import seconds_of
+from coffre.client._checks import check_parts, seconds_of
 from coffre.client._door import CLOSE_SECONDS, Call, Door
 from coffre.client._fetch import Fetcher
 from coffre.client._ground import Ground
@@ -28,6 +29,8 @@ from coffre.cluster.names import ObjectName, check_tenant
 from coffre.cluster.transport import Transport
 
 __all__ = ["ClientLife"]
+
+_log = logging.getLogger("coffre.client")
 
 MAPS_PAUSE_SECONDS = 0.5  # before coordination is asked for maps again
 LARGE_AT_ONCE = 8  # whole objects of several segments, so that many of them do not fill the memory
@@ -51,6 +54,7 @@ class ClientLife:
     ) -> None:
         """`coordination`: for conditional writes and buckets. `maps`: where newer maps come from."""
         check_tenant(tenant)
+        check_parts(keys, options)
         options, clock = options or ClientOptions(), clock or SystemClock()
         issuer = Issuer(clock, entropy)
         lanes = peers_of(transport, clock, tenant, options.timeout, issuer)
@@ -102,6 +106,7 @@ class ClientLife:
             with suppress(TimeoutError):  # what no node answers in time is closed with the connections
                 async with asyncio.timeout(self._ground.options.timeout):
                     await self._views.drain()
+            _log.debug("a client of tenant %s is closed", self._tenant)
             if self._session is not None:
                 await self._session.close()
         finally:
@@ -115,6 +120,7 @@ class ClientLife:
                 async with aclosing(maps.watch()) as published:
                     async for found in published:
                         await self._views.adopt(found.map)
+                        _log.info("the cluster map is at epoch %d", self.cluster_map.epoch)
             await self._ground.clock.sleep(MAPS_PAUSE_SECONDS)
 
     def _follow_maps(self) -> None:

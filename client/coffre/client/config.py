@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from coffre.client._sources import StrPath, path_of
 from coffre.client.async_client import AsyncClient
 from coffre.client.keys import KeyProvider, KeyRing
 from coffre.client.model import ClientOptions
 from coffre.client.sync_client import Client
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import RemoteCoordination
-from coffre.cluster.errors import ConfigurationError, Unauthenticated
+from coffre.cluster.errors import ConfigurationError, InvalidArgument, Unauthenticated
 from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
 from coffre.cluster.map import read_map
 from coffre.cluster.membership import ClusterMaps, KeptMaps
@@ -35,12 +36,13 @@ class ClientConfig:
     tls: TlsFiles
     keyring: Path
     passphrase_file: Path | None
+    options: ClientOptions = field(default_factory=ClientOptions)
 
 
-def find_config(given: Path | None) -> Path:
+def find_config(given: StrPath | None) -> Path:
     """Return the configuration to use: the one given, $COFFRE_CONFIG, ./.coffre, or ~/.config/coffre."""
     if given is not None:
-        return given
+        return path_of(given)
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named)
     for place in DEFAULT_PLACES:
@@ -52,8 +54,9 @@ def find_config(given: Path | None) -> Path:
     )
 
 
-def load_client_config(path: Path) -> ClientConfig:
+def load_client_config(path: StrPath) -> ClientConfig:
     """Read and check `path`. Raises `ConfigurationError`."""
+    path = path_of(path)
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -62,10 +65,12 @@ def load_client_config(path: Path) -> ClientConfig:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
     required = ("map", "authority", "certificate", "key", "keyring")
     known = {*required, "passphrase_file"}
+    options = _options(path, raw.pop("options", {}))
     for name, value in raw.items():
         if name not in known or not isinstance(value, str):
             raise ConfigurationError(
-                f"{path}: {name} is not a setting, or not text; known are {', '.join(sorted(known))}"
+                f"{path}: {name} is not a setting, or not text; known are {', '.join(sorted(known))}, "
+                "and the table [options]"
             )
     if missing := [name for name in required if name not in raw]:
         raise ConfigurationError(f"{path} lacks {', '.join(missing)}; see docs/operations.md")
@@ -75,7 +80,22 @@ def load_client_config(path: Path) -> ClientConfig:
         tls=TlsFiles(base / raw["authority"], base / raw["certificate"], base / raw["key"]),
         keyring=base / raw["keyring"],
         passphrase_file=base / raw["passphrase_file"] if "passphrase_file" in raw else None,
+        options=options,
     )
+
+
+def _options(path: Path, table: object) -> ClientOptions:
+    """The table `[options]`: fields of `ClientOptions`; `compress_level = false` never compresses."""
+    known = {each.name for each in fields(ClientOptions)}
+    if not isinstance(table, dict) or not table.keys() <= known:
+        raise ConfigurationError(f"{path}: [options] is a table, and has {', '.join(sorted(known))} at most")
+    values = dict(table)
+    if values.get("compress_level") is False:
+        values["compress_level"] = None
+    try:
+        return ClientOptions(**values)
+    except InvalidArgument as error:
+        raise ConfigurationError(f"{path}: [options]: {error}") from None
 
 
 def load_passphrase(config: ClientConfig) -> bytes:
@@ -94,12 +114,14 @@ def load_passphrase(config: ClientConfig) -> bytes:
 
 
 async def connect(
-    config: ClientConfig | Path | None = None,
+    config: ClientConfig | StrPath | None = None,
     *,
     keys: KeyProvider | None = None,
     options: ClientOptions | None = None,
 ) -> AsyncClient:
-    """Return a client of the cluster that the configuration describes. No node needs to answer yet.
+    """Return a client of the cluster that the configuration (`find_config`) describes. No node needs to answer yet.
+
+    `keys`: instead of the key ring that the configuration names. `options`: instead of its table `[options]`.
 
     Raises `ConfigurationError` or `Unauthenticated` when a file of the configuration is not usable.
     """
@@ -123,7 +145,7 @@ async def connect(
         transport,
         keys,
         identity.name,
-        options=options,
+        options=options or config.options,
         clock=clock,
         coordination=coordination,
         maps=KeptMaps(source, config.map, cluster_map),
@@ -131,10 +153,12 @@ async def connect(
 
 
 def connect_sync(
-    config: ClientConfig | Path | None = None,
+    config: ClientConfig | StrPath | None = None,
     *,
     keys: KeyProvider | None = None,
     options: ClientOptions | None = None,
 ) -> Client:
     """The same for code without an event loop."""
+    if config is not None and not isinstance(config, ClientConfig):
+        config = path_of(config)
     return Client(lambda: connect(config, keys=keys, options=options))

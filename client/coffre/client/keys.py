@@ -12,9 +12,9 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+from coffre.client._sources import StrPath, path_of
 from coffre.cluster.errors import ConfigurationError, IntegrityError, InvalidArgument, KeyUnavailable
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
@@ -115,7 +115,7 @@ class KeyRing:
             raise InvalidArgument(f"{last} is the newest key of this ring, and current: add a key first")
         return KeyRing(self._keys, last)
 
-    def save(self, path: Path, passphrase: bytes, *, entropy: Entropy = os.urandom) -> None:
+    def save(self, path: StrPath, passphrase: bytes, *, entropy: Entropy = os.urandom) -> None:
         """Write the ring to a new file, mode 0600. Raises `ConfigurationError` when it cannot, or `path` exists."""
         salt, nonce = entropy(16), entropy(12)
         secret = json.dumps(
@@ -134,7 +134,7 @@ class KeyRing:
         )
         body = json.dumps({**header, "nonce": _text(nonce), "sealed": _text(sealed)}, indent=1).encode()
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(path_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise ConfigurationError(f"cannot write the key ring {path}: {error.strerror}") from None
         with os.fdopen(descriptor, "wb") as file:
@@ -143,10 +143,10 @@ class KeyRing:
             os.fsync(descriptor)
 
     @classmethod
-    def load(cls, path: Path, passphrase: bytes) -> KeyRing:
+    def load(cls, path: StrPath, passphrase: bytes) -> KeyRing:
         """Open a ring that `save` wrote. Raises `ConfigurationError` for another file or passphrase."""
         try:
-            with path.open("rb") as file:
+            with path_of(path).open("rb") as file:
                 raw = file.read(_FILE_BYTES_MAX + 1)
         except OSError as error:
             raise ConfigurationError(f"cannot read the key ring {path}: {error.strerror}") from None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from coffre.client._checks import count_of, seconds_of
+from coffre.cluster.errors import InvalidArgument
+
 __all__ = [
     "ClientOptions",
     "ListPage",
@@ -13,12 +16,14 @@ __all__ = [
     "ShardPlace",
 ]
 
+COMPRESS_LEVEL_MAX = 22  # of zstd
+
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """How a client behaves. Times in seconds."""
+    """How a client behaves. Times in seconds. Raises `InvalidArgument` for values that cannot be."""
 
-    compress_level: int | None = 3  # zstd; None: never compress
+    compress_level: int | None = 3  # of zstd, 1 to 22; None: never compress
     timeout: float = 5.0  # of one round trip
     patience: float = 2.0  # how long reads and writes try again while too few nodes answer
     hedge_delay: float = 0.05  # after which a read asks one more node
@@ -27,6 +32,19 @@ class ClientOptions:
     stall_timeout: float = (
         10.0  # after which a streamed write leaves a stuck node behind (1 s if it hung before)
     )
+
+    def __post_init__(self) -> None:
+        if self.compress_level is not None:
+            count_of("compress_level", self.compress_level, 1, COMPRESS_LEVEL_MAX)
+        for name in ("timeout", "stall_timeout"):
+            _given(name, seconds_of(name, getattr(self, name)))
+        for name in ("patience", "hedge_delay", "straggler_grace", "lock_patience"):
+            _given(name, seconds_of(name, getattr(self, name), or_least=True))
+
+
+def _given(name: str, value: float | None) -> None:
+    if value is None:
+        raise InvalidArgument(f"{name} is a number, not None")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from coffre.cluster.errors import (
     Unavailable,
     Unsupported,
     WriteTimedOut,
+    details_of,
     error_of_status,
 )
 from coffre.cluster.identity import (
@@ -168,6 +169,7 @@ __all__ = [
     "check_tenant",
     "create_authority",
     "create_map_file",
+    "details_of",
     "error_of_status",
     "identity_of_certificate",
     "identity_of_pem",

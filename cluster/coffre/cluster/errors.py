@@ -33,7 +33,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import grpc
@@ -65,6 +65,7 @@ __all__ = [
     "Unavailable",
     "Unsupported",
     "WriteTimedOut",
+    "details_of",
     "error_of_status",
 ]
 
@@ -288,6 +289,11 @@ _BY_CODE: Mapping[int, type[CoffreError]] = {
         Unsupported,
     )
 } | {_code(grpc.StatusCode.UNKNOWN): InternalError}
+
+
+def details_of(errors: Iterable[CoffreError]) -> str:
+    """What several errors say to administrators, each thing once: for the one that sums them up."""
+    return "; ".join(dict.fromkeys(error.details for error in errors if error.details))
 
 
 def error_of_status(code: int, detail: str, *, node: str | None = None, details: str = "") -> CoffreError:

@@ -7,6 +7,7 @@ the busier the client, the larger its messages; an idle client sends at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -27,6 +28,8 @@ from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import VOTES, outcome_of, outcomes_of
 
 __all__ = ["Lane", "Peer", "Peers", "Sink"]
+
+_log = logging.getLogger("coffre.client")
 
 OPERATIONS_MAX = 256
 MESSAGE_BYTES_MAX = 1 << 20
@@ -326,6 +329,8 @@ class Peer:
 
     def note_failure(self) -> None:
         """Count a failure: this node is asked later than others for a while."""
+        if not self._failures:
+            _log.warning("node %d does not answer", self.number)
         self._failures = min(self._failures + 1, FAILURES_COUNTED)
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
@@ -352,6 +357,8 @@ class Peer:
             if not isinstance(error, DeadlineExceeded):
                 self._left_bytes = 0  # it answered, or the connection ended, and what it held is gone
             raise
+        if self._failures:
+            _log.info("node %d answers again", self.number)
         self._failures = self._left_bytes = 0
         votes, outcomes = reply.votes, reply.outcomes
         answers = len(votes) if votes else len(outcomes)

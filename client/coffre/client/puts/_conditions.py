@@ -29,14 +29,21 @@ class Condition:
         """The base of a version decided on `newest`. Raises `AlreadyExists`, `PreconditionFailed`."""
         live = newest is not None and not newest.tombstone
         if self.version is None and live:
-            raise AlreadyExists(f"{name.bucket}/{name.key} exists")
+            raise AlreadyExists(f"{name.bucket}/{name.key} exists", current_version=_current(newest))
         if self.version is not None and not (live and self._is_met(newest)):
-            raise PreconditionFailed(f"{name.bucket}/{name.key} is not at version {self.version} any more")
+            raise PreconditionFailed(
+                f"{name.bucket}/{name.key} is not at version {self.version} any more",
+                current_version=_current(newest) if live else None,
+            )
         return newest.stamp.to_bytes() if newest is not None else b""
 
     def _is_met(self, newest: OpenManifest | None) -> bool:
         """Whether a version is the one that was asked for, coded anew or not."""
         return newest is not None and newest.identity == self.version
+
+
+def _current(newest: OpenManifest | None) -> str | None:
+    return None if newest is None else newest.info().version
 
 
 @dataclass(frozen=True, slots=True)

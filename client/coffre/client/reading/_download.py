@@ -13,7 +13,14 @@ from coffre.client.nodes import Peers
 from coffre.client.reading._found import Found
 from coffre.client.reading._reads import Reader
 from coffre.client.sealing import CellCipher, OpenManifest, SegmentCipher, cipher_of, open_segment
-from coffre.cluster.errors import CoffreError, IntegrityError, NotFound, RetryableError, Unavailable
+from coffre.cluster.errors import (
+    CoffreError,
+    IntegrityError,
+    NotFound,
+    RetryableError,
+    Unavailable,
+    details_of,
+)
 from coffre.codec import crc32c
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
@@ -285,7 +292,8 @@ class _Assembly:
             return Unavailable(f"segment {segment}: too few shards")
         if all(isinstance(error, (IntegrityError, NotFound)) for error in self._failed.values()):
             return IntegrityError(f"segment {segment}: {len(self._failed)} shards are damaged or missing")
-        return Unavailable("; ".join(f"shard {index}: {error}" for index, error in self._failed.items()))
+        texts = (f"shard {index}: {error}" for index, error in self._failed.items())
+        return Unavailable("; ".join(texts), details=details_of(self._failed.values()))
 
     def _start(self, index: int) -> None:
         self._starts[index] += 1

@@ -15,6 +15,7 @@ from coffre.cluster.errors import (
     PolicyViolation,
     StaleMap,
     Unavailable,
+    details_of,
 )
 from coffre.cluster.map import Electorate, Placement
 from coffre.cluster.names import ObjectName
@@ -48,7 +49,8 @@ def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[Co
     why = f" ({errors[0]})" if errors else ""
     raise kind(
         f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
-        f"{electorate.read} are needed{why}"
+        f"{electorate.read} are needed{why}",
+        details=details_of(errors),
     )
 
 

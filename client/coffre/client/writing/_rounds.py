@@ -15,6 +15,7 @@ from coffre.cluster.errors import (
     Unauthenticated,
     Unavailable,
     Unsupported,
+    details_of,
     error_of_status,
 )
 from coffre.cluster.map import Electorate
@@ -116,6 +117,11 @@ class Round:
             f"{want}{self.electorate.write} manifests are needed, "
             f"{self._shards.bit_count()} and {manifests} were stored ({failures})"
         )
+
+    @property
+    def details(self) -> str:
+        """The same for administrators: who that was, and where."""
+        return details_of(self.errors.values())
 
     def expect(self, node: int) -> None:
         """One more answer is to come."""

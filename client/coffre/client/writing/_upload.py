@@ -21,6 +21,7 @@ from coffre.cluster.errors import (
     RetryableError,
     StaleMap,
     Unavailable,
+    details_of,
 )
 from coffre.cluster.names import partition_of
 from coffre.codec import Tier, codec, crc32c
@@ -442,7 +443,10 @@ def _require(needed: int, streams: Sequence[_ShardStream]) -> None:
             raise error
     kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else Unavailable
     text = "; ".join(str(error) for error in errors)
-    raise kind(f"nothing was written: {alive} of {needed} shards could be stored ({text})")
+    raise kind(
+        f"nothing was written: {alive} of {needed} shards could be stored ({text})",
+        details=details_of(errors),
+    )
 
 
 async def _cut(segments: AsyncIterator[bytes], coder: CellCoder, pool: Executor) -> AsyncGenerator[Parts]:

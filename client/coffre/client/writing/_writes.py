@@ -136,7 +136,9 @@ class Writer:
             await round_.finish(max(0.0, deadline - self._clock.monotonic()))
             fate = Fate.UNKNOWN if round_.possible_holders else Fate.DEAD
         if fate is Fate.UNKNOWN:
-            raise OutcomeUnknown(f"it is not known whether the write stands: {round_.summary()}")
+            raise OutcomeUnknown(
+                f"it is not known whether the write stands: {round_.summary()}", details=round_.details
+            )
         if not round_.aborted and not renewed:
             if self._clock.monotonic() < deadline and not round_.is_stale:
                 if self._is_stale(stamp):
@@ -222,7 +224,9 @@ class Writer:
         if round_.newest > stamp.to_bytes():
             return  # settled, and overwritten since
         if not round_.enough:
-            raise OutcomeUnknown(f"the write stands, but lacks shards: {round_.summary()}")
+            raise OutcomeUnknown(
+                f"the write stands, but lacks shards: {round_.summary()}", details=round_.details
+            )
         self.settle(draft.name, stamp, _placement_of(shards))
 
     async def _accept(
@@ -387,10 +391,10 @@ def _refusal(round_: Round) -> CoffreError:
         if isinstance(error, PermanentError):
             return error
     if round_.fails_by_clocks:
-        return ClockSkew(f"nothing was written: {round_.summary()}")
+        return ClockSkew(f"nothing was written: {round_.summary()}", details=round_.details)
     kinds = {type(error) for error in errors}
     if len(kinds) == 1:
         kind = kinds.pop()
         if kind is not Unavailable:
-            return kind(round_.summary())
-    return Unavailable(f"nothing was written: {round_.summary()}")
+            return kind(round_.summary(), details=round_.details)
+    return Unavailable(f"nothing was written: {round_.summary()}", details=round_.details)

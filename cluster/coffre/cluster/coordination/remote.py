@@ -95,7 +95,9 @@ class RemoteCoordination:
             raise
         except RetryableError as error:
             self._leave(node)
-            raise Unavailable(f"coordination cannot be reached: {error}") from None
+            raise Unavailable(
+                f"coordination cannot be reached: {error}", node=error.node, details=error.details
+            ) from None
 
     async def _anywhere(self, call: _Call[_Reply]) -> _Reply:
         """A call that may be made twice, to one coordinator after the other."""
@@ -139,7 +141,9 @@ class RemoteCoordination:
                 lambda stub, wait: stub.Commit(request, timeout=self._timeout, wait_for_ready=wait)
             )
         except Unavailable as error:
-            raise OutcomeUnknown(f"it is not known whether that was agreed: {error}") from None
+            raise OutcomeUnknown(
+                f"it is not known whether that was agreed: {error}", node=error.node, details=error.details
+            ) from None
         return Commit(reply.succeeded, reply.revision)
 
     async def grant(self, seconds: int) -> Lease:
@@ -183,7 +187,7 @@ class RemoteCoordination:
             raise
         except RetryableError as error:
             self._leave(node)
-            raise Unavailable(f"the watch ended: {error}") from None
+            raise Unavailable(f"the watch ended: {error}", node=error.node, details=error.details) from None
         self._leave(node)
         raise Unavailable("the coordinator ended the watch")
 

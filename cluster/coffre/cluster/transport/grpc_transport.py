@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -136,7 +137,7 @@ class GrpcTransport:
             exchange = line.exchange = self._begin_exchange(line)
         reply = await exchange.send(request, timeout)
         if reply.code:
-            raise error_of_status(reply.code, f"{_called(line.node)}: {reply.detail}")
+            raise _told(line.node, reply.code, reply.detail)
         return reply
 
     def _begin_exchange(self, line: _Line) -> Exchange:
@@ -415,24 +416,38 @@ def _check_cancelled(line: _Line) -> None:
 
 
 _TLS_TRACES = ("ssl", "tls", "handshake", "certificate", "verification", "peer name")
+# An address, as gRPC writes it into its own words: they are for administrators.
+_ADDRESS = re.compile(
+    r"\b(?:ipv4|ipv6|unix|dns)(?::|%3A)|\b\d{1,3}(?:\.\d{1,3}){3}\b|\[[0-9a-fA-F]*:[0-9a-fA-F:]*\]"
+)
 
 
 def _translate(node: MapNode, ending: _Ending, timeout: float) -> CoffreError:
     """The error that a call ended with. The status alone decides the class; the text is for people."""
     status = ending.status
-    detail = " ".join((ending.details or "no reason was given").split())
+    words = " ".join((ending.details or "no reason was given").split())
+    detail = words
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         detail = f"no answer within {timeout:g} s"
-    elif status in _CONNECTION_STATUSES and any(trace in detail.lower() for trace in _TLS_TRACES):
+    elif _ADDRESS.search(words) or node.address in words:
+        reason = words.rpartition(": ")[2]
+        detail = "it cannot be reached" + ("" if _ADDRESS.search(reason) else f": {reason}")
+    if status in _CONNECTION_STATUSES and any(trace in words.lower() for trace in _TLS_TRACES):
         detail += (
             "; check that both certificates are valid and of this cluster, and that the node's says the same "
             "server, site, operator and jurisdiction as the map (coffre pki show)"
         )
-    return error_of_status(status.value[0], f"{_called(node)}: {detail}")
+    return _told(node, status.value[0], detail, "" if detail == words else words)
+
+
+def _told(node: MapNode, code: int, text: str, words: str = "") -> CoffreError:
+    """What a node, or the way to it, ended a call with."""
+    details = f"{node.node_id} ({node.address})" + (f": {words}" if words else "")
+    return error_of_status(code, f"{_called(node)}: {text}", node=node.node_id, details=details)
 
 
 def _called(node: MapNode) -> str:
-    return f"node {node.node_id} ({node.address})"
+    return f"node {node.node_id}"
 
 
 _CONNECTION_STATUSES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)

@@ -365,8 +365,12 @@ async def test_nobody_there(members: Members) -> None:
     port = reserved.getsockname()[1]
     transport = GrpcTransport(map_of(members, port), members.files("hospital"), channels_per_node=2)
     for _ in range(2):
-        with pytest.raises(Unavailable, match=rf"node n1 \(127.0.0.1:{port}\)"):
+        with pytest.raises(Unavailable, match="node n1: it cannot be reached") as refused:
             await transport.status(1, 30)
+        assert "127.0.0.1" not in str(refused.value)
+        assert str(port) not in str(refused.value)
+        assert refused.value.details.startswith(f"n1 (127.0.0.1:{port}): ")
+        assert refused.value.node == "n1"
     await transport.close()
     reserved.close()
 
