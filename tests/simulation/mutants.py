@@ -26,6 +26,15 @@ SEEDS_MAX = 400
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A piece of text of a module, and what stands in its place."""
+
+    module: str
+    text: str
+    instead: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mutant:
     """One bug. `seed`: one that showed it, tried first; which one does changes with everything that draws chances.
     `quick`: few seeds show it."""
@@ -37,9 +46,16 @@ class Mutant:
     seed: int
     quick: bool = False
     changing: bool = False  # only runs whose map changes can show it
+    clocks: bool = False  # only runs whose clocks are very wrong, or whose processes stand still, can show it
     elusive: bool = (
         False  # hundreds of seeds pass it: hunted only by name (docs/simulation.md, "Not yet seen")
     )
+    also: tuple[Edit, ...] = ()  # the second of two guards, each of which is enough
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Every piece of text that is changed."""
+        return (Edit(self.module, self.text, self.instead), *self.also)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,12 @@ class Verdict:
         first = self.failure.splitlines()[0] if self.failure else ""
         return f"{self.mutant.name:34} {what:22} after {self.tried:3} seeds  {first[:110]}"
 
+
+BELIEVING = Edit(  # a reader takes a vote against a version for a sign that its writer gave it up
+    "coffre.client.reading._reads",
+    "            if electorate.is_dead_by(aborted):\n",
+    "            if aborted:\n",
+)
 
 MUTANTS = (
     Mutant(
@@ -385,14 +407,123 @@ MUTANTS = (
         63,
         changing=True,
     ),
+    Mutant(
+        "age by one clock alone",
+        "coffre.node.following.clocks",
+        "        return self.clock.unixtime_ms() if self._agrees and not self._has_jumped() else None\n",
+        "        return self.clock.unixtime_ms()\n",
+        79,
+        clocks=True,
+        also=(BELIEVING,),
+    ),
+    Mutant(
+        "a node with a wrong clock takes versions",
+        "coffre.node.serving.times",
+        "        if self._clocks.is_barred:\n            raise",
+        "        if False:\n            raise",
+        0,
+        clocks=True,
+        elusive=True,
+    ),
+    Mutant(
+        "nobody notices that a clock jumped",
+        "coffre.node.following.clocks",
+        "        return self._offset_ms is not None and abs(self._offset() - self._offset_ms) > CLOCKS_APART_MS_MAX\n",
+        "        return False\n",
+        0,
+        clocks=True,
+        elusive=True,
+    ),
+    Mutant(
+        "what a wrong clock lacks it never gets",
+        "coffre.node.repair.view",
+        "        return self.answers.keys() & (self.punctual | {self.me})\n",
+        "        return self.answers.keys()\n",
+        0,
+        clocks=True,
+        elusive=True,
+    ),
+    Mutant(
+        "a reader gives up what somebody refused",
+        "coffre.client.reading._reads",
+        "            if electorate.is_dead_by(aborted):\n",
+        "            if aborted:\n",
+        0,
+    ),
+    Mutant(
+        "an old stamp is as good as a new one",
+        "coffre.node.serving.times",
+        "        if -ahead_ms > STAMP_AGE_MS_MAX:\n",
+        "        if False:\n",
+        0,
+        clocks=True,
+    ),
+    Mutant(
+        "what was read long ago may be completed",
+        "coffre.node.serving.times",
+        "            if now_ms - read_ms > MESSAGE_AGE_MS_MAX or read_ms - now_ms > STAMP_AHEAD_MS_MAX:\n",
+        "            if False:\n",
+        0,
+        clocks=True,
+        elusive=True,
+    ),
+    Mutant(
+        "what is durable too late is acknowledged",
+        "coffre.node.serving.times",
+        "        if not barred and now_ms <= min(until_ms, default=NEVER_MS):\n",
+        "        if True:\n",
+        0,
+        clocks=True,
+        elusive=True,
+    ),
+    Mutant(
+        "any stamp moves a clock",
+        "coffre.cluster.versions",
+        "        return (hlc >> _COUNTER_BITS) - self._clock.unixtime_ms() <= STAMP_AHEAD_MS_MAX",
+        "        return True",
+        0,
+        clocks=True,
+    ),
+    Mutant(
+        "one node may say that a stamp of the future is in the way",
+        "coffre.client.writing._rounds",
+        "            if future:  # the others may do without this node\n",
+        "            if False:\n",
+        0,
+        clocks=True,
+    ),
+    Mutant(
+        "a clock that was set back goes on above its stamps",
+        "coffre.client.writing._stamps",
+        "        if self._hybrid.is_ahead:\n",
+        "        if False:\n",
+        0,
+        clocks=True,
+    ),
+    Mutant(
+        "leftovers from the future stay",
+        "coffre.node.repair.decide",
+        "            if own is None and tally.too_few_hold:\n",
+        "            if False:\n",
+        0,
+        clocks=True,
+    ),
+    Mutant(
+        "digests leave out the future",
+        "coffre.node.store.recent",
+        "            if unixtime_ms <= number * WINDOW_MS <= now_ms + _AHEAD_MS:\n",
+        "            if unixtime_ms <= number * WINDOW_MS:\n",
+        0,
+        clocks=True,
+    ),
 )
 
 
 class _Loader(SourceLoader):
     """Loads one module from its file, with a piece of the text changed."""
 
-    def __init__(self, mutant: Mutant, path: Path) -> None:
-        self._mutant = mutant
+    def __init__(self, edit: Edit, path: Path) -> None:
+        self._edit = edit
         self._path = path
 
     def get_filename(self, fullname: str) -> str:
@@ -400,41 +531,42 @@ class _Loader(SourceLoader):
 
     def get_data(self, path: str | bytes) -> bytes:
         source = self._path.read_text("utf-8")
-        mutant = self._mutant
-        if source.count(mutant.text) != 1:
-            raise ValueError(
-                f"{mutant.name}: its text is {source.count(mutant.text)} times in {mutant.module}"
-            )
-        return source.replace(mutant.text, mutant.instead).encode()
+        edit = self._edit
+        if source.count(edit.text) != 1:
+            raise ValueError(f"a mutant's text is {source.count(edit.text)} times in {edit.module}")
+        return source.replace(edit.text, edit.instead).encode()
 
 
 class _Finder:
     """Finds the changed module before anybody else does."""
 
-    def __init__(self, mutant: Mutant, spec: ModuleSpec) -> None:
-        self._mutant = mutant
+    def __init__(self, edit: Edit, spec: ModuleSpec) -> None:
+        self._edit = edit
         self._spec = spec
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._mutant.module or self._spec.origin is None:
+        if name != self._edit.module or self._spec.origin is None:
             return None
-        return importlib.util.spec_from_loader(name, _Loader(self._mutant, Path(self._spec.origin)))
+        return importlib.util.spec_from_loader(name, _Loader(self._edit, Path(self._spec.origin)))
 
 
 def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
     """Run seeds on a mutant until one fails. To be called in a process that has not imported the product yet."""
-    room = importlib.util.find_spec(mutant.module)
-    assert room is not None, mutant.module
+    found = {edit: importlib.util.find_spec(edit.module) for edit in mutant.edits}
     for name in [name for name in sys.modules if name.partition(".")[0] in ("coffre", "tests")]:
         if name != __name__:
             del sys.modules[name]
-    sys.meta_path.insert(0, _Finder(mutant, room))
+    for edit, room in found.items():
+        assert room is not None, edit.module
+        sys.meta_path.insert(0, _Finder(edit, room))
     run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
     logging.disable(logging.CRITICAL)
     seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
+    draw: Callable[[int], object] = importlib.import_module("tests.simulation.plan").draw_plan
     if mutant.changing:
-        draw: Callable[[int], object] = importlib.import_module("tests.simulation.plan").draw_plan
         seeds = [seed for seed in seeds if draw(seed).changes is not None]  # type: ignore[attr-defined]
+    if mutant.clocks:
+        seeds = [seed for seed in seeds if draw(seed).clocks is not None]  # type: ignore[attr-defined]
     for tried, seed in enumerate(seeds, 1):
         failures: tuple[str, ...] = run(seed).failures  # type: ignore[attr-defined]  # a Result, loaded just now
         if failures:

@@ -119,7 +119,9 @@ def _with_clocks(plan: Plan) -> Plan:
     if clocks is None:
         return plan
     # Somebody must repair, by what the product calls old.
-    return replace(plan, clocks=clocks, repair=plan.repair or shipped_repair(plan.seed))
+    repair = replace(plan.repair or shipped_repair(plan.seed), round_seconds=clocks.round_seconds)
+    quality = replace(plan.quality, spread=plan.quality.spread + clocks.delay)
+    return replace(plan, clocks=clocks, repair=repair, quality=quality, pause=max(plan.pause, 0.3))
 
 
 def _with_repair(plan: Plan) -> Plan:

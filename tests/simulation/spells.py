@@ -37,6 +37,11 @@ class Spells:
         self._wrong: dict[int, None] = {}  # nodes
         self._still: dict[str, None] = {}
         self.sleeper: Member | None = None
+        for number in sorted(self._rng.sample(sorted(world.hosts), min(plan.wrong, world.policy.m))):
+            self._wrong[number] = None
+            clock = world.hosts[number].clock
+            clock.set_wrong_by(self._right(clock) + self._rng.choice(WRONG_BY) * self._rng.choice([-1, 1, 1]))
+            self._note("the clock of node", number, "is wrong")
 
     async def blow(self, spell: Spell) -> None:
         """Make one kind again and again."""
