@@ -147,13 +147,13 @@ async def _gather(servers: Sequence[ReferenceServer], size_bytes: int) -> float:
     return received / elapsed_s
 
 
-def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB, seed: int = _SEED) -> Measurement:
+def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB) -> Measurement:
     """Bytes/s of a new file in `directory`: writes of 1 MiB in order, then one fdatasync, timed with them.
 
     Blocks; no other task of the loop runs meanwhile.
     """
     writes = _messages(size_bytes)
-    body = bytearray(_random_bytes(_MIB, seed))
+    body = bytearray(_random_bytes(_MIB))
     with tempfile.TemporaryFile(dir=directory, buffering=0) as sink:
         handle = sink.fileno()
         start = perf_counter()
@@ -166,13 +166,11 @@ def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB, seed: int 
     return Measurement("disk_write_sync", writes * _MIB / elapsed_s, "bytes/s", detail)
 
 
-def disk_append_sync_4k(
-    directory: Path, *, duration_s: float = 2.0, seed: int = _SEED
-) -> tuple[Measurement, Measurement]:
+def disk_append_sync_4k(directory: Path, *, duration_s: float = 2.0) -> tuple[Measurement, Measurement]:
     """Append 4 KiB and fdatasync, over and over: `disk_append_sync_4k` (median seconds), and
     `disk_append_sync_4k_rate` (syncs/s over the whole time). Blocks.
     """
-    body = _random_bytes(4 * _KIB, seed)
+    body = _random_bytes(4 * _KIB)
     latencies_s: list[float] = []
     with tempfile.TemporaryFile(dir=directory, buffering=0) as sink:
         handle = sink.fileno()
