@@ -7,8 +7,10 @@ of docs/operations.md that set up and mend a cluster (tests/runbooks).
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import doctest
+import inspect
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +237,30 @@ def test_python(page: str, stage: Path) -> None:
     assert done.returncode == 0, done.stderr
     for block, seen in zip(blocks, json.loads(done.stdout.splitlines()[-1]), strict=True):
         assert same(block.output or "", seen), f"{block.place} printed {seen!r}"
+
+
+def module_of(page: str) -> str:
+    """The blocks of a page as one module; what awaits is in functions, for which a type checker looks."""
+    parts = []
+    for number, block in enumerate(each for each in PYTHON if each.page == page):
+        code = compile(block.text, block.place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if code.co_flags & inspect.CO_COROUTINE:
+            parts.append(f"async def part_{number}() -> None:\n{textwrap.indent(block.text, '    ')}")
+        else:
+            parts.append(block.text)
+    return "\n".join(parts)
+
+
+@pytest.mark.long
+def test_python_is_typed(tmp_path: Path) -> None:
+    """An application under `mypy --strict` may paste it."""
+    for page in PYTHON_PAGES:
+        (tmp_path / (re.sub(r"\W", "_", page) + ".py")).write_text(module_of(page))
+    settings = tmp_path / "mypy.ini"
+    settings.write_text("[mypy]\nstrict = true\n[mypy-zfec.*]\nignore_missing_imports = true\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(settings), *map(str, tmp_path.glob("*.py"))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # ------------------------------------------------------------------ settings
