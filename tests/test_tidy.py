@@ -82,6 +82,11 @@ MAKES_ITS_OWN = {
 }
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def modules() -> list[Path]:
     found = []
     for room in ROOMS:
@@ -104,7 +109,7 @@ def test_modules_are_small(module: Path) -> None:
 
 
 def test_modules_say_what_they_are_for(module: Path) -> None:
-    tree = ast.parse(module.read_text("utf-8"))
+    tree = parsed(module)
     docstring = ast.get_docstring(tree)
     assert docstring, "a module starts with a docstring"
     assert docstring.splitlines()[0].rstrip().endswith((".", ":")) or "\n" in docstring
@@ -135,7 +140,7 @@ def is_seam(node: ast.ClassDef) -> bool:
 @cache
 def told_by_seams() -> frozenset[str]:
     """Methods that a seam describes: its implementations need not say it again."""
-    trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
+    trees = [parsed(path) for path in modules()]
     seams = [
         node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and is_seam(node)
     ]
@@ -148,7 +153,7 @@ def is_told_elsewhere(node: ast.ClassDef) -> bool:
 
 
 def test_what_a_module_offers_says_what_it_does(module: Path) -> None:
-    tree = ast.parse(module.read_text("utf-8"))
+    tree = parsed(module)
     silent = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in exported(
@@ -166,7 +171,7 @@ def test_what_a_module_offers_says_what_it_does(module: Path) -> None:
 
 
 def test_functions_fit_a_screen(module: Path) -> None:
-    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
             lines = node.end_lineno - node.lineno + 1
             assert lines <= FUNCTION_LINES_MAX, f"{relative(module)}: {node.name} has {lines} lines"
@@ -187,7 +192,7 @@ def imported_rooms(tree: ast.Module) -> Iterator[str]:
 
 def test_imports_go_one_way(module: Path) -> None:
     room = relative(module).split("/")[0]
-    for imported in imported_rooms(ast.parse(module.read_text("utf-8"))):
+    for imported in imported_rooms(parsed(module)):
         assert imported in MAY_IMPORT[room], f"{relative(module)} imports coffre.{imported}"
 
 
@@ -208,7 +213,7 @@ def test_inner_rooms_are_entered_by_their_doors(module: Path) -> None:
     """From outside, only what a room's `__init__` exports; from inside, only the rooms below."""
     parts = relative(module).split("/")
     mine = inner_room(".".join(parts[1:-1]))
-    for line, imported, name in imports_of(ast.parse(module.read_text("utf-8"))):
+    for line, imported, name in imports_of(parsed(module)):
         theirs = inner_room(imported)
         if theirs is None and inner_room(f"{imported}.{name}"):
             raise AssertionError(f"{relative(module)}:{line} imports the room {name} as a whole")
@@ -240,7 +245,7 @@ def test_time_chance_and_network_are_passed_in(module: Path) -> None:
     allowed = {
         call for place, calls in MAKES_ITS_OWN.items() if relative(module).startswith(place) for call in calls
     }
-    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Call):
             name = ".".join(ast.unparse(node.func).split(".")[-2:])
             assert name not in BANNED - allowed, f"{relative(module)}:{node.lineno} calls {name}"
@@ -255,7 +260,7 @@ def test_what_is_long_has_a_short_form(path: Path) -> None:
     """Whoever waits for `make test` alone sees each promise tried."""
     tests = [
         node
-        for node in ast.parse(path.read_text("utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     ]
     marks = {test.name: [ast.unparse(each) for each in test.decorator_list] for test in tests}
@@ -271,7 +276,7 @@ def test_no_namespace_is_closed() -> None:
 )
 def test_tests_do_not_sleep_for_a_state(path: Path) -> None:
     """asyncio.sleep(0) lets others run; any other sleep in a test waits for something that should be waited for."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep"}:
             argument = ast.unparse(node.args[0])
             paced = "pace" in argument.lower()  # a named pace of load, not a wait
