@@ -216,10 +216,10 @@ def _show_progress() -> Callable[[MoveProgress], None]:
     def show(progress: MoveProgress) -> None:
         nonlocal shown
         percent = f"{progress.epoch} {progress.done * 100 // max(progress.total, 1)} {len(progress.silent)}"
-        if console.is_terminal:
-            console.print(
-                progress_line(progress), end="\n" if progress.is_finished else "\r", highlight=False
-            )
+        if console.is_terminal:  # in place: a line that is cut is shown again, one that is wrapped piles up
+            line = progress_line(progress)
+            line = line if progress.is_finished else line[: console.width - 1]
+            click.echo(f"\r\x1b[K{line}", nl=progress.is_finished, err=True)
         elif percent != shown:
             click.echo(progress_line(progress), err=True)
         shown = percent

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from coffre.cluster.admin import membership_cli
 from coffre.cluster.admin.cli import cluster
+from coffre.cluster.admin.membership_cli import _show_progress
 from coffre.cluster.admin.operator_cli import _as_dict
 from coffre.cluster.admin.tables import print_table
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.identity import NodeAttributes, parse_certificate, parse_key
 from coffre.cluster.map import ClusterMap, MapNode, Policy, create_map_file, sign_map
+from coffre.cluster.membership import MoveProgress
 from coffre.cluster.testing import make_members
 from coffre.proto import coffre_pb2 as pb
+from rich.console import Console
 from rich.table import Table
 
 ADDRESS = "a-server-with-a-long-name.strasbourg.example-hosting.fr:7311"
@@ -95,6 +99,19 @@ def test_cluster_show_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert shown.count(ADDRESS) == 3
     for words in ("server-of-a-long-name-2", "operator cap", "with several operators", "country"):
         assert words in shown
+
+
+def test_the_progress_of_a_move_stays_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(membership_cli, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True))
+    show = _show_progress()
+    show(MoveProgress(2, 0, 4096, {}, (1, 2), 3600.0))
+    show(MoveProgress(2, 4096, 4096, {}, (), 0.0))
+    passing, last = capsys.readouterr().err.removeprefix("\r").split("\r")
+    assert len(passing) == 39
+    assert last == "epoch 2: 4096 of 4096 partitions moved (100.0%), 0 s left\n"
 
 
 def test_repair_status_counts_partitions() -> None:
