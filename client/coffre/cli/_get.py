@@ -172,9 +172,10 @@ def _plan(found: Iterable[ObjectInfo], prefix: str, tally: Tally[_Fetched]) -> I
     folders: set[tuple[str, ...]] = set()
     for info in found:
         relative = info.key[len(prefix) :]
-        if not relative and not info.size_bytes:
-            continue  # the mark of the folder itself
-        is_folder = relative.endswith("/") and not info.size_bytes
+        is_mark = not info.size_bytes and not info.unreadable
+        if not relative and is_mark:
+            continue  # of the folder itself
+        is_folder = relative.endswith("/") and is_mark
         parts = parts_of(relative.removesuffix("/") if is_folder else relative)
         if parts is None:
             tally.leave_out(f"{info.bucket}/{info.key}", "no file can have this name")

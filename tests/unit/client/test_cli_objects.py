@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cli import _session
 from coffre.cli._tree import tree
-from coffre.client import AsyncClient
+from coffre.client import AsyncClient, KeyRing
 from coffre.cluster.errors import IntegrityError, Unavailable
 
 Run = Callable[..., Result]
@@ -353,6 +354,19 @@ def test_get_of_a_folder_goes_on_after_a_damaged_object(
     assert done.exit_code == 6, done.output
     assert "left out b/pre/b: more shards are damaged" in done.stderr
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a", "c"]
+
+
+def test_a_folder_with_an_object_of_another_key(cluster: Cluster, tmp_path: Path) -> None:
+    """What this key ring cannot open is named; to be deleted it need not be understood."""
+    cluster.store("pre/a")
+    cluster.inner = dataclasses.replace(cluster.inner, keys=KeyRing.generate())
+    cluster.store("pre/b")
+    done = run("get", "-r", "b/pre", tmp_path / "back")
+    assert done.exit_code == 1, done.output
+    assert "left out b/pre/a: " in done.stderr
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["b"]
+    assert run("rm", "-ry", "b/pre").exit_code == 0
+    assert cluster.keys() == []
 
 
 def test_get_of_a_folder_that_is_not_there(cluster: Cluster, tmp_path: Path) -> None:
