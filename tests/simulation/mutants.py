@@ -106,8 +106,11 @@ MUTANTS = (
     Mutant(
         "read without completing",
         "coffre.client.reading._reads",
-        "await self._completer.complete(view, name, found, replies, beyond, voted=voted)",
-        "pass",
+        "            if aborted:\n"
+        "                await self._complete_against_votes(view, name, found, replies, beyond, others, began)\n"
+        "            else:\n"
+        "                await self._completer.complete(view, name, found, replies, beyond, began)\n",
+        "",
         9,
         quick=True,
     ),
@@ -169,8 +172,8 @@ MUTANTS = (
     Mutant(
         "a mark passes over what was given up",
         "coffre.client.writing._stamps",
-        "        self._hybrid.renew(self._new_writer())\n\n    def _settle_done",
-        "\n    def _settle_done",
+        "        self._hybrid.renew(self._new_writer())\n\n    def _retire",
+        "\n    def _retire",
         65,
     ),
     Mutant(
@@ -344,7 +347,7 @@ MUTANTS = (
     Mutant(
         "what dead writers left stays",
         "coffre.node.repair.sweep",
-        "    if any(v.state != SETTLED and unixtime_ms_of(v.stamp) <= old_ms for v in held):\n",
+        "    if any(v.state != SETTLED and not old_ms < unixtime_ms_of(v.stamp) <= ahead_ms for v in held):\n",
         "    if False:\n",
         33,
     ),
