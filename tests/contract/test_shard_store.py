@@ -382,6 +382,22 @@ async def test_tenants_and_buckets_do_not_meet(store: ShardStore) -> None:
     assert [entry.versions[0].stamp for entry in listing.entries] == [stamp(2)]
 
 
+async def test_the_buckets_of_a_tenant(store: ShardStore) -> None:
+    for place, (tenant, bucket) in enumerate(
+        [("a", "b.c"), ("a", "b"), ("a.b", "c"), ("a", "x"), ("aa", "b")]
+    ):
+        await one(store, accept(place + 1, tenant=tenant, bucket=bucket))
+        await one(store, accept(place + 1, "another key", tenant=tenant, bucket=bucket))
+    assert await store.buckets("a") == ("b", "b.c", "x")
+    assert await store.buckets("a.b") == ("c",)
+    assert await store.buckets("nobody") == ()
+    assert await store.buckets("a", limit=2) == ("b", "b.c")
+    assert await store.buckets("a", after=b"b") == ("b.c", "x")
+    assert await store.buckets("a", after=b"b.c", limit=1) == ("x",)
+    assert await store.buckets("a", after=b"x") == ()
+    assert await store.buckets("a", after=b"\xff\x00") == ()
+
+
 # ------------------------------------------------------------------ marks
 
 

@@ -46,6 +46,8 @@ def test_put_get_ls_stat_rm(running_cluster: LocalCluster, tmp_path: Path) -> No
     ok(running_cluster, "put", str(tmp_path / "tree"), "cli/tree")
     assert ok(running_cluster, "ls", "cli/tree/").split() == [b"tree/deep/", b"tree/one.txt"]
     assert ok(running_cluster, "ls", "-r", "cli/tree/").split() == [b"tree/deep/two.txt", b"tree/one.txt"]
+    assert b"cli" in ok(running_cluster, "ls").split()
+    assert b'{"bucket": "cli"}' in ok(running_cluster, "ls", "--json").splitlines()
     assert ok(running_cluster, "get", "cli/tree/one.txt", "-") == b"one"
     assert ok(running_cluster, "get", "cli/tree/deep/two.txt", "-", "--range", "3-5") == b"two"
     ok(running_cluster, "get", "cli/tree/deep/two.txt", str(tmp_path / "back"))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,21 +16,25 @@ from coffre.client.config import PASSPHRASE_VARIABLE
 from coffre.client.keys import KeyRing
 from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import one_line_errors, print_table
-from coffre.cluster.errors import InvalidArgument, NotFound
+from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
 from rich.table import Table
 
 __all__ = ["keyring", "locate", "ls", "stat", "versions"]
 
 
 @click.command()
-@click.argument("target", metavar="BUCKET[/PREFIX]")
+@click.argument("target", metavar="[BUCKET[/PREFIX]]", required=False)
 @click.option("--recursive", "-r", is_flag=True, help="Every key, not rolled up at /.")
 @click.option("--long", "-l", "detailed", is_flag=True, help="Size, time and version.")
 @json_option
 @click.pass_context
 @one_line_errors
-def ls(ctx: click.Context, target: str, recursive: bool, detailed: bool, as_json: bool) -> None:
-    """List the objects of a bucket, in key order."""
+def ls(ctx: click.Context, target: str | None, recursive: bool, detailed: bool, as_json: bool) -> None:
+    """List the objects of a bucket, in key order; without an argument the buckets in use."""
+    if target is None:
+        for name in run(ctx, _buckets_in_use):
+            click.echo(json.dumps({"bucket": name}) if as_json else name)
+        return
     bucket, prefix = split(target, key_required=False)
 
     async def work(client: AsyncClient) -> None:
@@ -53,6 +58,14 @@ def ls(ctx: click.Context, target: str, recursive: bool, detailed: bool, as_json
             click.echo(f"cannot be opened here: {printable(unreadable)}{more}", err=True)
 
     run(ctx, work)
+
+
+async def _buckets_in_use(client: AsyncClient) -> list[str]:
+    """Those that hold objects, and those that were created, where that can be known."""
+    created: list[str] = []
+    with suppress(Unavailable):
+        created = await client.list_buckets()
+    return sorted({*created, *await client.used_buckets()})
 
 
 @click.command()

@@ -162,6 +162,12 @@ class AsyncClient(ClientLife):
         with self._door.call(timeout):
             return [bucket.name for bucket in await list_buckets(self._agreed(), self._tenant)]
 
+    async def used_buckets(self, *, timeout: float | None = None) -> list[str]:
+        """The names of the buckets that hold objects, whether they were created or not, in order."""
+        self._follow_maps()
+        with self._door.call(timeout):
+            return await self._parts.lookup.patiently(lambda: self._parts.lister.buckets(self._tenant))
+
     async def delete_bucket(self, bucket: str, *, timeout: float | None = None) -> None:
         """Forget that a bucket was created. Raises `NotEmpty` when it holds objects, and `NotFound`."""
         bucket_of(bucket)

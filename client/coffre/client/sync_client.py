@@ -196,6 +196,9 @@ class Client:
     def list_buckets(self, *, timeout: float | None = None) -> list[str]:
         return self._run(self._client.list_buckets(timeout=timeout))
 
+    def used_buckets(self, *, timeout: float | None = None) -> list[str]:
+        return self._run(self._client.used_buckets(timeout=timeout))
+
     def delete_bucket(self, bucket: str, *, timeout: float | None = None) -> None:
         self._run(self._client.delete_bucket(bucket, timeout=timeout))
 

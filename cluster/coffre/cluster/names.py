@@ -9,9 +9,18 @@ from hashlib import blake2b
 
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["KEY_BYTES_MAX", "ObjectName", "check_bucket", "check_tenant", "partition_of"]
+__all__ = [
+    "BUCKET_BYTES_MAX",
+    "KEY_BYTES_MAX",
+    "ObjectName",
+    "check_bucket",
+    "check_tenant",
+    "is_bucket",
+    "partition_of",
+]
 
 KEY_BYTES_MAX = 1024
+BUCKET_BYTES_MAX = 63
 _LABEL = re.compile(r"[a-z0-9][a-z0-9.-]{0,61}[a-z0-9]|[a-z0-9]")
 
 
@@ -55,9 +64,14 @@ def check_tenant(tenant: str) -> None:
         )
 
 
+def is_bucket(bucket: str) -> bool:
+    """Whether `bucket` is a DNS-like label of at most 63 characters."""
+    return _LABEL.fullmatch(bucket) is not None
+
+
 def check_bucket(bucket: str) -> None:
     """Raise `InvalidArgument` unless `bucket` is a DNS-like label of at most 63 characters."""
-    if not _LABEL.fullmatch(bucket):
+    if not is_bucket(bucket):
         raise InvalidArgument(
             f"{bucket!r} is not a bucket name: a-z, 0-9, '-' and '.', at most 63 characters"
         )

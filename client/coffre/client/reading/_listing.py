@@ -22,7 +22,7 @@ from coffre.cluster.errors import (
     Unavailable,
     Unsupported,
 )
-from coffre.cluster.names import KEY_BYTES_MAX, ObjectName
+from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, is_bucket
 from coffre.cluster.versions import STAMP_BYTES, Stamp
 from coffre.proto import coffre_pb2 as pb
 
@@ -141,10 +141,33 @@ class Lister:
             after = page.after
         return False
 
+    async def buckets(self, tenant: str) -> list[str]:
+        """The buckets that hold a live object, in order. Raises as `page`."""
+        view = self._views.current
+        found: set[str] = set()
+        after: bytes | None = b""
+        while after is not None:
+            request = pb.ListRequest(epoch=view.map.epoch, tenant=tenant, after=after, limit=LIMIT_MAX)
+            replies = await self._ask(view, request)
+            ends = [_start_of_bucket(reply) for reply in replies.values() if reply.more]
+            after = min(ends, default=None)
+            names = {entry.common_prefix for reply in replies.values() for entry in reply.entries}
+            found |= {name for name in names if after is None or name.encode() <= after}
+        some = await each(sorted(found), lambda bucket: self._in_use(tenant, bucket))
+        for one in some:
+            if isinstance(one, CoffreError):
+                raise one
+        return [bucket for bucket in some if isinstance(bucket, str)]
+
+    async def _in_use(self, tenant: str, bucket: str) -> str | None:
+        return bucket if await self.holds_any(tenant, bucket) else None
+
     async def _ask(self, view: View, request: pb.ListRequest) -> dict[int, pb.ListReply]:
         """Pages of so many nodes that each partition has R answering primaries; of all, when some fail or are slow."""
-        first = self._cover(view, request.tenant, request.bucket)
         everyone = view.peers.all()
+        first = frozenset(peer.number for peer in everyone)
+        if request.bucket:
+            first = self._cover(view, request.tenant, request.bucket)
         spare = [peer.number for peer in everyone if peer.number not in first]
         replies: dict[int, pb.ListReply] = {}
         errors: list[CoffreError] = []
@@ -265,6 +288,10 @@ def _untold(name: ObjectName, by_node: Mapping[int, Sequence[pb.Version]], why: 
     return OpenManifest(name, pb.Manifest(stamp=stamp), b"", Stamp.from_bytes(stamp), why)
 
 
+def _start_of_bucket(reply: pb.ListReply) -> bytes:
+    return reply.entries[-1].common_prefix.encode()
+
+
 def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.ListReply]:
     async def ask() -> pb.ListReply:
         peer = view.peers[node]
@@ -283,11 +310,15 @@ def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.Li
 
 def _covers(view: View, request: pb.ListRequest, nodes: Collection[int]) -> bool:
     """Whether every partition has R primaries among `nodes`, in each of its sets."""
+    buckets = [request.bucket]
+    if not request.bucket:  # all of them: those with a policy of their own, too
+        buckets += [one.bucket for one in view.map.bucket_policies if one.tenant == request.tenant]
     if len(view.peers.all()) > COVER_NODES_MAX:
         silent = len(view.peers.all()) - len(nodes)
-        return silent <= view.silent_max(request.tenant, request.bucket)
+        return all(silent <= view.silent_max(request.tenant, bucket) for bucket in buckets)
     return all(
-        view.partition_electorate(request.tenant, request.bucket, partition).is_heard_from(nodes)
+        view.partition_electorate(request.tenant, bucket, partition).is_heard_from(nodes)
+        for bucket in buckets
         for partition in range(view.map.partitions)
     )
 
@@ -318,6 +349,10 @@ def _is_sound(reply: pb.ListReply, request: pb.ListRequest) -> bool:
     """Whether a page has entries of this listing alone, and lets it go on."""
     if reply.more and not reply.entries:
         return False
+    if not request.bucket:
+        names = [entry.common_prefix for entry in reply.entries]
+        new = all(is_bucket(name) and name.encode() > request.after for name in names)
+        return new and names == sorted(set(names))
     return all(
         (entry.common_prefix or entry.key).startswith(request.prefix)
         and (not entry.common_prefix or entry.key.startswith(entry.common_prefix))

@@ -304,6 +304,15 @@ class Index:
             if rest >= start:
                 yield rest, key, decode_row(key, value)
 
+    def buckets(self, txn: lmdb.Transaction[bytes], tenant: str, after: bytes) -> Iterator[str]:
+        """The buckets of a tenant behind `after`, in order, that have a directory."""
+        cursor = txn.cursor(db=self.directories)
+        prefix = root_key(tenant, "")
+        found = cursor.set_range(prefix + after + (b"\0" if after else b""))  # the next one that can be
+        while found and cursor.key().startswith(prefix):
+            yield cursor.key()[len(prefix) :].decode()
+            found = cursor.next()
+
     def _scan_directories(
         self, txn: lmdb.Transaction[bytes], code: bytes, start: bytes
     ) -> Iterator[tuple[bytes, bytes]]:

@@ -171,6 +171,9 @@ class LmdbStore:
         async for chunk in self._reader.read_cells(name, stamp, shard_index, first_segment, segment_count):
             yield chunk
 
+    async def buckets(self, tenant: str, *, after: bytes = b"", limit: int = 1000) -> tuple[str, ...]:
+        return await self._reader.buckets(tenant, after, limit)
+
     async def list(
         self,
         tenant: str,

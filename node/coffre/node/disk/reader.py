@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import lmdb
@@ -323,6 +324,13 @@ class Reader:
         raise NotFound("this node does not hold that shard any more")
 
     # ---------------------------------------------------------------- many objects
+
+    async def buckets(self, tenant: str, after: bytes, limit: int) -> tuple[str, ...]:
+        def walk() -> tuple[str, ...]:
+            with self._index.reading() as txn:
+                return tuple(islice(self._index.buckets(txn, tenant, after), limit))
+
+        return await self._in_thread(walk)
 
     async def list(
         self,

@@ -360,6 +360,11 @@ class MemoryStore:
         if chunk:
             yield chunk
 
+    async def buckets(self, tenant: str, *, after: bytes = b"", limit: int = 1000) -> tuple[str, ...]:
+        self._check_open()
+        names = sorted(bucket for owner, bucket in self._keys if owner == tenant)
+        return tuple(name for name in names if name.encode() > after)[:limit]
+
     async def list(
         self,
         tenant: str,

@@ -20,7 +20,7 @@ from coffre.cluster.errors import (
     Unsupported,
 )
 from coffre.cluster.identity import Identity, Role
-from coffre.cluster.names import ObjectName, check_bucket, check_tenant, partition_of
+from coffre.cluster.names import BUCKET_BYTES_MAX, ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES
 from coffre.codec import crc32c
@@ -339,6 +339,8 @@ class Handler:
     async def list(self, peer: Identity, request: pb.ListRequest) -> pb.ListReply:
         await self._fence.wait()
         self._admit(peer, request.tenant, request.epoch)
+        if not request.bucket:
+            return await self._buckets(request)
         check_bucket(request.bucket)
         listing = await self._store.list(
             request.tenant,
@@ -356,6 +358,16 @@ class Handler:
             for version in entry.versions:
                 put_version(row.versions.add(), version)
         return reply
+
+    async def _buckets(self, request: pb.ListRequest) -> pb.ListReply:
+        """A list of no bucket: the tenant's buckets, as common prefixes."""
+        if len(request.after) > BUCKET_BYTES_MAX:
+            raise InvalidArgument("that is behind no bucket")
+        limit = min(request.limit or LIST_LIMIT_MAX, LIST_LIMIT_MAX)
+        names = await self._store.buckets(request.tenant, after=request.after, limit=limit + 1)
+        self._check_epoch(request.epoch)
+        entries = [pb.ListEntry(common_prefix=name) for name in names[:limit]]
+        return pb.ListReply(entries=entries, more=len(names) > limit)
 
     async def status(self, peer: Identity) -> pb.StatusReply:
         if peer.role is Role.TENANT:

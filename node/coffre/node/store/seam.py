@@ -420,6 +420,9 @@ class ShardStore(Protocol):
         """Cells of a shard in order, verified, in chunks of at most about 1 MiB. `segment_count` 0: to
         the end. Raises `NotFound` or `IntegrityError` (and queues the shard for repair)."""
 
+    async def buckets(self, tenant: str, *, after: bytes = b"", limit: int = 1000) -> tuple[str, ...]:
+        """The first buckets of a tenant behind `after`, in order, that this store ever had a name of."""
+
     async def list(
         self,
         tenant: str,
