@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from coffre.cluster.errors import Cancelled, CoffreError, DeadlineExceeded, Unavailable
+from coffre.cluster.transport.reading import end
 from coffre.proto import coffre_pb2 as pb
 from grpc import aio
 
@@ -76,7 +77,7 @@ class Exchange:
             self._idle = self._loop.create_future()
             await asyncio.wait([self._idle], timeout=grace)
         self._end(Cancelled(f"the connection to {self._node} was closed during the call"))
-        await asyncio.wait([self._reading, *self._writes])
+        await end(self._call, self._reading, *self._writes)
 
     def _expire(self, reply: asyncio.Future[pb.BatchReply], timeout: float) -> None:
         if not reply.done():
@@ -85,6 +86,7 @@ class Exchange:
             self._end(Unavailable(f"{self._node} did not answer an earlier message in time"))
 
     async def _read(self) -> None:
+        """A task of its own, which nobody cancels: it ends with the call (coffre.cluster.transport.reading)."""
         error: CoffreError = Unavailable(f"{self._node} ended the exchange")
         try:
             while True:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +24,7 @@ from coffre.cluster.identity import TlsFiles, channel_credentials, tls_name
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.transport.exchange import Batch, Exchange
 from coffre.cluster.transport.process import OwnProcess, begin_use, check_fork
+from coffre.cluster.transport.reading import answer_of, replies_of
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from coffre.proto import coordination_pb2 as cpb
@@ -181,28 +183,31 @@ class GrpcTransport:
         self, node: int, request: pb.ReadShardRequest, timeout: float
     ) -> AsyncIterator[ShardChunk]:
         line = self._line(node)
-        async for reply in _replies(line, timeout, next(line.stubs).read_shard(request, timeout=timeout)):
-            yield reply
+        call = next(line.stubs).read_shard(request, timeout=timeout)
+        async with aclosing(_replies(line, timeout, call)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def digests(self, node: int, request: pb.DigestsRequest, timeout: float) -> pb.DigestsReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).others.Digests(request, timeout=timeout))
+        return await _answer_soon(line, timeout, next(line.stubs).others.Digests(request, timeout=timeout))
 
     async def partition_rows(
         self, node: int, request: pb.PartitionRowsRequest, timeout: float
     ) -> AsyncIterator[pb.PartitionRowsReply]:
         line = self._line(node)
         call = next(line.stubs).others.PartitionRows(request, timeout=timeout)
-        async for reply in _replies(line, timeout, call):
-            yield reply
+        async with aclosing(_replies(line, timeout, call)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def drop_shard(self, node: int, request: pb.DropShardRequest, timeout: float) -> None:
         line = self._line(node)
-        await _answer(line, timeout, next(line.stubs).others.DropShard(request, timeout=timeout))
+        await _answer_soon(line, timeout, next(line.stubs).others.DropShard(request, timeout=timeout))
 
     async def list(self, node: int, request: pb.ListRequest, timeout: float) -> pb.ListReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).others.List(request, timeout=timeout))
+        return await _answer_soon(line, timeout, next(line.stubs).others.List(request, timeout=timeout))
 
     async def repair_status(self, node: int, timeout: float) -> pb.RepairStatusReply:
         line = self._line(node)
@@ -213,7 +218,9 @@ class GrpcTransport:
         self, node: int, request: pb.RepairControlRequest, timeout: float
     ) -> pb.RepairStatusReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).others.RepairControl(request, timeout=timeout))
+        return await _answer_soon(
+            line, timeout, next(line.stubs).others.RepairControl(request, timeout=timeout)
+        )
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         line = self._line(node)
@@ -223,7 +230,7 @@ class GrpcTransport:
 
     async def get_map(self, node: int, request: pb.GetMapRequest, timeout: float) -> pb.GetMapReply:
         line = self._line(node)
-        return await _answer(line, timeout, next(line.stubs).others.GetMap(request, timeout=timeout))
+        return await _answer_soon(line, timeout, next(line.stubs).others.GetMap(request, timeout=timeout))
 
     # ---------------------------------------------------------------- coordination
 
@@ -238,16 +245,9 @@ class GrpcTransport:
         """What a node's coordination service tells, for as long as the connection lasts."""
         line = self._line(node)
         call = next(line.stubs).coordination.Watch(request)
-        try:
-            async for reply in call:
+        async with aclosing(_replies(line, 0.0, call)) as replies:
+            async for reply in replies:
                 yield reply
-        except aio.AioRpcError as error:
-            raise _translate(line.node, _ending_of(error), 0.0) from None
-        except asyncio.CancelledError:
-            _check_cancelled(line)
-            raise
-        finally:
-            call.cancel()
 
     # ---------------------------------------------------------------- channels
 
@@ -393,19 +393,23 @@ async def _answer(line: _Line, timeout: float, call: Awaitable[_Reply]) -> _Repl
         raise
 
 
+async def _answer_soon(line: _Line, timeout: float, call: Awaitable[_Reply]) -> _Reply:
+    """The answer of a call with a short deadline: who is cancelled meanwhile does not end it."""
+    return await _answer(line, timeout, answer_of(call))
+
+
 async def _replies(
     line: _Line, timeout: float, call: aio.UnaryStreamCall[_Request, _Reply]
-) -> AsyncIterator[_Reply]:
+) -> AsyncGenerator[_Reply]:
     try:
-        async for reply in call:
-            yield reply
+        async with aclosing(replies_of(call)) as replies:
+            async for reply in replies:
+                yield reply
     except aio.AioRpcError as error:
         raise _translate(line.node, _ending_of(error), timeout) from None
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
-    finally:
-        call.cancel()
 
 
 def _check_cancelled(line: _Line) -> None:

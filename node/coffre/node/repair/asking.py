@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError, ResourceExhausted
@@ -107,12 +108,14 @@ class Asking:
         """Those of one slot. Raises `CoffreError`, `IntegrityError` for more of them than a slot can have."""
         request = pb.PartitionRowsRequest(epoch=self.epoch, partition=partition, slot=slot, slots=slots)
         told = 0
-        async for reply in self._transport.partition_rows(node, request, self._timeout):
-            for message in reply.rows:
-                told += max(len(message.versions), 1)
-                if told > _ROWS_MAX:
-                    raise IntegrityError("a node tells more rows than there can be")
-                yield row_of_message(message)
+        replies = self._transport.partition_rows(node, request, self._timeout)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
+            async for reply in stream:
+                for message in reply.rows:
+                    told += max(len(message.versions), 1)
+                    if told > _ROWS_MAX:
+                        raise IntegrityError("a node tells more rows than there can be")
+                    yield row_of_message(message)
 
     async def versions(
         self, wanted: Mapping[int, Sequence[ObjectName]], *, want_cells: bool
@@ -198,9 +201,11 @@ class Asking:
             first_segment=first,
         )
         # No time is set for a whole shard, which may take hours at the rate that repair has.
-        async for chunk in self._transport.read_shard(node, request, _SHARD_SECONDS):
-            self._received_bytes += sum(len(cell.data) for cell in chunk.cells)
-            yield [StoredCell(cell.segment, cell.crc, cell.data) for cell in chunk.cells]
+        replies = self._transport.read_shard(node, request, _SHARD_SECONDS)
+        async with aclosing(replies) as stream:  # type: ignore[type-var]  # as above
+            async for chunk in stream:
+                self._received_bytes += sum(len(cell.data) for cell in chunk.cells)
+                yield [StoredCell(cell.segment, cell.crc, cell.data) for cell in chunk.cells]
 
 
 _SHARD_SECONDS = 24 * 3600.0

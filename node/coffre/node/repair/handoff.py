@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
@@ -213,16 +214,17 @@ async def _large_is_whole(
     shard_crc = segment = 0
     chunks = scene.asking.cells(node, name, sealed.manifest.stamp, index, 0)
     try:
-        while True:
-            async with asyncio.timeout(options.timeout):
-                cells = await anext(chunks, None)
-            if not cells:
-                break
-            for cell in cells:
-                if cell.segment != segment or crc32c(cell.data) != cell.crc:
-                    return False
-                segment += 1
-                shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
+        async with aclosing(chunks) as stream:  # type: ignore[type-var]  # an async generator
+            while True:
+                async with asyncio.timeout(options.timeout):
+                    cells = await anext(stream, None)
+                if not cells:
+                    break
+                for cell in cells:
+                    if cell.segment != segment or crc32c(cell.data) != cell.crc:
+                        return False
+                    segment += 1
+                    shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
     except (CoffreError, TimeoutError) as error:
         _log.info("a shard cannot be read back", extra={"error": type(error).__name__})
         return False
