@@ -65,7 +65,7 @@ test-asan: setup  ## the kernel's tests under AddressSanitizer and UBSan
 	$(BIN)/python tests/asan/run.py
 
 .PHONY: soak
-soak: setup  ## kill -9 under load, and losses of power, many rounds (ROUNDS=2000)
+soak: setup  ## kill -9 under load, losses of power, memory over thousands of reads (ROUNDS=2000)
 	COFFRE_SOAK_ROUNDS=$(or $(ROUNDS),2000) $(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
 
 .PHONY: test-etcd

@@ -27,8 +27,9 @@ __all__ = ["main"]
 
 MESSAGE = bytes(2 << 20)
 MESSAGES = 6
-WARM_UP = 0.2  # of all rounds
+WARM_UP = 0.3  # of all rounds: until the memory pools of threads are as large as they get
 AT_ONCE = 4
+LOOKS, LOOK_SECONDS = 8, 0.05  # the least that a process takes in so many looks is what it keeps
 _LIBC = ctypes.CDLL("libc.so.6")
 
 
@@ -96,15 +97,22 @@ async def leave_reads(port: int, count: int) -> int:
 async def _grown(
     count: int, one_round: Callable[[], Awaitable[object]], last: Callable[[], Awaitable[object]]
 ) -> int:
-    """`last`: a whole call, behind which nothing that was left is on its way any more."""
+    """`last`: a whole call; what was left and is still on its way comes in meanwhile, and goes."""
+
+    async def quiet_bytes() -> int:
+        least = resident_bytes()
+        for _ in range(LOOKS):
+            await last()
+            await asyncio.sleep(LOOK_SECONDS)
+            least = min(least, resident_bytes())
+        return least
+
     begun = 0
     for number in range(count):
         if number == int(count * WARM_UP):
-            await last()
-            begun = resident_bytes()
+            begun = await quiet_bytes()
         await one_round()
-    await last()
-    return resident_bytes() - begun
+    return await quiet_bytes() - begun
 
 
 async def use_cluster(config: Path, streams: int, gets: int) -> tuple[int, int]:
