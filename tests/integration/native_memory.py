@@ -27,9 +27,11 @@ __all__ = ["main"]
 
 MESSAGE = bytes(2 << 20)
 MESSAGES = 6
+PACE_SECONDS = 0.002  # of the server
+LEFT_AFTER_PACES = 8  # at most
 WARM_UP = 0.3  # of all rounds: until the memory pools of threads are as large as they get
 AT_ONCE = 4
-LOOKS, LOOK_SECONDS = 8, 0.05  # the least that a process takes in so many looks is what it keeps
+LOOKS, CALLS_BETWEEN = 8, 4  # the least that a process takes in so many looks is what it keeps
 _LIBC = ctypes.CDLL("libc.so.6")
 
 
@@ -52,10 +54,10 @@ class _Service(grpc.GenericRpcHandler):
     async def many(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         for _ in range(MESSAGES):
             yield MESSAGE
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(PACE_SECONDS)
 
     async def one(self, request: bytes, context: object) -> bytes:
-        await asyncio.sleep(0.003)
+        await asyncio.sleep(PACE_SECONDS)
         return MESSAGE
 
 
@@ -86,7 +88,7 @@ async def leave_reads(port: int, count: int) -> int:
 
         async def leave(call: Callable[[], Awaitable[None]]) -> None:
             task = asyncio.ensure_future(call())
-            await asyncio.sleep(rng.random() * 0.016)
+            await asyncio.sleep(rng.random() * LEFT_AFTER_PACES * PACE_SECONDS)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -102,8 +104,8 @@ async def _grown(
     async def quiet_bytes() -> int:
         least = resident_bytes()
         for _ in range(LOOKS):
-            await last()
-            await asyncio.sleep(LOOK_SECONDS)
+            for _ in range(CALLS_BETWEEN):
+                await last()
             least = min(least, resident_bytes())
         return least
 
