@@ -16,19 +16,30 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not os.access(path if _is_special(path) else path.parent, os.W_OK):
         raise ConfigurationError(f"{path} cannot be written")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Make the file, or replace it, synced. Raises `ConfigurationError` when that cannot be."""
-    draft = path.with_name(path.name + ".tmp")
+    """Make the file, or replace it, synced. Raises `ConfigurationError` when that cannot be.
+
+    Links are followed, and what is no regular file (/dev/null, a pipe) is written into.
+    """
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(target.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if _is_special(path):
+            path.write_text(text, "utf-8")
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as sink:
             sink.write(text)
             sink.flush()
             os.fsync(sink.fileno())
-        draft.replace(path)
+        draft.replace(target)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
