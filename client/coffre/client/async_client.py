@@ -29,7 +29,7 @@ from coffre.client.model import ListPage, ObjectInfo, RecodeReport, ShardPlace
 from coffre.client.puts import condition_of
 from coffre.client.reading import parse_token
 from coffre.cluster.coordination import Bucket, Coordination, create_bucket, delete_bucket, list_buckets
-from coffre.cluster.errors import CoffreError, InvalidArgument, NotEmpty, Unavailable
+from coffre.cluster.errors import CoffreError, InvalidArgument, NotEmpty, StaleMap, Unavailable
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["AsyncClient"]
@@ -96,16 +96,26 @@ class AsyncClient(ClientLife):
         Raises `InvalidArgument`, and stores nothing, when it cannot be read, or was written to meanwhile.
         """
         call_of("progress", progress)
-        async with aclosing(file_chunks(path_of(path), progress)) as chunks:
-            return await self.put(
-                bucket,
-                key,
-                chunks,
-                content_type=content_type,
-                metadata=metadata,
-                if_absent=if_absent,
-                if_version=if_version,
-                timeout=timeout,
+        left = self._door.time_left(timeout)
+        while True:
+            epoch = self.cluster_map.epoch
+            async with aclosing(file_chunks(path_of(path), progress)) as chunks:
+                try:
+                    return await self.put(
+                        bucket,
+                        key,
+                        chunks,
+                        content_type=content_type,
+                        metadata=metadata,
+                        if_absent=if_absent,
+                        if_version=if_version,
+                        timeout=left(),
+                    )
+                except StaleMap:
+                    if self.cluster_map.epoch == epoch:
+                        raise
+            progress = (
+                None  # the file is read again, by the map that came meanwhile; nothing is counted twice
             )
 
     async def put_many(

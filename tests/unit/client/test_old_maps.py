@@ -99,9 +99,10 @@ async def test_an_old_map_keeps_nobody_from_putting(
     await check(cluster.client(maps=maps), 6, value)
 
 
+@pytest.mark.parametrize("file", [False, True])
 @pytest.mark.parametrize("to", CHANGES)
-async def test_a_map_that_comes_during_an_upload_ends_no_put_of_bytes(
-    cluster: InProcessCluster, to: Callable[[InProcessCluster], ClusterMap]
+async def test_a_map_that_comes_during_an_upload_ends_no_put_of_bytes_or_of_a_file(
+    cluster: InProcessCluster, to: Callable[[InProcessCluster], ClusterMap], file: bool, tmp_path: Path
 ) -> None:
     maps = Maps()
     client = cluster.client(maps=maps)
@@ -111,7 +112,16 @@ async def test_a_map_that_comes_during_an_upload_ends_no_put_of_bytes(
             change(cluster, maps, to)
 
     cluster.network.after = then
-    await client.put("b", "0", LARGE, metadata={"ward": "3"}, content_type="x/y")
+    (tmp_path / "file").write_bytes(LARGE)
+    read: list[int] = []
+    if file:
+        path = tmp_path / "file"
+        await client.put_file(
+            "b", "0", path, metadata={"ward": "3"}, content_type="x/y", progress=read.append
+        )
+        assert sum(read) == len(LARGE)
+    else:
+        await client.put("b", "0", LARGE, metadata={"ward": "3"}, content_type="x/y")
     await check(client, 1, LARGE)
     info = await client.head("b", "0")
     assert (info.content_type, dict(info.metadata), info.size_bytes) == ("x/y", {"ward": "3"}, len(LARGE))
