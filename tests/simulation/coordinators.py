@@ -51,7 +51,12 @@ class MemberTransport(SimulatedTransport):
         self._map = cluster_map
 
     async def coordinate(
-        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+        self,
+        node: int,
+        call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]],
+        timeout: float,
+        *,
+        wait: bool = True,
     ) -> _Reply:
         return await call(cast("CoordinationAsyncStub", _Stub(self, node)))
 

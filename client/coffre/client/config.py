@@ -128,7 +128,8 @@ async def connect(
     if not isinstance(config, ClientConfig):
         config = load_client_config(find_config(config))
     cluster_map, _ = read_map(config.map, config.tls.authority)
-    identity = load_identity(config.tls)
+    clock = SystemClock()
+    identity = load_identity(config.tls, clock)  # no node would answer who shows one that has expired
     if identity.role is not Role.TENANT:
         raise Unauthenticated(
             f"{config.tls.certificate} is not a tenant's certificate; only tenants store objects"
@@ -136,8 +137,7 @@ async def connect(
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     keys = keys or KeyRing.load(config.keyring, load_passphrase(config))
-    clock = SystemClock()
-    transport = GrpcTransport(cluster_map, config.tls)
+    transport = GrpcTransport(cluster_map, config.tls, clock=clock)
     coordination = RemoteCoordination(transport)
     source = ClusterMaps(transport, coordination, read_certificate(config.tls.authority), clock)
     return AsyncClient(

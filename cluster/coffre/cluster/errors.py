@@ -20,6 +20,7 @@
      │    └── InternalError             a bug; please report it
      └── RetryableError                 the same call may succeed later
           ├── Unavailable               too few nodes answer; nothing was written
+          │    ├── NotSent              there is no connection: this message never left
           │    └── OutcomeUnknown       too few nodes answer to say whether the write stands
           │         └── WriteTimedOut   not within the `timeout` of the call (a DeadlineExceeded, too)
           ├── DeadlineExceeded          not within the time given
@@ -52,6 +53,7 @@ __all__ = [
     "KeyUnavailable",
     "NotEmpty",
     "NotFound",
+    "NotSent",
     "OutcomeUnknown",
     "PermanentError",
     "PermissionDenied",
@@ -219,6 +221,12 @@ class Unavailable(RetryableError):
     """Too few nodes answer; nothing was written, and nothing will appear later."""
 
     code = _code(grpc.StatusCode.UNAVAILABLE)
+
+
+class NotSent(Unavailable):
+    """There is no connection to the node, so nothing of this message left. Raised locally alone."""
+
+    code = 0
 
 
 class OutcomeUnknown(Unavailable):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63offre/proto/coordination.proto\x12\tcoffre.v1\"R\n\x11\x43oordinationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x10\n\x08modified\x18\x04 \x01(\x03\"%\n\x16\x43oordinationGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"C\n\x14\x43oordinationGetReply\x12+\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1c.coffre.v1.CoordinationEntry\"H\n\x18\x43oordinationRangeRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"g\n\x16\x43oordinationRangeReply\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.coffre.v1.CoordinationEntry\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x03\"4\n\x13\x43oordinationCompare\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08modified\x18\x02 \x01(\x03\"<\n\x0f\x43oordinationPut\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\"\x88\x01\n\x19\x43oordinationCommitRequest\x12\x30\n\x08\x63ompares\x18\x01 \x03(\x0b\x32\x1e.coffre.v1.CoordinationCompare\x12(\n\x04puts\x18\x02 \x03(\x0b\x32\x1a.coffre.v1.CoordinationPut\x12\x0f\n\x07\x64\x65letes\x18\x03 \x03(\t\">\n\x17\x43oordinationCommitReply\x12\x11\n\tsucceeded\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"$\n\x11LeaseGrantRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\"1\n\x0fLeaseGrantReply\x12\r\n\x05lease\x18\x01 \x01(\x03\x12\x0f\n\x07seconds\x18\x02 \x01(\r\"&\n\x15LeaseKeepAliveRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"\x15\n\x13LeaseKeepAliveReply\"#\n\x12LeaseRevokeRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"\x12\n\x10LeaseRevokeReply\"0\n\x0cWatchRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"?\n\x12\x43oordinationChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"b\n\nWatchReply\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1d.coffre.v1.CoordinationChange\x12\x12\n\nread_again\x18\x03 \x01(\x08\"c\n\x06\x42ucket\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x1b\n\x13\x63reated_unixtime_ms\x18\x05 \x01(\x04\"s\n\x06Tenant\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1b\n\x13\x63reated_unixtime_ms\x18\x03 \x01(\x04\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12\x1b\n\x13\x64\x65\x63ided_unixtime_ms\x18\x05 \x01(\x04\"\x1b\n\tLockClaim\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\"=\n\x0bRepairClaim\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\x10\n\x08progress\x18\x03 \x01(\x0c\"x\n\nNodeStatus\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11since_unixtime_ms\x18\x06 \x01(\x04\x32\x91\x04\n\x0c\x43oordination\x12I\n\x03Get\x12!.coffre.v1.CoordinationGetRequest\x1a\x1f.coffre.v1.CoordinationGetReply\x12O\n\x05Range\x12#.coffre.v1.CoordinationRangeRequest\x1a!.coffre.v1.CoordinationRangeReply\x12R\n\x06\x43ommit\x12$.coffre.v1.CoordinationCommitRequest\x1a\".coffre.v1.CoordinationCommitReply\x12\x41\n\x05Grant\x12\x1c.coffre.v1.LeaseGrantRequest\x1a\x1a.coffre.v1.LeaseGrantReply\x12M\n\tKeepAlive\x12 .coffre.v1.LeaseKeepAliveRequest\x1a\x1e.coffre.v1.LeaseKeepAliveReply\x12\x44\n\x06Revoke\x12\x1d.coffre.v1.LeaseRevokeRequest\x1a\x1b.coffre.v1.LeaseRevokeReply\x12\x39\n\x05Watch\x12\x17.coffre.v1.WatchRequest\x1a\x15.coffre.v1.WatchReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63offre/proto/coordination.proto\x12\tcoffre.v1\"R\n\x11\x43oordinationEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x03\x12\x10\n\x08modified\x18\x04 \x01(\x03\"%\n\x16\x43oordinationGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"C\n\x14\x43oordinationGetReply\x12+\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1c.coffre.v1.CoordinationEntry\"H\n\x18\x43oordinationRangeRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"g\n\x16\x43oordinationRangeReply\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.coffre.v1.CoordinationEntry\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x03\"4\n\x13\x43oordinationCompare\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08modified\x18\x02 \x01(\x03\"<\n\x0f\x43oordinationPut\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\"\x88\x01\n\x19\x43oordinationCommitRequest\x12\x30\n\x08\x63ompares\x18\x01 \x03(\x0b\x32\x1e.coffre.v1.CoordinationCompare\x12(\n\x04puts\x18\x02 \x03(\x0b\x32\x1a.coffre.v1.CoordinationPut\x12\x0f\n\x07\x64\x65letes\x18\x03 \x03(\t\"O\n\x17\x43oordinationCommitReply\x12\x11\n\tsucceeded\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0f\n\x07refused\x18\x03 \x01(\t\"$\n\x11LeaseGrantRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\r\"1\n\x0fLeaseGrantReply\x12\r\n\x05lease\x18\x01 \x01(\x03\x12\x0f\n\x07seconds\x18\x02 \x01(\r\"&\n\x15LeaseKeepAliveRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"\x15\n\x13LeaseKeepAliveReply\"#\n\x12LeaseRevokeRequest\x12\r\n\x05lease\x18\x01 \x01(\x03\"\x12\n\x10LeaseRevokeReply\"0\n\x0cWatchRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"?\n\x12\x43oordinationChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"b\n\nWatchReply\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12.\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1d.coffre.v1.CoordinationChange\x12\x12\n\nread_again\x18\x03 \x01(\x08\"c\n\x06\x42ucket\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x1b\n\x13\x63reated_unixtime_ms\x18\x05 \x01(\x04\"s\n\x06Tenant\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1b\n\x13\x63reated_unixtime_ms\x18\x03 \x01(\x04\x12\x11\n\tsuspended\x18\x04 \x01(\x08\x12\x1b\n\x13\x64\x65\x63ided_unixtime_ms\x18\x05 \x01(\x04\"\x1b\n\tLockClaim\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\"=\n\x0bRepairClaim\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\r\x12\x10\n\x08progress\x18\x03 \x01(\x0c\"x\n\nNodeStatus\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x19\n\x11since_unixtime_ms\x18\x06 \x01(\x04\x32\x91\x04\n\x0c\x43oordination\x12I\n\x03Get\x12!.coffre.v1.CoordinationGetRequest\x1a\x1f.coffre.v1.CoordinationGetReply\x12O\n\x05Range\x12#.coffre.v1.CoordinationRangeRequest\x1a!.coffre.v1.CoordinationRangeReply\x12R\n\x06\x43ommit\x12$.coffre.v1.CoordinationCommitRequest\x1a\".coffre.v1.CoordinationCommitReply\x12\x41\n\x05Grant\x12\x1c.coffre.v1.LeaseGrantRequest\x1a\x1a.coffre.v1.LeaseGrantReply\x12M\n\tKeepAlive\x12 .coffre.v1.LeaseKeepAliveRequest\x1a\x1e.coffre.v1.LeaseKeepAliveReply\x12\x44\n\x06Revoke\x12\x1d.coffre.v1.LeaseRevokeRequest\x1a\x1b.coffre.v1.LeaseRevokeReply\x12\x39\n\x05Watch\x12\x17.coffre.v1.WatchRequest\x1a\x15.coffre.v1.WatchReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,35 +48,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COORDINATIONCOMMITREQUEST']._serialized_start=534
   _globals['_COORDINATIONCOMMITREQUEST']._serialized_end=670
   _globals['_COORDINATIONCOMMITREPLY']._serialized_start=672
-  _globals['_COORDINATIONCOMMITREPLY']._serialized_end=734
-  _globals['_LEASEGRANTREQUEST']._serialized_start=736
-  _globals['_LEASEGRANTREQUEST']._serialized_end=772
-  _globals['_LEASEGRANTREPLY']._serialized_start=774
-  _globals['_LEASEGRANTREPLY']._serialized_end=823
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=825
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=863
-  _globals['_LEASEKEEPALIVEREPLY']._serialized_start=865
-  _globals['_LEASEKEEPALIVEREPLY']._serialized_end=886
-  _globals['_LEASEREVOKEREQUEST']._serialized_start=888
-  _globals['_LEASEREVOKEREQUEST']._serialized_end=923
-  _globals['_LEASEREVOKEREPLY']._serialized_start=925
-  _globals['_LEASEREVOKEREPLY']._serialized_end=943
-  _globals['_WATCHREQUEST']._serialized_start=945
-  _globals['_WATCHREQUEST']._serialized_end=993
-  _globals['_COORDINATIONCHANGE']._serialized_start=995
-  _globals['_COORDINATIONCHANGE']._serialized_end=1058
-  _globals['_WATCHREPLY']._serialized_start=1060
-  _globals['_WATCHREPLY']._serialized_end=1158
-  _globals['_BUCKET']._serialized_start=1160
-  _globals['_BUCKET']._serialized_end=1259
-  _globals['_TENANT']._serialized_start=1261
-  _globals['_TENANT']._serialized_end=1376
-  _globals['_LOCKCLAIM']._serialized_start=1378
-  _globals['_LOCKCLAIM']._serialized_end=1405
-  _globals['_REPAIRCLAIM']._serialized_start=1407
-  _globals['_REPAIRCLAIM']._serialized_end=1468
-  _globals['_NODESTATUS']._serialized_start=1470
-  _globals['_NODESTATUS']._serialized_end=1590
-  _globals['_COORDINATION']._serialized_start=1593
-  _globals['_COORDINATION']._serialized_end=2122
+  _globals['_COORDINATIONCOMMITREPLY']._serialized_end=751
+  _globals['_LEASEGRANTREQUEST']._serialized_start=753
+  _globals['_LEASEGRANTREQUEST']._serialized_end=789
+  _globals['_LEASEGRANTREPLY']._serialized_start=791
+  _globals['_LEASEGRANTREPLY']._serialized_end=840
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=842
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=880
+  _globals['_LEASEKEEPALIVEREPLY']._serialized_start=882
+  _globals['_LEASEKEEPALIVEREPLY']._serialized_end=903
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=905
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=940
+  _globals['_LEASEREVOKEREPLY']._serialized_start=942
+  _globals['_LEASEREVOKEREPLY']._serialized_end=960
+  _globals['_WATCHREQUEST']._serialized_start=962
+  _globals['_WATCHREQUEST']._serialized_end=1010
+  _globals['_COORDINATIONCHANGE']._serialized_start=1012
+  _globals['_COORDINATIONCHANGE']._serialized_end=1075
+  _globals['_WATCHREPLY']._serialized_start=1077
+  _globals['_WATCHREPLY']._serialized_end=1175
+  _globals['_BUCKET']._serialized_start=1177
+  _globals['_BUCKET']._serialized_end=1276
+  _globals['_TENANT']._serialized_start=1278
+  _globals['_TENANT']._serialized_end=1393
+  _globals['_LOCKCLAIM']._serialized_start=1395
+  _globals['_LOCKCLAIM']._serialized_end=1422
+  _globals['_REPAIRCLAIM']._serialized_start=1424
+  _globals['_REPAIRCLAIM']._serialized_end=1485
+  _globals['_NODESTATUS']._serialized_start=1487
+  _globals['_NODESTATUS']._serialized_end=1607
+  _globals['_COORDINATION']._serialized_start=1610
+  _globals['_COORDINATION']._serialized_end=2139
 # @@protoc_insertion_point(module_scope)

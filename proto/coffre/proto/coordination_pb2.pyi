@@ -229,17 +229,21 @@ class CoordinationCommitReply(_message.Message):
 
     SUCCEEDED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.bool
     revision: _builtins.int
+    refused: _builtins.str
+    """why this node decides nothing: nothing was done, and others may be asked; else empty"""
     def __init__(
         self,
         *,
         succeeded: _builtins.bool = ...,
         revision: _builtins.int = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "revision", b"revision", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from coffre.cluster.errors import (
     CoffreError,
     Conflict,
     InvalidArgument,
+    NotSent,
     PermissionDenied,
     StaleMap,
     Unauthenticated,
@@ -26,7 +27,8 @@ __all__ = ["Part", "Round"]
 
 ABORTED_CODE = Conflict.code
 # What a node says of a whole message before it looks into it, so nothing of it was carried out.
-PLAIN_REFUSALS = (InvalidArgument, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
+# Or there was no connection, and nothing left.
+PLAIN_REFUSALS = (InvalidArgument, NotSent, PermissionDenied, StaleMap, Unauthenticated, Unsupported)
 
 
 # What a node has said of the version; a node that was asked again may have said several.
@@ -49,6 +51,7 @@ class Round:
         self._needs_shards = needs_shards
         self._loop = loop
         self._said: dict[int, int] = {}  # by node
+        self._awaited: dict[int, int] = {}  # by node: answers to come, for it may be asked again
         self._holders: set[int] = set()  # nodes that hold the manifest
         self._shards = 0  # a bit for each shard that is stored
         self.pending = 0
@@ -76,8 +79,9 @@ class Round:
 
     @property
     def possible_holders(self) -> set[int]:
-        """Nodes that have the version, or may: everyone who was asked and did not plainly say no."""
-        return {node for node, said in self._said.items() if said != _REFUSED}
+        """Nodes that have the version, or may: everyone who was asked and did not plainly say no each time."""
+        awaited = self._awaited
+        return {node for node, said in self._said.items() if said != _REFUSED or awaited.get(node)}
 
     def add_holders(self, other: Round) -> None:
         """Whoever may hold the version by another round may do so by this one."""
@@ -127,6 +131,7 @@ class Round:
         """One more answer is to come."""
         self.pending += 1
         self._said.setdefault(node, 0)
+        self._awaited[node] = self._awaited.get(node, 0) + 1
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for every answer, for `timeout` seconds at most."""
@@ -143,6 +148,7 @@ class Round:
     def took(self, node: int, shard_index: int | None, vote: int) -> None:
         """Count a node that has the version, and the shard that came with it."""
         said = self._said[node]
+        self._awaited[node] -= 1
         if not said & _TOOK:
             self._said[node] = said | _TOOK
             self._holders.add(node)
@@ -156,6 +162,11 @@ class Round:
 
     def heard(self, node: int, shard_index: int | None, outcome: pb.Outcome) -> None:
         """Count a node's outcome."""
+        if not outcome.code:
+            vote = vote_of(outcome.state, outcome.has_shard, outcome.replaces)
+            self.took(node, shard_index, vote)
+            return
+        self._awaited[node] -= 1
         if outcome.code == ABORTED_CODE:
             self._said[node] |= _REFUSED
             future = self._too_far(outcome.newest_stamp) if outcome.newest_stamp else ""
@@ -165,17 +176,14 @@ class Round:
             else:
                 self.newest = max(self.newest, outcome.newest_stamp)
                 self.aborted = True
-        elif outcome.code:
+        else:
             # What a node says when it does not know whether it did it.
             self._said[node] |= _AMBIGUOUS if outcome.code == Unavailable.code else _REFUSED
             self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
-        else:
-            vote = vote_of(outcome.state, outcome.has_shard, outcome.replaces)
-            self.took(node, shard_index, vote)
-            return
         self._count()
 
     def failed(self, node: int, shard_index: int | None, error: CoffreError) -> None:
+        self._awaited[node] -= 1
         self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS
         self._fail(node, shard_index, error)
         self._count()

@@ -13,11 +13,13 @@ from coffre.client.nodes import STUCK_SECONDS, Peers, View
 from coffre.client.sealing import CellCipher, Draft, MessageMemory, Parts, SegmentCipher
 from coffre.client.writing._writes import Shards
 from coffre.cluster.errors import (
+    ClockSkew,
     CoffreError,
     DeadlineExceeded,
     IntegrityError,
     InvalidArgument,
     PermanentError,
+    ResourceExhausted,
     RetryableError,
     StaleMap,
     Unavailable,
@@ -441,7 +443,14 @@ def _require(needed: int, streams: Sequence[_ShardStream]) -> None:
     for error in errors:
         if isinstance(error, PermanentError):
             raise error
-    kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else Unavailable
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else Unavailable
+    if kind not in (
+        ResourceExhausted,
+        StaleMap,
+        ClockSkew,
+    ):  # whether they hang or are gone, too few are there
+        kind = Unavailable
     text = "; ".join(str(error) for error in errors)
     raise kind(
         f"nothing was written: {alive} of {needed} shards could be stored ({text})",

@@ -19,6 +19,7 @@ from coffre.cluster.errors import (
     OutcomeUnknown,
     PermanentError,
     PolicyViolation,
+    ResourceExhausted,
     StaleMap,
     Unavailable,
 )
@@ -395,6 +396,6 @@ def _refusal(round_: Round) -> CoffreError:
     kinds = {type(error) for error in errors}
     if len(kinds) == 1:
         kind = kinds.pop()
-        if kind is not Unavailable:
-            return kind(round_.summary(), details=round_.details)
+        if kind in (ResourceExhausted, StaleMap, ClockSkew):
+            return kind(f"nothing was written: {round_.summary()}", details=round_.details)
     return Unavailable(f"nothing was written: {round_.summary()}", details=round_.details)

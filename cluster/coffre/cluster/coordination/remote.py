@@ -24,6 +24,7 @@ from coffre.cluster.coordination.seam import (
 )
 from coffre.cluster.errors import (
     IntegrityError,
+    NotSent,
     OutcomeUnknown,
     ReadAgain,
     ResourceExhausted,
@@ -51,9 +52,15 @@ class Coordinators(Protocol):
         """The map that names them."""
 
     async def coordinate(
-        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+        self,
+        node: int,
+        call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]],
+        timeout: float,
+        *,
+        wait: bool = True,
     ) -> _Reply:
-        """One call to the coordination service of a node. `call` sets the timeout itself."""
+        """One call to the coordination service of a node. `call` sets the timeout itself. Raises `NotSent` when there
+        is no connection; without `wait`, at once when it is refused."""
 
     def watch(self, node: int, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchReply]:
         """What the coordination service of a node tells, for as long as the connection lasts."""
@@ -90,9 +97,16 @@ class RemoteCoordination:
         """With `wait`, a coordinator that is just starting again is waited for, as long as the timeout allows."""
         node = self._coordinator()
         try:
-            return await self._transport.coordinate(node, lambda stub: call(stub, wait), self._timeout)
+            return await self._transport.coordinate(
+                node, lambda stub: call(stub, wait), self._timeout, wait=wait
+            )
         except ResourceExhausted:
             raise
+        except NotSent as error:
+            self._leave(node)
+            raise NotSent(
+                f"coordination cannot be reached: {error}", node=error.node, details=error.details
+            ) from None
         except RetryableError as error:
             self._leave(node)
             raise Unavailable(
@@ -135,16 +149,27 @@ class RemoteCoordination:
             puts=[pb.CoordinationPut(key=put.key, value=put.value, lease=put.lease) for put in puts],
             deletes=deletes,
         )
-        self._coordinator()  # nobody to ask is no doubt about the outcome
-        try:
-            reply = await self._once(
-                lambda stub, wait: stub.Commit(request, timeout=self._timeout, wait_for_ready=wait)
-            )
-        except Unavailable as error:
-            raise OutcomeUnknown(
-                f"it is not known whether that was agreed: {error}", node=error.node, details=error.details
-            ) from None
-        return Commit(reply.succeeded, reply.revision)
+        refused = Unavailable("")
+        coordinators = self._transport.cluster_map.coordinators
+        for turn, _ in enumerate(coordinators or (0,), 1):
+            self._coordinator()  # nobody to ask is no doubt about the outcome
+            try:
+                reply = await self._once(
+                    lambda stub, wait: stub.Commit(request, timeout=self._timeout, wait_for_ready=wait),
+                    wait=turn >= len(coordinators),
+                )
+            except NotSent as error:  # the next one may be there
+                refused = error
+                continue
+            except Unavailable as error:
+                raise OutcomeUnknown(
+                    f"it is not known whether that was agreed: {error}", node=error.node, details=error.details
+                ) from None
+            if not reply.refused:
+                return Commit(reply.succeeded, reply.revision)
+            refused = Unavailable(f"coordination cannot be reached: {reply.refused}")
+            self._turn += 1
+        raise Unavailable(f"{refused}; nothing was changed", node=refused.node, details=refused.details)
 
     async def grant(self, seconds: int) -> Lease:
         check_lease_seconds(seconds)

@@ -40,9 +40,14 @@ class _OneNode:
         self.cluster_map = replace(coordinators.cluster_map, coordinators=(node,))
 
     async def coordinate(
-        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+        self,
+        node: int,
+        call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]],
+        timeout: float,
+        *,
+        wait: bool = True,
     ) -> _Reply:
-        return await self._coordinators.coordinate(node, call, timeout)
+        return await self._coordinators.coordinate(node, call, timeout, wait=wait)
 
     def watch(self, node: int, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchReply]:
         return self._coordinators.watch(node, request)

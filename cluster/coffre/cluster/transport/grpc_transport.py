@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
+from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     Cancelled,
     CoffreError,
     InternalError,
     InvalidArgument,
     NotFound,
+    NotSent,
     Unavailable,
     error_of_status,
 )
-from coffre.cluster.identity import TlsFiles, channel_credentials, tls_name
+from coffre.cluster.identity import TlsFiles, channel_credentials, load_tls, tls_name
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
 from coffre.cluster.transport.exchange import Batch, Exchange
 from coffre.cluster.transport.process import OwnProcess, begin_use, check_fork
@@ -48,6 +50,7 @@ _BACKOFF_MS_MIN = 50
 _BACKOFF_MS_MAX = 1_000
 _CONNECT_MS_MAX = 5_000  # gRPC calls it the minimum backoff; it bounds one attempt to connect
 _CLOSE_GRACE_SECONDS = 5.0
+_EPOCH_MAX = (1 << 64) - 1
 _STATUS_POLLS = 200
 _STATUS_POLL_SECONDS = 0.005
 _Reply = TypeVar("_Reply")
@@ -58,6 +61,7 @@ _Request = TypeVar("_Request")
 class _Stub:
     """The calls over one channel. Messages that carry cells have codecs of their own, which copy less."""
 
+    channel: aio.Channel
     exchange: aio.StreamStreamMultiCallable[Batch, pb.BatchReply]
     write_shard: aio.StreamUnaryMultiCallable[ShardChunk, pb.WriteShardReply]
     read_shard: aio.UnaryStreamMultiCallable[pb.ReadShardRequest, ShardChunk]
@@ -88,8 +92,10 @@ class GrpcTransport:
         credentials: TlsFiles | grpc.ChannelCredentials,
         *,
         channels_per_node: int = 1,
+        clock: Clock | None = None,
     ) -> None:
-        """Raises `ConfigurationError` when the files are not in order (they are read now, once)."""
+        """Raises `ConfigurationError` when the files are not in order (they are read now, once). With a clock, errors
+        say when this member's own certificate has expired meanwhile."""
         if channels_per_node < 1:
             raise InvalidArgument("a transport needs at least one channel per node")
         check_fork()
@@ -98,6 +104,8 @@ class GrpcTransport:
         self._credentials = (
             channel_credentials(credentials) if isinstance(credentials, TlsFiles) else credentials
         )
+        self._own = (credentials, load_tls(credentials)) if isinstance(credentials, TlsFiles) else None
+        self._clock = clock
         self._channels_per_node = channels_per_node
         self._lines: dict[int, _Line] = {}
         self._closed = False
@@ -136,13 +144,23 @@ class GrpcTransport:
         line = self._line(node)
         exchange = line.exchange
         if exchange is None or exchange.error is not None:
-            exchange = line.exchange = self._begin_exchange(line)
+            exchange = await self._opened(line, timeout)
         reply = await exchange.send(request, timeout)
         if reply.code:
             raise _told(line.node, reply.code, reply.detail)
         return reply
 
-    def _begin_exchange(self, line: _Line) -> Exchange:
+    async def _opened(self, line: _Line, timeout: float) -> Exchange:
+        """The line's exchange, on a connection that is there: so who raises `NotSent` knows that nothing left."""
+        stub = next(line.stubs)
+        await self._connect(line, stub, timeout)
+        if self._lines.get(line.node.number) is not line:
+            raise NotSent(f"the connection to {_called(line.node)} was closed")
+        if line.exchange is None or line.exchange.error is not None:
+            line.exchange = self._begin_exchange(line, stub)
+        return line.exchange
+
+    def _begin_exchange(self, line: _Line, stub: _Stub) -> Exchange:
         def translate(error: aio.AioRpcError) -> CoffreError:
             ending = _ending_of(error)
             if ending.status is grpc.StatusCode.INTERNAL:
@@ -151,7 +169,7 @@ class GrpcTransport:
                 ending = _Ending(grpc.StatusCode.UNAVAILABLE, "the connection broke")
             return _translate(line.node, ending, 0.0)
 
-        return Exchange(next(line.stubs).exchange(), translate, _called(line.node))
+        return Exchange(stub.exchange(), translate, _called(line.node))
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
@@ -235,11 +253,19 @@ class GrpcTransport:
     # ---------------------------------------------------------------- coordination
 
     async def coordinate(
-        self, node: int, call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]], timeout: float
+        self,
+        node: int,
+        call: Callable[[CoordinationAsyncStub], Awaitable[_Reply]],
+        timeout: float,
+        *,
+        wait: bool = True,
     ) -> _Reply:
-        """One call to the coordination service of a node; `timeout` is what `call` has set, for the error's text."""
+        """One call to the coordination service of a node; `timeout` is what `call` has set, and what a connection may
+        take before it. Without `wait` a connection that is refused ends it. Raises `NotSent` when there is none."""
         line = self._line(node)
-        return await _answer(line, timeout, call(next(line.stubs).coordination))
+        stub = next(line.stubs)
+        await self._connect(line, stub, timeout, wait=wait)
+        return await _answer(line, timeout, call(stub.coordination))
 
     async def watch(self, node: int, request: cpb.WatchRequest) -> AsyncGenerator[cpb.WatchReply]:
         """What a node's coordination service tells, for as long as the connection lasts."""
@@ -250,6 +276,18 @@ class GrpcTransport:
                 yield reply
 
     # ---------------------------------------------------------------- channels
+
+    async def _connect(self, line: _Line, stub: _Stub, timeout: float, *, wait: bool = False) -> None:
+        """Raises `NotSent` as `_connect` below does; one's own expired certificate is named first."""
+        try:
+            await _connect(line.node, stub, timeout, wait=wait)
+        except NotSent as error:
+            if self._own is None or self._clock is None:
+                raise
+            files, own = self._own
+            if self._clock.unixtime_ms() <= own.expires_unixtime_ms:
+                raise
+            raise NotSent(f"your own certificate, {files.certificate}, has expired: {error}") from None
 
     def _line(self, number: int) -> _Line:
         self._process.check()
@@ -303,6 +341,7 @@ def _stub(channel: aio.Channel) -> _Stub:
     others: NodeAsyncStub = pb_grpc.NodeStub(channel)
     coordination: CoordinationAsyncStub = cpb_grpc.CoordinationStub(channel)
     return _Stub(
+        channel,
         channel.stream_stream(f"/{service}/Exchange", _serialize, pb.BatchReply.FromString),
         channel.stream_unary(f"/{service}/WriteShard", encode_write, pb.WriteShardReply.FromString),
         channel.unary_stream(f"/{service}/ReadShard", pb.ReadShardRequest.SerializeToString, decode_read),
@@ -410,6 +449,39 @@ async def _replies(
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
+
+
+_READY = grpc.ChannelConnectivity.READY
+_BROKEN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
+_REASON_SECONDS = 0.5
+
+
+async def _connect(node: MapNode, stub: _Stub, timeout: float, *, wait: bool = False) -> None:
+    """Return when there is a connection. Raises `NotSent`, at once when it is refused unless `wait` is said."""
+    channel = stub.channel
+    try:
+        state = channel.get_state(try_to_connect=True)
+        if state is _READY:
+            return
+        async with asyncio.timeout(timeout):
+            while state is not _READY:
+                if state in _BROKEN and not wait:
+                    raise NotSent(await _why_not(node, stub))
+                await channel.wait_for_state_change(state)
+                state = channel.get_state(try_to_connect=True)
+    except TimeoutError:
+        raise NotSent(f"{_called(node)}: no connection within {timeout:g} s") from None
+    except aio.UsageError:
+        raise NotSent(f"the connection to {_called(node)} was closed") from None
+
+
+async def _why_not(node: MapNode, stub: _Stub) -> str:
+    """Why there is no connection. Only the end of a call says so: of one that changes nothing, wherever it gets to."""
+    try:
+        await stub.others.GetMap(pb.GetMapRequest(known_epoch=_EPOCH_MAX), timeout=_REASON_SECONDS)
+    except aio.AioRpcError as error:
+        return str(_translate(node, _ending_of(error), _REASON_SECONDS))
+    return f"{_called(node)}: the connection was refused a moment ago"
 
 
 def _check_cancelled(line: _Line) -> None:

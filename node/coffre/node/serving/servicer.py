@@ -152,7 +152,18 @@ class CoordinationServicer:
         request: cpb.CoordinationCommitRequest,
         context: _Context,  # type: ignore[type-arg]
     ) -> cpb.CoordinationCommitReply:
-        return await _answer("commit", self._handler.commit(self._peer(context), request), context)
+        return await _answer("commit", self._commit(self._peer(context), request), context)
+
+    async def _commit(
+        self, peer: Identity, request: cpb.CoordinationCommitRequest
+    ) -> cpb.CoordinationCommitReply:
+        """That a store is not at hand, and has done nothing, is an answer: the status would leave a doubt."""
+        try:
+            return await self._handler.commit(peer, request)
+        except OutcomeUnknown:
+            raise
+        except Unavailable as error:
+            return cpb.CoordinationCommitReply(refused=str(error))
 
     async def Grant(self, request: cpb.LeaseGrantRequest, context: _Context) -> cpb.LeaseGrantReply:  # type: ignore[type-arg]
         return await _answer("grant", self._handler.grant(self._peer(context), request), context)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import grpc
 import pytest
+from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
     Cancelled,
     CoffreError,
@@ -17,6 +18,7 @@ from coffre.cluster.errors import (
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
+    NotSent,
     StaleMap,
     Unavailable,
     error_of_status,
@@ -484,3 +486,50 @@ async def test_a_move_lets_calls_under_way_end(open_stage: Open) -> None:
         old.echo.hold.set()
         assert (await task).node_id == "n1"
         await update
+
+
+@pytest.fixture
+def hanging_port() -> Iterator[int]:
+    """Takes connections and says nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+async def test_a_batch_without_a_connection_never_left(members: Members, hanging_port: int) -> None:
+    for port, seconds, words in (
+        (closed_port(), 20.0, "node n1"),
+        (hanging_port, 0.3, "no connection within 0.3 s"),
+    ):
+        transport = GrpcTransport(map_of(members, port), members.files("hospital"))
+        try:
+            for _ in range(2):
+                with pytest.raises(NotSent, match=words):
+                    await transport.batch(1, pb.BatchRequest(tenant="t"), seconds)
+        finally:
+            await transport.close()
+
+
+async def test_a_batch_that_left_is_never_called_unsent(open_stage: Open) -> None:
+    async with open_stage() as stage:
+        stage.echo.hold = asyncio.Event()
+        with pytest.raises(DeadlineExceeded):
+            await stage.transport.batch(1, pb.BatchRequest(tenant="t"), 1.0)
+
+
+async def test_ones_own_expired_certificate_is_named_first(members: Members) -> None:
+    clock = ManualClock(unixtime_ms=8_000_000_000_000)
+    files = members.files("hospital")
+    transport = GrpcTransport(map_of(members, closed_port()), files, clock=clock)
+    try:
+        with pytest.raises(NotSent, match=rf"your own certificate, {files.certificate}, has expired"):
+            await transport.batch(1, pb.BatchRequest(tenant="t"), 20)
+    finally:
+        await transport.close()
