@@ -41,6 +41,8 @@ async def test_nodes_that_refuse_the_connection_have_nothing(tmp_path: Path) -> 
             with pytest.raises(Unavailable) as error:
                 await client.delete("b", "k")
             assert not isinstance(error.value, OutcomeUnknown)
+            with pytest.raises(Unavailable, match="no node answers"):
+                await client.list("b", "")
     finally:
         cluster.stop()
 
@@ -58,7 +60,13 @@ async def test_nodes_that_hang_leave_nothing_written(tmp_path: Path) -> None:
                 await client.put("b", "k", value)
             assert type(error.value) is Unavailable, error.value
             assert "nothing was written" in str(error.value)
-        cluster.kill(2, signal.SIGCONT)
+        for number in (1, 3):
+            cluster.kill(number, signal.SIGSTOP)
+        for reading in (client.list("b", ""), client.get("b", "before")):
+            with pytest.raises(Unavailable):
+                await reading
+        for number in (1, 2, 3):
+            cluster.kill(number, signal.SIGCONT)
 
 
 def test_ones_own_files_are_looked_at_first(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from coffre.client.reading._replies import HELD, newest_stamp
 from coffre.client.sealing import OpenManifest
 from coffre.cluster.errors import (
     CoffreError,
+    DeadlineExceeded,
     IntegrityError,
     InvalidArgument,
     KeyUnavailable,
+    NotSent,
     RetryableError,
     StaleMap,
     Unavailable,
@@ -194,6 +196,8 @@ class Lister:
             if isinstance(failure, StaleMap):
                 raise failure
         if errors and len({type(error) for error in errors}) == 1 and not replies:
+            if isinstance(errors[0], (DeadlineExceeded, NotSent)):  # whether they hang or are gone
+                raise Unavailable(f"no node answers: {errors[0]}")
             raise errors[0]
         raise Unavailable(f"{len(replies)} of {len(everyone)} nodes answer: too few for a complete list")
 
