@@ -18,7 +18,6 @@ from coffre.cluster.errors import (
     IntegrityError,
     InvalidArgument,
     KeyUnavailable,
-    NotSent,
     RetryableError,
     StaleMap,
     Unavailable,
@@ -196,7 +195,7 @@ class Lister:
             if isinstance(failure, StaleMap):
                 raise failure
         if errors and len({type(error) for error in errors}) == 1 and not replies:
-            if isinstance(errors[0], (DeadlineExceeded, NotSent)):  # whether they hang or are gone
+            if isinstance(errors[0], (DeadlineExceeded, Unavailable)):  # whether they hang or are gone
                 raise Unavailable(f"no node answers: {errors[0]}")
             raise errors[0]
         raise Unavailable(f"{len(replies)} of {len(everyone)} nodes answer: too few for a complete list")
