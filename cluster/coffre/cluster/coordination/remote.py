@@ -163,7 +163,9 @@ class RemoteCoordination:
                 continue
             except Unavailable as error:
                 raise OutcomeUnknown(
-                    f"it is not known whether that was agreed: {error}", node=error.node, details=error.details
+                    f"it is not known whether that was agreed: {error}",
+                    node=error.node,
+                    details=error.details,
                 ) from None
             if not reply.refused:
                 return Commit(reply.succeeded, reply.revision)

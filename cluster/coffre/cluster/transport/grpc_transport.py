@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -15,15 +14,14 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     Cancelled,
     CoffreError,
-    InternalError,
     InvalidArgument,
     NotFound,
     NotSent,
     Unavailable,
-    error_of_status,
 )
 from coffre.cluster.identity import TlsFiles, channel_credentials, load_tls, tls_name
 from coffre.cluster.map import ClusterMap, MapNode, NodeState, newer_map
+from coffre.cluster.transport.endings import Ending, Endings, called, connect, ending_of, told, translate
 from coffre.cluster.transport.exchange import Batch, Exchange
 from coffre.cluster.transport.process import OwnProcess, begin_use, check_fork
 from coffre.cluster.transport.reading import answer_of, replies_of
@@ -51,8 +49,6 @@ _BACKOFF_MS_MAX = 1_000
 _CONNECT_MS_MAX = 5_000  # gRPC calls it the minimum backoff; it bounds one attempt to connect
 _CLOSE_GRACE_SECONDS = 5.0
 _EPOCH_MAX = (1 << 64) - 1
-_STATUS_POLLS = 200
-_STATUS_POLL_SECONDS = 0.005
 _Reply = TypeVar("_Reply")
 _Request = TypeVar("_Request")
 
@@ -147,7 +143,7 @@ class GrpcTransport:
             exchange = await self._opened(line, timeout)
         reply = await exchange.send(request, timeout)
         if reply.code:
-            raise _told(line.node, reply.code, reply.detail)
+            raise told(line.node, reply.code, reply.detail)
         return reply
 
     async def _opened(self, line: _Line, timeout: float) -> Exchange:
@@ -155,28 +151,28 @@ class GrpcTransport:
         stub = next(line.stubs)
         await self._connect(line, stub, timeout)
         if self._lines.get(line.node.number) is not line:
-            raise NotSent(f"the connection to {_called(line.node)} was closed")
+            raise NotSent(f"the connection to {called(line.node)} was closed")
         if line.exchange is None or line.exchange.error is not None:
             line.exchange = self._begin_exchange(line, stub)
         return line.exchange
 
     def _begin_exchange(self, line: _Line, stub: _Stub) -> Exchange:
-        def translate(error: aio.AioRpcError) -> CoffreError:
-            ending = _ending_of(error)
+        def in_words(error: aio.AioRpcError) -> CoffreError:
+            ending = ending_of(error)
             if ending.status is grpc.StatusCode.INTERNAL:
                 # A node's own failure travels in its reply. This is grpc.aio's word for a message that was being
                 # sent when the connection broke, and it hides the true status.
-                ending = _Ending(grpc.StatusCode.UNAVAILABLE, "the connection broke")
-            return _translate(line.node, ending, 0.0)
+                ending = Ending(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+            return translate(line.node, ending, 0.0)
 
-        return Exchange(stub.exchange(), translate, _called(line.node))
+        return Exchange(stub.exchange(), in_words, called(line.node))
 
     async def write_shard(
         self, node: int, requests: AsyncIterator[ShardChunk], timeout: float
     ) -> pb.WriteShardReply:
         line = self._line(node)
         call = next(line.stubs).write_shard(timeout=timeout)
-        endings = _Endings(call)
+        endings = Endings(call)
         try:
             # Not handed to gRPC as an iterator: it would turn an error of the iterator into a cancellation.
             async for request in requests:
@@ -187,7 +183,7 @@ class GrpcTransport:
         except (asyncio.InvalidStateError, aio.InternalError):
             pass  # the call ended before the node had everything, or with the last message; the answer below says why
         except aio.AioRpcError as error:
-            raise _translate(line.node, await endings.of_node(error), timeout) from None
+            raise translate(line.node, await endings.of_node(error), timeout) from None
         except asyncio.CancelledError:
             call.cancel()
             _check_cancelled(line)
@@ -279,15 +275,23 @@ class GrpcTransport:
 
     async def _connect(self, line: _Line, stub: _Stub, timeout: float, *, wait: bool = False) -> None:
         """Raises `NotSent` as `_connect` below does; one's own expired certificate is named first."""
+
+        async def why_not(seconds: float) -> object:
+            return await stub.others.GetMap(pb.GetMapRequest(known_epoch=_EPOCH_MAX), timeout=seconds)
+
         try:
-            await _connect(line.node, stub, timeout, wait=wait)
+            await connect(line.node, stub.channel, why_not, timeout, wait=wait)
         except NotSent as error:
             if self._own is None or self._clock is None:
                 raise
             files, own = self._own
             if self._clock.unixtime_ms() <= own.expires_unixtime_ms:
                 raise
-            raise NotSent(f"your own certificate, {files.certificate}, has expired: {error}") from None
+            raise NotSent(
+                f"your own certificate, {files.certificate}, has expired: {error}",
+                node=error.node,
+                details=error.details,
+            ) from None
 
     def _line(self, number: int) -> _Line:
         self._process.check()
@@ -367,66 +371,11 @@ async def _close(lines: list[_Line], grace: float | None) -> None:
     await asyncio.gather(*(channel.close(grace) for line in lines for channel in line.channels))
 
 
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """How a call ended."""
-
-    status: grpc.StatusCode
-    details: str | None
-
-
-def _ending_of(error: aio.AioRpcError) -> _Ending:
-    return _Ending(error.code(), error.details())
-
-
-class _Endings:
-    """Both statuses that gRPC may give a call of streamed requests.
-
-    When a node refuses a shard while more of it is on the way, the message under way fails, and grpc.aio
-    records that as INTERNAL, shortly before or after the status that the node sent, and one overwrites the
-    other. Only the node's says whether to try again.
-    """
-
-    def __init__(self, call: aio.Call) -> None:
-        self._call = call
-        self._first: _Ending | None = None
-        call.add_done_callback(lambda _: self._note())
-
-    def _note(self) -> None:
-        # Called with the first status alone. Both coroutines end at once; a task would come too late.
-        self._first = _Ending(_result_now(self._call.code()), _result_now(self._call.details()))
-
-    async def of_node(self, error: aio.AioRpcError) -> _Ending:
-        """The ending that is not `error`, the failure of a message; without one the connection broke."""
-        own = _ending_of(error)
-        if own.status is not grpc.StatusCode.INTERNAL:
-            return own
-        if self._first is not None and self._first != own:
-            return self._first
-        for _ in range(_STATUS_POLLS):  # gRPC tells nobody that it has overwritten a status
-            now = _Ending(await self._call.code(), await self._call.details())
-            if now != own:
-                return now
-            await asyncio.sleep(_STATUS_POLL_SECONDS)
-        return _Ending(grpc.StatusCode.UNAVAILABLE, "the node ended the call and did not say why")
-
-
-def _result_now(coroutine: Coroutine[object, object, _Reply]) -> _Reply:
-    """The result of a coroutine that has nothing to wait for."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: _Reply = stop.value
-        return result
-    coroutine.close()
-    raise InternalError("gRPC reports the end of a call that has no status")
-
-
 async def _answer(line: _Line, timeout: float, call: Awaitable[_Reply]) -> _Reply:
     try:
         return await call
     except aio.AioRpcError as error:
-        raise _translate(line.node, _ending_of(error), timeout) from None
+        raise translate(line.node, ending_of(error), timeout) from None
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
@@ -445,43 +394,10 @@ async def _replies(
             async for reply in replies:
                 yield reply
     except aio.AioRpcError as error:
-        raise _translate(line.node, _ending_of(error), timeout) from None
+        raise translate(line.node, ending_of(error), timeout) from None
     except asyncio.CancelledError:
         _check_cancelled(line)
         raise
-
-
-_READY = grpc.ChannelConnectivity.READY
-_BROKEN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
-_REASON_SECONDS = 0.5
-
-
-async def _connect(node: MapNode, stub: _Stub, timeout: float, *, wait: bool = False) -> None:
-    """Return when there is a connection. Raises `NotSent`, at once when it is refused unless `wait` is said."""
-    channel = stub.channel
-    try:
-        state = channel.get_state(try_to_connect=True)
-        if state is _READY:
-            return
-        async with asyncio.timeout(timeout):
-            while state is not _READY:
-                if state in _BROKEN and not wait:
-                    raise NotSent(await _why_not(node, stub))
-                await channel.wait_for_state_change(state)
-                state = channel.get_state(try_to_connect=True)
-    except TimeoutError:
-        raise NotSent(f"{_called(node)}: no connection within {timeout:g} s") from None
-    except aio.UsageError:
-        raise NotSent(f"the connection to {_called(node)} was closed") from None
-
-
-async def _why_not(node: MapNode, stub: _Stub) -> str:
-    """Why there is no connection. Only the end of a call says so: of one that changes nothing, wherever it gets to."""
-    try:
-        await stub.others.GetMap(pb.GetMapRequest(known_epoch=_EPOCH_MAX), timeout=_REASON_SECONDS)
-    except aio.AioRpcError as error:
-        return str(_translate(node, _ending_of(error), _REASON_SECONDS))
-    return f"{_called(node)}: the connection was refused a moment ago"
 
 
 def _check_cancelled(line: _Line) -> None:
@@ -489,41 +405,3 @@ def _check_cancelled(line: _Line) -> None:
     task = asyncio.current_task()
     if task is not None and not task.cancelling():
         raise Cancelled(f"the connection to node {line.node.node_id} was closed during the call") from None
-
-
-_TLS_TRACES = ("ssl", "tls", "handshake", "certificate", "verification", "peer name")
-# An address, as gRPC writes it into its own words: they are for administrators.
-_ADDRESS = re.compile(
-    r"\b(?:ipv4|ipv6|unix|dns)(?::|%3A)|\b\d{1,3}(?:\.\d{1,3}){3}\b|\[[0-9a-fA-F]*:[0-9a-fA-F:]*\]"
-)
-
-
-def _translate(node: MapNode, ending: _Ending, timeout: float) -> CoffreError:
-    """The error that a call ended with. The status alone decides the class; the text is for people."""
-    status = ending.status
-    words = " ".join((ending.details or "no reason was given").split())
-    detail = words
-    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        detail = f"no answer within {timeout:g} s"
-    elif _ADDRESS.search(words) or node.address in words:
-        reason = words.rpartition(": ")[2]
-        detail = "it cannot be reached" + ("" if _ADDRESS.search(reason) else f": {reason}")
-    if status in _CONNECTION_STATUSES and any(trace in words.lower() for trace in _TLS_TRACES):
-        detail += (
-            "; check that both certificates are valid and of this cluster, and that the node's says the same "
-            "server, site, operator and jurisdiction as the map (coffre pki show)"
-        )
-    return _told(node, status.value[0], detail, "" if detail == words else words)
-
-
-def _told(node: MapNode, code: int, text: str, words: str = "") -> CoffreError:
-    """What a node, or the way to it, ended a call with."""
-    details = f"{node.node_id} ({node.address})" + (f": {words}" if words else "")
-    return error_of_status(code, f"{_called(node)}: {text}", node=node.node_id, details=details)
-
-
-def _called(node: MapNode) -> str:
-    return f"node {node.node_id}"
-
-
-_CONNECTION_STATUSES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
