@@ -10,6 +10,7 @@ from coffre.client.reading._replies import Replies, aborting, holding, shards_of
 from coffre.client.sealing import OpenManifest
 from coffre.cluster.errors import (
     CoffreError,
+    DeadlineExceeded,
     IntegrityError,
     PermissionDenied,
     PolicyViolation,
@@ -46,6 +47,8 @@ def require_quorum(electorate: Electorate, replies: Replies, errors: Sequence[Co
         kind = StaleMap
     elif len(kinds) == 1 or kinds[PermissionDenied] > len(electorate.everyone) - electorate.read:
         kind = kinds.most_common(1)[0][0]  # it would not help if the others answered
+    if issubclass(kind, (DeadlineExceeded, Unavailable)):
+        kind = Unavailable  # whether they hang or are gone
     why = f" ({errors[0]})" if errors else ""
     raise kind(
         f"{len(replies)} of the object's {len(electorate.everyone)} nodes answer; "
