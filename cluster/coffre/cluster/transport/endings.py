@@ -32,6 +32,7 @@ class Ending:
 
 
 def ending_of(error: aio.AioRpcError) -> Ending:
+    """The status and the words of a call's error."""
     return Ending(error.code(), error.details())
 
 
@@ -151,6 +152,7 @@ def told(node: MapNode, code: int, text: str, words: str = "") -> CoffreError:
 
 
 def called(node: MapNode) -> str:
+    """A node, as messages to people name it."""
     return f"node {node.node_id}"
 
 
