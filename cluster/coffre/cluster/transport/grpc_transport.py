@@ -277,7 +277,8 @@ class GrpcTransport:
         """Raises `NotSent` as `_connect` below does; one's own expired certificate is named first."""
 
         async def why_not(seconds: float) -> object:
-            return await stub.others.GetMap(pb.GetMapRequest(known_epoch=_EPOCH_MAX), timeout=seconds)
+            request = pb.GetMapRequest(known_epoch=_EPOCH_MAX)
+            return await answer_of(stub.others.GetMap(request, timeout=seconds))
 
         try:
             await connect(line.node, stub.channel, why_not, timeout, wait=wait)
