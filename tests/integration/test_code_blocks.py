@@ -138,11 +138,9 @@ def stage(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def environment(stage: Path) -> dict[str, str]:
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("COFFRE_", "MAKE", "PYTEST"))
-    }
+    """As somebody has it who types this: nothing of what this run was asked for, by make or otherwise."""
+    asked = re.compile(r"(COFFRE_|MAKE|PYTEST).*|MFLAGS|ARGS|SEEDS?|WORKERS|VENV|PYTHON|WITHOUT_KERNEL")
+    own = {name: value for name, value in os.environ.items() if not asked.fullmatch(name)}
     return {
         **own,
         "PATH": f"{stage / 'bin'}:{BIN}:{os.environ['PATH']}",

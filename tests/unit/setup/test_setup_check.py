@@ -36,7 +36,7 @@ def make_setup(place: Path, *variables: str, **environment: str) -> subprocess.C
     return subprocess.run(
         ["make", "setup", f"VENV={place / 'venv'}", f"PYTHON={python}", *variables],
         cwd=ROOT,
-        env={**os.environ, "MAKEFLAGS": "", **environment},
+        env={**os.environ, "MAKEFLAGS": "", "WITHOUT_KERNEL": "", **environment},
         capture_output=True,
         text=True,
         timeout=60,
