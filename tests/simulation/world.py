@@ -18,8 +18,20 @@ from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import ClusterMap, Domain, MapNode, NodeState, Placement, Policy
 from coffre.cluster.membership import ClusterMaps, VerifiedMap
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
 from coffre.node.memory.rows import record_of
-from coffre.node.store import Accept, Entry, Forget, Mark, Mutation, Outcome, StoreOptions
+from coffre.node.store import (
+    Accept,
+    Condemn,
+    Entry,
+    Forget,
+    Mark,
+    Mutation,
+    Outcome,
+    Refuse,
+    State,
+    StoreOptions,
+)
 from coffre.proto import coffre_pb2 as pb
 
 from tests.simulation.agreement import Agreement, LeaseClock, StoreProcess, Witness, WitnessedLocks
@@ -37,6 +49,8 @@ __all__ = ["BUCKET", "TENANT", "Failure", "Member", "World", "coding_of"]
 
 TENANT = "clinic"
 BUCKET = "records"
+YOUNG_SECONDS = 1800.0  # nobody but its writer decides about what is younger
+CLOCKS_APART_SECONDS = 300.0  # of those that agree, and of stamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +289,34 @@ class World:
             self.journal.note("node", node, type(mutation).__name__, name, stamp, said, error)
             if isinstance(mutation, Accept) and outcome.error is None and not mutation.tombstone:
                 self._check_placement(node, mutation)
+            if (
+                isinstance(mutation, Refuse | Condemn)
+                and outcome.error is None
+                and self.plan.clocks is not None
+            ):
+                self._check_age(node, mutation)
+
+    def _check_age(self, node: int, mutation: Refuse | Condemn) -> None:
+        """Whatever clocks say: the first vote against what is young is its writer's, and a deletion stays for a day."""
+        old_ms = self._right_ms() - unixtime_ms_of(mutation.stamp)
+        if isinstance(mutation, Condemn):
+            assert self.plan.repair is not None
+            if old_ms < (self.plan.repair.retention_seconds - CLOCKS_APART_SECONDS) * 1000:
+                self.fail(
+                    f"node {node} condemned a deletion of {mutation.name.key} that is {old_ms / 1000:.0f} s old"
+                )
+        elif -STAMP_AHEAD_MS_MAX < old_ms < YOUNG_SECONDS * 1000 and not any(
+            entry.stamp == mutation.stamp and entry.state is State.ABORTED
+            for host in self.hosts.values()
+            if host.number != node and mutation.name in host.store.names()
+            for entry in host.store.versions(mutation.name)
+        ):
+            self.fail(
+                f"node {node} refused a version of {mutation.name.key} that is {old_ms / 1000:.0f} s old"
+            )
+
+    def _right_ms(self) -> int:
+        return DriftingClock(self.loop.time).unixtime_ms()
 
     def _policy_of(self, accept: Accept) -> Policy:
         """The policy that a version is coded by, in whatever map it is."""

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from statistics import median
 
 from coffre.cluster.clock import Clock
+from coffre.cluster.versions import STAMP_AHEAD_MS_MAX
 
-__all__ = ["CLOCKS_APART_MS_MAX", "ClockAsking", "PeerClocks"]
+__all__ = ["AHEAD_MS_MAX", "CLOCKS_APART_MS_MAX", "ClockAsking", "PeerClocks"]
 
 _log = logging.getLogger("coffre.node")
 CLOCKS_APART_MS_MAX = 120_000
 """Clocks that differ by more do not agree: far less than lies between what nodes take as new and what they call old."""
+AHEAD_MS_MAX = CLOCKS_APART_MS_MAX + STAMP_AHEAD_MS_MAX
+"""A stamp that is further ahead of a clock which agrees was taken by no node whose clock does."""
 
 
 @dataclass(frozen=True, slots=True)

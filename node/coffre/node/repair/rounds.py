@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.following import AHEAD_MS_MAX
 from coffre.node.repair.asking import slots_of
 from coffre.node.repair.census import count_name
 from coffre.node.repair.decide import is_pending, needs_look
@@ -191,7 +192,7 @@ def _task(
     theirs: Sequence[tuple[list[int], _Rows]],
     now_ms: int,
 ) -> Task | None:
-    old_ms, ahead_ms = now_ms - int(options.unfinished_seconds * 1000), now_ms + STAMP_AHEAD_MS_MAX
+    old_ms, ahead_ms = now_ms - int(options.unfinished_seconds * 1000), now_ms + AHEAD_MS_MAX
     electorate = scene.electorate(name, difference.partition)
     is_primary = scene.me in electorate.primaries
     keeps = is_primary or scene.electorates.is_home(scene.me, name.tenant, name.bucket, difference.partition)

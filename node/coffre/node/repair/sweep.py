@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from coffre.cluster.clock import Clock
 from coffre.cluster.names import ObjectName
-from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.following import AHEAD_MS_MAX
 from coffre.node.repair.decide import is_pending
 from coffre.node.repair.duplicates import report_duplicates
 from coffre.node.repair.handoff import releasable
@@ -83,7 +84,7 @@ class Sweep:
                 versions,
                 scene.electorates.versions_kept(row.name.tenant, row.name.bucket),
                 old_ms,
-                now_ms + STAMP_AHEAD_MS_MAX,
+                now_ms + AHEAD_MS_MAX,
             ) or _lacks_shard(versions, scene, now_ms - int(self._options.settling_seconds * 1000)):
                 self._queue.push(Task(row.name, partition, scene.electorate(row.name, partition).k))
         if not tombstones:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coffre.cluster.versions import STAMP_AHEAD_MS_MAX, unixtime_ms_of
+from coffre.cluster.versions import unixtime_ms_of
+from coffre.node.following import AHEAD_MS_MAX
 from coffre.node.repair.electorate import Electorate
 from coffre.node.repair.rebuild import best_manifest
 from coffre.node.store import ABORTED, LOCKED, SETTLED, StoredVersion
@@ -45,7 +46,7 @@ class View:
 
     def is_ahead(self, stamp: bytes) -> bool:
         """Whether a version is from so far in the future that no node with a right clock took it."""
-        return self.now_ms is not None and unixtime_ms_of(stamp) > self.now_ms + STAMP_AHEAD_MS_MAX
+        return self.now_ms is not None and unixtime_ms_of(stamp) > self.now_ms + AHEAD_MS_MAX
 
     @property
     def heard(self) -> Collection[int]:

@@ -779,7 +779,7 @@ def test_what_may_stand_is_nobodys_to_refuse_however_far_ahead_it_is() -> None:
     assert steps(View(1, SIX, answers, NOW_MS)) == []  # three are silent
     answers = {**dict.fromkeys(range(1, 7), ()), **{node: [left] for node in (2, 3, 4, 5)}}
     assert steps(View(1, SIX, answers, NOW_MS)) == []
-    soon = future(A, 59)
+    soon = future(A, 179)
     assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [soon]}, NOW_MS)) == []
     assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [left]}, None)) == []
 
