@@ -60,7 +60,7 @@ def list_buckets(ctx: click.Context) -> None:
 @click.pass_context
 @one_line_errors
 def delete_bucket(ctx: click.Context, name: str) -> None:
-    """Forget that a bucket was created. Its objects are not touched."""
+    """Forget that a bucket was created. One that holds objects is refused."""
     run(ctx, lambda client: client.delete_bucket(name))
 
 
