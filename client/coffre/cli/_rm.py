@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import click
 from coffre.cli._many import Tally, do_all
@@ -13,7 +14,7 @@ from coffre.cli._session import folder_prefix, printable, quiet_option, run, siz
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import confirmed, one_line_errors
-from coffre.cluster.errors import InvalidArgument, KeyUnavailable, NotFound, Unsupported
+from coffre.cluster.errors import Conflict, InvalidArgument, KeyUnavailable, NotFound, Unsupported
 
 __all__ = ["rm"]
 
@@ -24,12 +25,13 @@ class _Found:
 
     bucket: str
     prefix: str
-    keys: list[str]
+    objects: int
     size_bytes: int
+    newest: str  # of all versions that were counted
 
     def text(self) -> str:
         """One line for people."""
-        count = "1 object" if len(self.keys) == 1 else f"{len(self.keys):,} objects"
+        count = "1 object" if self.objects == 1 else f"{self.objects:,} objects"
         where = f"{self.bucket}/{printable(self.prefix)}"
         return f"{where}: {count}, {size_text(self.size_bytes)}"
 
@@ -64,7 +66,7 @@ def rm(
     if if_version is not None and (many or len(targets) > 1):
         raise click.UsageError("--if-version goes with one BUCKET/KEY")
     names = [split(target, key_required=bare or not recursive) for target in targets]
-    tally = Tally[str]()
+    tally = Tally[None]()
 
     async def delete(client: AsyncClient, bucket: str, key: str) -> None:
         if not dry_run:
@@ -88,12 +90,7 @@ def rm(
         if not (dry_run or yes or _agreed(found)):
             raise click.Abort
         for each in found:
-
-            async def one(key: str, bucket: str = each.bucket) -> str:
-                await delete(client, bucket, key)
-                return key
-
-            await do_all(each.keys, one, lambda key, bucket=each.bucket: f"{bucket}/{key}", tally)  # type: ignore[misc]
+            await _page_by_page(client, each, partial(delete, client, each.bucket), tally)
 
     run(ctx, all_below if many else one_by_one)
     tally.end("deleted")
@@ -101,20 +98,38 @@ def rm(
 
 async def _find(client: AsyncClient, bucket: str, prefix: str, force: bool) -> _Found:
     """Raises `NotFound` when nothing lies there."""
-    keys: list[str] = []
-    size_bytes = 0
+    objects, size_bytes, newest = 0, 0, ""
     async for entry in client.list(bucket, prefix=prefix):
-        if isinstance(entry, ObjectInfo):
-            keys.append(entry.key)
-            size_bytes += entry.size_bytes
-    if not keys and not force:
+        objects += 1
+        size_bytes += entry.size_bytes
+        newest = max(newest, entry.version)
+    if not objects and not force:
         raise NotFound(f"nothing lies below {bucket}/{prefix}")
-    return _Found(bucket, prefix, keys, size_bytes)
+    return _Found(bucket, prefix, objects, size_bytes, newest)
+
+
+async def _page_by_page(
+    client: AsyncClient, found: _Found, delete: Callable[[str], Awaitable[None]], tally: Tally[None]
+) -> None:
+    """Delete what was counted, in constant memory. What was stored since then nobody has agreed to delete."""
+
+    async def one(entry: ObjectInfo) -> None:
+        if entry.version > found.newest:
+            raise Conflict("it was stored after the objects were counted")
+        await delete(entry.key)
+
+    token: str | None = None
+    while found.objects:
+        page = await client.list_page(found.bucket, prefix=found.prefix, token=token)
+        await do_all(page.objects, one, lambda entry: f"{found.bucket}/{entry.key}", tally)
+        token = page.next_token
+        if token is None:
+            return
 
 
 def _agreed(found: Sequence[_Found]) -> bool:
     """Ask. Raises `InvalidArgument` when nobody can answer."""
-    if not any(each.keys for each in found):
+    if not any(each.objects for each in found):
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise InvalidArgument(

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
@@ -119,6 +120,25 @@ def test_rm_dry_run(cluster: Cluster) -> None:
     assert "b/older/: 1 object, 1 byte" in dry.stderr
     assert run("rm", "-n", "b/old.txt").stdout == "would delete b/old.txt\n"
     assert cluster.keys() == sorted(KEYS)
+
+
+def test_rm_leaves_what_is_stored_after_it_has_asked(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.store(*KEYS)
+
+    def agreed(found: object) -> bool:
+        other = threading.Thread(target=cluster.store, args=("old/a", "old/new"))
+        other.start()
+        other.join()
+        return True
+
+    monkeypatch.setattr("coffre.cli._rm._agreed", agreed)
+    done = run("rm", "-r", "b/old")
+    assert done.exit_code == 1
+    assert done.stdout == "deleted b/old/deep/b\n"
+    assert "left out b/old/a: it was stored after" in done.stderr
+    assert {"old/a", "old/new"} < set(cluster.keys())
 
 
 def test_rm_of_nothing(cluster: Cluster) -> None:
