@@ -111,6 +111,7 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
         (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + 9 * DAY_MS)), Level.WARNING, "9 days"),
         (NodeReport(status(certificate_expires_unixtime_ms=NOW_MS + DAY_MS)), Level.ERROR, "1 days"),
         (NodeReport(status(), skew_ms=-5000), Level.WARNING, "-5.0 s"),
+        (NodeReport(status(clock_ahead_seconds=3660), skew_ms=3.6e6), Level.ERROR, "takes no new versions"),
         (repair(queue=[NEEDS]), Level.ERROR, "7 objects at k+0"),
         (repair(queue=[pb.RepairNeed(spare_shards=-1, objects=2)]), Level.ERROR, "2 objects of which fewer"),
         (
