@@ -105,6 +105,7 @@ class World:
         self.acknowledged: set[str] = set()  # versions that a put returned
         self.faults: Counter[str] = Counter()
         self.limits: list[asyncio.Timeout] = []  # of the run itself, which no leap counts against
+        self._refused: set[bytes] = set()  # versions that somebody has ever voted against
         self._clocks: list[DriftingClock] = []  # of newcomers, which may join when clocks have been set
         self.maps = MapBook(self._first_map(), self.fail)
         self.rotten: int | None = None  # the node whose disk rots
@@ -295,6 +296,8 @@ class World:
                 and self.plan.clocks is not None
             ):
                 self._check_age(node, mutation)
+            if outcome.state is State.ABORTED and not isinstance(mutation, Forget | Mark):
+                self._refused.add(mutation.stamp)
 
     def _check_age(self, node: int, mutation: Refuse | Condemn) -> None:
         """Whatever clocks say: the first vote against what is young is its writer's, and a deletion stays for a day."""
@@ -305,12 +308,7 @@ class World:
                 self.fail(
                     f"node {node} condemned a deletion of {mutation.name.key} that is {old_ms / 1000:.0f} s old"
                 )
-        elif -STAMP_AHEAD_MS_MAX < old_ms < YOUNG_SECONDS * 1000 and not any(
-            entry.stamp == mutation.stamp and entry.state is State.ABORTED
-            for host in self.hosts.values()
-            if host.number != node and mutation.name in host.store.names()
-            for entry in host.store.versions(mutation.name)
-        ):
+        elif mutation.stamp not in self._refused and -STAMP_AHEAD_MS_MAX < old_ms < YOUNG_SECONDS * 1000:
             self.fail(
                 f"node {node} refused a version of {mutation.name.key} that is {old_ms / 1000:.0f} s old"
             )
