@@ -51,6 +51,9 @@ def test_it_stays_up_and_what_it_prints_is_enough(tmp_path: Path) -> None:
         assert (used.returncode, used.stdout.splitlines()[-1]) == (0, "x"), used.stderr
         lab = next(line for line in said if line.startswith("# as lab: "))
         config = shlex.split(lab.removeprefix("# as lab: "))[0]
+        operator = str(directory / "operator.toml")
+        doctor = run(tmp_path, COFFRE, "doctor", "--operator", operator)
+        assert "capacity" not in doctor.stdout + doctor.stderr, doctor.stdout
         assert run(tmp_path, COFFRE, "get", "notes/a", "-", COFFRE_CONFIG=config).returncode == 3
 
         again = run(tmp_path, *command)

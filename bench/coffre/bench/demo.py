@@ -7,12 +7,12 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from coffre.bench.dataset import Record, generate, records
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.bench.local_cluster import ClusterShape, LocalCluster, share_of_disk
 from coffre.bench.tables import Table
 from coffre.bench.tasks import for_each, together
 from coffre.client import AsyncClient, connect
@@ -54,7 +54,9 @@ class _Phase:
 async def run_demo(options: DemoOptions, clock: Clock, console: Console) -> bool:
     """Run the demo; True when every record came back bit for bit. Without `once`, stay up until SIGINT or SIGTERM."""
     all_records = _generate(options, console)
-    cluster = LocalCluster.create(options.directory, ClusterShape(), clock)
+    shape = ClusterShape()
+    shape = replace(shape, capacity_bytes=share_of_disk(options.directory, shape.nodes))
+    cluster = LocalCluster.create(options.directory, shape, clock)
     console.print(f"starting {len(cluster.numbers)} nodes at three sites, 4+2, below {options.directory}")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.bench.local_cluster import ClusterShape, LocalCluster, share_of_disk
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import ConfigurationError
 
@@ -36,7 +36,8 @@ async def stay_up(options: DevelopmentOptions, clock: Clock) -> int:
     Until SIGINT or SIGTERM; or, with a command, until that ends. Raises `ConfigurationError` when the directory holds
     something else, or a cluster that is in use, and `Unavailable` when a node does not start.
     """
-    shape = ClusterShape(nodes=options.nodes, tenants=options.tenants)
+    capacity_bytes = share_of_disk(options.directory, options.nodes)
+    shape = ClusterShape(nodes=options.nodes, tenants=options.tenants, capacity_bytes=capacity_bytes)
     cluster = LocalCluster.create(options.directory, shape, clock)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

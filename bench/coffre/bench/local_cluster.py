@@ -40,7 +40,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-__all__ = ["ClusterShape", "LocalCluster", "NodeProcess", "free_ports"]
+__all__ = ["ClusterShape", "LocalCluster", "NodeProcess", "free_ports", "share_of_disk"]
 
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 10_000
@@ -95,6 +95,12 @@ class ClusterShape:
     repair: Mapping[str, int | float | bool] = field(default_factory=dict)
     watch: Mapping[str, int | float] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
+
+
+def share_of_disk(directory: Path, nodes: int) -> int:
+    """Bytes for each of so many nodes that lie on the disk of `directory`, which need not be there yet."""
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return max(shutil.disk_usage(there).total // nodes, 1)
 
 
 class NodeProcess(Protocol):

@@ -386,3 +386,13 @@ def _close_all() -> None:
     """What is still open when the interpreter ends: connections must not outlive what they stand on."""
     for client in list(_open):
         client.close(timeout=_EXIT_SECONDS)
+
+
+def _say_the_same() -> None:
+    """Methods that do what those of `AsyncClient` do say so in their words, for `help` and for editors that ask."""
+    for name, method in vars(Client).items():
+        if not name.startswith("_") and not method.__doc__:
+            method.__doc__ = getattr(AsyncClient, name).__doc__
+
+
+_say_the_same()

@@ -65,6 +65,11 @@ def test_both_faces_have_the_same_methods_with_the_same_parameters() -> None:
 
 
 @pytest.mark.parametrize("cls", [AsyncClient, Client])
+def test_every_method_says_what_it_does(cls: type) -> None:
+    assert not [name for name in public(cls) if not getattr(cls, name).__doc__]
+
+
+@pytest.mark.parametrize("cls", [AsyncClient, Client])
 def test_everything_public_is_annotated(cls: type) -> None:
     for name, signature in public(cls).items():
         assert signature.return_annotation is not inspect.Signature.empty, name
