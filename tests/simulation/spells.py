@@ -163,6 +163,7 @@ class Spells:
         member.asleep = False
         self._go_on(member.name, [member.actor], member.clock, self._world.loop.time() - self._slept_at)
         await self._world.sleep(30.0)
+        member.kill()  # what it had in its hands is out; more work of it would be in the way
 
 
 def _actors(standing: Host | Member) -> list[Actor]:

@@ -202,6 +202,7 @@ class World:
         name = f"newcomer {attributes.node_id}"
         identity = Identity(known.map.cluster_id, Role.NODE, attributes.node_id, attributes)
         clock, transport = self.clock(name), self.transport(identity, name, known.map)
+        clock.shift_ms(int((self.loop.time() - clock.monotonic()) * 1000))  # it drifts from now on
         self._clocks.append(clock)
 
         async def join() -> None:
