@@ -50,12 +50,13 @@ async def test_a_put_leaves_nothing_in_memory_for_the_collector_of_cycles(cluste
     await client.flush()
     gc.collect()
     gc.disable()
+    others = [found for found in gc.get_objects() if isinstance(found, Round)]  # of clients elsewhere
     try:
         for number in range(10):
             await client.put("b", f"k{number}", body(number, 4096))
         await client.delete("b", "k1")
         await client.flush()
-        assert not [found for found in gc.get_objects() if isinstance(found, Round)]
+        assert not [found for found in gc.get_objects() if isinstance(found, Round) and found not in others]
     finally:
         gc.enable()
 

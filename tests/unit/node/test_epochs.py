@@ -46,7 +46,7 @@ PARTITION = partition_of(NAME, MAP.partitions)
 
 
 def stamp(number: int) -> bytes:
-    return (((1 << 40) + number) << 80).to_bytes(16, "big")
+    return ((ManualClock().unixtime_ms() + number) << 80).to_bytes(16, "big")
 
 
 class HungDisk:

@@ -22,6 +22,7 @@ from coffre.cluster.errors import (
     StaleMap,
     Unavailable,
     Unsupported,
+    details_of,
 )
 from coffre.cluster.names import KEY_BYTES_MAX, ObjectName, is_bucket
 from coffre.cluster.versions import STAMP_BYTES, Stamp
@@ -196,7 +197,7 @@ class Lister:
                 raise failure
         if errors and len({type(error) for error in errors}) == 1 and not replies:
             if isinstance(errors[0], (DeadlineExceeded, Unavailable)):  # whether they hang or are gone
-                raise Unavailable(f"no node answers: {errors[0]}")
+                raise Unavailable(f"no node answers: {errors[0]}", details=details_of(errors))
             raise errors[0]
         raise Unavailable(f"{len(replies)} of {len(everyone)} nodes answer: too few for a complete list")
 
