@@ -32,11 +32,11 @@ def test_no_promise_is_broken(first: int) -> None:
 
 @pytest.mark.long
 def test_every_fault_happens_and_work_gets_done() -> None:
-    changing = [seed for seed in range(1015, 1080) if draw_plan(seed).changes is not None][:4]
+    changing = [seed for seed in range(1015, 1080) if draw_plan(seed).changes is not None][:6]
     results = [run_seed(seed) for seed in (*range(1000, 1015), *changing)]
     faults = sum((result.faults for result in results), Counter[str]())
     drawn = {kind.value for kind in (*Fault, *Trouble, *Change)}
-    assert set(faults) == drawn | {"command", "taken back", "coded anew"}
+    assert set(faults) == drawn | {"command", "taken back", "coded anew", "wrong", "still"}
     assert sum(result.operations for result in results) > 60 * len(results)
 
 
