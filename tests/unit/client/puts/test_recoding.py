@@ -481,7 +481,7 @@ async def test_content_that_is_not_the_same_does_not_replace_anything(
 
     async def other(self: Recoder, found, digest, pace):  # type: ignore[no-untyped-def]
         async for piece in original(self, found, digest, pace):
-            yield bytes([piece[0] ^ 1]) + piece[1:]
+            yield bytes([(piece[0] if piece else 0) ^ 1]) + piece[1:]
 
     with monkeypatch.context() as lying:
         lying.setattr(Recoder, "_plain", other)
