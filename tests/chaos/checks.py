@@ -38,7 +38,7 @@ _COLD = {f"cold{number:02}": 900_000_000 + number for number in range(40)}
 _COFFRE = str(Path(sys.executable).with_name("coffre"))
 _KINDS = {"put": Kind.PUT, "delete": Kind.DELETE, "read": Kind.READ}
 
-Final = dict[str, int | None]
+Reads = list[tuple[str, int | None]]  # of a key, and its value; one after the other
 
 
 def _keys() -> list[str]:
@@ -59,19 +59,20 @@ async def write_cold(cluster: LocalCluster) -> None:
             await client.put(BUCKET, key, body_of(value))
 
 
-async def final_reads(cluster: LocalCluster, held_up: set[str] | None = None) -> Final:
-    """Every key as somebody reads it who was not there before; each must be readable.
+async def final_reads(cluster: LocalCluster, held_up: set[str] | None = None) -> Reads:
+    """Every key as somebody reads it who was not there before, then what a list shows; each must be readable.
+
+    A write of unknown outcome may still arrive between the two (from a buffer of the network, or since whom a reader
+    did not hear answers the next one), so they are reads one after the other, and their history has to be lawful.
 
     `held_up`: takes keys whose newest version nobody can decide about, since a lost node that is still consulted may
     have had the shard that is missing (docs/repair.md, "What stays undecided").
     """
-    found: Final = {}
+    found: Reads = []
     async with await _connect(cluster) as client:
         for key in _keys():
             try:
-                found[key] = value_of(await client.get(BUCKET, key))
-            except NotFound:
-                found[key] = None
+                found.append((key, await _read(client, key)))
             except Unavailable:
                 if held_up is None or not client.cluster_map.lost:
                     raise
@@ -79,9 +80,33 @@ async def final_reads(cluster: LocalCluster, held_up: set[str] | None = None) ->
         for key, value in _COLD.items():
             assert value_of(await client.get(BUCKET, key)) == value, f"{key} is not what was written"
         if not held_up:
-            listed = {entry.key async for entry in client.list(BUCKET) if not isinstance(entry, str)}
-            written = {key for key, value in found.items() if value is not None}
-            assert listed == written | _COLD.keys(), "a list tells another story"
+            found += await _listed(client)
+    return found
+
+
+async def _read(client: AsyncClient, key: str, version: str | None = None) -> int | None:
+    try:
+        return value_of(await client.get(BUCKET, key, version=version))
+    except NotFound:
+        return None
+
+
+async def _listed(client: AsyncClient) -> Reads:
+    """What a list says of every key: its value, or None where it is not there."""
+    listed = {one.key: one.version async for one in client.list(BUCKET) if not isinstance(one, str)}
+    assert listed.keys() >= _COLD.keys(), "a list leaves out what was written before anything went wrong"
+    assert listed.keys() <= {*_keys(), *_COLD}, "a list shows what nobody wrote"
+    found: Reads = []
+    for key in _keys():
+        value = await _read(client, key, listed[key]) if key in listed else None
+        if (
+            key in listed and value is None
+        ):  # overwritten or deleted since, or never there: what is there now tells
+            now = await _read(client, key)
+            assert now is not None, f"{key} is listed and cannot be read"
+            found.append((key, now))
+        else:
+            found.append((key, value))
     return found
 
 
@@ -95,7 +120,7 @@ def check_held_up(held_up: set[str], operations: list[Operation]) -> None:
         assert unknown > known, f"{key} cannot be read, and its last write was acknowledged"
 
 
-async def write_all_again(cluster: LocalCluster) -> Final:
+async def write_all_again(cluster: LocalCluster) -> dict[str, int | None]:
     """Write every key once more, which ends what died writers left: nodes decide about it after an hour only, and the
     move that is under way waits for that. What is to be read from now on."""
     async with await _connect(cluster) as client:
@@ -104,7 +129,7 @@ async def write_all_again(cluster: LocalCluster) -> Final:
     return dict.fromkeys(_keys(), CLOSING_VALUE)
 
 
-def history(records: Iterable[Path], final: Final) -> list[Operation]:
+def history(records: Iterable[Path], final: Reads) -> list[Operation]:
     """What all clients did, and the final reads, in events of one order."""
     events: list[dict[str, Any]] = []
     for record in records:
@@ -129,7 +154,7 @@ def history(records: Iterable[Path], final: Final) -> list[Operation]:
             done.append(operation)
     done += [operation for operation in running.values() if operation.kind is not Kind.READ]
     tick = len(events)
-    for key, value in final.items():
+    for key, value in final:
         done.append(Operation(Kind.READ, key, "check", tick, value, ended=tick + 1))
         tick += 2
     return done
