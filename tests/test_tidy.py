@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("proto", "codec", "cluster", "node", "client", "bench")
@@ -87,6 +85,13 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of a module's tree, walked once."""
+    return tuple(ast.walk(parsed(path)))
+
+
+@cache
 def modules() -> list[Path]:
     found = []
     for room in ROOMS:
@@ -98,21 +103,31 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@pytest.fixture(params=modules(), ids=relative)
-def module(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    return path
+def all_keep(rule: Callable[[Path], Iterable[str]], paths: Iterable[Path]) -> None:
+    """Each path that does not keep the rule is named: one test says as much as one for each of them."""
+    faults = [f"{relative(path)}{fault}" for path in paths for fault in rule(path)]
+    assert not faults, "\n".join(faults)
 
 
-def test_modules_are_small(module: Path) -> None:
-    assert len(module.read_text("utf-8").splitlines()) <= MODULE_LINES_MAX
+def too_long(module: Path) -> Iterator[str]:
+    if (lines := len(module.read_text("utf-8").splitlines())) > MODULE_LINES_MAX:
+        yield f" has {lines} lines"
 
 
-def test_modules_say_what_they_are_for(module: Path) -> None:
-    tree = parsed(module)
-    docstring = ast.get_docstring(tree)
-    assert docstring, "a module starts with a docstring"
-    assert docstring.splitlines()[0].rstrip().endswith((".", ":")) or "\n" in docstring
+def test_modules_are_small() -> None:
+    all_keep(too_long, modules())
+
+
+def without_purpose(module: Path) -> Iterator[str]:
+    docstring = ast.get_docstring(parsed(module))
+    if not docstring:
+        yield ": a module starts with a docstring"
+    elif not docstring.splitlines()[0].rstrip().endswith((".", ":")) and "\n" not in docstring:
+        yield ": the docstring is not a sentence"
+
+
+def test_modules_say_what_they_are_for() -> None:
+    all_keep(without_purpose, modules())
 
 
 def exported(tree: ast.Module) -> set[str]:
@@ -152,33 +167,41 @@ def is_told_elsewhere(node: ast.ClassDef) -> bool:
     return node.name in {"Client", "Servicer", "CoordinationServicer"}
 
 
-def test_what_a_module_offers_says_what_it_does(module: Path) -> None:
+def silent(module: Path) -> Iterator[str]:
     tree = parsed(module)
-    silent = []
+    offered = exported(tree)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in exported(
-            tree
-        ):
-            silent += [] if ast.get_docstring(node) else [node.name]
-            if isinstance(node, ast.ClassDef) and not is_told_elsewhere(node):
-                told = frozenset() if is_seam(node) else told_by_seams()
-                silent += [
-                    f"{node.name}.{method.name}"
-                    for method in methods(node)
-                    if not ast.get_docstring(method) and method.name not in told
-                ]
-    assert not silent, f"{relative(module)}: no docstring at {', '.join(silent)}"
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name not in offered:
+            continue
+        if not ast.get_docstring(node):
+            yield f": no docstring at {node.name}"
+        if isinstance(node, ast.ClassDef) and not is_told_elsewhere(node):
+            told = frozenset() if is_seam(node) else told_by_seams()
+            for method in methods(node):
+                if not ast.get_docstring(method) and method.name not in told:
+                    yield f": no docstring at {node.name}.{method.name}"
 
 
-def test_functions_fit_a_screen(module: Path) -> None:
-    for node in ast.walk(parsed(module)):
+def test_what_a_module_offers_says_what_it_does() -> None:
+    all_keep(silent, modules())
+
+
+def longer_than_a_screen(module: Path) -> Iterator[str]:
+    for node in nodes(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
             lines = node.end_lineno - node.lineno + 1
-            assert lines <= FUNCTION_LINES_MAX, f"{relative(module)}: {node.name} has {lines} lines"
+            if lines > FUNCTION_LINES_MAX:
+                yield f": {node.name} has {lines} lines"
 
 
-def imported_rooms(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+def test_functions_fit_a_screen() -> None:
+    all_keep(longer_than_a_screen, modules())
+
+
+def imported_rooms(module: Path) -> Iterator[str]:
+    for node in nodes(module):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -190,10 +213,15 @@ def imported_rooms(tree: ast.Module) -> Iterator[str]:
                 yield parts[1]
 
 
-def test_imports_go_one_way(module: Path) -> None:
+def imports_against_the_direction(module: Path) -> Iterator[str]:
     room = relative(module).split("/")[0]
-    for imported in imported_rooms(parsed(module)):
-        assert imported in MAY_IMPORT[room], f"{relative(module)} imports coffre.{imported}"
+    for imported in imported_rooms(module):
+        if imported not in MAY_IMPORT[room]:
+            yield f" imports coffre.{imported}"
+
+
+def test_imports_go_one_way() -> None:
+    all_keep(imports_against_the_direction, modules())
 
 
 def inner_room(module: str) -> tuple[str, str] | None:
@@ -202,29 +230,33 @@ def inner_room(module: str) -> tuple[str, str] | None:
     return (parts[1], parts[2]) if len(parts) > 2 and parts[2] in INNER.get(parts[1], {}) else None
 
 
-def imports_of(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+def imports_of(module: Path) -> Iterator[tuple[int, str, str]]:
     """(line, module, name) of all that is imported from Coffre."""
-    for node in ast.walk(tree):
+    for node in nodes(module):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("coffre."):
             yield from ((node.lineno, node.module, alias.name) for alias in node.names)
 
 
-def test_inner_rooms_are_entered_by_their_doors(module: Path) -> None:
-    """From outside, only what a room's `__init__` exports; from inside, only the rooms below."""
-    parts = relative(module).split("/")
-    mine = inner_room(".".join(parts[1:-1]))
-    for line, imported, name in imports_of(parsed(module)):
+def imports_past_the_door(module: Path) -> Iterator[str]:
+    mine = inner_room(".".join(relative(module).split("/")[1:-1]))
+    for line, imported, name in imports_of(module):
         theirs = inner_room(imported)
         if theirs is None and inner_room(f"{imported}.{name}"):
-            raise AssertionError(f"{relative(module)}:{line} imports the room {name} as a whole")
+            yield f":{line} imports the room {name} as a whole"
         if theirs is None or theirs == mine:
             continue
-        where = f"{relative(module)}:{line} imports {name} from {imported}"
-        assert len(imported.split(".")) == 3, f"{where}: past the door"
-        exported = import_module(imported).__all__
-        assert name in exported, f"{where}: the room does not export it"
-        if mine is not None and mine[0] == theirs[0]:
-            assert theirs[1] in INNER[mine[0]][mine[1]], f"{where}: {mine[1]} may not import {theirs[1]}"
+        where = f":{line} imports {name} from {imported}"
+        if len(imported.split(".")) != 3:
+            yield f"{where}: past the door"
+        elif name not in import_module(imported).__all__:
+            yield f"{where}: the room does not export it"
+        if mine is not None and mine[0] == theirs[0] and theirs[1] not in INNER[mine[0]][mine[1]]:
+            yield f"{where}: {mine[1]} may not import {theirs[1]}"
+
+
+def test_inner_rooms_are_entered_by_their_doors() -> None:
+    """From outside, only what a room's `__init__` exports; from inside, only the rooms below."""
+    all_keep(imports_past_the_door, modules())
 
 
 def test_inner_rooms_have_no_circle() -> None:
@@ -241,43 +273,60 @@ def test_every_inner_room_is_known() -> None:
         assert found == set(INNER[room])
 
 
-def test_time_chance_and_network_are_passed_in(module: Path) -> None:
+def called(node: ast.Call) -> str:
+    """The last two words of what is called: `time.sleep`."""
+    match node.func:
+        case ast.Attribute(value=ast.Name(id=where) | ast.Attribute(attr=where), attr=name):
+            return f"{where}.{name}"
+    return ""
+
+
+def makes_its_own(module: Path) -> Iterator[str]:
     allowed = {
         call for place, calls in MAKES_ITS_OWN.items() if relative(module).startswith(place) for call in calls
     }
-    for node in ast.walk(parsed(module)):
+    for node in nodes(module):
         if isinstance(node, ast.Call):
-            name = ".".join(ast.unparse(node.func).split(".")[-2:])
-            assert name not in BANNED - allowed, f"{relative(module)}:{node.lineno} calls {name}"
+            name = called(node)
+            if name in BANNED - allowed:
+                yield f":{node.lineno} calls {name}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.long" in p.read_text("utf-8")),
-    ids=lambda p: p.name,
-)
-def test_what_is_long_has_a_short_form(path: Path) -> None:
-    """Whoever waits for `make test` alone sees each promise tried."""
+def test_time_chance_and_network_are_passed_in() -> None:
+    all_keep(makes_its_own, modules())
+
+
+def long_alone(path: Path) -> Iterator[str]:
+    if "mark.long" not in path.read_text("utf-8"):
+        return
     tests = [
         node
         for node in parsed(path).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     ]
-    marks = {test.name: [ast.unparse(each) for each in test.decorator_list] for test in tests}
-    assert [name for name, said in marks.items() if "pytest.mark.long" not in said], "all of it is long"
+    marks = [[ast.unparse(each) for each in test.decorator_list] for test in tests]
+    if all("pytest.mark.long" in said for said in marks):
+        yield ": all of it is long"
+
+
+def test_what_is_long_has_a_short_form() -> None:
+    """Whoever waits for `make test` alone sees each promise tried."""
+    all_keep(long_alone, sorted((ROOT / "tests").rglob("test_*.py")))
 
 
 def test_no_namespace_is_closed() -> None:
     assert not [room for room in ROOMS if (ROOT / room / "coffre" / "__init__.py").exists()]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
-)
-def test_tests_do_not_sleep_for_a_state(path: Path) -> None:
-    """asyncio.sleep(0) lets others run; any other sleep in a test waits for something that should be waited for."""
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"time.sleep", "asyncio.sleep"}:
+def sleeps(path: Path) -> Iterator[str]:
+    for node in nodes(path) if "sleep(" in path.read_text("utf-8") else ():
+        if isinstance(node, ast.Call) and called(node) in {"time.sleep", "asyncio.sleep"}:
             argument = ast.unparse(node.args[0])
             paced = "pace" in argument.lower()  # a named pace of load, not a wait
-            assert argument == "0" or paced, f"{path.name}:{node.lineno} sleeps {argument}"
+            if argument != "0" and not paced:
+                yield f":{node.lineno} sleeps {argument}"
+
+
+def test_tests_do_not_sleep_for_a_state() -> None:
+    """asyncio.sleep(0) lets others run; any other sleep in a test waits for something that should be waited for."""
+    all_keep(sleeps, sorted((ROOT / "tests").rglob("*.py")))
