@@ -71,7 +71,7 @@ soak: setup  ## kill -9 under load, losses of power, memory over thousands of re
 .PHONY: test-etcd
 test-etcd: setup  ## coordination on three real members of etcd; installs etcd-server when it is missing
 	@command -v etcd >/dev/null || { apt-get update -qq && apt-get install -y -qq etcd-server; }
-	$(BIN)/python -m pytest -q -m etcd $(ARGS)
+	$(PYTEST) -m etcd tests/integration/test_etcd.py $(ARGS)
 
 .PHONY: test-runbooks
 test-runbooks: setup  ## the run-books of docs/operations.md, executed as written; installs etcd-server when it is missing

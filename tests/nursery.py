@@ -2,7 +2,7 @@
 
 Importing is most of what the start of a node costs, and the tests start hundreds. What a process does from `main` on is
 as outside: it has its own session, files, log and end. `Nursery.spawn` is the `start_process` of each `LocalCluster`
-here (tests/integration/conftest.py).
+here (tests/integration/conftest.py), and starts the nodes of tests/runbooks.
 """
 
 from __future__ import annotations
@@ -45,15 +45,18 @@ class Nursery:
         )
         self._one_at_a_time = threading.Lock()
 
-    def spawn(self, command: list[str], log: BinaryIO) -> NodeProcess:
-        """`local_cluster.start_process`, with a fork in place of a new interpreter where the command is `coffre`."""
+    def spawn(self, command: list[str], log: BinaryIO, cwd: Path | None = None) -> NodeProcess:
+        """`local_cluster.start_process`, with a fork in place of a new interpreter where the command is `coffre`.
+
+        `cwd`: where it runs, if not here.
+        """
         program, *arguments = command
         if program != COFFRE:
             return start_process(command, log)
         request = {
             "arguments": arguments,
             "log": log.name,
-            "cwd": str(Path.cwd()),
+            "cwd": str(cwd or Path.cwd()),
             "environment": dict(os.environ),
         }
         return Forked(self, self.ask(request))

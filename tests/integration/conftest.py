@@ -17,10 +17,11 @@ QUICK = ClientOptions(timeout=3.0, patience=0.2, stall_timeout=3.0)
 
 @pytest.fixture(scope="session", autouse=True)
 def nursery() -> Iterator[None]:
-    """Nodes start from what has been imported once."""
+    """Nodes start from what has been imported once, and the passphrases of clusters that are made here cost nothing."""
     nursery = Nursery()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalCluster, "start_process", staticmethod(nursery.spawn))
+        patch.setattr("coffre.client.keys._SCRYPT_N", 2)
         yield
     nursery.close()
 

@@ -8,7 +8,8 @@ How commands of the document are carried out here, and nothing else is changed i
     scp ... MACHINE:PATH        cp
     /etc/coffre, /srv           folders of that machine
     /var/lib/etcd/default       the folder of that machine's member of etcd
-    systemctl VERB UNIT         the process of the unit; `start` waits until the node serves, or says for whom it waits
+    systemctl VERB UNIT         the process of the unit (tests/nursery.py); `start` waits until the node serves, or says
+                                for whom it waits
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from click.testing import CliRunner
+from coffre.bench.local_cluster import NodeProcess
 from coffre.cluster.admin.cli import cluster, pki
 
 from tests.integration.etcd_cluster import EtcdCluster
+from tests.nursery import Nursery
 from tests.runbooks.book import Step
 
 __all__ = ["Machines"]
@@ -93,6 +96,7 @@ class Machines:
     def __init__(
         self,
         root: Path,
+        nursery: Nursery,
         *,
         coordinators: Sequence[str] = ("b1",),
         etcd: EtcdCluster | None = None,
@@ -104,7 +108,8 @@ class Machines:
         self.office = root / "office"  # the operator's machine
         self._net = f"127.{(os.getpid() * 7 + next(_made)) % 200 + 20}."
         self._etcd = etcd
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._nursery = nursery
+        self._processes: dict[str, NodeProcess] = {}
         self._environment = {
             **os.environ,
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -238,9 +243,7 @@ class Machines:
     def launch(self, host: str, name: str, *options: str) -> None:
         command = [str(BIN / "coffre"), "node", "run", "--config", f"etc/coffre/{name}/node.toml", *options]
         with self.log(name).open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                command, cwd=self.root / host, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
-            )
+            self._processes[name] = self._nursery.spawn(command, log, self.root / host)
 
     def wait(self, name: str) -> None:
         """Until a node serves, or says for whom it waits."""

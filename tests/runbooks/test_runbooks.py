@@ -18,6 +18,7 @@ from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 
 from tests.integration.etcd_cluster import EtcdCluster
+from tests.nursery import Nursery
 from tests.runbooks.book import OPERATIONS, Step, read_books
 from tests.runbooks.machines import Machines
 
@@ -28,14 +29,21 @@ PATIENCE_SECONDS = 20.0
 Make = Callable[..., Machines]
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def make(tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Machines whose nodes run, with options of `Machines`."""
     monkeypatch.setenv("COFFRE_KEYRING_PASSPHRASE", "correct horse")
     made: list[Machines] = []
 
     def start(**options: object) -> Machines:
-        machines = Machines(tmp_path / "world", **options)  # type: ignore[arg-type]  # as they are named there
+        machines = Machines(tmp_path / "world", nursery, **options)  # type: ignore[arg-type]  # as they are named there
         made.append(machines)
         machines.start_all()
         return machines
