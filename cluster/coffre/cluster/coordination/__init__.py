@@ -11,7 +11,7 @@ from coffre.cluster.coordination.embedded import EmbeddedCoordination
 from coffre.cluster.coordination.etcd import EtcdCoordination
 from coffre.cluster.coordination.liveness import NodeStatus, alive_nodes, announce, node_key
 from coffre.cluster.coordination.locks import KeyLocks
-from coffre.cluster.coordination.maps import CURRENT, newest_map, publish_map, watch_maps
+from coffre.cluster.coordination.maps import CURRENT, MAPS, newest_map, publish_map, watch_maps
 from coffre.cluster.coordination.memory import MemoryCoordination
 from coffre.cluster.coordination.remote import Coordinators, RemoteCoordination
 from coffre.cluster.coordination.seam import (
@@ -37,6 +37,7 @@ from coffre.cluster.coordination.tenants import (
 
 __all__ = [
     "CURRENT",
+    "MAPS",
     "RANGE_LIMIT_MAX",
     "Bucket",
     "Change",

@@ -26,8 +26,8 @@ FAREWELL_SECONDS = 0.5
 class MapFollower:
     """Adopts newer maps: verified, then in the node's file, then in use.
 
-    They come from coordination. When a request comes with a newer epoch than this node's, other nodes are asked, too:
-    coordination may be down, and a map that some nodes have must reach all.
+    They come from coordination. When a request comes with a newer epoch than this node's, or another node's status has
+    one, other nodes are asked, too: coordination may be down, and a map that some nodes have must reach all.
     """
 
     def __init__(

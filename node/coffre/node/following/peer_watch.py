@@ -115,6 +115,8 @@ class PeerWatch:
         asking, ahead_ms = ClockAsking.begin(self._clock), None
         try:
             status = await self._transport.status(number, ASK_TIMEOUT_SECONDS)
+            if status.epoch > self._maps.map.epoch:
+                self._maps.behind.set()  # coordination did not tell: it may be down, or not the one where it was told
             ahead_ms = asking.ahead_ms(self._clock, status.unixtime_ms)
         except RetryableError:
             failed = True

@@ -11,7 +11,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.coordination import RANGE_LIMIT_MAX, Compare, Coordination, Entry, Put, node_key
+from coffre.cluster.coordination import (
+    MAPS,
+    RANGE_LIMIT_MAX,
+    Compare,
+    Coordination,
+    Entry,
+    Put,
+    node_key,
+)
 from coffre.cluster.errors import InvalidArgument, PermissionDenied, ReadAgain, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.node.following import MapHolder
@@ -186,7 +194,7 @@ class CoordinationHandler:
 
 
 def _is_of_maps(key: str) -> bool:
-    return key.startswith("maps/")
+    return key.startswith(MAPS)
 
 
 def _check_puts(peer: Identity, puts: Sequence[Put]) -> None:

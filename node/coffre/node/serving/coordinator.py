@@ -13,6 +13,7 @@ from contextlib import aclosing
 from coffre.cluster.clock import Clock
 from coffre.cluster.coordination import (
     CURRENT,
+    MAPS,
     RANGE_LIMIT_MAX,
     Changes,
     Commit,
@@ -74,41 +75,46 @@ class NearestCoordination:
         self._remote = remote
         self._dropped = asyncio.Event()
 
-    @property
-    def _nearest(self) -> Coordination:
+    def _nearest(self, *keys: str) -> Coordination:
+        """Own stores of several coordinators decide nothing, so that each asks the others. But a signed map may be
+        published in any of them, and nobody else may be looking there."""
         cluster_map = self._maps.map
-        if self._own not in cluster_map.coordinators or one_of_several(self._served, self._own, cluster_map):
+        if self._own not in cluster_map.coordinators:
+            return self._remote
+        of_maps = bool(keys) and all(key.startswith(MAPS) for key in keys)
+        if not of_maps and one_of_several(self._served, self._own, cluster_map):
             return self._remote
         return self._served
 
     def map_changed(self) -> None:
         """To be told after each change of the map: a watch on a store that is not the cluster's any more ends."""
-        if self._nearest is self._remote:
+        if self._nearest() is self._remote:
             self._dropped.set()
             self._dropped = asyncio.Event()
 
     async def get(self, key: str) -> Entry | None:
-        return await self._nearest.get(key)
+        return await self._nearest(key).get(key)
 
     async def range(self, prefix: str, *, limit: int = RANGE_LIMIT_MAX, after: str = "") -> Page:
-        return await self._nearest.range(prefix, limit=limit, after=after)
+        return await self._nearest(prefix).range(prefix, limit=limit, after=after)
 
     async def commit(
         self, compares: Sequence[Compare], puts: Sequence[Put] = (), deletes: Sequence[str] = ()
     ) -> Commit:
-        return await self._nearest.commit(compares, puts, deletes)
+        changed = [*(put.key for put in puts), *deletes]
+        return await self._nearest(*changed).commit(compares, puts, deletes)
 
     async def grant(self, seconds: int) -> Lease:
-        return await self._nearest.grant(seconds)
+        return await self._nearest().grant(seconds)
 
     async def keep_alive(self, lease: int) -> None:
-        await self._nearest.keep_alive(lease)
+        await self._nearest().keep_alive(lease)
 
     async def revoke(self, lease: int) -> None:
-        await self._nearest.revoke(lease)
+        await self._nearest().revoke(lease)
 
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[Changes]:
-        nearest = self._nearest
+        nearest = self._nearest(prefix)
         async with aclosing(nearest.watch(prefix, revision)) as watching:
             if nearest is self._remote:  # coordinators that are none any more end it themselves
                 async for changes in watching:

@@ -37,6 +37,7 @@ class Nodes(LoopbackTransport):
         self.refusing: set[int] = set()
         self.started_ms: dict[int, int] = {}
         self.in_order: set[int] = set()
+        self.epochs: dict[int, int] = {}
 
     async def status(self, node: int, timeout: float) -> pb.StatusReply:
         until = self._clock.monotonic() + min(self.late.get(node, 0.002), timeout)
@@ -47,7 +48,11 @@ class Nodes(LoopbackTransport):
         if node in self.down or self.late.get(node, 0) > timeout:
             raise Unavailable("no answer")
         started_ms = self.started_ms.get(node, 1)
-        return pb.StatusReply(started_unixtime_ms=started_ms, ended_in_order=node in self.in_order)
+        return pb.StatusReply(
+            epoch=self.epochs.get(node, 1),
+            started_unixtime_ms=started_ms,
+            ended_in_order=node in self.in_order,
+        )
 
 
 class Watched:
@@ -80,6 +85,15 @@ class Watched:
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
+
+
+async def test_a_map_that_another_node_has_is_asked_for(watched: Watched) -> None:
+    """Whatever coordination tells, or does not."""
+    await watched.look()
+    assert not watched.maps.behind.is_set()
+    watched.nodes.epochs[3] = 2
+    await watched.look()
+    assert watched.maps.behind.is_set()
 
 
 async def test_a_slow_node_is_told_and_then_no_more(watched: Watched) -> None:

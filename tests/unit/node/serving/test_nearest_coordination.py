@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from coffre.cluster.clock import ManualClock
-from coffre.cluster.coordination import MemoryCoordination, Put
+from coffre.cluster.coordination import EmbeddedCoordination, MemoryCoordination, Put
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.node.following import MapHolder
@@ -71,3 +72,23 @@ async def test_a_watch_on_a_store_that_is_left_ends(
     await other.commit([], [Put("maps/y", b"1")])
     assert (await anext(again)).changes[0].key == "maps/y"
     await again.aclose()
+
+
+async def test_own_stores_of_several_are_asked_for_maps_alone(
+    stores: tuple[MemoryCoordination, MemoryCoordination], tmp_path: Path
+) -> None:
+    """The map that ends this may be published in either, and who looks at the other one does not hear of it."""
+    _, other = stores
+    own = await EmbeddedCoordination.open(tmp_path / "own", ManualClock(), seeded_entropy("embedded"))
+    nearest = NearestCoordination(1, MapHolder(replace(MAP, coordinators=(1, 2)), b""), own, other)
+    await own.commit([], [Put("maps/x", b"own"), Put("tenants/x", b"own")])
+    await other.commit([], [Put("maps/x", b"other"), Put("tenants/x", b"other")])
+    entry, tenant = await nearest.get("maps/x"), await nearest.get("tenants/x")
+    assert entry is not None
+    assert tenant is not None
+    assert (entry.value, tenant.value) == (b"own", b"other")
+    watching = nearest.watch("maps/", (await nearest.range("maps/")).revision)
+    await own.commit([], [Put("maps/y", b"own")])
+    assert (await anext(watching)).changes[0].value == b"own"
+    await watching.aclose()
+    await own.close()
