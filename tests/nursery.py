@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 from coffre.bench.local_cluster import NodeProcess, start_process
 
+from tests.patience import PATIENCE_SECONDS
+
 __all__ = ["Nursery"]
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
@@ -73,7 +75,7 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=PATIENCE_SECONDS)
         self._process.stdout.close()
 
 

@@ -16,11 +16,11 @@ from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import NotFound, Unavailable
 
 from tests.chaos.load import BUCKET, KEYS, body_of, value_of
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation.history import NEVER, Kind, Operation
 from tests.simulation.linearizability import is_linearizable, shortest_violation
 
 __all__ = [
-    "CHECK_SECONDS",
     "check_held_up",
     "check_redundancy",
     "count",
@@ -31,8 +31,6 @@ __all__ = [
     "write_cold",
 ]
 
-CHECK_SECONDS = 60.0
-PATIENCE_SECONDS = 20.0
 CLOSING_VALUE = 999_999_999
 _COLD = {f"cold{number:02}": 900_000_000 + number for number in range(40)}
 _COFFRE = str(Path(sys.executable).with_name("coffre"))
@@ -193,7 +191,7 @@ async def check_redundancy(cluster: LocalCluster, members: set[int]) -> None:
 
 
 async def _until_nothing(look: Any) -> None:  # a function whose coroutine gives lines
-    end = asyncio.get_running_loop().time() + CHECK_SECONDS
+    end = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while lines := await look():
         assert asyncio.get_running_loop().time() < end, "\n".join(lines)
         pace_seconds = 0.5
@@ -216,7 +214,7 @@ def _ask(cluster: LocalCluster, *command: str) -> Any:  # JSON
         [_COFFRE, *command, "--operator", str(cluster.operator_config()), "--json"],
         capture_output=True,
         text=True,
-        timeout=CHECK_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return json.loads(done.stdout) if done.returncode == 0 else done.stdout + done.stderr

@@ -24,7 +24,6 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 
 from tests.chaos.changes import ANCHOR, Changes
 from tests.chaos.checks import (
-    CHECK_SECONDS,
     check_held_up,
     check_redundancy,
     count,
@@ -35,6 +34,7 @@ from tests.chaos.checks import (
     write_cold,
 )
 from tests.chaos.network import Member, NamespaceNetwork, Network, ProxyNetwork, namespace_command
+from tests.patience import PATIENCE_SECONDS
 
 NODES, CLIENTS, FAULTY_MAX = 6, 3, 2
 CALM_SHARE, CALM_SECONDS = 0.2, 20.0  # of all steps; begins with everything well
@@ -99,7 +99,7 @@ class Chaos:
         """Every client ends by itself, soon after its time."""
         for client in self.clients.values():
             try:
-                code = await asyncio.to_thread(client.wait, CHECK_SECONDS)
+                code = await asyncio.to_thread(client.wait, PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 client.send_signal(signal.SIGUSR1)
                 await asyncio.to_thread(client.wait)

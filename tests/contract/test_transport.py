@@ -30,6 +30,7 @@ from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
 from coffre.proto.shard_stream import ShardChunk, WireCell
 
+from tests.patience import PATIENCE_SECONDS
 from tests.simulation.journal import Journal
 from tests.simulation.network import Network, Quality, SimulatedTransport
 
@@ -357,7 +358,7 @@ async def test_cancelling_a_call_reaches_the_node(bench: Bench) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await bench.nodes[1].cancelled.wait()
 
 
@@ -444,5 +445,5 @@ async def test_a_slow_reader_holds_the_node_back(bench: Bench) -> None:
         waiting = asyncio.create_task(node.cancelled.wait())
         await asyncio.wait({waiting}, timeout=0.3)  # time enough to send a lot, were it not held back
         assert node.sent < 32
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await waiting  # the reader went, and the node knows

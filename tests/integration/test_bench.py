@@ -12,6 +12,8 @@ import pytest
 from coffre.bench.figures._faults import paused
 from coffre.bench.local_cluster import LocalCluster
 
+from tests.patience import PATIENCE_SECONDS
+
 
 def nodes_below(directory: Path) -> list[str]:
     """Command lines of processes that have to do with a directory."""
@@ -52,7 +54,7 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from coffre.bench.local_cluster import LocalCluster
 
+from tests.patience import PATIENCE_SECONDS
+
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 
 
@@ -22,7 +24,9 @@ def run(
     } | variables
     if cluster is not None:
         environment["COFFRE_CONFIG"] = str(cluster.client_config())
-    return subprocess.run([COFFRE, *arguments], input=stdin, capture_output=True, env=environment, timeout=60)
+    return subprocess.run(
+        [COFFRE, *arguments], input=stdin, capture_output=True, env=environment, timeout=PATIENCE_SECONDS
+    )
 
 
 def ok(cluster: LocalCluster, *arguments: str, stdin: bytes = b"") -> bytes:

@@ -34,6 +34,7 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.node.config import load_node_config
 
 from tests.integration.blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of
+from tests.patience import PATIENCE_SECONDS
 from tests.runbooks.book import BY_HAND, CHAPTER, OPERATIONS
 
 BIN = Path(sys.executable).parent
@@ -188,7 +189,7 @@ def test_what_stays_on_the_terminal(block: Block, tmp_path: Path) -> None:
         seen = [started.stdout.readline() for _ in expected.splitlines()]
     finally:
         started.send_signal(signal.SIGINT)
-        status = started.wait(timeout=60)
+        status = started.wait(timeout=PATIENCE_SECONDS)
         started.stdout.close()
     assert same(expected, "".join(seen).replace(str(tmp_path), "/home/somebody")), "".join(seen)
     assert status == 0
@@ -229,7 +230,7 @@ def test_python(page: str, stage: Path) -> None:
         env=environment(stage),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -397,7 +398,7 @@ def test_recovery(dead: LocalCluster, tmp_path: Path) -> None:
             env={**os.environ, **secret},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -35,6 +35,8 @@ from coffre.cluster.membership import set_capacity
 from coffre.cluster.transport import GrpcTransport
 from coffre.proto import coffre_pb2 as pb
 
+from tests.patience import PATIENCE_SECONDS
+
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 PACE_SECONDS = 0.01  # between two looks at a state that nobody can be waited on for
 OPTIONS = ClientOptions(patience=5.0)
@@ -76,13 +78,11 @@ async def _all_at(transport: GrpcTransport, numbers: tuple[int, ...], epoch: int
     return await epochs(transport, numbers) == {epoch}
 
 
-async def until_epoch(
-    transport: GrpcTransport, numbers: tuple[int, ...], epoch: int, timeout: float = 15.0
-) -> float:
+async def until_epoch(transport: GrpcTransport, numbers: tuple[int, ...], epoch: int) -> float:
     """Ask nodes until all serve at `epoch`; how many seconds it took."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await until(lambda: _all_at(transport, numbers, epoch))
     return loop.time() - begun
 
@@ -235,7 +235,7 @@ async def test_a_map_that_no_operator_signed_changes_nothing(cluster: LocalClust
 
 async def publish_nothing_and_look(transport: GrpcTransport, cluster: LocalCluster) -> None:
     """Every node goes on at epoch 1 and has said that it met a map it does not believe."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         for number in cluster.numbers:
             await until(partial(_said_so, cluster.log(number)))
     assert await epochs(transport, cluster.numbers) == {1}
@@ -288,7 +288,7 @@ async def test_what_was_agreed_survives_a_kill(cluster: LocalCluster) -> None:
 
 
 async def test_nodes_say_that_they_are_alive(cluster: LocalCluster) -> None:
-    async with operator(cluster) as (_, coordination), asyncio.timeout(30):
+    async with operator(cluster) as (_, coordination), asyncio.timeout(PATIENCE_SECONDS):
         await until(lambda: _alive(coordination))
 
 
@@ -421,7 +421,7 @@ async def test_a_stolen_certificate_is_refused_at_once_and_after_a_restart(tmp_p
         assert await other.get("b", "k") == b"y"
         await cluster.start([2])
         tenants(cluster, "suspend", "clinic", "--lift")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
                     assert await client.get("b", "k") == b"x"
@@ -434,14 +434,14 @@ def tenants(cluster: LocalCluster, *arguments: str) -> str:
     pki = cluster.directory / "pki"
     command = [str(Path(sys.executable).with_name("coffre")), "cluster", "tenants", *arguments]
     command += ["--map", str(cluster.directory / "cluster.map"), "--dir", str(pki), "--operator", "operator"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 async def until_refused(client: AsyncClient) -> None:
     """Each node hears of it by itself; a read needs several."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 await client.get("b", "k")

@@ -16,6 +16,7 @@ from coffre.cluster.errors import CoffreError, NotFound, ResourceExhausted
 from coffre.cluster.transport import GrpcTransport
 
 from tests.amounts import amount
+from tests.patience import PATIENCE_SECONDS
 
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
 FLIPS = amount(20, 60)
@@ -142,7 +143,7 @@ async def test_full_disk(tmp_path: Path) -> None:
 async def put_again(client: AsyncClient) -> bytes:
     """Put as soon as the nodes have reclaimed what was deleted; they do it in the background."""
     value = os.urandom(500_000)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 await client.put("b", "again", value)

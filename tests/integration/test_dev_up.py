@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
+
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 
 
@@ -16,7 +18,13 @@ def run(home: Path, *command: str, **environment: str) -> subprocess.CompletedPr
     """Without a terminal, as somebody whose environment says nothing of Coffre."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("COFFRE_")}
     return subprocess.run(
-        command, cwd=home, env={**own, **environment}, capture_output=True, text=True, timeout=90, check=False
+        command,
+        cwd=home,
+        env={**own, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
 
 
@@ -62,7 +70,7 @@ def test_it_stays_up_and_what_it_prints_is_enough(tmp_path: Path) -> None:
         assert up.poll() is None
     finally:
         up.send_signal(signal.SIGINT)
-        status = up.wait(timeout=30)
+        status = up.wait(timeout=PATIENCE_SECONDS)
         up.stdout.close()
     assert status == 0
     assert not processes_of(directory)

@@ -17,6 +17,7 @@ from coffre.cluster.errors import ResourceExhausted, Unavailable
 from coffre.cluster.identity import issue_operator, issue_tenant, read_authority, write_issued
 
 from tests.integration.conftest import QUICK
+from tests.patience import PATIENCE_SECONDS
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 MIB = 1 << 20
@@ -26,7 +27,9 @@ REPAIR = {"round_seconds": 0.3, "settling_seconds": 0.2}
 
 async def doctor(cluster: LocalCluster, *options: str) -> tuple[int, list[list[str]]]:
     command = [COFFRE, "doctor", "--json", "--operator", str(cluster.operator_config()), *options]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     return done.returncode, json.loads(done.stdout) if done.stdout else [["", "", done.stderr]]
 
 

@@ -18,6 +18,7 @@ from coffre.cluster.errors import AlreadyExists, ConfigurationError, OutcomeUnkn
 from tests.contract import test_coordination as contract
 from tests.contract.coordination_stores import Store
 from tests.integration.etcd_cluster import EtcdCluster
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.etcd
 
@@ -44,7 +45,7 @@ def etcd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 async def _ready(members: EtcdCluster) -> None:
     store = EtcdCoordination(members.endpoints, members.tls, "ready", os.urandom)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 await store.commit([], [Put("ready", b"")])
@@ -121,7 +122,7 @@ async def test_a_member_is_killed_under_load(tmp_path: Path) -> None:
         await asyncio.sleep(PACE_SECONDS)
         members.kill(1)
         before = len(confirmed)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(confirmed) < before + 300:  # noqa: ASYNC110 - a count, not a state
                 await asyncio.sleep(PACE_SECONDS)
         stop = True

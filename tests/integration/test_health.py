@@ -18,6 +18,8 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.clock import SystemClock
 
+from tests.patience import PATIENCE_SECONDS
+
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=3.0, hedge_delay=0.5)
 WATCH = {"ask_seconds": 0.3, "flap_window_seconds": 30.0}
 SLOW_SECONDS = 0.2
@@ -48,8 +50,8 @@ async def said_of_the_victim(cluster: LocalCluster) -> tuple[str, int]:
     return (shared[VICTIM]["condition"], len(shared[VICTIM]["witnesses"])) if shared else ("", 0)
 
 
-async def until_said(cluster: LocalCluster, condition: str, seconds: float) -> None:
-    async with asyncio.timeout(seconds):
+async def until_said(cluster: LocalCluster, condition: str) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             if (await said_of_the_victim(cluster))[0] == condition:
                 return
@@ -97,21 +99,21 @@ async def test_a_slow_node_is_not_waited_for_and_told_until_it_is_well(
     cluster, proxy = proxied
     async with await connect(cluster.client_config(), options=OPTIONS) as client:
         values = await written(client)
-        await until_said(cluster, "", 30.0)
+        await until_said(cluster, "")
         proxy.delay_s = SLOW_SECONDS
         await reads(client, values, 60)  # it finds out
         late = sorted(await reads(client, values, 300))
         assert late[-3] < SLOW_SECONDS, "99 % are as fast as without it"
-        await until_said(cluster, "slow", 30.0)
+        await until_said(cluster, "slow")
         await client.put("b", "while-slow", b"x" * 3000)
         await client.flush()
         assert {place.state for place in await client.locate("b", "while-slow")} == {"ok"}, (
             "writes go there, too"
         )
         proxy.delay_s = 0.0
-        await until_said(cluster, "", 30.0)
+        await until_said(cluster, "")
         peer = client._views.current.peers[VICTIM]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while peer.is_set_aside:
                 await reads(client, values, 5)
                 await asyncio.sleep(POLL_PACE_SECONDS)
@@ -122,7 +124,7 @@ async def test_a_node_that_stops_again_and_again_is_told(tmp_path: Path) -> None
     cluster = LocalCluster.create(tmp_path / "cluster", ClusterShape(watch=WATCH))
     async with cluster, await connect(cluster.client_config(), options=OPTIONS) as client:
         values = await written(client)
-        await until_said(cluster, "", 30.0)
+        await until_said(cluster, "")
         for _ in range(4):
             cluster.kill(VICTIM, signal.SIGSTOP)
             taken = sorted(await reads(client, values, 100))
@@ -131,8 +133,8 @@ async def test_a_node_that_stops_again_and_again_is_told(tmp_path: Path) -> None
             await reads(client, values, 20)
             await asyncio.sleep(BACK_PACE_SECONDS)
         assert taken[-3] < OPTIONS.hedge_delay, "99 % of the reads do not meet it"
-        await until_said(cluster, "flapping", 30.0)
+        await until_said(cluster, "flapping")
         findings = await coffre(cluster, "doctor")
         assert isinstance(findings, list)
         assert any(about == f"node-{VICTIM}" and "flapping" in text for _, about, text in findings)
-        await until_said(cluster, "", 60.0)  # the window passes, and it is trusted again
+        await until_said(cluster, "")  # the window passes, and it is trusted again

@@ -13,6 +13,8 @@ import pytest
 from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, connect
 
+from tests.patience import PATIENCE_SECONDS
+
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `coffre bench`."""
@@ -20,7 +22,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         [str(Path(sys.executable).with_name("coffre")), "bench", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

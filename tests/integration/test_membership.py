@@ -15,6 +15,8 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 
+from tests.patience import PATIENCE_SECONDS
+
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 OBJECT_BYTES = 200_000
 PACE_SECONDS = 0.02
@@ -31,7 +33,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
 
 def run(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [COFFRE, "cluster", *arguments, "--operator", str(cluster.directory / "operator.toml")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def read_json(cluster: LocalCluster, *arguments: str) -> dict[str, object]:
@@ -174,6 +176,6 @@ async def test_a_bucket_gets_another_coding_while_it_is_used(cluster: LocalClust
 
 def recode(cluster: LocalCluster, *arguments: str) -> str:
     command = [COFFRE, "--config", str(cluster.client_config()), "bucket", "recode", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout

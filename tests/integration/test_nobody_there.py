@@ -17,6 +17,7 @@ from coffre.cluster.errors import ConfigurationError, OutcomeUnknown, Unavailabl
 from coffre.cluster.identity import issue_operator, issue_tenant, read_authority, write_issued
 
 from tests.integration.conftest import QUICK
+from tests.patience import PATIENCE_SECONDS
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 SMALL = ClusterShape(nodes=3, sites=1, k=2, m=1, partitions=16)
@@ -95,7 +96,9 @@ def test_ones_own_files_are_looked_at_first(tmp_path: Path) -> None:
             ("cluster", "status", *operator),
             ("cluster", "nodes", *session),
         ):
-            done = subprocess.run([COFFRE, *map(str, command)], capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                [COFFRE, *map(str, command)], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+            )
             assert done.returncode == 2, done.stdout
             assert "operator.crt has expired" in done.stderr
     finally:

@@ -20,6 +20,8 @@ from coffre.node.server import STOP_GRACE_SECONDS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.patience import PATIENCE_SECONDS
+
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 PACE_SECONDS = 0.05  # between two looks at what another process does, where nobody can be waited on
 
@@ -34,7 +36,7 @@ async def test_health(running_cluster: LocalCluster) -> None:
     async with open_channel(running_cluster, 2) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "coffre.v1.Node"):
-            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_SECONDS)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -42,7 +44,7 @@ async def test_reflection(running_cluster: LocalCluster) -> None:
     async with open_channel(running_cluster, 2) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for reply in stub.ServerReflectionInfo(iter([request]), timeout=5):
+        async for reply in stub.ServerReflectionInfo(iter([request]), timeout=PATIENCE_SECONDS):
             names = {service.name for service in reply.list_services_response.service}
             assert {"coffre.v1.Node", "grpc.health.v1.Health"} <= names
             break
@@ -52,7 +54,9 @@ async def test_reflection(running_cluster: LocalCluster) -> None:
 
 def run_node(config: Path) -> str:
     """Start a node that cannot start; return why, as the last line of its log says. Every line is JSON."""
-    done = subprocess.run([COFFRE, "node", "run", "--config", str(config)], capture_output=True, timeout=30)
+    done = subprocess.run(
+        [COFFRE, "node", "run", "--config", str(config)], capture_output=True, timeout=PATIENCE_SECONDS
+    )
     *_, last = [json.loads(line) for line in done.stderr.decode().splitlines()]
     assert done.returncode in (2, 6), done.stderr.decode()
     assert (last["event"], last["level"]) == ("cannot run", "critical")
@@ -109,7 +113,7 @@ async def test_a_node_that_listens_elsewhere_than_the_map_says_names_both(tmp_pa
         cluster.kill(3, signal.SIGTERM)
         apart = cluster.listen_apart(3)
         cluster.launch(3)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "listens elsewhere" not in (said := cluster.log(3).read_text()):  # noqa: ASYNC110 - another process's
                 await asyncio.sleep(PACE_SECONDS)
         (line,) = [json.loads(line) for line in said.splitlines() if "listens elsewhere" in line]

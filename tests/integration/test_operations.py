@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.blocks import ROOT, blocks_of
+from tests.patience import PATIENCE_SECONDS
 from tests.runbooks.book import BY_HAND, OPERATIONS
 
 BIN = Path(sys.executable).parent
@@ -63,7 +64,7 @@ class World:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, (script, done.stdout, done.stderr)
@@ -103,7 +104,7 @@ class World:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
-            process.wait(timeout=10)
+            process.wait(timeout=PATIENCE_SECONDS)
             assert process.stderr is not None
             process.stderr.close()
 

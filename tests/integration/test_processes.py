@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from coffre.bench.local_cluster import LocalCluster
 
+from tests.patience import PATIENCE_SECONDS
+
 PROGRAMS = Path(__file__).parent / "forking.py"
-SECONDS = 120
 
 
 def found(cluster: LocalCluster, name: str) -> list[str]:
@@ -20,7 +21,7 @@ def found(cluster: LocalCluster, name: str) -> list[str]:
         [sys.executable, str(PROGRAMS), name, str(cluster.client_config())],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done

@@ -30,10 +30,10 @@ from coffre.proto import coffre_pb2_grpc as pb_grpc
 from coffre.proto import coordination_pb2 as cpb
 
 from tests.integration.conftest import QUICK
+from tests.patience import PATIENCE_SECONDS
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 VICTIM, OTHER, COORDINATOR = 2, 3, 1
-PATIENCE_SECONDS = 20.0
 PACE_SECONDS = 0.02  # between two looks at what another process does, where nobody can be waited on
 
 
@@ -55,7 +55,7 @@ def stolen(cluster: LocalCluster, tmp_path: Path) -> TlsFiles:
 
 
 def coffre(*arguments: str) -> None:
-    done = subprocess.run([COFFRE, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([COFFRE, *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -175,7 +175,7 @@ async def ending(cluster: LocalCluster, port: int, attributes: NodeAttributes) -
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", channel_credentials(files), options) as channel:
         stub = pb_grpc.NodeStub(channel)
         try:
-            await stub.GetMap(pb.GetMapRequest(), timeout=5)
+            await stub.GetMap(pb.GetMapRequest(), timeout=PATIENCE_SECONDS)
         except grpc.aio.AioRpcError as error:
             return error.code()
     return grpc.StatusCode.OK
@@ -201,6 +201,8 @@ async def test_a_renewal_is_not_taken_back(cluster: LocalCluster) -> None:
     await asyncio.to_thread(coffre, "cluster", "renew", str(certificate), "--yes", "--operator", operator)
     old = certificate.with_name(f"node-{VICTIM}.old.crt")
     command = [COFFRE, "cluster", "renew", str(old), "--yes", "--operator", operator]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode != 0
     assert "was shut out" in done.stderr

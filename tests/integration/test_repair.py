@@ -21,6 +21,8 @@ from coffre.node.repair.messages import unpack_digests
 from coffre.node.store import PartitionDigest
 from coffre.proto import coffre_pb2 as pb
 
+from tests.patience import PATIENCE_SECONDS
+
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
 QUICK = {"round_seconds": 0.3, "settling_seconds": 0.2, "bytes_per_second": 1 << 33}
 POLL_PACE_SECONDS = 0.1  # of looking for a state that nobody announces
@@ -42,9 +44,9 @@ def as_node(cluster: LocalCluster, number: int) -> GrpcTransport:
     )
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 40.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Wait for a state that the nodes reach by themselves."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             if await holds():
                 return

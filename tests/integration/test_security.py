@@ -47,6 +47,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.integration.conftest import QUICK
+from tests.patience import PATIENCE_SECONDS
 
 
 def expired_tenant(authority: Authority, name: str, unixtime_ms: int) -> tuple[bytes, bytes]:
@@ -84,7 +85,7 @@ async def raw_status(cluster: LocalCluster, credentials: grpc.ChannelCredentials
         request.operations.add().read.bucket = "b"
         request.operations[0].read.key = "k"
         try:
-            call = stub.Exchange(timeout=5)
+            call = stub.Exchange(timeout=PATIENCE_SECONDS)
             await call.write(request)
             reply = await call.read()
             assert isinstance(reply, pb.BatchReply)

@@ -15,6 +15,7 @@ import pytest
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 
 from tests.integration.terminal import Terminal
+from tests.patience import PATIENCE_SECONDS
 
 COFFRE = str(Path(sys.executable).with_name("coffre"))
 RECORD = os.urandom(4 << 20)
@@ -36,7 +37,7 @@ def shell(cluster: LocalCluster, script: str, stdin: bytes = b"") -> subprocess.
         env=environment(cluster) | {"C": COFFRE},
         input=stdin,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
 
 
@@ -150,7 +151,7 @@ def test_a_get_that_is_ended_leaves_nothing_behind(
         [sys.executable, "-c", SELF_SIGNALLED, "get", "terminal/record", str(target)],
         env=environment(stored) | {"SIGNAL": str(int(signum))},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 128 + signum
     assert b".part" in done.stderr  # it had begun
@@ -172,7 +173,7 @@ def test_whoever_waits_for_a_pipe_can_be_ended(
         process = start(stored, COFFRE, *command, stdin=stdin, stdout=stdout)
         _wait_until_blocked_in_a_pipe(process)
         process.send_signal(signum)
-        assert process.wait(60) == 128 + signum
+        assert process.wait(PATIENCE_SECONDS) == 128 + signum
         assert b"Traceback" not in process.communicate()[1]
     os.close(silent)
     os.close(kept)
@@ -181,7 +182,7 @@ def test_whoever_waits_for_a_pipe_can_be_ended(
 
 def _wait_until_blocked_in_a_pipe(process: subprocess.Popen[bytes]) -> None:
     """One of its threads says so to /proc."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:
         if any(map(_waits_in_a_pipe, Path(f"/proc/{process.pid}/task").iterdir())):
             return

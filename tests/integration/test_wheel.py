@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("proto", "codec", "cluster", "node", "client", "bench", "deploy")
 FILES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
@@ -51,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(source / "dist")]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     (made,) = (source / "dist").glob("*.whl")
     return made
 
@@ -88,7 +90,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-index",
     ]
-    subprocess.run([*pip, str(wheel)], check=True, timeout=120)
+    subprocess.run([*pip, str(wheel)], check=True, timeout=PATIENCE_SECONDS)
     (site,) = directory.glob("lib/python*/site-packages")
     (metadata,) = site.glob("coffre-*.dist-info")
     requirements = importlib.metadata.PathDistribution(metadata).requires or []
@@ -104,7 +106,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: list[str | Path], home: Path) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        command, cwd=home, env=own, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=home, env=own, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
 
 

@@ -20,6 +20,7 @@ from coffre.cluster.clock import ManualClock
 from coffre.node.disk import LmdbStore
 
 from tests.amounts import amount
+from tests.patience import PATIENCE_SECONDS
 from tests.power.disk import Disk, Entry, Kind, read_entries
 from tests.power.workload import COURSES, OPTIONS, Done, resume, states
 
@@ -64,7 +65,7 @@ def record(recorder: Path, home: Path, seed: int, kills: list[dict[str, str]]) -
             **(kill or {}),
         }
         command = [sys.executable, "-m", "tests.power.workload", str(home / "disk" / "node"), str(seed)]
-        ended = subprocess.run(command, env=environment, cwd=ROOT, timeout=120, check=False)
+        ended = subprocess.run(command, env=environment, cwd=ROOT, timeout=PATIENCE_SECONDS, check=False)
         assert ended.returncode == (-signal.SIGKILL if kill else 0)
         runs.append(list(read_entries(log)))
     return runs

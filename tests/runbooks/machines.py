@@ -32,13 +32,13 @@ from coffre.cluster.admin.cli import cluster, pki
 
 from tests.integration.etcd_cluster import EtcdCluster
 from tests.nursery import Nursery
+from tests.patience import PATIENCE_SECONDS
 from tests.runbooks.book import Step
 
 __all__ = ["Machines"]
 
 BIN = Path(sys.executable).parent
 COMMAND_SECONDS = 180
-PATIENCE_SECONDS = 120.0
 PACE_SECONDS = 0.1  # between two looks at what another process does, where nobody can be waited on
 HOSTS = {"alpha": "rennes", "beta": "lille", "gamma": "marseille"}
 OPERATORS = {"rennes": "ovh", "lille": "scaleway", "marseille": "ikoula"}
@@ -263,7 +263,7 @@ class Machines:
         process = self._processes[name]
         if process.poll() is None:
             process.send_signal(how)
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE_SECONDS)
 
     def start_all(self) -> None:
         """Start the nodes, and make their map known. Coordinators with a store of their own each refuse that."""

@@ -19,13 +19,13 @@ from coffre.proto import coffre_pb2 as pb
 
 from tests.integration.etcd_cluster import EtcdCluster
 from tests.nursery import Nursery
+from tests.patience import PATIENCE_SECONDS
 from tests.runbooks.book import OPERATIONS, Step, read_books
 from tests.runbooks.machines import Machines
 
 BOOKS = read_books(OPERATIONS.read_text("utf-8"))
 OPTIONS = ClientOptions(timeout=3.0, patience=1.0, stall_timeout=3.0)
 OBJECTS = 24
-PATIENCE_SECONDS = 20.0
 Make = Callable[..., Machines]
 
 

@@ -44,6 +44,7 @@ __all__ = ["ClusterShape", "LocalCluster", "NodeProcess", "free_ports", "share_o
 
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 10_000
+START_SECONDS = 120.0  # against hanging: a node that ends by itself is noticed at once
 _MARKER = "development-cluster"
 _CLIENT_TOML = """\
 map = "cluster.map"
@@ -268,7 +269,7 @@ class LocalCluster:
 
     # ---------------------------------------------------------------- life of the processes
 
-    async def start(self, numbers: Iterable[int] | None = None, timeout: float = 30.0) -> None:
+    async def start(self, numbers: Iterable[int] | None = None, timeout: float = START_SECONDS) -> None:
         """Start nodes (default: all) and return when they serve, for which each has `timeout` seconds.
 
         Raises `Unavailable` with the end of a failing log.
@@ -293,7 +294,7 @@ class LocalCluster:
         with self.log(number).open("ab") as log:
             self._processes[number] = self.start_process(command, log)
 
-    async def wait_ready(self, number: int, timeout: float = 30.0) -> None:
+    async def wait_ready(self, number: int, timeout: float = START_SECONDS) -> None:
         """Return when the node's health service says SERVING."""
         node = self.map.node(number)
         options: list[tuple[str, str | int]] = [
@@ -326,7 +327,7 @@ class LocalCluster:
         process = self._processes[number]
         process.send_signal(how)
         if how in (signal.SIGKILL, signal.SIGTERM):
-            process.wait(timeout=30)
+            process.wait(timeout=START_SECONDS)
 
     def running(self, number: int) -> bool:
         """Whether the process of a node has been started and has not ended."""

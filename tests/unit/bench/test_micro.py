@@ -24,6 +24,8 @@ from coffre.bench.typed_json import plain
 from coffre.cluster.errors import ConfigurationError
 from rich.console import Console
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[3]
 ROW = MicroRow("encode", "zfec_4_2", Noise.CPU, 0.25, 0.05, 0.001)
 FASTEST = "partition_of"  # a benchmark of milliseconds
@@ -117,7 +119,9 @@ def test_the_committed_baseline_can_be_read() -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = ROOT / "bench" / "micro" / "run.py"
     command = [sys.executable, str(script), "--only", FASTEST, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, cwd=ROOT
+    )
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from coffre.bench import _reference_server, references
 from coffre.bench.references import Measurement, ReferenceServer
 from coffre.cluster.errors import ConfigurationError, IntegrityError, InvalidArgument
 
+from tests.patience import PATIENCE_SECONDS
+
 MIB = 1 << 20
 
 
@@ -134,7 +136,7 @@ def test_a_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
     finally:
         process.stdin.close()
         process.stdout.close()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_the_server_ends_and_no_key_stays_when_the_client_is_killed(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from coffre.client import ObjectInfo
 from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
 from coffre.testing import MemoryCluster
 
+from tests.patience import PATIENCE_SECONDS
+
 
 def test_the_example_is_true() -> None:
     tried = doctest.testmod(coffre.testing)
@@ -76,6 +78,8 @@ def test_the_plugin_in_somebody_s_own_tests(tmp_path: Path) -> None:
         "    coffre_cluster.stop(1)\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

@@ -22,8 +22,9 @@ from coffre.cluster.errors import (
     WriteTimedOut,
 )
 
+from tests.patience import PATIENCE_SECONDS
+
 MIB = 1 << 20
-WAIT_SECONDS = 20
 
 
 class Hanging:
@@ -102,10 +103,10 @@ def test_a_call_of_another_thread_ends(network: InProcessCluster, client: Client
     hanging.begin()
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(outcomes, CALLS[name], client) for _ in range(4)]
-        assert hanging.begun.wait(WAIT_SECONDS)
+        assert hanging.begun.wait(PATIENCE_SECONDS)
         client.close(timeout=0)
         for call in calls:
-            errors = call.result(WAIT_SECONDS)
+            errors = call.result(PATIENCE_SECONDS)
             assert errors
             for error in errors:
                 # A thread may be late, and find the door closed; or its nodes may have been given up before.
@@ -128,11 +129,11 @@ def test_calls_under_way_get_their_time(network: InProcessCluster, client: Clien
     network.network.before = slow
     with ThreadPoolExecutor(2) as pool:
         getting = pool.submit(client.get, "b", "small")
-        assert begun.wait(WAIT_SECONDS)
-        closing = pool.submit(client.close, timeout=WAIT_SECONDS)
+        assert begun.wait(PATIENCE_SECONDS)
+        closing = pool.submit(client.close, timeout=PATIENCE_SECONDS)
         go_on.set()
-        assert getting.result(WAIT_SECONDS) == b"x"
-        closing.result(WAIT_SECONDS)
+        assert getting.result(PATIENCE_SECONDS) == b"x"
+        closing.result(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_a_generator_that_is_half_consumed(
 def test_closing_twice_and_from_two_threads(client: Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         for closing in [pool.submit(client.close) for _ in range(4)]:
-            closing.result(WAIT_SECONDS)
+            closing.result(PATIENCE_SECONDS)
     client.close()
     assert not threads()
 
@@ -194,13 +195,13 @@ def test_a_source_that_waits_for_ever(client: Client) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         putting = pool.submit(client.put, "b", "k", Silent())
-        assert asked.wait(WAIT_SECONDS)
+        assert asked.wait(PATIENCE_SECONDS)
         client.close(timeout=0)
         with pytest.raises(OutcomeUnknown, match="the client was closed"):
-            putting.result(WAIT_SECONDS)
+            putting.result(PATIENCE_SECONDS)
     (source,) = (each for each in threading.enumerate() if each.name == "coffre-source")
     let_go.set()
-    source.join(WAIT_SECONDS)
+    source.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -217,7 +218,7 @@ def test_a_client_that_is_let_go_ends_its_thread(network: InProcessCluster) -> N
     del client, half
     with pytest.warns(ResourceWarning, match="was not closed"):
         holder.clear()
-    thread.join(WAIT_SECONDS)
+    thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
 
 
@@ -239,7 +240,7 @@ def test_a_finalizer_may_close(network: InProcessCluster) -> None:
     Holder(Client(connect))
     (thread,) = (each for each in threading.enumerate() if each.name == "coffre-client")
     gc.collect()
-    thread.join(WAIT_SECONDS)
+    thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
 
 
@@ -315,7 +316,7 @@ async def test_a_timeout_is_no_cancellation_of_the_task(hanging: AsyncClient) ->
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
-    call = asyncio.create_task(hanging.get("b", "k", timeout=WAIT_SECONDS))
+    call = asyncio.create_task(hanging.get("b", "k", timeout=PATIENCE_SECONDS))
     await begun(call)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -18,6 +18,7 @@ from coffre.cluster.errors import ConfigurationError
 from coffre.node.disk import LmdbStore
 from coffre.node.store import State
 
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.node.disk.kill_target import OPTIONS, cell_of
 from tests.unit.node.store.store_cases import cells, name, stamp
 
@@ -56,7 +57,7 @@ class Target:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(PATIENCE_SECONDS)
         self.process.stdout.close()
 
 
