@@ -13,6 +13,7 @@ from tests.amounts import amount
 SECONDS = amount(15, 30)  # with each kind of network
 
 
+@pytest.mark.first
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("network", ["namespaces", pytest.param("proxies", marks=pytest.mark.long)])
 def test_a_cluster_in_trouble_loses_nothing_and_never_lies(network: str) -> None:

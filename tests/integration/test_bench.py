@@ -67,6 +67,7 @@ def test_one_figure_on_a_real_cluster(figure: str, tmp_path: Path) -> None:
     assert not nodes_below(directory)
 
 
+@pytest.mark.first
 @pytest.mark.long
 def test_figures_of_repair(tmp_path: Path) -> None:
     output, directory = tmp_path / "out" / "repair.json", tmp_path / "clusters"
