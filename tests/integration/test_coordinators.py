@@ -27,7 +27,9 @@ FAST = {"round_seconds": 0.3, "settling_seconds": 0.2, "bytes_per_second": 1 << 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     """Five nodes, of which an object needs two; node 1 is the coordinator."""
-    made = LocalCluster.create(tmp_path / "cluster", ClusterShape(nodes=5, sites=1, k=2, m=1, repair=FAST))
+    made = LocalCluster.create(
+        tmp_path / "cluster", ClusterShape(nodes=5, sites=1, k=2, m=1, partitions=16, repair=FAST)
+    )
     async with made:
         yield made
 
@@ -150,7 +152,7 @@ async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalClu
 
 
 async def test_two_stores_of_two_nodes_are_refused_by_all_that_would_trust_them(tmp_path: Path) -> None:
-    shape = ClusterShape(nodes=5, sites=1, k=2, m=1, repair=FAST, coordinators=(1, 2))
+    shape = ClusterShape(nodes=5, sites=1, k=2, m=1, partitions=16, repair=FAST, coordinators=(1, 2))
     async with LocalCluster.create(tmp_path / "cluster", shape) as cluster:
         known, pki = str(cluster.directory / "cluster.map"), str(cluster.directory / "pki")
         session = ("--map", known, "--dir", pki, "--operator", "operator")

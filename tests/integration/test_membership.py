@@ -26,7 +26,9 @@ QUICK = {"round_seconds": 0.3, "settling_seconds": 0.2, "bytes_per_second": 1 <<
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
     """Six nodes, of which an object needs three."""
-    made = LocalCluster.create(tmp_path / "cluster", ClusterShape(k=2, m=1, coordinators=(2,), repair=QUICK))
+    made = LocalCluster.create(
+        tmp_path / "cluster", ClusterShape(k=2, m=1, partitions=16, coordinators=(2,), repair=QUICK)
+    )
     async with made:
         yield made
 

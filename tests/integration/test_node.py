@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,11 +53,12 @@ async def test_reflection(running_cluster: LocalCluster) -> None:
 
 def run_node(config: Path) -> str:
     """Start a node that cannot start; return why, as the last line of its log says. Every line is JSON."""
-    done = subprocess.run(
-        [COFFRE, "node", "run", "--config", str(config)], capture_output=True, timeout=PATIENCE_SECONDS
-    )
-    *_, last = [json.loads(line) for line in done.stderr.decode().splitlines()]
-    assert done.returncode in (2, 6), done.stderr.decode()
+    with (config.parent / "node.log").open("wb") as log:
+        process = LocalCluster.start_process([COFFRE, "node", "run", "--config", str(config)], log)
+    status = process.wait(timeout=PATIENCE_SECONDS)
+    said = (config.parent / "node.log").read_text()
+    *_, last = [json.loads(line) for line in said.splitlines()]
+    assert status in (2, 6), said
     assert (last["event"], last["level"]) == ("cannot run", "critical")
     return str(last["reason"])
 

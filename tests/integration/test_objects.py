@@ -16,7 +16,7 @@ from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
 from tests.amounts import amount
 from tests.integration.conftest import QUICK
 
-RACES = amount(100, 400)
+RACES = amount(60, 250)
 SEGMENT = 1 << 20
 SIZES = (0, 1, 63, 64, 4096, 65_537, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 5 * SEGMENT + 12_345)
 
