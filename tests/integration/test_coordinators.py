@@ -13,6 +13,8 @@ from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import AlreadyExists, Unavailable
+from coffre.cluster.map import read_map
+from coffre.cluster.membership import set_capacity
 from coffre.cluster.transport import GrpcTransport
 
 from tests.integration.conftest import QUICK
@@ -81,6 +83,7 @@ async def until_a_watch_ends(cluster: LocalCluster) -> None:
 
 
 async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: LocalCluster) -> None:
+    first = (cluster.directory / "cluster.map").read_bytes()
     async with await connect(cluster.client_config(), options=QUICK) as client:
         await client.put("b", "k", b"one", if_absent=True)
         said = await refused(cluster, "cluster", "set-coordinators", "node-2", "--yes")
@@ -120,6 +123,46 @@ async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: Loca
         assert await client.get("b", "k") == b"one"
         said = await refused(cluster, "cluster", "set-coordinators", "node-1", "--yes")
         assert "was removed" in said
+        await an_old_file_is_brought_up_to_date(cluster, first)
+
+
+async def quickly_done(cluster: LocalCluster, *command: str) -> str:
+    """What a command prints, in a process that starts as nodes do here."""
+    output = cluster.directory / "output"
+    with output.open("wb") as log:
+        process = cluster.start_process([COFFRE, *command], log)
+    status = await asyncio.to_thread(process.wait, PATIENCE_SECONDS)
+    assert status == 0, (command, output.read_text())
+    return output.read_text()
+
+
+async def an_old_file_is_brought_up_to_date(cluster: LocalCluster, old: bytes) -> None:
+    """By every command: its coordinator is gone, and it does not know of the one that took over."""
+    pki, file = cluster.directory / "pki", cluster.directory / "cluster.map"
+    newest, _ = read_map(file, pki / "ca.crt")
+    operator = ("--operator", str(cluster.operator_config()))
+    session = ("--map", str(file), "--dir", str(pki), "--operator", "operator")
+    for command in (
+        ("doctor", "--json", *operator),
+        ("repair", "status", "--json", *operator),
+        ("scrub", "status", "--node", "node-6", *operator),
+        ("cluster", "status", "--json", *operator),
+        ("cluster", "drain", "node-5", "--dry-run", *operator),
+        ("cluster", "nodes", *session),
+        ("cluster", "tenants", "list", *session),
+    ):
+        file.write_bytes(old)
+        said = await quickly_done(cluster, *command)
+        assert "may not be the newest map" not in said, command
+        assert read_map(file, pki / "ca.crt")[0] == newest, command
+
+    planned = set_capacity(newest, "node-5", newest.node(5).capacity_bytes * 2)
+    planned_file = cluster.directory / "planned.map"
+    planned_file.write_bytes(cluster.sign(planned))
+    file.write_bytes(old)
+    said = await quickly_done(cluster, "cluster", "publish", str(planned_file), *session)
+    assert said == f"epoch {planned.epoch} is published\n"
+    assert read_map(file, pki / "ca.crt")[0] == planned
 
 
 @pytest.mark.long

@@ -24,7 +24,7 @@ from coffre.cluster.membership import (
     MoveReports,
     RepairReports,
     begin_change,
-    newest_of_nodes,
+    learn_map,
 )
 from coffre.cluster.transport import GrpcTransport
 
@@ -47,14 +47,9 @@ class Access:
         try:
             return await self.publisher.current(), ""
         except RetryableError as error:
+            # The file's map may be newer than what nodes have, if coordination was lost.
             authority = read_certificate(self.config.tls.authority)
-            newest, _ = await newest_of_nodes(self.transport, self.config.cluster_map, authority)
-            found = (
-                self.config.cluster_map
-            )  # which may be newer than what nodes have, if coordination was lost
-            if newest is not None and newest.map.epoch > found.epoch:
-                found = newest.map
-            await self.transport.update_map(found)
+            found = await learn_map(self.transport, self.config.cluster_map, self.config.map_path, authority)
             return found, str(error)
 
     async def publish(self, planned: ClusterMap) -> ClusterMap:

@@ -23,11 +23,18 @@ from coffre.cluster.coordination import (
     publish_map,
     suspend_tenant,
 )
-from coffre.cluster.errors import ConfigurationError
+from coffre.cluster.errors import CoffreError, ConfigurationError
 from coffre.cluster.health import present_nodes
 from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
 from coffre.cluster.map import MAP_BYTES_MAX, ClusterMap, NodeState, read_map, verify_map
-from coffre.cluster.membership import Restored, VerifiedMap, check_one_store, restore_newest_map
+from coffre.cluster.membership import (
+    Restored,
+    VerifiedMap,
+    check_one_store,
+    keep_where_allowed,
+    learn_map,
+    restore_newest_map,
+)
 from coffre.cluster.transport import GrpcTransport
 
 __all__ = ["COMMANDS"]
@@ -49,6 +56,7 @@ class _Session:
     """An operator's connections for one command."""
 
     def __init__(self, map_path: Path, directory: Path, operator: str) -> None:
+        self.map_path = map_path
         self.authority_path = directory / "ca.crt"
         tls = TlsFiles(self.authority_path, directory / f"{operator}.crt", directory / f"{operator}.key")
         self.clock = SystemClock()
@@ -59,11 +67,42 @@ class _Session:
         self.transport = GrpcTransport(self.map, tls)
         self.coordination = RemoteCoordination(self.transport)
 
+    async def learn(self) -> None:
+        """Work on the newest map that a node has, and keep it: the coordinators that the file names may be gone."""
+        try:
+            self.map = await learn_map(self.transport, self.map, self.map_path, self.authority)
+        except CoffreError as error:
+            click.echo(f"coffre: this works on the map of {self.map_path}: {error}", err=True)
 
-def _run(map_path: Path, directory: Path, operator: str, work: Callable[[_Session], Awaitable[_T]]) -> _T:
+    async def current(self) -> ClusterMap:
+        """The newest map of coordination, or this one while it has none."""
+        newest = await newest_map(self.coordination)
+        if newest is not None and newest.epoch > self.map.epoch:
+            await self.take(VerifiedMap(verify_map(newest.signed, self.authority), newest.signed))
+        return self.map
+
+    async def take(self, found: VerifiedMap) -> None:
+        """Work on a newer map, and keep it."""
+        self.map = found.map
+        await keep_where_allowed(self.map_path, found)
+        await self.transport.update_map(found.map)
+
+
+def _run(
+    map_path: Path,
+    directory: Path,
+    operator: str,
+    work: Callable[[_Session], Awaitable[_T]],
+    *,
+    learning: bool = True,
+) -> _T:
+    """`learning`: by the newest map that nodes have; else by the file's, whatever they say."""
+
     async def connected() -> _T:
         session = _Session(map_path, directory, operator)
         try:
+            if learning:
+                await session.learn()
             await check_one_store(session.transport, session.map)
             return await work(session)
         finally:
@@ -87,6 +126,7 @@ def publish(new: Path, map_path: Path, directory: Path, operator: str) -> None:
         published = await publish_map(
             session.coordination, signed, session.authority, session.clock.unixtime_ms()
         )
+        await session.take(VerifiedMap(published, signed))
         return published.epoch
 
     click.echo(f"epoch {_run(map_path, directory, operator, work)} is published")
@@ -108,8 +148,7 @@ def nodes(map_path: Path, directory: Path, operator: str) -> None:
     """Which nodes of the map have said lately that they are alive, and at which epoch they serve."""
 
     async def work(session: _Session) -> list[str]:
-        newest = await newest_map(session.coordination)
-        current = session.map if newest is None else verify_map(newest.signed, session.authority)
+        current = await session.current()
         alive = await alive_nodes(session.coordination)
         lines = []
         for node in current.nodes:
@@ -159,11 +198,7 @@ def suspend(name: str, lift: bool, force: bool, map_path: Path, directory: Path,
     """
 
     async def work(session: _Session) -> Taken:
-        newest = await newest_map(session.coordination)
-        current = session.map if newest is None else verify_map(newest.signed, session.authority)
-        if current.epoch > session.map.epoch:
-            await session.transport.update_map(current)
-        nodes = present_nodes(current)
+        nodes = present_nodes(await session.current())
         if not force:
             await check_known(session.coordination, session.transport, nodes, name)
         now_ms = session.clock.unixtime_ms()
@@ -209,7 +244,7 @@ def restore(map_path: Path, directory: Path, operator: str) -> None:
             session.coordination, session.transport, kept, session.authority, session.clock
         )
 
-    done = _run(map_path, directory, operator, work)
+    done = _run(map_path, directory, operator, work, learning=False)
     if done.newest_of_nodes < done.map.epoch:
         click.echo(
             f"epoch {done.map.epoch} is restored from {map_path}; "

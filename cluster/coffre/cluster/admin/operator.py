@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coffre.cluster.clock import Clock
@@ -21,8 +21,10 @@ from coffre.cluster.identity import (
     read_certificate,
 )
 from coffre.cluster.map import ClusterMap, read_map
+from coffre.cluster.membership import learn_map
+from coffre.cluster.transport import Transport
 
-__all__ = ["OperatorConfig", "find_operator_config", "load_operator_config", "own_files"]
+__all__ = ["OperatorConfig", "find_operator_config", "learned", "load_operator_config", "own_files"]
 
 CONFIG_VARIABLE = "COFFRE_OPERATOR_CONFIG"
 DEFAULT_PLACES = (Path(".coffre/operator.toml"), Path("~/.config/coffre/operator.toml"))
@@ -79,6 +81,14 @@ def load_operator_config(path: Path, clock: Clock | None = None) -> OperatorConf
     if identity.cluster_id != cluster_map.cluster_id:
         raise ConfigurationError("the certificate and the cluster map are of different clusters")
     return OperatorConfig(cluster_map, tls, map_path)
+
+
+async def learned(config: OperatorConfig, transport: Transport) -> OperatorConfig:
+    """The same with the newest map that a node has, which goes into the operator's file. Raises as `learn_map`."""
+    authority = read_certificate(config.tls.authority)
+    return replace(
+        config, cluster_map=await learn_map(transport, config.cluster_map, config.map_path, authority)
+    )
 
 
 def own_files(tls: TlsFiles) -> OwnFiles:

@@ -13,6 +13,7 @@ from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.operator import (
     OperatorConfig,
     find_operator_config,
+    learned,
     load_operator_config,
     own_files,
 )
@@ -48,19 +49,13 @@ def _ask_all(
     node_ids: tuple[str, ...],
     call: Callable[[GrpcTransport, int], Awaitable[_T]],
 ) -> tuple[OperatorConfig, dict[int, _T | CoffreError]]:
-    """Call every node that is not removed; an error stands for the answer of one that gives none."""
-    config = load_operator_config(find_operator_config(config_path), SystemClock())
-    known = {node.node_id: node.number for node in config.cluster_map.nodes}
-    for node_id in node_ids:
-        if node_id not in known:
-            raise click.UsageError(f"the map has no node {node_id}")
-    numbers = [
-        node.number
-        for node in config.cluster_map.nodes
-        if node.state is not NodeState.REMOVED and (not node_ids or node.node_id in node_ids)
-    ]
+    """Call every node that is not removed; an error stands for the answer of one that gives none.
 
-    async def ask() -> dict[int, _T | CoffreError]:
+    By the newest map that one of them has: the operator's file may be old.
+    """
+    config = load_operator_config(find_operator_config(config_path), SystemClock())
+
+    async def ask() -> tuple[OperatorConfig, dict[int, _T | CoffreError]]:
         transport = GrpcTransport(config.cluster_map, config.tls)
 
         async def one(number: int) -> _T | CoffreError:
@@ -70,11 +65,35 @@ def _ask_all(
                 return error
 
         try:
-            return dict(zip(numbers, await asyncio.gather(*map(one, numbers)), strict=True))
+            newest = await _learned(config, transport)
+            numbers = _numbers(newest, node_ids)
+            answers = await asyncio.gather(*map(one, numbers))
+            return newest, dict(zip(numbers, answers, strict=True))
         finally:
             await transport.close()
 
-    return config, asyncio.run(ask())
+    return asyncio.run(ask())
+
+
+async def _learned(config: OperatorConfig, transport: GrpcTransport) -> OperatorConfig:
+    """What is wrong with the nodes' maps keeps nobody from looking at the nodes."""
+    try:
+        return await learned(config, transport)
+    except CoffreError as error:
+        click.echo(f"coffre: this works on the map of {config.map_path}: {error}", err=True)
+        return config
+
+
+def _numbers(config: OperatorConfig, node_ids: tuple[str, ...]) -> list[int]:
+    known = {node.node_id for node in config.cluster_map.nodes}
+    for node_id in node_ids:
+        if node_id not in known:
+            raise click.UsageError(f"the map has no node {node_id}")
+    return [
+        node.number
+        for node in config.cluster_map.nodes
+        if node.state is not NodeState.REMOVED and (not node_ids or node.node_id in node_ids)
+    ]
 
 
 def _shown(

@@ -25,7 +25,15 @@ from coffre.cluster.membership.formation import (
     survey,
 )
 from coffre.cluster.membership.handover import LostCoordinationPublisher, check_one_store, check_stores
-from coffre.cluster.membership.map_source import ClusterMaps, KeptMaps, VerifiedMap, keep_map, newest_of_nodes
+from coffre.cluster.membership.map_source import (
+    ClusterMaps,
+    KeptMaps,
+    VerifiedMap,
+    keep_map,
+    keep_where_allowed,
+    learn_map,
+    newest_of_nodes,
+)
 from coffre.cluster.membership.moves import (
     Move,
     Movement,
@@ -76,6 +84,8 @@ __all__ = [
     "follow_move",
     "form_map",
     "keep_map",
+    "keep_where_allowed",
+    "learn_map",
     "movement_between",
     "newest_of_nodes",
     "offered_attributes",

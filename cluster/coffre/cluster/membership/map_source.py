@@ -29,6 +29,8 @@ __all__ = [
     "KeptMaps",
     "VerifiedMap",
     "keep_map",
+    "keep_where_allowed",
+    "learn_map",
     "maps_of_nodes",
     "newest_of",
     "newest_of_nodes",
@@ -127,10 +129,35 @@ class KeptMaps:
             return
         try:
             newer_map(self._known, found.map)
-            await asyncio.to_thread(keep_map, self._path, found)
         except CoffreError as error:
             _log.info("a newer map is used, and not kept: %s", error)
+        else:
+            await keep_where_allowed(self._path, found)
         self._known = found.map
+
+
+async def keep_where_allowed(path: Path, found: VerifiedMap) -> None:
+    """`keep_map`; who may not write the file goes on all the same."""
+    try:
+        await asyncio.to_thread(keep_map, path, found)
+    except CoffreError as error:
+        _log.info("a newer map is used, and not kept: %s", error)
+
+
+async def learn_map(
+    transport: Transport, known: ClusterMap, path: Path, authority: x509.Certificate
+) -> ClusterMap:
+    """The newest of `known`, which a file says, and the maps of its nodes. From now on `transport` works on it, and the
+    file has it where this process may write it. Raises as `newest_of`.
+
+    For commands, so that an operator's old file is no map of nodes and coordinators that are gone.
+    """
+    newest, _ = await newest_of_nodes(transport, known, authority)
+    if newest is None or newest.map.epoch <= known.epoch:
+        return known
+    await keep_where_allowed(path, newest)
+    await transport.update_map(newest.map)
+    return newest.map
 
 
 def keep_map(path: Path, found: VerifiedMap) -> None:

@@ -52,20 +52,43 @@ class CoordinatedMapPublisher:
 
     async def current(self) -> ClusterMap:
         while True:
-            newest = await newest_map(self._coordination)
             asked = self._known.coordinators
+            try:
+                newest = await newest_map(self._coordination)
+            except RetryableError:
+                if not await self._others_coordinate():
+                    raise
+                continue
             if newest is None:
                 self._known = await self._unpublished()
             else:
                 before = self._known
                 self._known = newer_map(before, verify_map(newest.signed, self._authority))
                 if self._known is not before:
-                    with suppress(ConfigurationError):  # who may not write the file goes on all the same
-                        self._keep(newest.signed)
+                    self._keep_where_allowed(newest.signed)
             await self._transport.update_map(self._known)  # nodes that joined meanwhile are reached, too
             if newest is None or self._known.coordinators == asked:
                 return self._known
             # Others are the coordinators by now: what they have may be newer still.
+
+    async def _others_coordinate(self) -> bool:
+        """Whether nodes have a newer map than the operator's file, by which others coordinate; it is known from now on.
+
+        The ones that the file names may be gone for good.
+        """
+        found, _ = await newest_of_nodes(self._transport, self._known, self._authority)
+        if found is None or found.map.epoch <= self._known.epoch:
+            return False
+        if found.map.coordinators == self._known.coordinators:
+            return False
+        self._known = found.map
+        self._keep_where_allowed(found.signed)
+        await self._transport.update_map(found.map)
+        return True
+
+    def _keep_where_allowed(self, signed: bytes) -> None:
+        with suppress(ConfigurationError):  # who may not write the file goes on all the same
+            self._keep(signed)
 
     async def _unpublished(self) -> ClusterMap:
         """The map that came with the nodes' files, while none was ever published.
