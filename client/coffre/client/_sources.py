@@ -1,7 +1,8 @@
 """What callers hand over to be stored: bytes, files, what can be read or iterated; in pieces of a MiB, and checked.
 
-A source that blocks is read in a thread of its own. It is a daemon, so a source that never gives anything more keeps
-neither `close` nor the end of the interpreter waiting.
+What can seek is read again from where it began when that is needed. A source that blocks is read in a thread of its
+own. It is a daemon, so a source that never gives anything more keeps neither `close` nor the end of the interpreter
+waiting.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from typing import BinaryIO, Protocol, TypeVar
 from coffre.client._checks import kind_of
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["ObjectData", "Readable", "StrPath", "closing", "file_chunks", "path_of", "source_of"]
+__all__ = [
+    "ObjectData",
+    "Readable",
+    "ReadableSource",
+    "StrPath",
+    "closing",
+    "file_chunks",
+    "path_of",
+    "source_of",
+]
 
 PIECE_BYTES = 1 << 20
 _T = TypeVar("_T")
@@ -51,12 +61,12 @@ def path_of(path: StrPath) -> Path:
     return Path(found)
 
 
-def source_of(data: object) -> bytes | memoryview | AsyncGenerator[bytes]:
+def source_of(data: object) -> bytes | memoryview | AsyncGenerator[bytes] | ReadableSource:
     """`ObjectData` as bytes, or as a stream of bytes. Raises `InvalidArgument`, the stream too, for what gives none."""
     if isinstance(data, str):
         raise InvalidArgument("data is text: encode it first, or use put_file for the path of a file")
     if callable(getattr(data, "read", None)):
-        return _read(data)  # type: ignore[arg-type]  # just seen; what it returns is looked at
+        return ReadableSource(data)  # type: ignore[arg-type]  # just seen; what it returns is looked at
     if (flat := _flat(data)) is not None:
         return flat
     if isinstance(data, AsyncIterable):
@@ -68,7 +78,7 @@ def source_of(data: object) -> bytes | memoryview | AsyncGenerator[bytes]:
 
 def closing(source: object) -> AbstractAsyncContextManager[object]:
     """Closes a stream at the end, whether it was read to its own end or not."""
-    return aclosing(source) if isinstance(source, AsyncGenerator) else nullcontext()
+    return aclosing(source) if isinstance(source, AsyncGenerator | ReadableSource) else nullcontext()
 
 
 def _flat(data: object) -> bytes | memoryview | None:
@@ -118,18 +128,68 @@ async def _iterated(chunks: Iterator[object]) -> AsyncGenerator[bytes]:
             yield found
 
 
-async def _read(source: Readable) -> AsyncGenerator[bytes]:
-    if inspect.iscoroutinefunction(source.read):
-        while len(chunk := _checked(await source.read(PIECE_BYTES), "read(n)")):
+class ReadableSource:
+    """What has `read(n)`, as a stream of bytes. One that can seek may be read again from where it began."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._waits_for_nobody = inspect.iscoroutinefunction(source.read)
+        self._thread: _Thread | None = None
+        self._begun_at: object = None  # what `tell` said; None: there is no way back, or nothing was read yet
+        self._pieces: AsyncGenerator[bytes] | None = None
+
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        self._pieces = self._read()
+        return self._pieces
+
+    async def _read(self) -> AsyncGenerator[bytes]:
+        if self._begun_at is None:
+            self._begun_at = await self._place()
+        while len(chunk := _checked(await self._call(lambda: self._source.read(PIECE_BYTES)), "read(n)")):
             yield chunk
-        return
-    with _Thread() as thread:
-        while True:
-            found = await thread.run(lambda: source.read(PIECE_BYTES))
-            chunk = _checked(await found if inspect.isawaitable(found) else found, "read(n)")
-            if not len(chunk):
-                return
-            yield chunk
+
+    async def rewind(self) -> bool:
+        """Go back to where the first read began; whether that was possible. What is read next begins there."""
+        if self._begun_at is None:
+            return False
+        await self._leave()
+        try:
+            await self._call(lambda: self._source.seek(self._begun_at))  # type: ignore[attr-defined]  # it had `tell`
+        except (AttributeError, OSError, TypeError, ValueError):  # whatever those who do not mean it raise
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Use it no more. The source is its owner's."""
+        await self._leave()
+        if self._thread is not None:
+            self._thread.end()
+
+    async def _leave(self) -> None:
+        if self._pieces is not None:
+            await self._pieces.aclose()
+
+    async def _place(self) -> object:
+        """Where it is now; None for what cannot seek, such as a pipe."""
+        source = self._source
+        try:
+            if not callable(source.seek):  # type: ignore[attr-defined]  # that is the question
+                return None
+            if callable(can := getattr(source, "seekable", None)) and not await self._call(can):
+                return None
+            return await self._call(source.tell)  # type: ignore[attr-defined]
+        except (AttributeError, OSError, TypeError, ValueError):
+            return None
+
+    async def _call(self, call: Callable[[], object]) -> object:
+        """One after another, in a thread unless the source's own calls are coroutines."""
+        if self._waits_for_nobody:
+            found = call()
+        else:
+            if self._thread is None:
+                self._thread = _Thread()
+            found = await self._thread.run(call)
+        return await found if inspect.isawaitable(found) else found
 
 
 async def file_chunks(path: StrPath, progress: Callable[[int], None] | None = None) -> AsyncGenerator[bytes]:
@@ -180,6 +240,10 @@ class _Thread:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Once what it was asked for is done."""
         self._calls.put(None)
 
     def __del__(self) -> None:

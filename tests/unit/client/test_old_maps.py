@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
@@ -125,6 +126,80 @@ async def test_a_map_that_comes_during_an_upload_ends_no_put_of_bytes_or_of_a_fi
     await check(client, 1, LARGE)
     info = await client.head("b", "0")
     assert (info.content_type, dict(info.metadata), info.size_bytes) == ("x/y", {"ward": "3"}, len(LARGE))
+
+
+class Upload:
+    """A file of a framework: all that it does is a coroutine."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    async def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    async def seek(self, offset: int) -> int:
+        return self._file.seek(offset)
+
+    async def tell(self) -> int:
+        return self._file.tell()
+
+
+class Once(io.RawIOBase):
+    """A pipe, say: it has all that a file has, and no way back. `seekable`: what it says of that itself."""
+
+    def __init__(self, content: bytes, says: bool) -> None:
+        self._file = io.BytesIO(content)
+        self._says = says
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size)
+
+    def seekable(self) -> bool:
+        return self._says
+
+
+@pytest.mark.parametrize("to", CHANGES)
+@pytest.mark.parametrize("source", ["file", "upload"])
+async def test_a_file_object_is_read_again_from_where_it_began(
+    cluster: InProcessCluster, to: Callable[[InProcessCluster], ClusterMap], source: str
+) -> None:
+    maps = Maps()
+    client = cluster.client(maps=maps)
+
+    async def then(node: int, reply: Traffic) -> None:
+        if isinstance(reply, pb.WriteShardReply) and maps.newest is None:
+            change(cluster, maps, to)
+
+    cluster.network.after = then
+    content = b"heading" + LARGE
+    if source == "file":
+        file = io.BytesIO(content)
+        file.seek(7)
+        await client.put("b", "0", file)
+        assert file.tell() == len(content)
+        assert not file.closed
+    else:
+        upload = Upload(content)
+        await upload.seek(7)
+        await client.put("b", "0", upload)
+    assert maps.newest is not None
+    await check(client, 1, LARGE)
+
+
+@pytest.mark.parametrize("says", [False, True])
+async def test_a_file_object_without_a_way_back_is_a_stream(cluster: InProcessCluster, says: bool) -> None:
+    maps = Maps()
+    client = cluster.client(maps=maps)
+
+    async def then(node: int, reply: Traffic) -> None:
+        if isinstance(reply, pb.WriteShardReply) and maps.newest is None:
+            change(cluster, maps, coded_otherwise)
+
+    cluster.network.after = then
+    with pytest.raises(StaleMap, match="put the object again"):
+        await client.put("b", "0", Once(LARGE, says))
+    await client.put("b", "0", Once(LARGE, says))
+    await check(client, 1, LARGE)
 
 
 async def test_a_map_that_comes_during_an_upload_ends_a_stream_with_a_word(cluster: InProcessCluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 
 from coffre.client._ground import Ground
+from coffre.client._sources import ReadableSource
 from coffre.client._streams import SEGMENT_BYTES, ByteBudget, segmented
 from coffre.client.puts._conditions import Condition, ConditionalWriter
 from coffre.client.reading import Reader
@@ -17,6 +18,7 @@ __all__ = ["Putter"]
 
 SMALL_BYTES_IN_FLIGHT = 32 << 20
 VerifyShards = Callable[[Shards], Verify]
+Data = bytes | bytearray | memoryview | AsyncIterable[bytes]
 
 
 class Putter:
@@ -42,7 +44,7 @@ class Putter:
     async def put(
         self,
         draft: Draft,
-        data: bytes | bytearray | memoryview | AsyncIterable[bytes],
+        data: Data,
         condition: Condition | None,
         verify: VerifyShards | None = None,
     ) -> Stamp:
@@ -62,8 +64,7 @@ class Putter:
                 data = first
                 return await self._put_one_segment(draft, first, condition, verify)
             except StaleMap:
-                again = isinstance(data, bytes | bytearray | memoryview) and verify is None
-                if not again or self._views.current is view:
+                if self._views.current is view or verify is not None or not await _can_be_read_again(data):
                     raise
                 await self._sealer.renew(draft)
 
@@ -117,3 +118,10 @@ class Putter:
             return await self.establish(draft, Shards([], coded.cells, coded.crcs), condition, verify)
         finally:
             self._budget.give_back(len(plain))
+
+
+async def _can_be_read_again(data: Data) -> bool:
+    """Whether what is read next is all of it; a stream of a file goes back to where it began."""
+    if isinstance(data, ReadableSource):
+        return await data.rewind()
+    return isinstance(data, bytes | bytearray | memoryview)
