@@ -31,7 +31,9 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
-    shape = ClusterShape(repair=QUICK, capacity_bytes=1 << 30)  # no more than any disk has, or doctor warns
+    shape = ClusterShape(
+        partitions=32, repair=QUICK, capacity_bytes=1 << 30
+    )  # no more than any disk has, or doctor warns
     async with LocalCluster.create(tmp_path / "cluster", shape) as cluster:
         yield cluster
 
