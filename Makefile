@@ -117,11 +117,11 @@ bench-repair: setup  ## measure repair; writes bench/results/repair.json
 
 .PHONY: bench-micro
 bench-micro: setup  ## time operations beside references, compare with bench/results/micro.json (ARGS=--strict, --large)
-	@$(BIN)/python bench/micro/run.py $(ARGS)
+	@$(BIN)/coffre bench micro $(ARGS)
 
 .PHONY: bench-micro-save
 bench-micro-save: setup  ## the same, and make it the new baseline
-	@$(BIN)/python bench/micro/run.py --save $(ARGS)
+	@$(BIN)/coffre bench micro --save $(ARGS)
 
 .PHONY: proto
 proto: setup  ## regenerate the committed stubs from the .proto files

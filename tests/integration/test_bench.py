@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coffre.bench.figures._faults import paused
+from coffre.bench.figures._nodes import paused
 from coffre.bench.local_cluster import LocalCluster
 
 from tests.patience import PATIENCE_SECONDS

@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,24 +100,22 @@ def _is_dicom(path: Path) -> bool:
 def _run_together(arguments: dict[str, list[str]], work: Path) -> None:
     """Run generators by name. The first that fails ends the others. Raises `ConfigurationError`."""
     running: dict[str, subprocess.Popen[bytes]] = {}
+    end = time.monotonic() + _TIME_LIMIT_S
     try:
         for name, words in arguments.items():
             running[name] = _launch(name, words, work)
-        with ThreadPoolExecutor(len(running)) as threads:
-            waiting = {threads.submit(process.wait): name for name, process in running.items()}
-            try:
-                for ended in as_completed(waiting, timeout=_TIME_LIMIT_S):
-                    if code := ended.result():
-                        raise ConfigurationError(_complaint(waiting[ended], code, work))
-            except TimeoutError:
-                raise ConfigurationError(
-                    f"the record generators did not finish within {_TIME_LIMIT_S:.0f} s"
-                ) from None
-            finally:
-                for process in running.values():
-                    process.kill()
+        while any(process.poll() is None for process in running.values()):
+            if time.monotonic() > end:
+                raise ConfigurationError(f"the record generators did not finish within {_TIME_LIMIT_S:.0f} s")
+            if any(process.returncode for process in running.values()):
+                break
+            time.sleep(0.02)
+        for name, process in running.items():
+            if process.returncode:
+                raise ConfigurationError(_complaint(name, process.returncode, work))
     finally:
         for process in running.values():
+            process.kill()
             process.wait()
 
 

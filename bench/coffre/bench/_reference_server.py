@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
-import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import grpc
+from coffre.bench.processes import child, heard_lines, tell
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.identity import (
     NodeAttributes,
     TlsFiles,
@@ -28,7 +26,7 @@ from coffre.cluster.identity import (
     write_issued,
 )
 
-__all__ = ["OPEN", "SERVER_NAME", "ReferenceServer", "serve"]
+__all__ = ["OPEN", "SERVER_NAME", "ReferenceServer", "reference_server", "serve"]
 
 SERVICE = "coffre.bench.Reference"
 OPEN = struct.Struct(">QQ")
@@ -39,16 +37,13 @@ _SERVER = NodeAttributes("reference", "server", "site", "operator", "FR")
 SERVER_NAME = tls_name(_CLUSTER_ID, _SERVER)
 _OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.max_send_message_length", 8 << 20)]
 _START_S = 30.0
-_STOP_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
 class ReferenceServer:
-    """Async context manager: starts the server process and one channel to it; both are gone after the block.
+    """A running server, and one channel to it. An idle one costs no CPU."""
 
-    Keep it open while the product is measured, so that reference and product can take turns. An idle one
-    costs no CPU. Raises `ConfigurationError` when the process does not come up.
-    """
-
+    pid: int
     put: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
     """Any bytes; answers with 8 bytes."""
     get: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
@@ -58,94 +53,49 @@ class ReferenceServer:
     download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
     """`OPEN`; answers with so many messages of that size."""
 
-    def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._exits = AsyncExitStack()
 
-    @property
-    def pid(self) -> int:
-        """Process id of the server, while it runs."""
-        if self._process is None:
-            raise ConfigurationError("the reference server is not running")
-        return self._process.pid
+@asynccontextmanager
+async def reference_server() -> AsyncIterator[ReferenceServer]:
+    """Start the server process and one channel to it; both are gone after the block.
 
-    async def __aenter__(self) -> ReferenceServer:
-        # The keys are on the disk only until both sides have read them.
-        with tempfile.TemporaryDirectory(prefix="coffre-reference-") as name:
-            return await self._start(Path(name))
-
-    async def _start(self, directory: Path) -> ReferenceServer:
-        async with AsyncExitStack() as exits:
-            _write_certificates(directory)
-            # Ends when its standard input does: no server outlives its client, even one that was killed.
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "coffre.bench.references", "serve", str(directory)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            exits.push_async_callback(self._stop)
-            port = await self._port()
+    Keep it open while the product is measured, so that reference and product can take turns. Raises `InternalError`
+    when the process does not come up.
+    """
+    keys = tempfile.TemporaryDirectory(prefix="coffre-reference-")
+    with keys as name:
+        _write_certificates(Path(name))
+        # Ends when its input does: no server outlives its client, even one that was killed.
+        process = child("the reference server", "coffre.bench.references", "serve", name)
+        async with process as server:
+            port = (await asyncio.wait_for(server.hear(), _START_S) or {})["port"]
             channel = grpc.aio.secure_channel(
                 f"127.0.0.1:{port}",
-                channel_credentials(_files(directory, "client")),
+                channel_credentials(_files(Path(name), "client")),
                 options=[*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)],
             )
-            exits.push_async_callback(channel.close, None)
-            self._connect(channel)
-            await asyncio.wait_for(channel.channel_ready(), _START_S)
-            self._exits = exits.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._exits.aclose()
-
-    def _connect(self, channel: grpc.aio.Channel) -> None:
-        # No serializers: gRPC passes bytes as they are, so that protobuf is no part of the figure.
-        self.put = channel.unary_unary(f"/{SERVICE}/Put")
-        self.get = channel.unary_unary(f"/{SERVICE}/Get")
-        self.upload = channel.stream_unary(f"/{SERVICE}/Upload")
-        self.download = channel.unary_stream(f"/{SERVICE}/Download")
-
-    async def _port(self) -> int:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = await asyncio.wait_for(self._process.stdout.readline(), _START_S)
-        if not line.strip().isdigit():
-            raise ConfigurationError("the reference server did not start; what it said is above")
-        return int(line)
-
-    async def _stop(self) -> None:
-        process, self._process = self._process, None
-        assert process is not None
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+            async with channel:
+                await asyncio.wait_for(channel.channel_ready(), _START_S)
+                keys.cleanup()  # both sides have read them
+                # No serializers: gRPC passes bytes as they are, so that protobuf is no part of the figure.
+                yield ReferenceServer(
+                    server.pid,
+                    channel.unary_unary(f"/{SERVICE}/Put"),
+                    channel.unary_unary(f"/{SERVICE}/Get"),
+                    channel.stream_unary(f"/{SERVICE}/Upload"),
+                    channel.unary_stream(f"/{SERVICE}/Download"),
+                )
 
 
 async def serve(directory: Path) -> None:
-    """Serve with the certificates in `directory`; print the port; end when standard input ends."""
+    """Serve with the certificates in `directory`; tell the port; end when the input ends."""
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers()),))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(_files(directory, _SERVER.node_id)))
     await server.start()
-    sys.stdout.write(f"{port}\n")
-    sys.stdout.flush()
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _on_input, ended)
-    await ended.wait()
+    tell({"port": port})
+    async for _ in heard_lines():
+        pass
     await server.stop(None)
-
-
-def _on_input(ended: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        ended.set()
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
 
 
 def _handlers() -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:

@@ -151,6 +151,10 @@ class SmallObjects:
         if await client.get(self._bucket, self._key(number)) != self._blocks.small(number):
             raise IntegrityError(f"{self._key(number)} came back with other bytes than went in")
 
+    def gets(self, client: AsyncClient, count: int) -> Callable[[int], Awaitable[None]]:
+        """What gets the first `count` of them, over and over."""
+        return lambda number: self.get(client, number % count)
+
 
 async def put_large(client: AsyncClient, blocks: Blocks, bucket: str, key: str, size_bytes: int) -> float:
     """Put an object of whole blocks; bytes per second until every node has stored its shard."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from coffre.bench.figures import (
 )
 from coffre.bench.invocation import directory_option, output_console, run_to_end, workplace
 from coffre.bench.load.load_cli import compare, failure, load
+from coffre.bench.micro_cli import micro
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.admin import one_line_errors
@@ -89,8 +89,7 @@ def _measure(options: FigureOptions, groups: Sequence[Group], output: Path | Non
     }
     print_table(found.rows, targets, console)
     if output is not None:
-        now = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
-        digest = write_results(output, found.rows, seed=seed, directory=place, time=now)
+        digest = write_results(output, found.rows, seed=seed, directory=place)
         console.print(f"written to {output}; SHA-256 of the rows {digest}", soft_wrap=True)
     if options.scale is QUICK:
         console.print("a quick run: the values are no figures")
@@ -118,6 +117,6 @@ for _command in (
         _RESULTS / "repair.json",
         "Measure repair beside its references. A missed target is no error.",
     ),
-    *(load, failure, compare, scale),
+    *(load, failure, compare, scale, micro),
 ):
     bench.add_command(_command)

@@ -1,8 +1,7 @@
 """The demo data set: synthetic health records, built offline from packages, the same bytes every time.
 
-On disk: `objects/<key>` is each object, `index.jsonl` names them with sizes and SHA-256, and `dataset.json`,
-the marker, is written last. A directory whose marker says complete, and whose objects are all there, is used
-again as it is.
+On disk: `objects/<key>` is each object; `dataset.json`, the marker, names them with sizes and SHA-256 and is written
+last. A directory whose objects are all there is used again as it is.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ __all__ = ["DatasetSummary", "Progress", "Record", "Scale", "generate", "records
 Progress = Callable[[str, float], None]
 """Called with the step's name and how much of it is done, 0.0 to 1.0."""
 
-_MARKER, _INDEX, _OBJECTS, _WORK = "dataset.json", "index.jsonl", "objects", "work"
-_FORMAT = 1
+_MARKER, _OBJECTS, _WORK = "dataset.json", "objects", "work"
+_FORMAT = 2
 _PACKAGES = ("carebundle", "clinosim", "numpy", "pydicom")
 
 
@@ -53,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """What `generate` left. `digest` is SHA-256 (hex) over the index: equal digests, equal keys and bytes."""
+    """What `generate` left. `digest` is SHA-256 (hex) over all entries: equal digests, equal keys and bytes."""
 
     directory: Path
     scale: Scale
@@ -73,17 +72,6 @@ class _Plan:
     columns: int
     archive_bytes: int
     seed: int = 20250101
-
-
-@dataclass(frozen=True, slots=True)
-class _Marker:
-    """What a directory holds. `recipe` is all that the bytes depend on."""
-
-    complete: bool
-    recipe: dict[str, Any]
-    objects: int = 0
-    size_bytes: int = 0
-    digest: str = ""
 
 
 _PLANS = {
@@ -106,34 +94,41 @@ def generate(directory: Path, *, scale: str, progress: Progress) -> DatasetSumma
     recipe = _recipe(wanted)
     directory.mkdir(parents=True, exist_ok=True)
     with _only_user(directory):
-        marker = _read_marker(directory)
-        reused = marker is not None and marker.recipe == recipe and _is_whole(directory, marker)
+        before = _read_marker(directory)
+        reused = before.get("recipe") == recipe and _is_whole(directory)
         if not reused:
-            _clear(directory, recipe)
+            if any(directory.iterdir()) and not before:
+                raise ConfigurationError(
+                    f"{directory} is not empty and holds no data set; choose another directory"
+                )
+            _write_marker(directory, recipe)  # not complete from now on
+            for name in (_OBJECTS, _WORK):
+                shutil.rmtree(directory / name, ignore_errors=True)
             _build(directory, _PLANS[wanted], progress)
-            marker = _write_index(directory, recipe, progress)
+            entries = _entries(directory / _OBJECTS, progress)
             # On the disk before the marker that vouches for it, and so that no later disk measurement pays for it.
             # One sync of everything beats 13,000 small ones.
             os.sync()
-            _write_marker(directory, marker)
-        assert marker is not None
-        return DatasetSummary(directory, wanted, marker.objects, marker.size_bytes, marker.digest, reused)
+            _write_marker(directory, recipe, entries)
+        found = list(records(directory))
+    size_bytes = sum(record.size_bytes for record in found)
+    digest = sha256(
+        "".join(f"{one.key} {one.size_bytes} {one.sha256}\n" for one in found).encode()
+    ).hexdigest()
+    return DatasetSummary(directory, wanted, len(found), size_bytes, digest, reused)
 
 
 def records(directory: Path) -> Iterator[Record]:
     """Yield every object in key order; raises `ConfigurationError` unless the data set is complete."""
-    marker = _read_marker(directory)
-    if marker is None or not marker.complete:
+    entries = _read_marker(directory).get("objects")
+    if entries is None:
         raise ConfigurationError(f"{directory} holds no complete data set")
-    with (directory / _INDEX).open(encoding="utf-8") as stream:
-        for line in stream:
-            entry = json.loads(line)
-            path = directory / _OBJECTS / entry["key"]
-            yield Record(entry["key"], path, entry["size_bytes"], entry["sha256"])
+    for key, size_bytes, digest in entries:
+        yield Record(key, directory / _OBJECTS / key, size_bytes, digest)
 
 
 def _recipe(scale: Scale) -> dict[str, Any]:
-    """A marker with another recipe means building anew."""
+    """All that the bytes depend on: a marker with another recipe means building anew."""
     versions: dict[str, str] = {}
     for package in _PACKAGES:
         try:
@@ -147,45 +142,37 @@ def _recipe(scale: Scale) -> dict[str, Any]:
 def _only_user(directory: Path) -> Iterator[None]:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"another process is building the data set in {directory}") from None
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise ConfigurationError(f"another process is building the data set in {directory}") from None
     finally:
         os.close(handle)
 
 
-def _read_marker(directory: Path) -> _Marker | None:
-    """None if there is no valid one."""
+def _read_marker(directory: Path) -> dict[str, Any]:
+    """What `_write_marker` wrote; empty if it is not there."""
     try:
-        return _Marker(**json.loads((directory / _MARKER).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+        found = json.loads((directory / _MARKER).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _write_marker(directory: Path, marker: _Marker) -> None:
-    write_whole(directory / _MARKER, json.dumps(asdict(marker), indent=1))
+def _write_marker(
+    directory: Path, recipe: dict[str, Any], objects: list[tuple[str, int, str]] | None = None
+) -> None:
+    write_whole(directory / _MARKER, json.dumps({"recipe": recipe, "objects": objects}))
 
 
-def _is_whole(directory: Path, marker: _Marker) -> bool:
+def _is_whole(directory: Path) -> bool:
     """Sizes, not digests: a stat of each file costs a tenth of a second, reading them all costs seconds."""
-    if not marker.complete:
+    try:
+        return all(
+            one.path.is_file() and one.path.stat().st_size == one.size_bytes for one in records(directory)
+        )
+    except ConfigurationError:
         return False
-    found = list(records(directory))
-    return len(found) == marker.objects and all(
-        record.path.is_file() and record.path.stat().st_size == record.size_bytes for record in found
-    )
-
-
-def _clear(directory: Path, recipe: dict[str, Any]) -> None:
-    """Make room in a directory that is empty or ours; from now on the marker says: not complete."""
-    if any(directory.iterdir()) and _read_marker(directory) is None:
-        raise ConfigurationError(f"{directory} is not empty and holds no data set; choose another directory")
-    _write_marker(directory, _Marker(complete=False, recipe=recipe))
-    for name in (_OBJECTS, _WORK):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    (directory / _INDEX).unlink(missing_ok=True)
 
 
 def _build(directory: Path, plan: _Plan, progress: Progress) -> None:
@@ -211,20 +198,14 @@ def _build(directory: Path, plan: _Plan, progress: Progress) -> None:
     progress("archive", 1.0)
 
 
-def _write_index(directory: Path, recipe: dict[str, Any], progress: Progress) -> _Marker:
-    root = directory / _OBJECTS
+def _entries(root: Path, progress: Progress) -> list[tuple[str, int, str]]:
+    """Key, size and SHA-256 of every object, in the order of their keys."""
     keys = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    whole, size_bytes = sha256(), 0
-    with (directory / _INDEX).open("w", encoding="utf-8") as sink:
-        for number, key in enumerate(keys):
-            if number % 512 == 0:
-                progress("checksums", number / len(keys))
-            with (root / key).open("rb") as stream:
-                digest = file_digest(stream, "sha256").hexdigest()
-                size = os.fstat(stream.fileno()).st_size
-            line = json.dumps({"key": key, "size_bytes": size, "sha256": digest}) + "\n"
-            whole.update(line.encode())
-            sink.write(line)
-            size_bytes += size
+    found = []
+    for number, key in enumerate(keys):
+        if number % 512 == 0:
+            progress("checksums", number / len(keys))
+        with (root / key).open("rb") as stream:
+            found.append((key, os.fstat(stream.fileno()).st_size, file_digest(stream, "sha256").hexdigest()))
     progress("checksums", 1.0)
-    return _Marker(True, recipe, len(keys), size_bytes, whole.hexdigest())
+    return found

@@ -13,86 +13,63 @@ import random
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import click
 import uvloop
 from coffre.bench import _isal
-from coffre.bench._reference_server import OPEN, ReferenceServer, serve
+from coffre.bench._reference_server import OPEN, ReferenceServer, reference_server, serve
+from coffre.bench.result import Measurement
+from coffre.bench.timing import Work, timed
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.errors import IntegrityError, InvalidArgument
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = [
-    "Measurement",
     "ReferenceServer",
-    "aes_gcm",
     "disk_append_sync_4k",
     "disk_write_sync",
     "grpc_gather_1m",
     "grpc_stream_1m",
     "grpc_stream_1m_reply",
-    "grpc_unary_4k",
-    "grpc_unary_4k_c1",
-    "grpc_unary_4k_reply",
-    "grpc_unary_64k",
-    "isal_encode_4_2",
+    "grpc_unary",
+    "in_cache",
     "measure_all",
-    "memcpy",
+    "reference_server",
 ]
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _WARMUP_S = 0.5
 _CALLERS = 64
 _SEED = 42
+# Bytes up, bytes down, and how many callers.
+_UNARY = {
+    "grpc_unary_4k": (4 * _KIB, 0, _CALLERS),
+    "grpc_unary_4k_reply": (0, 4 * _KIB, _CALLERS),
+    "grpc_unary_4k_c1": (4 * _KIB, 0, 1),
+    "grpc_unary_64k": (0, 64 * _KIB, 1),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One figure: `value` in `unit`, and in `detail` the conditions it was measured under."""
-
-    id: str
-    value: float
-    unit: str
-    detail: str
-
-
-async def grpc_unary_4k(
-    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S
+async def grpc_unary(
+    name: str, server: ReferenceServer, *, duration_s: float = 2.0, warmup_s: float = _WARMUP_S
 ) -> Measurement:
-    """Calls/s of 4 KiB requests with 8-byte replies, 64 at a time on one channel."""
-    body = _random_bytes(4 * _KIB)
-    rate = await _call_rate(lambda: server.put(body), duration_s, warmup_s, _CALLERS)
-    return Measurement("grpc_unary_4k", rate, "calls/s", _conditions(f"4 KiB up, {_CALLERS} callers"))
+    """`grpc_unary_...`: calls/s of 64 callers on one channel, or of one caller the median latency in seconds.
 
-
-async def grpc_unary_4k_reply(
-    server: ReferenceServer, *, duration_s: float = 3.0, warmup_s: float = _WARMUP_S
-) -> Measurement:
-    """Calls/s of 16-byte requests with 4 KiB replies, 64 at a time on one channel."""
-    ask = OPEN.pack(4 * _KIB, 1)
-    rate = await _call_rate(lambda: server.get(ask), duration_s, warmup_s, _CALLERS)
-    return Measurement("grpc_unary_4k_reply", rate, "calls/s", _conditions(f"4 KiB down, {_CALLERS} callers"))
-
-
-async def grpc_unary_4k_c1(
-    server: ReferenceServer, *, duration_s: float = 1.0, warmup_s: float = _WARMUP_S
-) -> Measurement:
-    """Median latency in seconds of a 4 KiB request with an 8-byte reply, one at a time."""
-    body = _random_bytes(4 * _KIB)
-    median_s, calls = await _call_latency(lambda: server.put(body), duration_s, warmup_s)
-    return Measurement("grpc_unary_4k_c1", median_s, "s", _conditions(f"4 KiB up, median of {calls}"))
-
-
-async def grpc_unary_64k(
-    server: ReferenceServer, *, duration_s: float = 1.0, warmup_s: float = _WARMUP_S
-) -> Measurement:
-    """Median latency in seconds of a call that returns 64 KiB, one at a time."""
-    ask = OPEN.pack(64 * _KIB, 1)
-    median_s, calls = await _call_latency(lambda: server.get(ask), duration_s, warmup_s)
-    return Measurement("grpc_unary_64k", median_s, "s", _conditions(f"64 KiB down, median of {calls}"))
+    What goes up is answered with 8 bytes, what comes down was asked for with 16.
+    """
+    up_bytes, down_bytes, callers = _UNARY[name]
+    call = (
+        partial(server.put, _random_bytes(up_bytes))
+        if up_bytes
+        else partial(server.get, OPEN.pack(down_bytes, 1))
+    )
+    detail = _conditions(f"{up_bytes >> 10} KiB up, {down_bytes >> 10} KiB down, {callers} at once")
+    if callers == 1:
+        return Measurement(name, await _call_latency(call, duration_s, warmup_s), "s", detail)
+    return Measurement(name, await _call_rate(call, duration_s, warmup_s, callers), "calls/s", detail)
 
 
 async def grpc_stream_1m(server: ReferenceServer, *, size_bytes: int = 256 * _MIB) -> Measurement:
@@ -107,16 +84,13 @@ async def grpc_stream_1m(server: ReferenceServer, *, size_bytes: int = 256 * _MI
     start = perf_counter()
     counted = int.from_bytes(await server.upload(bodies(messages)), "big")
     elapsed_s = perf_counter() - start
-    _check_total(counted, messages * _MIB)
-    detail = _conditions(f"{messages} MiB up")
-    return Measurement("grpc_stream_1m", counted / elapsed_s, "bytes/s", detail)
+    _check_total(counted, size_bytes)
+    return Measurement("grpc_stream_1m", counted / elapsed_s, "bytes/s", _conditions(f"{messages} MiB up"))
 
 
 async def grpc_stream_1m_reply(server: ReferenceServer, *, size_bytes: int = 256 * _MIB) -> Measurement:
     """Bytes/s of one stream of 1 MiB messages from server to client."""
-    rate = await _gather((server,), size_bytes)
-    detail = _conditions(f"{_messages(size_bytes)} MiB down")
-    return Measurement("grpc_stream_1m_reply", rate, "bytes/s", detail)
+    return await _gather("grpc_stream_1m_reply", (server,), size_bytes)
 
 
 async def grpc_gather_1m(servers: Sequence[ReferenceServer], *, size_bytes: int = 256 * _MIB) -> Measurement:
@@ -124,13 +98,11 @@ async def grpc_gather_1m(servers: Sequence[ReferenceServer], *, size_bytes: int 
 
     So much is the most that anything built of k nodes' streams can be read with here.
     """
-    rate = await _gather(servers, size_bytes)
-    detail = _conditions(f"{_messages(size_bytes)} MiB down from each of {len(servers)}")
-    return Measurement("grpc_gather_1m", rate, "bytes/s", detail)
+    return await _gather("grpc_gather_1m", servers, size_bytes)
 
 
-async def _gather(servers: Sequence[ReferenceServer], size_bytes: int) -> float:
-    """Bytes/s of one stream from each server, side by side, until the last one has ended."""
+async def _gather(name: str, servers: Sequence[ReferenceServer], size_bytes: int) -> Measurement:
+    """One stream from each server, side by side, until the last one has ended."""
     messages = _messages(size_bytes)
 
     async def receive(server: ReferenceServer, count: int) -> int:
@@ -143,8 +115,9 @@ async def _gather(servers: Sequence[ReferenceServer], size_bytes: int) -> float:
     start = perf_counter()
     received = sum(await asyncio.gather(*(receive(server, messages) for server in servers)))
     elapsed_s = perf_counter() - start
-    _check_total(received, messages * _MIB * len(servers))
-    return received / elapsed_s
+    _check_total(received, size_bytes * len(servers))
+    detail = _conditions(f"{messages} MiB down from each of {len(servers)}")
+    return Measurement(name, received / elapsed_s, "bytes/s", detail)
 
 
 def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB) -> Measurement:
@@ -163,7 +136,7 @@ def disk_write_sync(directory: Path, *, size_bytes: int = 256 * _MIB) -> Measure
         os.fdatasync(handle)
         elapsed_s = perf_counter() - start
     detail = f"{writes} writes of 1 MiB, one fdatasync at the end"
-    return Measurement("disk_write_sync", writes * _MIB / elapsed_s, "bytes/s", detail)
+    return Measurement("disk_write_sync", size_bytes / elapsed_s, "bytes/s", detail)
 
 
 def disk_append_sync_4k(directory: Path, *, duration_s: float = 2.0) -> tuple[Measurement, Measurement]:
@@ -181,62 +154,43 @@ def disk_append_sync_4k(directory: Path, *, duration_s: float = 2.0) -> tuple[Me
             now = perf_counter()
             latencies_s.append(now - previous)
             previous = now
-    detail = f"{len(latencies_s)} appends, each with its fdatasync, one at a time"
-    median = Measurement("disk_append_sync_4k", statistics.median(latencies_s), "s", detail)
+    name, detail = (
+        "disk_append_sync_4k",
+        f"{len(latencies_s)} appends, each with its fdatasync, one at a time",
+    )
     rate = len(latencies_s) / (previous - start)
-    return median, Measurement("disk_append_sync_4k_rate", rate, "syncs/s", detail)
+    median = Measurement(name, statistics.median(latencies_s), "s", detail)
+    return median, Measurement(f"{name}_rate", rate, "syncs/s", detail)
 
 
-def memcpy(*, duration_s: float = 0.5) -> Measurement:
-    """Bytes/s copied (counted once, not as read plus write) between two buffers of 1 MiB, in cache."""
-    source, target = memoryview(bytearray(_random_bytes(_MIB))), memoryview(bytearray(_MIB))
-
-    def copy() -> None:
-        target[:] = source
-
-    rate = _repeat_rate(copy, duration_s)
-    return Measurement("memcpy", rate * _MIB, "bytes/s", "1 MiB, in cache, one thread")
-
-
-def aes_gcm(*, duration_s: float = 0.5) -> Measurement:
-    """Bytes/s of AES-256-GCM over 1 MiB buffers, each under its own nonce, output allocated each time."""
-    cipher, body, number = AESGCM(_random_bytes(32)), _random_bytes(_MIB), 0
-
-    def encrypt() -> None:
-        nonlocal number
-        number += 1
-        cipher.encrypt(number.to_bytes(12, "big"), body, None)
-
-    rate = _repeat_rate(encrypt, duration_s)
-    return Measurement("aes_gcm", rate * _MIB, "bytes/s", "AES-256-GCM, 1 MiB, one thread")
-
-
-def isal_encode_4_2(*, duration_s: float = 0.5) -> Measurement:
-    """Bytes/s of data shards that ISA-L codes 4+2, shards of 1 MiB. Raises `IsalMissing`, which says how to get it."""
+def in_cache(*, rounds: int = 25) -> list[Measurement]:
+    """Bytes/s of one thread on buffers of 1 MiB: a copy (counted once, not as read plus write), AES-256-GCM, and ISA-L
+    coding 4+2 (data bytes counted). Raises `IsalMissing`, which says how to get it."""
+    source, target = _random_bytes(_MIB), memoryview(bytearray(_MIB))
     data = [bytearray(_random_bytes(_MIB, _SEED + number)) for number in range(4)]
-    rate = _repeat_rate(_isal.encoder(4, 2, data, [bytearray(_MIB) for _ in range(2)], _MIB), duration_s)
-    return Measurement("isal_encode_4_2", rate * 4 * _MIB, "bytes/s", "4+2, shards of 1 MiB, one thread")
+    cipher, nonces = AESGCM(_random_bytes(32)), iter(range(1 << 32))
+    work: dict[str, tuple[Callable[[], object], int]] = {
+        "memcpy": (partial(target.__setitem__, slice(None), source), _MIB),
+        "aes_gcm": (lambda: cipher.encrypt(next(nonces).to_bytes(12, "big"), source, None), _MIB),
+        "isal_encode_4_2": (
+            _isal.encoder(4, 2, data, [bytearray(_MIB) for _ in range(2)], _MIB),
+            4 * _MIB,
+        ),
+    }
+    calls = 16  # in a turn, so that reading the clock does not count
+    turns = zip(*timed([Work(run, calls) for run, _ in work.values()], rounds), strict=True)
+    return [
+        Measurement(name, calls * size_bytes / statistics.median(seconds), "bytes/s", "1 MiB, one thread")
+        for (name, (_, size_bytes)), seconds in zip(work.items(), turns, strict=True)
+    ]
 
 
 async def measure_all(directory: Path) -> list[Measurement]:
     """Every reference once, at full length (about 15 s), one after the other."""
-    async with ReferenceServer() as server:
-        found = [
-            await grpc_unary_4k(server),
-            await grpc_unary_4k_reply(server),
-            await grpc_unary_4k_c1(server),
-            await grpc_unary_64k(server),
-            await grpc_stream_1m(server),
-            await grpc_stream_1m_reply(server),
-        ]
-    return [
-        *found,
-        disk_write_sync(directory),
-        *disk_append_sync_4k(directory),
-        memcpy(),
-        aes_gcm(),
-        isal_encode_4_2(),
-    ]
+    async with reference_server() as server:
+        found = [await grpc_unary(name, server) for name in _UNARY]
+        found += [await grpc_stream_1m(server), await grpc_stream_1m_reply(server)]
+    return [*found, disk_write_sync(directory), *disk_append_sync_4k(directory), *in_cache()]
 
 
 async def _call_rate(
@@ -261,33 +215,17 @@ async def _call_rate(
     return done / duration_s
 
 
-async def _call_latency(
-    call: Callable[[], Awaitable[bytes]], duration_s: float, warmup_s: float
-) -> tuple[float, int]:
-    """Median latency in seconds, and how many calls it is the median of (at least one)."""
+async def _call_latency(call: Callable[[], Awaitable[bytes]], duration_s: float, warmup_s: float) -> float:
+    """Median latency in seconds of at least one call."""
     begin = perf_counter() + warmup_s
     latencies_s: list[float] = []
     while True:
         start = perf_counter()
         if latencies_s and start >= begin + duration_s:
-            return statistics.median(latencies_s), len(latencies_s)
+            return statistics.median(latencies_s)
         await call()
         if start >= begin:
             latencies_s.append(perf_counter() - start)
-
-
-def _repeat_rate(work: Callable[[], None], duration_s: float) -> float:
-    """How often `work` runs per second, in rounds of 16 so that reading the clock does not count."""
-    rounds = 0
-    for _ in range(16):
-        work()
-    start = now = perf_counter()
-    while not rounds or now - start < duration_s:
-        for _ in range(16):
-            work()
-        rounds += 1
-        now = perf_counter()
-    return rounds * 16 / (now - start)
 
 
 def _random_bytes(size: int, seed: int = _SEED) -> bytes:
@@ -323,7 +261,7 @@ def main() -> None:
 @main.command("serve", hidden=True)
 @click.argument("directory", type=click.Path(path_type=Path))
 def _serve(directory: Path) -> None:
-    """For `ReferenceServer`."""
+    """For `reference_server`."""
     uvloop.run(serve(directory))
 
 

@@ -6,19 +6,20 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
 from coffre.bench.files import write_whole
-from coffre.bench.references import Measurement
 from coffre.bench.tables import Table
-from coffre.cluster.errors import InvalidArgument
+from coffre.bench.typed_json import decoded, plain
+from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.version import __version__
 from rich.console import Console
 
@@ -26,12 +27,14 @@ __all__ = [
     "Bound",
     "Figure",
     "Machine",
+    "Measurement",
     "Quantity",
     "Row",
     "Target",
     "machine",
     "one_line",
     "print_table",
+    "read_results",
     "row_of",
     "take_turns",
     "write_results",
@@ -53,6 +56,16 @@ class Quantity(Enum):
 
     RATIO = auto()
     VALUE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one turn of a reference found: `value` in `unit`, and in `detail` the conditions."""
+
+    id: str
+    value: float
+    unit: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,11 @@ class Target:
         found = row.ratio if self.quantity is Quantity.RATIO else row.value
         reached = found >= self.limit if self.bound is Bound.AT_LEAST else found <= self.limit
         return reached and (self.also is None or self.also.reached(row))
+
+    def __str__(self) -> str:
+        what = "ratio " if self.quantity is Quantity.RATIO else ""
+        wording = f"{what}{self.bound.value} {_number(self.limit)}"
+        return wording if self.also is None else f"{wording}, and {self.also}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +166,9 @@ def row_of(figure: Figure, *rounds: tuple[float, Measurement]) -> Row:
 
 def machine(directory: Path) -> Machine:
     """This machine, with the type of the filesystem that `directory` is on. Linux only."""
+    text = Path("/proc/cpuinfo").read_text()
     return Machine(
-        cpu=_field(Path("/proc/cpuinfo").read_text(), "model name") or platform.machine(),
+        cpu=found[1] if (found := re.search(r"^model name\s*: (.+)$", text, re.M)) else platform.machine(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=platform.release(),
@@ -158,66 +177,67 @@ def machine(directory: Path) -> Machine:
     )
 
 
-def write_results(path: Path, rows: Sequence[Row], *, seed: int, directory: Path, time: datetime) -> str:
-    """Write the run as JSON, all or nothing, and return the SHA-256 (hex) of its rows.
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """What a file of results holds."""
 
-    `directory` is where the disk was measured; `time` must know its zone. Raises `InvalidArgument` for a
-    figure that is not finite or an id that occurs twice.
+    machine: Machine
+    version: str
+    seed: int
+    time: datetime
+    rows: tuple[Row, ...]
+
+
+def write_results(path: Path, rows: Sequence[Row], *, seed: int, directory: Path) -> str:
+    """Write a run as JSON, all or nothing, and return the SHA-256 (hex) of its rows.
+
+    `directory` is where the disk was measured. Raises `InvalidArgument` for a figure that is not finite or an id that
+    occurs twice.
     """
-    if time.tzinfo is None:
-        raise InvalidArgument("the time of a result needs a zone")
-    listed = [asdict(row) for row in rows]
     for row in rows:
         if not all(map(math.isfinite, (row.value, row.reference, row.ratio))):
             raise InvalidArgument(f"row {row.id} is not finite")
     if len({row.id for row in rows}) != len(rows):
         raise InvalidArgument("two rows have the same id")
-    content = {
-        "machine": asdict(machine(directory)),
-        "version": __version__,
-        "seed": seed,
-        "time": time.isoformat(timespec="seconds"),
-        "rows": listed,
-    }
+    now = datetime.now(UTC).replace(microsecond=0)
+    content = plain(_Results(machine(directory), __version__, seed, now, tuple(rows)))
     write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(content["rows"], sort_keys=True).encode()).hexdigest()
 
 
-def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Console) -> bool:
-    """Show each row with its target, and return whether all targets are reached.
+def read_results(path: Path) -> tuple[Machine, tuple[Row, ...]]:
+    """The machine and the rows of such a file. Raises `ConfigurationError` when it is none."""
+    try:
+        found = decoded(_Results, json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, InvalidArgument) as error:
+        raise ConfigurationError(f"{path} holds no results: {error}") from None
+    return found.machine, found.rows
 
-    `targets` goes by row id. A target without a row is shown as not measured, which is not reached either.
-    """
-    shown, all_reached, seen = [], True, set()
+
+def print_table(rows: Iterable[Row], targets: Mapping[str, Target], console: Console) -> None:
+    """Show each row with its target, by id; a target without a row is shown as not measured."""
+    shown, left = [], dict(targets)
     for row in rows:
-        seen.add(row.id)
-        target = targets.get(row.id)
-        reached = target is None or target.reached(row)
-        all_reached = all_reached and reached
+        target = left.pop(row.id, None)
         shown.append(
             (
                 *(row.id, _number(row.value), row.unit, _number(row.reference), row.reference_id),
                 f"{row.ratio:.3f}",
-                *(("", "") if target is None else (_wording(target), "yes" if reached else "NO")),
+                *(("", "") if target is None else (str(target), "yes" if target.reached(row) else "NO")),
             )
         )
-    for missing in sorted(targets.keys() - seen):
-        all_reached = False
-        shown.append((missing, "not measured", "", "", "", "", _wording(targets[missing]), "NO"))
+    shown += [
+        (name, "not measured", "", "", "", "", str(target), "NO") for name, target in sorted(left.items())
+    ]
     heads = ("figure", "value", "unit", "reference", "of", "ratio", "target", "reached")
     Table(heads, shown).show(console)
-    return all_reached
 
 
 def one_line(row: Row) -> str:
     """A row as a line of progress."""
     return f"{row.id} {_number(row.value)} {row.unit}, {row.ratio:.3f} of {row.reference_id}"
-
-
-def _wording(target: Target) -> str:
-    what = "ratio " if target.quantity is Quantity.RATIO else ""
-    wording = f"{what}{target.bound.value} {_number(target.limit)}"
-    return wording if target.also is None else f"{wording}, and {_wording(target.also)}"
 
 
 def _number(value: float) -> str:
@@ -226,14 +246,6 @@ def _number(value: float) -> str:
         return f"{value:.4g}"
     power = min(max(math.floor(math.log10(abs(value)) / 3), -3), 4)
     return f"{value / 1000.0**power:.4g}{'nµm kMGT'[power + 3].strip()}"
-
-
-def _field(text: str, name: str) -> str | None:
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return None
 
 
 def _filesystem(mountinfo: str, directory: Path) -> str:

@@ -13,21 +13,21 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
-from coffre.cluster.clock import SystemClock
-from coffre.cluster.names import ObjectName, partition_of
-from coffre.codec import crc32c
+from coffre.bench._workload import percentile
+from coffre.bench.shards import accept, applied, opened, stamp_of
+from coffre.cluster.names import ObjectName
 from coffre.node.disk import LmdbStore
-from coffre.node.store import Accept, DropRepair, Mark, Settle, ShardStore, StoreOptions
+from coffre.node.store import Accept, DropRepair, Mark, Settle
 
-PARTITIONS = 1024
-PLACEMENT = (1, 2, 3, 4, 5, 6)
 READS_MAX = 20_000
 PAGES = 11
 
@@ -54,64 +54,50 @@ class Meter:
 
 
 class Load:
-    """Names in random order of their keys, one writer, manifests of a usual size."""
+    """Names in random order of their keys, in batches of so many."""
 
     def __init__(self, keys: int, batch: int, cell_bytes: int, seed: int) -> None:
-        self.keys, self.batch = keys - keys % batch, batch
-        self._seed = seed
-        rng = random.Random(seed)
-        self._writer = rng.randbytes(8)
-        self._cell = rng.randbytes(cell_bytes)
-        self._manifest = rng.randbytes(170)
-
-    def stamp(self, number: int) -> bytes:
-        return (number + 1).to_bytes(8, "big") + self._writer
+        self.keys, self._batch, self._seed = keys - keys % batch, batch, seed
+        self._cell = random.Random(seed).randbytes(cell_bytes)
 
     def names(self) -> Iterator[ObjectName]:
+        """Of all objects, the same at each call."""
         rng = random.Random(self._seed)
         for number in range(self.keys):
             yield ObjectName("clinic", "records", f"patient/{rng.randrange(1 << 30):09d}/obs/{number}.json")
 
     def batches(self) -> Iterator[list[Accept]]:
-        crc, mac, batch = crc32c(self._cell), b"m" * 16, []
-        for number, name in enumerate(self.names()):
-            stamp = self.stamp(number)
-            partition = partition_of(name, PARTITIONS)
-            batch.append(
-                Accept(
-                    name, partition, stamp, False, stamp, self._manifest, mac, PLACEMENT, 2, self._cell, crc
-                )
-            )
-            if len(batch) == self.batch:
-                yield batch
-                batch = []
+        """What stores them."""
+        made = (accept(number, name, cell=self._cell) for number, name in enumerate(self.names()))
+        while batch := list(islice(made, self._batch)):
+            yield batch
 
 
 async def measure(directory: Path, load: Load) -> dict[str, float]:
     """All figures; times in microseconds unless their name says otherwise."""
-    store = await LmdbStore.open(directory, StoreOptions(), SystemClock())
-    meter = Meter(store)
-    for batch in load.batches():
-        outcomes = await store.apply(batch)
-        assert all(outcome.error is None for outcome in outcomes), outcomes
-    figures = {"accept_cpu": meter.take() / load.keys * 1e6}
-    await store.apply([Mark("clinic", load.stamp(load.keys))])
-    figures["read_marked_cpu"], _ = await _reads(store, load)
-    figures["settle_cpu"] = await _settles(store, load, meter)
-    figures["read_cpu"], figures["read_p99"] = await _reads(store, load)
-    figures["page_ms"] = 1e3 * await _median(lambda: store.list("clinic", "records", "patient/5"))
-    await store.close()
+    figures = {}
+    async with opened(directory) as store:
+        meter = Meter(store)
+        for batch in load.batches():
+            await applied(store, batch)
+        figures["accept_cpu"] = meter.take() / load.keys * 1e6
+        await store.apply([Mark("clinic", stamp_of(load.keys))])
+        figures["read_marked_cpu"], _ = await _reads(store, load)
+        meter.take()
+        settled = await _settle(store, load)
+        figures["settle_cpu"] = meter.take() / settled * 1e6
+        figures["read_cpu"], figures["read_p99"] = await _reads(store, load)
+        figures["page_ms"] = await _page_ms(store)
     start = time.perf_counter()
-    store = await LmdbStore.open(directory, StoreOptions(), SystemClock())
-    figures["open_ms"] = (time.perf_counter() - start) * 1e3
-    figures["index_bytes_per_shard"] = (directory / "index" / "data.mdb").stat().st_size / load.keys
-    await store.close()
+    async with opened(directory):
+        figures["open_ms"] = (time.perf_counter() - start) * 1e3
+        figures["index_bytes_per_shard"] = (directory / "index" / "data.mdb").stat().st_size / load.keys
     return figures
 
 
-async def _reads(store: ShardStore, load: Load) -> tuple[float, float]:
+async def _reads(store: LmdbStore, load: Load) -> tuple[float, float]:
     """CPU time of a read, and the 99th percentile of its duration."""
-    names = list(load.names())[: READS_MAX * 10]
+    names = list(islice(load.names(), READS_MAX * 10))
     random.Random(1).shuffle(names)
     names = names[:READS_MAX]
     times = []
@@ -122,11 +108,11 @@ async def _reads(store: ShardStore, load: Load) -> tuple[float, float]:
         times.append(time.perf_counter() - start)
         assert version.cell is not None
     cpu = time.thread_time() - cpu
-    return cpu / len(names) * 1e6, sorted(times)[len(times) * 99 // 100] * 1e6
+    return cpu / len(names) * 1e6, percentile(times, 99) * 1e6
 
 
-async def _settles(store: ShardStore, load: Load, meter: Meter) -> float:
-    meter.take()
+async def _settle(store: LmdbStore, load: Load) -> int:
+    """Settle the first objects; how many."""
     settled = 0
     for batch in load.batches():
         # What comes along asks for a sync, so that the batch does not wait for company.
@@ -136,16 +122,16 @@ async def _settles(store: ShardStore, load: Load, meter: Meter) -> float:
         settled += len(batch)
         if settled >= READS_MAX:
             break
-    return meter.take() / settled * 1e6
+    return settled
 
 
-async def _median(run: Callable[[], Awaitable[object]]) -> float:
+async def _page_ms(store: LmdbStore) -> float:
     times = []
     for _ in range(PAGES):
         start = time.perf_counter()
-        await run()
+        await store.list("clinic", "records", "patient/5")
         times.append(time.perf_counter() - start)
-    return sorted(times)[PAGES // 2]
+    return statistics.median(times) * 1e3
 
 
 @click.command(help=__doc__.partition("\n")[0])

@@ -25,15 +25,14 @@ from coffre.bench.figures import (
     FigureOptions,
     Figures,
     _coding,
-    _index,
-    _large,
+    _data_path,
+    _nodes,
     measure_figures,
     targets_of,
 )
-from coffre.bench.figures._memory import measure_memory
+from coffre.bench.figures._nodes import measure_memory
 from coffre.bench.processes import anonymous_bytes, parse_rollup, run_probe
-from coffre.bench.references import Measurement
-from coffre.bench.result import Bound, Quantity, Row, Target, one_line
+from coffre.bench.result import Bound, Measurement, Quantity, Row, Target, one_line
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import InternalError, Unavailable
 from rich.console import Console
@@ -215,9 +214,9 @@ def test_a_large_put_is_held_against_the_slower_of_wire_and_disk() -> None:
     wire = Measurement("grpc_stream_1m", 900.0, "bytes/s", "")
     slow_disk = Measurement("disk_write_sync", 300.0, "bytes/s", "")
     fast_disk = Measurement("disk_write_sync", 1200.0, "bytes/s", "")
-    assert _large._ceiling((wire, slow_disk)).value == 200.0
-    assert _large._ceiling((wire, fast_disk)).value == 600.0
-    assert _large._ceiling((wire, slow_disk)).id == _large._ceiling((wire, fast_disk)).id
+    assert _data_path._ceiling((wire, slow_disk)).value == 200.0
+    assert _data_path._ceiling((wire, fast_disk)).value == 600.0
+    assert _data_path._ceiling((wire, slow_disk)).id == _data_path._ceiling((wire, fast_disk)).id
 
 
 async def test_one_measurement_of_a_scheme_makes_all_its_rows(tmp_path: Path) -> None:
@@ -246,7 +245,7 @@ async def test_the_index_is_what_a_node_keeps_beside_its_shards(tmp_path: Path) 
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(random.Random(1).randbytes(size_bytes))
-    assert _index._index_bytes(tmp_path) == 8192 + 4096
+    assert _nodes._index_bytes(tmp_path) == 8192 + 4096
 
 
 async def test_the_pipeline_is_measured_on_one_core_and_leaves_the_others_to_the_rest(

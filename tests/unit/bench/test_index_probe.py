@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from coffre.bench import index_probe
+from coffre.bench import index_probe, shards
 from coffre.bench._workload import put_records
 from coffre.bench.fhir_records import fhir_records
 from coffre.bench.in_process import in_process_cluster
-from coffre.bench.index_probe import _digest, _name, _stamp, fill, lookup
-from coffre.cluster.clock import SystemClock
+from coffre.bench.index_probe import fill, lookup
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
-from coffre.node.disk import LmdbStore
-from coffre.node.store import Settle, State, StoreOptions
+from coffre.node.store import Settle, State
 
 SHARDS = 50
 
@@ -33,15 +31,12 @@ async def filled(tmp_path: Path) -> Path:
 
 
 async def test_every_shard_is_there_and_settled(filled: Path) -> None:
-    store = await LmdbStore.open(filled, StoreOptions(), SystemClock())
-    try:
+    async with shards.opened(filled) as store:
         assert (await store.status()).shards == SHARDS
         for number in range(SHARDS):
-            (version,) = await store.read(_name(_digest(number)), want_cell=True)
-            assert (version.stamp, version.state) == (_stamp(number), State.SETTLED)
+            (version,) = await store.read(shards.name_of(number), want_cell=True)
+            assert (version.stamp, version.state) == (shards.stamp_of(number), State.SETTLED)
             assert version.cell is not None
-    finally:
-        await store.close()
 
 
 async def test_how_far_a_fill_has_come_is_told_ten_times(
@@ -95,8 +90,8 @@ async def test_a_shard_is_what_a_node_gets_of_a_fhir_record() -> None:
         (version,) = await cluster.stores[1].read(name, want_cell=True)
         assert version.cell is not None
         cell_bytes.append(len(version.cell.data))
-        assert len(version.manifest) == len(index_probe._MANIFEST)
-        assert len(version.mac) == len(index_probe._MAC)
-        assert len(version.placement) == len(index_probe._PLACEMENT)
+        assert len(version.manifest) == len(shards.MANIFEST)
+        assert len(version.mac) == len(shards.MAC)
+        assert len(version.placement) == len(shards.PLACEMENT)
     await cluster.aclose()
-    assert statistics.mean(cell_bytes) == pytest.approx(len(index_probe._CELL), rel=0.1)
+    assert statistics.mean(cell_bytes) == pytest.approx(len(shards.CELL), rel=0.1)

@@ -12,9 +12,9 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from coffre.bench.load.fleet import ENDING_S, fleet
+from coffre.bench.load.fleet import fleet
 from coffre.bench.load.proxy import DelayProxy
-from coffre.bench.processes import cpu_s
+from coffre.bench.processes import ENDING_S, cpu_s
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError, InternalError
 

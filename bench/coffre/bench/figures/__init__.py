@@ -7,17 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from coffre.bench.figures import (
-    _coding,
-    _faults,
-    _index,
-    _large,
-    _listing,
-    _memory,
-    _records,
-    _repair,
-    _small,
-)
+from coffre.bench.figures import _coding, _data_path, _nodes, _repair
 from coffre.bench.figures._session import FULL, QUICK, FigureOptions, Figures, Group, Scale, Session
 from coffre.bench.result import Target
 from coffre.cluster.clock import Clock
@@ -37,16 +27,11 @@ __all__ = [
 ]
 
 FIGURES: tuple[Group, ...] = (
-    _coding.ENCODE,
-    _coding.PIPELINE,
-    _small.SMALL,
-    _records.RECORDS,
-    _large.LARGE,
-    _faults.FAULTS,
-    _memory.MEMORY,
-    _records.SPACE,
-    _listing.LISTING,
-    _index.INDEX,
+    *(_coding.ENCODE, _coding.PIPELINE),
+    *(_data_path.SMALL, _data_path.RECORDS, _data_path.LARGE),
+    *(_nodes.FAULTS, _nodes.MEMORY),
+    *(_data_path.SPACE, _data_path.LISTING),
+    _nodes.INDEX,
 )
 REPAIR: tuple[Group, ...] = (_repair.LARGE, _repair.SMALL, _repair.GETS, _repair.JOIN, _repair.IDLE)
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from coffre.bench._pipeline import Pipeline
-from coffre.bench.codec import CELL_BYTES, SCHEMES, SHARD_BYTES, EncodeMeasurement, measure_encode
+from coffre.bench.codec import SCHEMES, SIZES, measure_encode
 from coffre.bench.figures._session import Group, Session, at_least
-from coffre.bench.references import Measurement
-from coffre.bench.result import Figure, Row
+from coffre.bench.result import Figure, Measurement
 
 __all__ = ["ENCODE", "PIPELINE"]
 
-_OLDER_SCHEMES = SCHEMES[:3]
-_SIZES = {"1m": SHARD_BYTES, "64k": CELL_BYTES}
 _PIPELINE = Figure("pipeline_4_2", "bytes/s", at_least(0.45))
 
 
 def _figures_of(k: int, m: int, size: str) -> list[Figure]:
     """What the measurement of one scheme at one size is published as."""
-    found = []
-    if (k, m) in _OLDER_SCHEMES and size == "1m":
-        found.append(Figure(f"encode_{k}_{m}_vs_zfec", "bytes/s", at_least(10.0)))
-        found.append(Figure(f"encode_{k}_{m}_vs_isal", "bytes/s", at_least(0.8)))
-    return [*found, Figure(f"encode_{k}_{m}_{size}_vs_isal", "bytes/s", at_least(1.0))]
+    scheme, found = f"encode_{k}_{m}", []
+    if (k, m) in SCHEMES[:3] and size == "1m":
+        found = [
+            Figure(f"{scheme}_vs_zfec", "bytes/s", at_least(10.0)),
+            Figure(f"{scheme}_vs_isal", "bytes/s", at_least(0.8)),
+        ]
+    return [*found, Figure(f"{scheme}_{size}_vs_isal", "bytes/s", at_least(1.0))]
 
 
-_ENCODE = {(k, m, size): _figures_of(k, m, size) for k, m in SCHEMES for size in _SIZES}
+_ENCODE = {(k, m, size): _figures_of(k, m, size) for k, m in SCHEMES for size in SIZES}
 
 
 async def _encode(session: Session) -> None:
@@ -38,19 +38,12 @@ async def _encode(session: Session) -> None:
             session.say(f"measuring {' and '.join(figure.id for figure in asked)}")
             with session.recorded(*asked):
                 with_zfec = any(figure.id.endswith("_vs_zfec") for figure in asked)
-                found = measure_encode(k, m, _SIZES[size], with_zfec=with_zfec)
+                found = measure_encode(k, m, SIZES[size], with_zfec=with_zfec)
                 for figure in asked:
-                    session.add(_encode_row(figure, found))
-
-
-def _encode_row(figure: Figure, found: EncodeMeasurement) -> Row:
-    scheme, _, other = figure.id.rpartition("_vs_")
-    speed, ratio = found.isal_gb_per_s, found.vs_isal
-    if other == "zfec":
-        assert found.zfec_gb_per_s is not None
-        assert found.vs_zfec is not None
-        speed, ratio = found.zfec_gb_per_s, found.vs_zfec
-    return Row(figure.id, found.kernel_gb_per_s * 1e9, figure.unit, speed * 1e9, f"{other}_{scheme}", ratio)
+                    scheme, _, other = figure.id.rpartition("_vs_")
+                    row = found.vs_isal if other == "isal" else found.vs_zfec
+                    assert row is not None
+                    session.add(replace(row, id=figure.id, reference_id=f"{other}_{scheme}"))
 
 
 async def _pipeline(session: Session) -> None:
@@ -65,8 +58,7 @@ async def _pipeline(session: Session) -> None:
             return await loop.run_in_executor(thread, pipeline.code)
 
         async def reference() -> Measurement:
-            rate = await loop.run_in_executor(thread, pipeline.encrypt)
-            return Measurement("aes_gcm", rate, "bytes/s", "the same bytes, one core")
+            return Measurement("aes_gcm", await loop.run_in_executor(thread, pipeline.encrypt), "bytes/s")
 
         await session.turns(_PIPELINE, product, reference, session.scale.pipeline_rounds)
 

@@ -18,8 +18,7 @@ from coffre.bench._workload import Blocks, SmallObjects, latencies, percentile, 
 from coffre.bench.figures._session import BUCKET, CALLERS, Group, Session, at_least, at_most, bound
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.processes import cpu_s, run_probe
-from coffre.bench.references import Measurement
-from coffre.bench.result import Figure
+from coffre.bench.result import Figure, Measurement
 from coffre.client import connect
 from coffre.cluster.errors import InternalError
 from coffre.cluster.transport import GrpcTransport
@@ -92,7 +91,7 @@ async def _large(session: Session) -> None:
     if session.wants(_LARGE):
         session.add_once(_LARGE, await _large_rate(session), disk)
     async with AsyncExitStack() as exits:
-        servers = [await exits.enter_async_context(references.ReferenceServer()) for _ in range(_SOURCES)]
+        servers = [await exits.enter_async_context(references.reference_server()) for _ in range(_SOURCES)]
         gathered = await references.grpc_gather_1m(servers, size_bytes=session.scale.rebuilt_large_bytes * 4)
     session.add_once(_CEILING, gathered.value / _SOURCES, disk)
 
@@ -115,7 +114,7 @@ async def _small(session: Session) -> None:
         await _put_small(session, cluster)
         await _start_lost(session, cluster)
         seconds = await _rebuilt_s(session, cluster, session.scale.rebuilt_small)
-    wanted = Measurement("what it should reach", _SMALL_PER_SECOND, "objects/s", "on two cores")
+    wanted = Measurement("what it should reach", _SMALL_PER_SECOND, "objects/s")
     session.add_once(_SMALL, session.scale.rebuilt_small / seconds, wanted)
 
 
@@ -127,16 +126,10 @@ async def _gets(session: Session) -> None:
         async with await connect(cluster.client_config()) as client:
 
             async def p99_s() -> float:
-                return percentile(
-                    await latencies(
-                        lambda number: objects.get(client, number % count),
-                        callers=_READERS,
-                        duration_s=duration_s,
-                    ),
-                    99,
-                )
+                gets = objects.gets(client, count)
+                return percentile(await latencies(gets, callers=_READERS, duration_s=duration_s), 99)
 
-            before = Measurement("get_p99", await p99_s(), "s", "that node down, nothing repaired")
+            before = Measurement("get_p99", await p99_s(), "s")
             await _start_lost(session, cluster)
             await _rebuilt_s(session, cluster, 1)
             rebuilding = asyncio.create_task(_rebuilt_s(session, cluster, count))
@@ -162,7 +155,7 @@ async def _join(session: Session) -> None:
         await _add_node(cluster, f"{added}={_CAPACITY_BYTES}")
         async with _operator(cluster) as operator:
             statuses = [await operator.repair_status(node, _TIMEOUT) for node in cluster.numbers]
-    fair = Measurement("fair_share", sum(held) / len(statuses), "bytes", "a seventh of what six nodes held")
+    fair = Measurement("fair_share", sum(held) / len(statuses), "bytes")
     session.add_once(_JOIN, float(sum(status.received_bytes for status in statuses)), fair)
 
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 import grpc
 from coffre.bench._workload import Blocks
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
-from coffre.bench.references import Measurement, ReferenceServer
-from coffre.bench.result import Bound, Figure, Row, Target, one_line, row_of, take_turns
+from coffre.bench.references import ReferenceServer, grpc_unary, reference_server
+from coffre.bench.result import Bound, Figure, Measurement, Row, Target, one_line, row_of, take_turns
 from coffre.bench.typed_json import decoded
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
@@ -138,9 +138,9 @@ class Session:
         return self.options.seed
 
     @property
-    def window(self) -> dict[str, float]:
-        """How long a reference is measured beside what the product does in `warmed_up`."""
-        return {"duration_s": self.scale.duration_s, "warmup_s": self.scale.warmup_s}
+    def directory(self) -> Path:
+        """On the disk in question."""
+        return self.options.directory
 
     def wants(self, *figures: Figure) -> list[Figure]:
         """Those that are asked for, and that have not failed yet."""
@@ -179,6 +179,11 @@ class Session:
         await measure(self.scale.warmup_s)
         return await measure(self.scale.duration_s)
 
+    async def unary(self, name: str, path: DataPath, *, duration_s: float | None = None) -> Measurement:
+        """A reference of calls, warmed up as the product is."""
+        duration_s = duration_s or self.scale.duration_s
+        return await grpc_unary(name, path.server, duration_s=duration_s, warmup_s=self.scale.warmup_s)
+
     @contextmanager
     def recorded(self, *figures: Figure) -> Iterator[None]:
         """An error becomes the reason why these figures are missing."""
@@ -214,7 +219,7 @@ class Session:
         """A running cluster and all that measures it."""
         async with (
             self.cluster() as cluster,
-            ReferenceServer() as server,
+            reference_server() as server,
             await connect(cluster.client_config()) as writer,
             await connect(cluster.client_config()) as reader,
         ):
@@ -241,4 +246,4 @@ def at_most(limit: float) -> Target:
 
 def bound(value: float, unit: str) -> Measurement:
     """The reference of what nothing is measured beside: what it may be at most."""
-    return Measurement("bound", value, unit, "what it may be at most")
+    return Measurement("bound", value, unit)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from coffre.bench.load.recorder import Tally
+from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import ALL, PERCENTILES, LoadResult, supported
 from coffre.bench.load.workload import Operation
 from coffre.cluster.errors import InvalidArgument
@@ -97,43 +96,42 @@ def _cells(before: LoadResult, after: LoadResult) -> list[tuple[Operation, str]]
 
 # ---------------------------------------------------------------- quantities
 
-_Value = Callable[[Tally, float], float | None]  # of a tally over so many seconds
 
-
-def _per_second(tally: Tally, seconds: float) -> float:
-    return tally.done / seconds
-
-
-def _percentile(percentile: float) -> _Value:
-    return lambda tally, _: (
-        tally.latencies.percentile(percentile) if supported(percentile, tally.done) else None
-    )
-
-
-_QUANTITIES: dict[str, _Value] = {
-    "op/s": _per_second,
-    **{name: _percentile(PERCENTILES[name]) for name in ("p50", "p99")},
-}
+def _quantities(tally: Tally, seconds: float) -> dict[str, float | None]:
+    """What is compared, of a tally over so many seconds."""
+    found: dict[str, float | None] = {"op/s": tally.done / seconds}
+    for name in ("p50", "p99"):
+        known = supported(PERCENTILES[name], tally.done)
+        found[name] = tally.latencies.percentile(PERCENTILES[name]) if known else None
+    return found
 
 
 class _Sample:
     """One operation and class of one run, over its measured time and in batches of it."""
 
     def __init__(self, result: LoadResult, operation: Operation, kind: str) -> None:
-        self._seconds = result.seconds
-        self._interval_s = result.plan.interval_s
-        self._intervals = int(result.seconds / self._interval_s)
-        self._tallies: dict[int, Tally] = {}
-        for each in result.timeline.slices():
+        self._intervals, self._interval_s = (
+            int(result.seconds / result.plan.interval_s),
+            result.plan.interval_s,
+        )
+
+        def place(each: Slice) -> int | None:
             interval = each.interval - result.first_interval
-            if 0 <= interval < self._intervals and each.operation is operation and kind in (ALL, each.kind):
-                self._tallies.setdefault(interval, Tally()).include(each)
+            is_in = (
+                0 <= interval < self._intervals and each.operation is operation and kind in (ALL, each.kind)
+            )
+            return interval if is_in else None
+
+        self._tallies = result.timeline.tallies(place)
+        self.values = _quantities(self._sum(0, self._intervals), result.seconds)
         self._batches = {count: self._cut(count) for count in _STUDENT}
 
-    def _cut(self, count: int) -> list[Tally]:
+    def _cut(self, count: int) -> list[dict[str, float | None]]:
         """So many batches of equal length. What is left at the end is in none."""
         size = self._intervals // count
-        return [self._sum(number * size, (number + 1) * size) for number in range(count)]
+        seconds = size * self._interval_s
+        batches = (self._sum(number * size, (number + 1) * size) for number in range(count))
+        return [_quantities(batch, seconds) for batch in batches] if size else []
 
     def _sum(self, first: int, after: int) -> Tally:
         found = Tally()
@@ -142,16 +140,10 @@ class _Sample:
                 found.add(each)
         return found
 
-    def value(self, quantity: _Value) -> float | None:
-        """Over all of the measured time."""
-        return quantity(self._sum(0, self._intervals), self._seconds)
-
-    def noise(self, quantity: _Value) -> float | None:
+    def noise(self, quantity: str) -> float | None:
         """Half the width of the confidence interval of the mean over batches, as a share of that mean."""
         for count, student in _STUDENT.items():
-            seconds = self._intervals // count * self._interval_s
-            values = [quantity(each, seconds) if seconds else None for each in self._batches[count]]
-            known = [value for value in values if value]
+            known = [value for each in self._batches[count] if (value := each[quantity])]
             if len(known) == count:
                 return student * statistics.stdev(known) / math.sqrt(count) / statistics.mean(known)
         return None
@@ -160,15 +152,14 @@ class _Sample:
 def _changes(before: LoadResult, after: LoadResult, operation: Operation, kind: str) -> list[Change]:
     first, second = _Sample(before, operation, kind), _Sample(after, operation, kind)
     found = []
-    for name, quantity in _QUANTITIES.items():
-        values = first.value(quantity), second.value(quantity)
-        if values[0] and values[1]:
-            ratio = values[1] / values[0] - 1
+    for name, one in first.values.items():
+        if one and (other := second.values[name]):
+            ratio = other / one - 1
             # The relative errors of both sides of a quotient add up like the sides of a right triangle.
-            one, other = first.noise(quantity), second.noise(quantity)
-            noise = None if one is None or other is None else math.hypot(one, other) * (1 + ratio)
-            verdict = _verdict(ratio, noise, more_is_better=quantity is _per_second)
-            found.append(Change(operation, kind, name, values[0], values[1], ratio, noise, verdict))
+            errors = [each for each in (first.noise(name), second.noise(name)) if each is not None]
+            noise = math.hypot(*errors) * (1 + ratio) if len(errors) == 2 else None
+            verdict = _verdict(ratio, noise, more_is_better=name == "op/s")
+            found.append(Change(operation, kind, name, one, other, ratio, noise, verdict))
     return found
 
 

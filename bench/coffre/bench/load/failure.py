@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.proxy import DelayProxy
 from coffre.bench.load.result import Event
-from coffre.bench.load.session import Disturb, Target, observing
+from coffre.bench.load.session import Target, observing
 from coffre.bench.local_cluster import LocalCluster
 from coffre.cluster.clock import Clock
 
@@ -30,42 +30,31 @@ PHASES = {
 """What is done at the beginning of each."""
 
 
-def _acts(cluster: LocalCluster, victim: int, proxy: DelayProxy) -> dict[str, Callable[[], Awaitable[None]]]:
-    async def delay(seconds: float) -> None:
-        proxy.delay_s = seconds
-
-    async def send(which: signal.Signals) -> None:
-        await asyncio.to_thread(cluster.kill, victim, which)
-
-    return {
-        "steady": lambda: asyncio.sleep(0),
-        "killed": lambda: send(signal.SIGKILL),
-        "brought back": lambda: cluster.start([victim]),
-        "paused": lambda: send(signal.SIGSTOP),
-        "resumed": lambda: send(signal.SIGCONT),
-        "slowed": lambda: delay(SLOW_S),
-        "left alone": lambda: delay(0.0),
-    }
-
-
 @asynccontextmanager
-async def disturbed(
-    cluster: LocalCluster, plan: LoadPlan, clock: Clock
-) -> AsyncIterator[tuple[Target, Disturb]]:
-    """Start the cluster with a proxy before the node that the seed has chosen; what is to be done to it meanwhile."""
+async def disturbed(cluster: LocalCluster, plan: LoadPlan, clock: Clock) -> AsyncIterator[Target]:
+    """Start the cluster with a proxy before the node that the seed has chosen, to which all this will be done."""
     victim = random.Random(plan.seed).choice(cluster.numbers)
     node = cluster.map.node(victim)
     phase_intervals = plan.duration_s / len(PHASES) / plan.interval_s
 
-    async def disturb(start: float, clock: Clock) -> tuple[Event, ...]:
+    async def act(phase: str) -> None:
+        match phase:
+            case "killed" | "paused" | "resumed":
+                which = {"killed": signal.SIGKILL, "paused": signal.SIGSTOP, "resumed": signal.SIGCONT}[phase]
+                await asyncio.to_thread(cluster.kill, victim, which)
+            case "brought back":
+                await cluster.start([victim])
+            case "slowed" | "left alone":
+                proxy.delay_s = SLOW_S if phase == "slowed" else 0.0
+
+    async def disturb(start: float) -> tuple[Event, ...]:
         events = []
-        acts = _acts(cluster, victim, proxy)
         for number, (phase, what) in enumerate(PHASES.items()):
             # On the edges of intervals, so that no interval is of two phases.
             at = start + (plan.ramp_intervals + round(number * phase_intervals)) * plan.interval_s
             await clock.sleep(max(0.0, at - clock.monotonic()))
             events.append(Event(max(clock.monotonic(), at) - start, phase, what.format(node=node.node_id)))
-            await acts[phase]()
+            await act(phase)
         return tuple(events)
 
     apart = cluster.listen_apart(victim)
@@ -75,4 +64,4 @@ async def disturbed(
         # No counters: the victim's begin anew when it is brought back.
         observing(cluster.map, None) as observe,
     ):
-        yield Target(cluster.client_config(), cluster.map, observe), disturb
+        yield Target(cluster.client_config(), cluster.map, observe, disturb)

@@ -73,26 +73,23 @@ class LoadPlan:
     seed: int = _asked("--seed", 1, "Of everything drawn.")
 
     def __post_init__(self) -> None:
-        for holds, message in (
-            (1 <= self.processes <= PROCESSES_MAX, f"1 to {PROCESSES_MAX} processes"),
-            (
-                self.processes <= self.in_flight <= IN_FLIGHT_MAX,
-                f"in flight: from one per process to {IN_FLIGHT_MAX}",
+        rate, count = self.rate_per_s, self.count
+        possible = {
+            f"1 to {PROCESSES_MAX} processes": 1 <= self.processes <= PROCESSES_MAX,
+            f"in flight: from one per process to {IN_FLIGHT_MAX}": (
+                self.processes <= self.in_flight <= IN_FLIGHT_MAX
             ),
-            (0 < self.duration_s <= DURATION_S_MAX, "a run lasts more than 0 s and at most a week"),
-            (0 <= self.ramp_s <= DURATION_S_MAX, "a ramp lasts 0 s to a week"),
-            (
-                self.rate_per_s is None or 0 < self.rate_per_s <= 1e6,
-                "a rate is above 0 and at most 10^6/s",
+            "a run lasts more than 0 s and at most a week": 0 < self.duration_s <= DURATION_S_MAX,
+            "a ramp lasts 0 s to a week": 0 <= self.ramp_s <= DURATION_S_MAX,
+            "a rate is above 0 and at most 10^6/s": rate is None or 0 < rate <= 1e6,
+            f"a count is at least one operation per process, and at most {COUNT_MAX}": (
+                count is None or self.processes <= count <= COUNT_MAX
             ),
-            (
-                self.count is None or self.processes <= self.count <= COUNT_MAX,
-                f"a count is at least one operation per process, and at most {COUNT_MAX}",
-            ),
-            (0 < self.objects <= 10**8, "the run needs at least one object to read"),
-            (self.range_bytes > 0, "a range has at least one byte"),
-            (self.seed >= 0, "a seed is 0 or more"),
-        ):
+            "the run needs at least one object to read": 0 < self.objects <= 10**8,
+            "a range has at least one byte": self.range_bytes > 0,
+            "a seed is 0 or more": self.seed >= 0,
+        }
+        for message, holds in possible.items():
             if not holds:
                 raise InvalidArgument(message)
         parse_mix(self.mix)
@@ -128,6 +125,11 @@ class LoadPlan:
     def end_interval(self) -> int:
         """The first interval after the run; what ends in it or later was begun, or due, during the run."""
         return self.ramp_intervals + math.ceil(self.duration_s / self.interval_s)
+
+    @property
+    def measured_s(self) -> float:
+        """Between the ramp and the end."""
+        return (self.end_interval - self.ramp_intervals) * self.interval_s
 
     def compared(self) -> dict[str, object]:
         """What two runs must share for their figures to be comparable."""

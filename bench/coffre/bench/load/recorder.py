@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 from coffre.bench.load.latency import Latencies
@@ -16,6 +17,7 @@ from coffre.bench.load.workload import Operation
 __all__ = ["Recorder", "Slice", "Tally", "Timeline"]
 
 _Place = tuple[int, Operation, str]
+_Key = TypeVar("_Key")
 
 
 class Slice(msgspec.Struct, frozen=True, array_like=True):
@@ -123,8 +125,12 @@ class Timeline:
 
     def add(self, new: Slice) -> None:
         """Sum one up with what is there."""
-        old = self._slices.get(new.place)
-        self._slices[new.place] = new if old is None else _sum([old, new]).at(new.place)
+        if (old := self._slices.get(new.place)) is not None:
+            tally = Tally()
+            tally.include(old)
+            tally.include(new)
+            new = tally.at(new.place)
+        self._slices[new.place] = new
 
     def slices(self) -> list[Slice]:
         """All, in the order of time."""
@@ -136,13 +142,14 @@ class Timeline:
         found = {(operation, kind) for _, operation, kind in self._slices}
         return sorted(found, key=lambda cell: (order.index(cell[0]), cell[1]))
 
+    def tallies(self, group: Callable[[Slice], _Key | None]) -> dict[_Key, Tally]:
+        """The sums of the slices that belong together; those of None are in no sum."""
+        found: dict[_Key, Tally] = {}
+        for each in self._slices.values():
+            if (key := group(each)) is not None:
+                found.setdefault(key, Tally()).include(each)
+        return found
+
     def tally(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:
         """The sum of the slices that are chosen."""
-        return _sum(each for each in self._slices.values() if chosen(each))
-
-
-def _sum(slices: Iterable[Slice]) -> Tally:
-    tally = Tally()
-    for each in slices:
-        tally.include(each)
-    return tally
+        return self.tallies(lambda each: chosen(each) or None).get(True, Tally())

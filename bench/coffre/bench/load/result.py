@@ -132,15 +132,26 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PhaseRow:
-    """One operation in one phase. An operation belongs to the phase that it ended in.
+    """One operation in one phase, and in the first phase when this is a later one.
 
-    The ratios are to the first phase: 2.0 is twice as many, or twice as slow.
+    An operation belongs to the phase that it ended in. The ratios are to the first phase: 2.0 is twice as many, or
+    twice as slow.
     """
 
     phase: str
     row: Row
-    per_s_ratio: float | None
-    p99_ratio: float | None
+    steady: Row | None
+
+    @property
+    def per_s_ratio(self) -> float | None:
+        """None when there is nothing to compare with."""
+        return self.row.per_s / self.steady.per_s if self.steady and self.steady.per_s else None
+
+    @property
+    def p99_ratio(self) -> float | None:
+        """None when one of the two is not known."""
+        high_s, steady_s = (row and row.percentiles_s.get("p99") for row in (self.row, self.steady))
+        return high_s / steady_s if high_s and steady_s else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +179,10 @@ class LoadResult:
 
     def rows(self) -> list[Row]:
         """Of each operation: all its classes together, then each one when there are several."""
-        found = []
+        found, cells = [], self.timeline.cells()
         order = [kind.name for kind in self.plan.parsed_workload().classes]
         for operation in Operation:
-            kinds = [kind for each, kind in self.timeline.cells() if each is operation]
+            kinds = [kind for each, kind in cells if each is operation]
             kinds.sort(key=lambda kind: order.index(kind) if kind in order else len(order))
             for kind in [ALL, *(kinds if len(kinds) > 1 else [])] if kinds else []:
                 found.append(self._row(operation, kind, self.first_interval, None, self.seconds))
@@ -182,14 +193,15 @@ class LoadResult:
         interval_s, found = self.plan.interval_s, []
         steady: dict[Operation, Row] = {}
         firsts: list[int] = [round(event.at_s / interval_s) for event in self.events]
-        ends = [*firsts[1:], self.plan.end_interval]
-        for event, first, end in zip(self.events, firsts, ends, strict=False):
+        for event, first, end in zip(
+            self.events, firsts, [*firsts[1:], self.plan.end_interval], strict=False
+        ):
             after = None if event is self.events[-1] else end
             for operation in Operation:
                 row = self._row(operation, ALL, first, after, (end - first) * interval_s)
                 if row.done or row.failed:
-                    usual = steady.setdefault(operation, row)
-                    found.append(_phase_row(event.phase, row, None if usual is row else usual))
+                    found.append(PhaseRow(event.phase, row, steady.get(operation)))
+                    steady.setdefault(operation, row)
         return found
 
     def _row(self, operation: Operation, kind: str, first: int, after: int | None, seconds: float) -> Row:
@@ -200,23 +212,22 @@ class LoadResult:
         tally = self.timeline.tally(chosen)
         # A rate is of what ended in the measured time; what ended later has its place in the percentiles alone.
         late = self.timeline.tally(lambda each: chosen(each) and each.interval >= self.plan.end_interval)
-        latencies, done = tally.latencies, tally.done
-        *values, max_s = latencies.percentiles([*PERCENTILES.values(), 100.0]) if done else [None]
+        # A phase that began late on a busy machine may have no time of its own.
+        per_second = 1 / seconds if seconds > 0 else 0.0
         return Row(
             operation,
             kind,
-            done,
+            tally.done,
             tally.failed,
-            # A phase that began late on a busy machine may have no time of its own.
-            (done - late.done) / seconds if seconds > 0 else 0.0,
-            (tally.size_bytes - late.size_bytes) / seconds if seconds > 0 else 0.0,
-            latencies.mean_s if done else None,
+            (tally.done - late.done) * per_second,
+            (tally.size_bytes - late.size_bytes) * per_second,
+            tally.latencies.mean_s if tally.done else None,
             {
-                name: value
-                for (name, percentile), value in zip(PERCENTILES.items(), values, strict=False)
-                if value is not None and supported(percentile, done)
+                name: tally.latencies.percentile(percentile)
+                for name, percentile in PERCENTILES.items()
+                if tally.done and supported(percentile, tally.done)
             },
-            max_s,
+            tally.latencies.percentile(100.0) if tally.done else None,
         )
 
     def measured(self, chosen: Callable[[Slice], bool] = lambda _: True) -> Tally:
@@ -247,29 +258,10 @@ class LoadResult:
             "rows": plain(self.rows()),
         }
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> LoadResult:
-        """Raises `InvalidArgument` when it is not a result of this format."""
-        if content.get("format") != FORMAT:
-            raise InvalidArgument(f"not a result of the format {FORMAT}")
-        return decoded(cls, {**content, "timeline": content.get("slices")}, _decoded)
-
 
 def supported(percentile: float, count: int) -> bool:
     """Whether at least one of so many operations lies beyond the percentile."""
     return count * (1 - percentile / 100) >= 0.999
-
-
-def _phase_row(phase: str, row: Row, steady: Row | None) -> PhaseRow:
-    if steady is None:
-        return PhaseRow(phase, row, None, None)
-    high_s, steady_s = row.percentiles_s.get("p99"), steady.percentiles_s.get("p99")
-    return PhaseRow(
-        phase,
-        row,
-        row.per_s / steady.per_s if steady.per_s else None,
-        high_s / steady_s if high_s and steady_s else None,
-    )
 
 
 def _encoded(value: Timeline | Latencies) -> object:
@@ -291,15 +283,14 @@ def read_result(path: Path) -> LoadResult:
     """Raises `InvalidArgument` for a file that holds no result."""
     try:
         if path.stat().st_size > RESULT_BYTES_MAX:
-            raise InvalidArgument(f"{path} is larger than any result")
+            raise InvalidArgument("larger than any result")
         content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InvalidArgument("it does not say so")
+        return decoded(LoadResult, {**content, "timeline": content.get("slices")}, _decoded)
     except OSError as error:
         raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
         raise InvalidArgument(f"{path} is not JSON") from None
-    if not isinstance(content, dict):
-        raise InvalidArgument(f"{path}: not a result of the format {FORMAT}")
-    try:
-        return LoadResult.from_json(content)
     except InvalidArgument as error:
-        raise InvalidArgument(f"{path}: not a result, or one that is {error}") from None
+        raise InvalidArgument(f"{path} holds no result of the format {FORMAT}: {error}") from None

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from coffre.bench.load.fleet import Fleet, fleet
+from coffre.bench.load.fleet import fleet
 from coffre.bench.load.latency import Latencies, total
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Slice, Timeline
@@ -29,52 +29,15 @@ from coffre.cluster.map import ClusterMap, NodeState, read_map
 from coffre.cluster.transport import GrpcTransport
 from coffre.cluster.version import __version__
 
-__all__ = ["Observe", "Progress", "Target", "connected", "observing", "run_load", "started"]
+__all__ = ["Disturb", "Observe", "Progress", "Target", "connected", "observing", "run_load", "started"]
 
 STATUS_TIMEOUT_S = 5.0
 HEAD_START_S = 0.5  # from the command until the load begins, so that all processes are connected
 
 Observe = Callable[[], Awaitable[Counters]]
 """Reads the counters as they are now. A node that does not answer is left out, and `answering` says so."""
-
-
-@asynccontextmanager
-async def observing(
-    cluster_map: ClusterMap,
-    operator: TlsFiles | None,
-    pids: Callable[[], Iterable[int]] = lambda: (),
-) -> AsyncIterator[Observe]:
-    """Without an operator's certificate or local processes, there is less to say."""
-    transport = None if operator is None else GrpcTransport(cluster_map, operator)
-    numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
-
-    async def observe() -> Counters:
-        local = list(pids())
-        used_s = sum(map(cpu_s, local)) if local else None
-        if transport is None:
-            return Counters(cpu_s=used_s)
-        asked = (transport.status(number, STATUS_TIMEOUT_S) for number in numbers)
-        replies = await asyncio.gather(*asked, return_exceptions=True)
-        found = []
-        for reply in replies:
-            if not isinstance(reply, BaseException):
-                found.append(reply)
-            elif not isinstance(reply, CoffreError):
-                raise reply
-        return Counters(
-            len(found),
-            sum(reply.syncs for reply in found),
-            sum(reply.objects for reply in found),
-            sum(reply.live_bytes for reply in found),
-            sum(reply.disk_bytes for reply in found),
-            used_s,
-        )
-
-    try:
-        yield observe
-    finally:
-        if transport is not None:
-            await transport.close()
+Disturb = Callable[[float], Coroutine[Any, Any, tuple[Event, ...]]]
+"""Gets the start of the load, does something to the cluster meanwhile, and returns what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +47,57 @@ class Target:
     config: Path
     cluster_map: ClusterMap
     observe: Observe
+    disturb: Disturb | None = None
+
+
+@asynccontextmanager
+async def observing(
+    cluster_map: ClusterMap, operator: TlsFiles | None, pids: Callable[[], Iterable[int]] = lambda: ()
+) -> AsyncIterator[Observe]:
+    """Without an operator's certificate or local processes, there is less to say."""
+    transport = None if operator is None else GrpcTransport(cluster_map, operator)
+    numbers = [node.number for node in cluster_map.nodes if node.state is not NodeState.REMOVED]
+
+    async def observe() -> Counters:
+        used_s = sum(map(cpu_s, local)) if (local := list(pids())) else None
+        if transport is None:
+            return Counters(cpu_s=used_s)
+        asked = (transport.status(number, STATUS_TIMEOUT_S) for number in numbers)
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, CoffreError):
+                raise reply
+        found = [reply for reply in replies if not isinstance(reply, BaseException)]
+        names = ("syncs", "objects", "live_bytes", "disk_bytes")
+        syncs, objects, live, disk = (sum(getattr(reply, name) for reply in found) for name in names)
+        return Counters(len(found), syncs, objects, live, disk, used_s)
+
+    try:
+        yield observe
+    finally:
+        if transport is not None:
+            await transport.close()
+
+
+@asynccontextmanager
+async def connected(config: Path, operator: tuple[Path, Path] | None) -> AsyncIterator[Target]:
+    """A cluster that is already there. Raises `ConfigurationError` when a file is not in order."""
+    settings = load_client_config(config)
+    cluster_map, _ = read_map(settings.map, settings.tls.authority)
+    tls = None if operator is None else TlsFiles(settings.tls.authority, *operator)
+    async with observing(cluster_map, tls) as observe:
+        yield Target(config, cluster_map, observe)
+
+
+@asynccontextmanager
+async def started(cluster: LocalCluster) -> AsyncIterator[Target]:
+    """A cluster of this run's own, which ends with it."""
+
+    def pids() -> list[int]:
+        return [cluster.pid(number) for number in cluster.numbers if cluster.running(number)]
+
+    async with cluster, observing(cluster.map, cluster.operator_tls(), pids) as observe:
+        yield Target(cluster.client_config(), cluster.map, observe)
 
 
 class Progress(Protocol):
@@ -102,29 +116,6 @@ class Progress(Protocol):
         """Something that the user must know, and that does not change the result."""
 
 
-Disturb = Callable[[float, Clock], Coroutine[Any, Any, tuple[Event, ...]]]
-
-
-@asynccontextmanager
-async def connected(config: Path, operator: TlsFiles | None) -> AsyncIterator[Target]:
-    """A cluster that is already there. Raises `ConfigurationError` when a file is not in order."""
-    settings = load_client_config(config)
-    cluster_map, _ = read_map(settings.map, settings.tls.authority)
-    async with observing(cluster_map, operator) as observe:
-        yield Target(config, cluster_map, observe)
-
-
-@asynccontextmanager
-async def started(cluster: LocalCluster) -> AsyncIterator[Target]:
-    """A cluster of this run's own, which ends with it."""
-
-    def pids() -> list[int]:
-        return [cluster.pid(number) for number in cluster.numbers if cluster.running(number)]
-
-    async with cluster, observing(cluster.map, cluster.operator_tls(), pids) as observe:
-        yield Target(cluster.client_config(), cluster.map, observe)
-
-
 async def run_load(
     target: Target,
     plan: LoadPlan,
@@ -134,64 +125,13 @@ async def run_load(
     *,
     check: bool,
     clean: bool,
-    disturb: Disturb | None = None,
 ) -> LoadResult:
     """Put the load of the plan on the target. Raises `CoffreError` when a client process fails as a whole.
 
-    `check`: read everything back at the end that was written. `clean`: delete it, and what was there to be read; a
+    `check` reads back at the end all that was written. `clean` deletes all of it, and what was stored to be read; a
     run that does not come to its end deletes nothing.
-    `disturb` runs beside the load: it gets the start of the load, and returns what it has done.
     """
     time = datetime.fromtimestamp(clock.unixtime_ms() / 1000, UTC)
-    async with fleet(target.config, plan) as clients:
-
-        async def part(what: str, command: str) -> list[dict[str, Any]]:
-            progress.begin(what, None)
-            return await clients.command({"do": command}, lambda said: progress.advance(said["bytes"]))
-
-        await part("storing what is read", "fill")
-        loaded = await _load(clients, target, plan, clock, progress, disturb)
-        checked = await part("reading everything back", "check") if check else []
-        if clean:
-            try:
-                await part("deleting", "clean")
-            except CoffreError as error:  # the result stands all the same
-                progress.warn(f"not all was deleted below {plan.bucket}/{plan.prefix}/: {error}")
-    lags = [Latencies.decode(each["lag"]) for each in loaded.said if each["lag"] is not None]
-    return LoadResult(
-        version=__version__,
-        time=time,
-        machine=machine,
-        plan=plan,
-        cluster=ClusterFacts.of(target.cluster_map),
-        usage=loaded.usage,
-        seconds=loaded.seconds,
-        not_started=sum(each["not_started"] for each in loaded.said),
-        lag=total(lags) if lags else None,
-        timeline=loaded.timeline,
-        check=_check(checked) if check else None,
-        events=loaded.events,
-        examples=tuple(line for each in [*loaded.said, *checked] for line in each["examples"]),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    said: list[dict[str, Any]]
-    timeline: Timeline
-    usage: Usage
-    seconds: float
-    events: tuple[Event, ...]
-
-
-async def _load(
-    clients: Fleet,
-    target: Target,
-    plan: LoadPlan,
-    clock: Clock,
-    progress: Progress,
-    disturb: Disturb | None,
-) -> _Loaded:
     timeline = Timeline()
 
     def hear(message: dict[str, Any]) -> None:
@@ -200,20 +140,44 @@ async def _load(
             timeline.add(each)
         progress.show(slices)
 
-    before = await target.observe()
-    progress.begin("load", None if plan.count is not None else plan.end_interval * plan.interval_s)
-    start = clock.monotonic() + HEAD_START_S
-    async with together() as group:
-        disturbing = None if disturb is None else group.create_task(disturb(start, clock))
-        said = await clients.command({"do": "run", "start": start}, hear)
-    elapsed_s = clock.monotonic() - start
-    if plan.count is not None:
-        seconds = max(each["last"] for each in said) - start
-    else:
-        seconds = (plan.end_interval - plan.ramp_intervals) * plan.interval_s
-    used_s = tuple(each["cpu_s"] for each in said)
-    usage = Usage(used_s, before, await target.observe(), elapsed_s)
-    return _Loaded(said, timeline, usage, seconds, disturbing.result() if disturbing else ())
+    async with fleet(target.config, plan) as clients:
+
+        async def part(what: str, command: str) -> list[dict[str, Any]]:
+            progress.begin(what, None)
+            return await clients.command({"do": command}, lambda said: progress.advance(said["bytes"]))
+
+        await part("storing what is read", "fill")
+        before = await target.observe()
+        progress.begin("load", None if plan.count is not None else plan.end_interval * plan.interval_s)
+        start = clock.monotonic() + HEAD_START_S
+        async with together() as group:
+            disturbing = None if target.disturb is None else group.create_task(target.disturb(start))
+            said = await clients.command({"do": "run", "start": start}, hear)
+        elapsed_s = clock.monotonic() - start
+        usage = Usage(tuple(each["cpu_s"] for each in said), before, await target.observe(), elapsed_s)
+        checked = await part("reading everything back", "check") if check else []
+        if clean:
+            try:
+                await part("deleting", "clean")
+            except CoffreError as error:  # the result stands all the same
+                progress.warn(f"not all was deleted below {plan.bucket}/{plan.prefix}/: {error}")
+    ended = None if plan.count is None else max(each["last"] for each in said)
+    lags = [Latencies.decode(each["lag"]) for each in said if each["lag"] is not None]
+    return LoadResult(
+        version=__version__,
+        time=time,
+        machine=machine,
+        plan=plan,
+        cluster=ClusterFacts.of(target.cluster_map),
+        usage=usage,
+        seconds=plan.measured_s if ended is None else ended - start,
+        not_started=sum(each["not_started"] for each in said),
+        lag=total(lags) if lags else None,
+        timeline=timeline,
+        check=_check(checked) if check else None,
+        events=disturbing.result() if disturbing else (),
+        examples=tuple(line for each in [*said, *checked] for line in each["examples"]),
+    )
 
 
 def _check(said: list[dict[str, Any]]) -> Check:

@@ -9,11 +9,8 @@ Every line is JSON. The first line in is the plan; then come commands, one at a 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import resource
-import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from coffre.bench.load.loops import arrivals, closed_loop, open_loop
 from coffre.bench.load.operations import Housekeeping, Ledger, Operations
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Recorder, Slice
+from coffre.bench.processes import heard_lines, tell
 from coffre.bench.typed_json import decoded, plain
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock, SystemClock
@@ -30,20 +28,16 @@ from coffre.cluster.errors import CoffreError, InvalidArgument
 
 __all__ = ["Worker"]
 
-LINE_BYTES_MAX = 1 << 20
-_Tell = Callable[[dict[str, object]], None]
-
 
 class Worker:
     """What one process does, command by command. Each command has a client of its own, which knows nothing yet."""
 
-    def __init__(self, config: Path, number: int, plan: LoadPlan, clock: Clock, tell: _Tell) -> None:
-        self._config, self._number, self._plan = config, number, plan
-        self._clock, self._tell = clock, tell
+    def __init__(self, config: Path, number: int, plan: LoadPlan, clock: Clock) -> None:
+        self._config, self._number, self._plan, self._clock = config, number, plan, clock
         self._ledger = Ledger()
 
     def _advance(self, size_bytes: int) -> None:
-        self._tell({"event": "progress", "bytes": size_bytes})
+        tell({"event": "progress", "bytes": size_bytes})
 
     async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return what is to be said of it. Raises `CoffreError`."""
@@ -83,21 +77,18 @@ class Worker:
 
     async def _load(self, operations: Operations, start: float) -> int:
         """Put the load on; how many operations were due and never begun."""
-        plan, clock = self._plan, self._clock
+        plan, clock, perform = self._plan, self._clock, operations.perform
         ramp_s, end = plan.ramp_intervals * plan.interval_s, start + plan.end_interval * plan.interval_s
         in_flight = self._share(plan.in_flight)
         count = None if plan.count is None else self._share(plan.count)
         if plan.rate_per_s is None:
-            perform = operations.perform
             await closed_loop(
                 perform, clock, callers=in_flight, start=start, ramp_s=ramp_s, end=end, count=count
             )
             return 0
         source = random.Random(f"{plan.seed}/{self._number}/arrivals")
         due_s = arrivals(source, rate_per_s=plan.rate_per_s / plan.processes, ramp_s=ramp_s)
-        return await open_loop(
-            operations.perform, due_s, clock, in_flight=in_flight, start=start, end=end, count=count
-        )
+        return await open_loop(perform, due_s, clock, in_flight=in_flight, start=start, end=end, count=count)
 
     def _share(self, total: int) -> int:
         """The part of this process, such that all parts are the total."""
@@ -110,7 +101,7 @@ class Worker:
             self._tell_slices(recorder.take(self._clock.monotonic()))
 
     def _tell_slices(self, slices: list[Slice]) -> None:
-        self._tell({"event": "slices", "slices": plain(slices)})
+        tell({"event": "slices", "slices": plain(slices)})
 
 
 def _cpu_s() -> float:
@@ -118,45 +109,29 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def _lines() -> AsyncIterator[dict[str, Any]]:
-    """Lines of the standard input until it ends."""
-    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := await reader.readline():
-        yield json.loads(line)
-
-
-def _tell(message: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
 async def serve(config: Path, number: int) -> None:
     """Obey until the input ends, which also ends a command under way."""
-    lines = _lines()
-    worker = Worker(config, number, decoded(LoadPlan, await anext(lines)), SystemClock(), _tell)
+    lines = heard_lines()
+    worker = Worker(config, number, decoded(LoadPlan, await anext(lines)), SystemClock())
     commands: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=2)
+
+    async def listen() -> None:
+        async for command in lines:
+            await commands.put(command)
 
     async def work() -> None:
         while True:
             try:
-                _tell({"event": "done", **await worker.obey(await commands.get())})
+                tell({"event": "done", **await worker.obey(await commands.get())})
             except CoffreError as error:
-                _tell({"event": "failed", "error": type(error).__name__, "text": str(error)})
+                tell({"event": "failed", "error": type(error).__name__, "text": str(error)})
 
-    working = asyncio.create_task(work())
-    ended = asyncio.create_task(_pass_on(lines, commands))
-    await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
-    for task in (working, ended):
+    tasks = asyncio.create_task(work()), asyncio.create_task(listen())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
         if task.done():
             task.result()  # what nobody foresaw ends the process with a traceback
         task.cancel()
-
-
-async def _pass_on(lines: AsyncIterator[dict[str, Any]], commands: asyncio.Queue[dict[str, Any]]) -> None:
-    async for command in lines:
-        await commands.put(command)
 
 
 @click.command()
