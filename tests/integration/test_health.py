@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from coffre.bench.load.proxy import DelayProxy
+from coffre.bench.load.failure import DelayProxy
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.clock import SystemClock

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from coffre.bench.fhir_records import FhirRecord
-from coffre.bench.tasks import for_each, together
+from coffre.bench.processes import for_each, together
 from coffre.client import AsyncClient
 from coffre.cluster.errors import CoffreError, IntegrityError
 

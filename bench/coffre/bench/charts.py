@@ -9,14 +9,12 @@ from html import escape
 from typing import Any
 
 import matplotlib as mpl
+from coffre.bench.pages import COLOURS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-__all__ = ["COLOURS", "Chart"]
-
-COLOURS = ("put", "get", "range", "head", "list", "delete")
-"""Of lines; named as the style sheet in pages/ has them, for light and dark."""
+__all__ = ["Chart"]
 
 _POINTS_PER_INCH = 72  # so that one unit of the SVG is one point of Matplotlib's
 _GROUND = ("soft", "faint", "line", "ink", "bad", "band-a", "band-b")

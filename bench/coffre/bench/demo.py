@@ -13,8 +13,8 @@ from pathlib import Path
 
 from coffre.bench.dataset import Record, generate, records
 from coffre.bench.local_cluster import ClusterShape, LocalCluster, share_of_disk
+from coffre.bench.processes import for_each, together
 from coffre.bench.tables import Table
-from coffre.bench.tasks import for_each, together
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError

@@ -11,7 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["Markup", "render"]
+__all__ = ["COLOURS", "Markup", "render"]
+
+COLOURS = ("put", "get", "range", "head", "list", "delete")
+"""Of lines; named as the style sheet in pages/ has them, for light and dark."""
 
 _PAGES = Path(__file__).with_name("pages")
 

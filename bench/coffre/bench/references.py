@@ -19,8 +19,8 @@ from time import perf_counter
 
 import click
 import uvloop
-from coffre.bench import _isal
 from coffre.bench._reference_server import OPEN, ReferenceServer, reference_server, serve
+from coffre.bench.codec import isal_encoder
 from coffre.bench.result import Measurement
 from coffre.bench.timing import Work, timed
 from coffre.cluster.admin import one_line_errors
@@ -173,7 +173,7 @@ def in_cache(*, rounds: int = 25) -> list[Measurement]:
         "memcpy": (partial(target.__setitem__, slice(None), source), _MIB),
         "aes_gcm": (lambda: cipher.encrypt(next(nonces).to_bytes(12, "big"), source, None), _MIB),
         "isal_encode_4_2": (
-            _isal.encoder(4, 2, data, [bytearray(_MIB) for _ in range(2)], _MIB),
+            isal_encoder(4, 2, data, [bytearray(_MIB) for _ in range(2)], _MIB),
             4 * _MIB,
         ),
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 import pydicom
 import pytest
 import zstandard
-from coffre.bench import _health_records, dataset
+from coffre.bench import dataset
 from coffre.bench._synthetic import write_archive, write_radiograph
 from coffre.bench.dataset import DatasetSummary, Record, Scale, generate, records
 from coffre.bench.fhir_records import compression, fhir_records
@@ -164,7 +164,7 @@ def test_a_failing_generator_is_reported_with_what_it_said_and_stops_the_other(t
         "clinosim": ["simulate", "-p", "500"],
     }
     with pytest.raises(ConfigurationError, match=r"carebundle failed with exit code 2: .*no-such-profile"):
-        _health_records._run_together(arguments, tmp_path)
+        dataset._run_together(arguments, tmp_path)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert not [child for child in children if b"clinosim" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -173,7 +173,7 @@ def test_a_failing_generator_is_reported_with_what_it_said_and_stops_the_other(t
     "call", ["socket.create_connection(('127.0.0.1', 9))", "socket.getaddrinfo('localhost', 80)"]
 )
 def test_a_generator_cannot_reach_the_network(call: str) -> None:
-    launcher = _health_records._OFFLINE_LAUNCHER.split("name = ")[0]
+    launcher = dataset._OFFLINE_LAUNCHER.split("name = ")[0]
     script = f"{launcher}\nimport socket\n{call}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -185,7 +185,7 @@ def test_a_resource_id_never_becomes_a_path(name: str, tmp_path: Path) -> None:
     source = tmp_path / "Patient.ndjson"
     source.write_text(json.dumps({"resourceType": "Patient", "id": name}) + "\n")
     with pytest.raises(ConfigurationError, match="resource with type 'Patient'"):
-        _health_records._split_ndjson(source, tmp_path)
+        dataset._split_ndjson(source, tmp_path)
 
 
 def test_a_radiograph_is_a_valid_cr_image_that_compresses_like_one(tmp_path: Path) -> None:

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from coffre.bench._isal import IsalMissing
-from coffre.bench._pipeline import Pipeline
 from coffre.bench.bench_cli import bench
-from coffre.bench.codec import measure_encode
+from coffre.bench.codec import IsalMissing, measure_encode
 from coffre.bench.figures import (
     FIGURES,
     QUICK,
@@ -30,6 +28,7 @@ from coffre.bench.figures import (
     measure_figures,
     targets_of,
 )
+from coffre.bench.figures._coding import Pipeline
 from coffre.bench.figures._nodes import measure_memory
 from coffre.bench.processes import anonymous_bytes, parse_rollup, run_probe
 from coffre.bench.result import Bound, Measurement, Quantity, Row, Target, one_line

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.bench.load.objects import Objects
-from coffre.bench.load.operations import Fate, Housekeeping, Ledger, Operations
+from coffre.bench.load.operations import Fate, Housekeeping, Ledger, Objects, Operations
 from coffre.bench.load.recorder import Recorder, Timeline
 from coffre.bench.load.workload import Operation
 from coffre.client import AsyncClient

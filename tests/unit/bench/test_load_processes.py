@@ -12,8 +12,8 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from coffre.bench.load.fleet import fleet
-from coffre.bench.load.proxy import DelayProxy
+from coffre.bench.load.failure import DelayProxy
+from coffre.bench.load.session import fleet
 from coffre.bench.processes import ENDING_S, cpu_s
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ConfigurationError, InternalError

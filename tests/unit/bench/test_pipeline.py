@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from coffre.bench._pipeline import Pipeline
+from coffre.bench.figures._coding import Pipeline
 from coffre.client.writing import CellCoder
 from coffre.cluster.errors import IntegrityError
 from coffre.proto.shard_stream import ShardChunk

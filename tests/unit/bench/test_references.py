@@ -168,7 +168,7 @@ def test_the_server_ends_and_no_key_stays_when_the_client_is_killed(tmp_path: Pa
 
 async def test_a_server_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reference_server, "_write_certificates", lambda directory: None)
-    with pytest.raises(InternalError, match="reference server ended with status 1: .*cannot read"):
+    with pytest.raises(InternalError, match=r"reference server ended with status 1: .*cannot read"):
         async with reference_server():
             pass
 

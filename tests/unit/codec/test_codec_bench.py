@@ -10,7 +10,6 @@ import random
 import pytest
 import zfec
 from click.testing import CliRunner
-from coffre.bench import _isal
 from coffre.bench import codec as bench
 from coffre.codec import Tier, active_tier
 
@@ -34,8 +33,8 @@ def test_without_isal_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", absent)
-    _isal.library.cache_clear()
+    bench.library.cache_clear()
     ended = CliRunner().invoke(bench.main)
     assert ended.exit_code == 2
     assert ended.stderr.strip().endswith("install it with: pip install 'coffre[bench]'")
-    _isal.library.cache_clear()
+    bench.library.cache_clear()

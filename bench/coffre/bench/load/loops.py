@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 
-from coffre.bench.tasks import together
+from coffre.bench.processes import together
 from coffre.cluster.clock import Clock
 
 __all__ = ["arrivals", "closed_loop", "open_loop"]

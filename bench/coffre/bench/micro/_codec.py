@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 import zfec
-from coffre.bench import _isal
+from coffre.bench.codec import IsalMissing, isal_encoder
 from coffre.bench.micro._operation import Operation, Reference
 from coffre.bench.timing import Work
 from coffre.codec import Codec, Tier, available_tiers, crc32c
@@ -49,8 +49,8 @@ def _others(
     k: int, m: int, data: tuple[bytearray, ...], parity: list[bytearray]
 ) -> Iterator[tuple[str, Callable[[], object], int]]:
     """Other libraries. zfex has one call in a round, as zfec: a ratio of 1 is zfec's speed."""
-    with suppress(_isal.IsalMissing):
-        yield "isal", _isal.encoder(k, m, data, parity, _SHARD_BYTES), _CALLS
+    with suppress(IsalMissing):
+        yield "isal", isal_encoder(k, m, data, parity, _SHARD_BYTES), _CALLS
     with suppress(ModuleNotFoundError):  # its last release is of 2022
         import zfex
 
