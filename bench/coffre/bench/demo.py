@@ -28,6 +28,7 @@ SMALL_BYTES = 1 << 20
 SMALL_IN_FLIGHT = 64
 LARGE_IN_FLIGHT = 2
 NODES_TO_KILL = 2
+_Move = Callable[[AsyncClient, Record, Callable[[int], None]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,7 @@ async def _stay_up(
 
 
 async def _transfer(
-    client: AsyncClient,
-    all_records: Sequence[Record],
-    one: Callable[[AsyncClient, Record, Callable[[int], None]], Awaitable[None]],
-    label: str,
-    clock: Clock,
-    console: Console,
+    client: AsyncClient, all_records: Sequence[Record], one: _Move, label: str, clock: Clock, console: Console
 ) -> _Phase:
     """Move every record, many small ones and few large ones at once."""
     failures: dict[str, str] = {}
@@ -159,11 +155,10 @@ async def _transfer(
             except CoffreError as error:
                 failures[record.key] = f"{type(error).__name__}: {error}"
 
-        small = [record for record in all_records if record.size_bytes <= SMALL_BYTES]
-        large = [record for record in all_records if record.size_bytes > SMALL_BYTES]
         async with together() as group:
-            group.create_task(for_each(small, move, at_once=SMALL_IN_FLIGHT))
-            group.create_task(for_each(large, move, at_once=LARGE_IN_FLIGHT))
+            for is_small, at_once in ((True, SMALL_IN_FLIGHT), (False, LARGE_IN_FLIGHT)):
+                chosen = [one for one in all_records if (one.size_bytes <= SMALL_BYTES) is is_small]
+                group.create_task(for_each(chosen, move, at_once=at_once))
     return _Phase(len(all_records), size_bytes, clock.monotonic() - begun, failures)
 
 
@@ -191,15 +186,13 @@ def _mb(size_bytes: int) -> str:
 
 def _table(phase: _Phase, disk_bytes: int) -> Table:
     objects = phase.objects - len(phase.failures)
-    return Table(
-        ("stored", ""),
-        [
-            ("objects", f"{objects:,}"),
-            ("bytes in", _mb(phase.size_bytes)),
-            ("bytes on disk, six nodes", _mb(disk_bytes)),
-            ("overhead", f"{disk_bytes / phase.size_bytes:.2f} x"),
-            ("seconds", f"{phase.seconds:.1f}"),
-            ("puts/s", f"{objects / phase.seconds:,.0f}"),
-            ("MB/s", f"{phase.size_bytes / 1e6 / phase.seconds:,.0f}"),
-        ],
-    )
+    rows = {
+        "objects": f"{objects:,}",
+        "bytes in": _mb(phase.size_bytes),
+        "bytes on disk, six nodes": _mb(disk_bytes),
+        "overhead": f"{disk_bytes / phase.size_bytes:.2f} x",
+        "seconds": f"{phase.seconds:.1f}",
+        "puts/s": f"{objects / phase.seconds:,.0f}",
+        "MB/s": f"{phase.size_bytes / 1e6 / phase.seconds:,.0f}",
+    }
+    return Table(("stored", ""), list(rows.items()))

@@ -149,11 +149,12 @@ class InProcessCluster:
     clients: list[AsyncClient]
     coordination: MemoryCoordination
 
-    def adopt(self, cluster_map: ClusterMap) -> None:
+    def adopt(self, cluster_map: ClusterMap, clock: Clock | None = None) -> None:
         """Let all nodes of a map work on it, as if it had been published and they had started again."""
         for node in cluster_map.nodes:
             store, holder = self.stores[node.number], MapHolder(cluster_map, b"")
-            self.handlers[node.number] = Handler(node.number, node.node_id, store, holder, SystemClock())
+            handler = Handler(node.number, node.node_id, store, holder, clock or SystemClock())
+            self.handlers[node.number] = handler
 
     def client(
         self,
@@ -209,27 +210,14 @@ def in_process_cluster(
 ) -> InProcessCluster:
     """A cluster of `nodes` (default k + m) nodes, each at a site and with an operator of its own."""
     clock = clock or SystemClock()
-    entries = tuple(
-        MapNode(
-            number,
-            f"n{number}",
-            f"127.0.0.1:{7000 + number}",
-            f"s{number}",
-            f"site{number}",
-            f"op{number}",
-            "FR",
-            1 << 40,
-        )
-        for number in range(1, (nodes or k + m) + 1)
-    )
+    entries = []
+    for n in range(1, (nodes or k + m) + 1):
+        where = f"127.0.0.1:{7000 + n}", f"s{n}", f"site{n}", f"op{n}", "FR"
+        entries.append(MapNode(n, f"n{n}", *where, 1 << 40))
     policy = Policy(f"{k}+{m}", k, m, ("FR",), Domain.NODE, versions_kept=versions_kept)
-    cluster_map = ClusterMap(CLUSTER_ID, 1, PARTITIONS, entries, (policy,), policy.name)
+    cluster_map = ClusterMap(CLUSTER_ID, 1, PARTITIONS, tuple(entries), (policy,), policy.name)
     stores = {node.number: MemoryStore(clock, StoreOptions(versions_kept=versions_kept)) for node in entries}
-    handlers = {
-        node.number: Handler(
-            node.number, node.node_id, stores[node.number], MapHolder(cluster_map, b""), clock
-        )
-        for node in entries
-    }
     coordination = MemoryCoordination(clock, os.urandom)
-    return InProcessCluster(cluster_map, stores, handlers, KeyRing.generate(), Network(), [], coordination)
+    cluster = InProcessCluster(cluster_map, stores, {}, KeyRing.generate(), Network(), [], coordination)
+    cluster.adopt(cluster_map, clock)
+    return cluster

@@ -23,7 +23,6 @@ from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import ConfigurationError, Unavailable
 from coffre.cluster.identity import (
     Authority,
-    NodeAttributes,
     TlsFiles,
     channel_credentials,
     create_authority,
@@ -46,19 +45,15 @@ _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT = 10_000
 START_SECONDS = 120.0  # against hanging: a node that ends by itself is noticed at once
 _MARKER = "development-cluster"
-_CLIENT_TOML = """\
+_MEMBER_TOML = """\
 map = "cluster.map"
 authority = "pki/ca.crt"
-certificate = "pki/{tenant}.crt"
-key = "pki/{tenant}.key"
-keyring = "keyring.json"
-passphrase_file = "passphrase"
+certificate = "pki/{name}.crt"
+key = "pki/{name}.key"
 """
-_OPERATOR_TOML = """\
-map = "cluster.map"
-authority = "pki/ca.crt"
-certificate = "pki/operator.crt"
-key = "pki/operator.key"
+_CLIENT_TOML = f"""\
+{_MEMBER_TOML}keyring = "keyring.json"
+passphrase_file = "passphrase"
 """
 _NODE_TOML = """\
 listen = "{address}"
@@ -70,8 +65,6 @@ log_level = "info"
 authority = "../../pki/ca.crt"
 certificate = "../../pki/{node_id}.crt"
 key = "../../pki/{node_id}.key"
-
-[store]
 """
 
 
@@ -137,18 +130,9 @@ class LocalCluster:
 
     start_process = staticmethod(start_process)
 
-    def __init__(
-        self,
-        directory: Path,
-        cluster_map: ClusterMap,
-        shape: ClusterShape,
-    ) -> None:
-        self.directory = directory
-        self.map = cluster_map
-        self._shape = shape
-        self._founders = frozenset(
-            node.number for node in cluster_map.nodes
-        )  # of a new cluster; others join it
+    def __init__(self, directory: Path, cluster_map: ClusterMap, shape: ClusterShape) -> None:
+        self.directory, self.map, self._shape = directory, cluster_map, shape
+        self._founders = frozenset(self.numbers)  # of a new cluster; others join it
         self._processes: dict[int, NodeProcess] = {}
         self._marker: int | None = None  # locked as long as this cluster is in use
         self.prefix_of: Callable[[int], list[str]] = lambda number: []  # what a node's command begins with
@@ -162,7 +146,8 @@ class LocalCluster:
         marker = _take(directory)
         clock = clock or SystemClock()
         authority = create_authority(secrets.token_hex(8), clock)
-        nodes = _issue_nodes(directory, authority, shape, clock)
+        write_authority(authority, directory / "pki")
+        nodes = _founders(shape)
         policy = Policy(
             f"{shape.k}-{shape.m}",
             shape.k,
@@ -175,13 +160,14 @@ class LocalCluster:
             authority.cluster_id, 1, shape.partitions, nodes, (policy,), policy.name, shape.coordinators
         )
         write_issued(issue_operator(authority, "operator", clock), directory / "pki")
-        (directory / "operator.toml").write_text(_OPERATOR_TOML)
+        (directory / "operator.toml").write_text(_MEMBER_TOML.format(name="operator"))
         cluster = cls(directory, cluster_map, shape)
         cluster._marker = marker
         signed = cluster.sign(cluster_map)
         create_map_file(directory / "cluster.map", signed)
         _write_clients(directory, authority, shape, clock)
-        _write_nodes(directory, nodes, shape, signed)
+        for node in nodes:
+            _write_node(directory, node, authority, shape, signed, clock)
         return cluster
 
     # ---------------------------------------------------------------- what a user of the cluster needs
@@ -257,13 +243,13 @@ class LocalCluster:
         given.
         """
         address = address or f"127.0.0.1:{free_ports(1)[0]}"
-        authority = read_authority(self.directory / "pki")
-        attributes = NodeAttributes(node_id, server, site, operator, "FR")
-        write_issued(issue_node(authority, attributes, SystemClock()), self.directory / "pki")
-        number = max(self.numbers) + 1
-        node = MapNode(number, node_id, address, server, site, operator, "FR", 1 << 40)
-        signed = (self.directory / "cluster.map").read_bytes()
-        _write_nodes(self.directory, (node,), replace(self._shape, coordinators=()), signed)
+        node = MapNode(max(self.numbers) + 1, node_id, address, server, site, operator, "FR", 1 << 40)
+        authority, signed = (
+            read_authority(self.directory / "pki"),
+            (self.directory / "cluster.map").read_bytes(),
+        )
+        shape = replace(self._shape, coordinators=())
+        _write_node(self.directory, node, authority, shape, signed, SystemClock())
         self.map = replace(self.map, nodes=(*self.map.nodes, node))
         return f"{self.directory / 'pki' / node_id}.crt={address}"
 
@@ -281,14 +267,8 @@ class LocalCluster:
 
     def launch(self, number: int) -> None:
         """Start a node's process and wait for nothing."""
-        command = [
-            *self.prefix_of(number),
-            str(Path(sys.executable).with_name("coffre")),
-            "node",
-            "run",
-            "--config",
-            str(self.config(number)),
-        ]
+        program = str(Path(sys.executable).with_name("coffre"))
+        command = [*self.prefix_of(number), program, "node", "run", "--config", str(self.config(number))]
         if number in self._founders and number not in self._processes and not self.data(number).exists():
             command.append("--new-cluster")
         with self.log(number).open("ab") as log:
@@ -414,30 +394,14 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _issue_nodes(
-    directory: Path, authority: Authority, shape: ClusterShape, clock: Clock
-) -> tuple[MapNode, ...]:
-    write_authority(authority, directory / "pki")
-    nodes = []
+def _founders(shape: ClusterShape) -> tuple[MapNode, ...]:
+    """At the sites in turn, each of which has an operator of its own."""
     addresses = shape.addresses or tuple(f"127.0.0.1:{port}" for port in free_ports(shape.nodes))
+    nodes = []
     for number, address in enumerate(addresses, start=1):
-        site = (number - 1) % shape.sites
-        attributes = NodeAttributes(
-            f"node-{number}", f"server-{number}", f"site-{site + 1}", f"operator-{site + 1}", "FR"
-        )
-        write_issued(issue_node(authority, attributes, clock), directory / "pki")
-        nodes.append(
-            MapNode(
-                number,
-                attributes.node_id,
-                address,
-                attributes.server,
-                attributes.site,
-                attributes.operator,
-                attributes.jurisdiction,
-                shape.capacity_bytes,
-            )
-        )
+        site = (number - 1) % shape.sites + 1
+        where = f"server-{number}", f"site-{site}", f"operator-{site}", "FR"
+        nodes.append(MapNode(number, f"node-{number}", address, *where, shape.capacity_bytes))
     return tuple(nodes)
 
 
@@ -450,20 +414,21 @@ def _write_clients(directory: Path, authority: Authority, shape: ClusterShape, c
     for index, tenant in enumerate(shape.tenants):
         write_issued(issue_tenant(authority, tenant, clock), directory / "pki")
         name = "client.toml" if index == 0 else f"{tenant}.toml"
-        (directory / name).write_text(_CLIENT_TOML.format(tenant=tenant))
+        (directory / name).write_text(_CLIENT_TOML.format(name=tenant))
 
 
-def _write_nodes(directory: Path, nodes: Iterable[MapNode], shape: ClusterShape, signed_map: bytes) -> None:
-    for node in nodes:
-        home = directory / "nodes" / node.node_id
-        home.mkdir(parents=True)
-        text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
-        text += "".join(f"{name} = {value}\n" for name, value in shape.store.items())
-        text += "\n[repair]\n"
-        text += "".join(f"{name} = {str(value).lower()}\n" for name, value in shape.repair.items())
-        text += "\n[watch]\n"
-        text += "".join(f"{name} = {value}\n" for name, value in shape.watch.items())
-        if node.number in shape.coordinators:
-            text += '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
-        (home / "node.toml").write_text(text)
-        create_map_file(home / "cluster.map", signed_map)
+def _write_node(
+    directory: Path, node: MapNode, authority: Authority, shape: ClusterShape, signed_map: bytes, clock: Clock
+) -> None:
+    """Its certificate, configuration and map."""
+    write_issued(issue_node(authority, node.attributes, clock), directory / "pki")
+    home = directory / "nodes" / node.node_id
+    home.mkdir(parents=True)
+    text = _NODE_TOML.format(address=node.address, node_id=node.node_id)
+    for section, values in (("store", shape.store), ("repair", shape.repair), ("watch", shape.watch)):
+        lines = [f"\n[{section}]", *(f"{name} = {str(value).lower()}" for name, value in values.items())]
+        text += "\n".join(lines) + "\n"
+    if node.number in shape.coordinators:
+        text += '\n[coordination]\nkind = "embedded"\nfolder = "coordination"\n'
+    (home / "node.toml").write_text(text)
+    create_map_file(home / "cluster.map", signed_map)

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 from coffre.bench._workload import percentile
-from coffre.bench.shards import accept, applied, opened, stamp_of
+from coffre.bench.index_probe import accept, applied, opened, stamp_of
 from coffre.cluster.names import ObjectName
 from coffre.node.disk import LmdbStore
 from coffre.node.store import Accept, DropRepair, Mark, Settle

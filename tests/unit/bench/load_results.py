@@ -6,10 +6,9 @@ import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.plan import LoadPlan, Operation
 from coffre.bench.load.recorder import Latencies, Recorder, Timeline
 from coffre.bench.load.result import Check, ClusterFacts, Counters, Event, LoadResult, Usage
-from coffre.bench.load.workload import Operation
 from coffre.bench.result import Machine
 
 PLAN = LoadPlan(

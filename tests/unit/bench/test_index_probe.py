@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from coffre.bench import index_probe, shards
+from coffre.bench import index_probe
 from coffre.bench._workload import put_records
 from coffre.bench.fhir_records import fhir_records
 from coffre.bench.in_process import in_process_cluster
@@ -31,11 +31,11 @@ async def filled(tmp_path: Path) -> Path:
 
 
 async def test_every_shard_is_there_and_settled(filled: Path) -> None:
-    async with shards.opened(filled) as store:
+    async with index_probe.opened(filled) as store:
         assert (await store.status()).shards == SHARDS
         for number in range(SHARDS):
-            (version,) = await store.read(shards.name_of(number), want_cell=True)
-            assert (version.stamp, version.state) == (shards.stamp_of(number), State.SETTLED)
+            (version,) = await store.read(index_probe.name_of(number), want_cell=True)
+            assert (version.stamp, version.state) == (index_probe.stamp_of(number), State.SETTLED)
             assert version.cell is not None
 
 
@@ -90,8 +90,8 @@ async def test_a_shard_is_what_a_node_gets_of_a_fhir_record() -> None:
         (version,) = await cluster.stores[1].read(name, want_cell=True)
         assert version.cell is not None
         cell_bytes.append(len(version.cell.data))
-        assert len(version.manifest) == len(shards.MANIFEST)
-        assert len(version.mac) == len(shards.MAC)
-        assert len(version.placement) == len(shards.PLACEMENT)
+        assert len(version.manifest) == len(index_probe.MANIFEST)
+        assert len(version.mac) == len(index_probe.MAC)
+        assert len(version.placement) == len(index_probe.PLACEMENT)
     await cluster.aclose()
-    assert statistics.mean(cell_bytes) == pytest.approx(len(shards.CELL), rel=0.1)
+    assert statistics.mean(cell_bytes) == pytest.approx(len(index_probe.CELL), rel=0.1)

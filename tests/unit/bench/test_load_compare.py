@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from coffre.bench.bench_cli import bench
 from coffre.bench.load.compare import Change, Verdict, compare_results
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Recorder
 from coffre.bench.load.result import LoadResult, write_result
-from coffre.bench.load.workload import Operation
 from coffre.cluster.errors import InvalidArgument
 
 from tests.unit.bench.load_results import PLAN, failure_result, recorded, result_of

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.bench.load.operations import Fate, Housekeeping, Ledger, Objects, Operations
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Recorder, Timeline
-from coffre.bench.load.workload import Operation
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ResourceExhausted

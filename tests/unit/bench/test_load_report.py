@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Recorder
-from coffre.bench.load.report import Buckets, distribution_chart, render_report, write_report
+from coffre.bench.load.report import Buckets, distribution_chart, render_report
 from coffre.bench.load.result import LoadResult
-from coffre.bench.load.workload import Operation
 
 from tests.unit.bench.load_results import PLAN, failure_result, recorded, result_of
 from tests.unit.bench.pages import charts_of, check_page
@@ -79,13 +78,6 @@ def test_buckets_are_few_whatever_the_length() -> None:
     buckets = Buckets.of(result_of(recorder, plan))
     assert buckets.count <= 90
     assert sum(tally.done for tally in buckets.tallies.values()) == 6000
-
-
-def test_a_report_is_written_whole(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "report.html"
-    write_report(path, few())
-    assert path.read_text("utf-8") == render_report(few())
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_distribution_has_one_more_nine_at_each_step() -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Latencies, Recorder, Slice, Timeline, total
 from coffre.bench.load.result import LoadResult, read_result, write_result
-from coffre.bench.load.workload import Operation
 from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import InvalidArgument
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import zstandard
 from coffre.bench.load.content import BLOCK_BYTES, Content, Texture, Verifier, WrongBytes
-from coffre.bench.load.plan import LoadPlan
-from coffre.bench.load.workload import (
+from coffre.bench.load.plan import (
     HEALTH,
     HEALTH_WITHOUT_ARCHIVES,
+    LoadPlan,
     Operation,
     fixed,
     parse_mix,

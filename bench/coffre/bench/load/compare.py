@@ -12,9 +12,9 @@ import statistics
 from dataclasses import dataclass
 from enum import Enum
 
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import ALL, PERCENTILES, LoadResult, supported
-from coffre.bench.load.workload import Operation
 from coffre.cluster.errors import InvalidArgument
 
 __all__ = ["Change", "Comparison", "Verdict", "compare_results"]

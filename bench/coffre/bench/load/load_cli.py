@@ -16,11 +16,10 @@ from coffre.bench.files import check_writable, write_whole
 from coffre.bench.invocation import directory_option, output_console, run_to_end, workplace
 from coffre.bench.load.compare import compare_results
 from coffre.bench.load.failure import PHASES, disturbed
-from coffre.bench.load.plan import CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT, LoadPlan
+from coffre.bench.load.plan import CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT, LoadPlan, parse_size
 from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.session import Target, connected, run_load, started
 from coffre.bench.load.tables import LiveProgress, comparison_table, print_result
-from coffre.bench.load.workload import parse_size
 from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.result import machine
 from coffre.cluster.admin import one_line_errors

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 
 from coffre.bench.load.content import Content, Lost, Resurrected, Verifier, WrongBytes
-from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.plan import LoadPlan, ObjectSpec, Operation
 from coffre.bench.load.recorder import Recorder
-from coffre.bench.load.workload import ObjectSpec, Operation
 from coffre.bench.processes import for_each
 from coffre.client import AsyncClient
 from coffre.cluster.clock import Clock
@@ -185,14 +185,8 @@ class Operations:
         self._objects = Objects(plan, clock)
         self._mix = plan.parsed_mix()
         self._chance = random.Random(f"{plan.seed}/{process}")
-        self._calls: dict[Operation, Callable[[_Task], Awaitable[_Done]]] = {
-            Operation.PUT: self._put,
-            Operation.GET: self._get,
-            Operation.RANGE: self._range,
-            Operation.HEAD: self._head,
-            Operation.LIST: self._list,
-            Operation.DELETE: self._delete,
-        }
+        calls = (self._put, self._get, self._range, self._head, self._list, self._delete)
+        self._calls = dict(zip(Operation, calls, strict=True))
         self.examples: list[str] = []  # of wrong or lost data
 
     async def perform(self, due: float | None = None) -> None:
@@ -205,12 +199,9 @@ class Operations:
         except CoffreError as error:
             self._failed(task, error)
         else:
+            since = done.begun if due is None else due
             self._recorder.succeeded(
-                task.operation,
-                task.kind,
-                since=done.begun if due is None else due,
-                ended=done.ended,
-                size_bytes=done.size_bytes,
+                task.operation, task.kind, since=since, ended=done.ended, size_bytes=done.size_bytes
             )
 
     def _draw(self) -> _Task:
@@ -253,16 +244,17 @@ class Operations:
         return _Done(begun, self._clock.monotonic(), self._objects.spec(task.key).size_bytes)
 
     async def _get(self, task: _Task) -> _Done:
-        begun = self._clock.monotonic()
-        ended = await self._objects.read(self._client, task.key)
-        return _Done(begun, ended, self._objects.spec(task.key).size_bytes)
+        return await self._read(task, 0, self._objects.spec(task.key).size_bytes)
 
     async def _range(self, task: _Task) -> _Done:
         size_bytes = self._objects.spec(task.key).size_bytes
         length = min(self._plan.range_bytes, size_bytes)
-        start = self._chance.randrange(size_bytes - length + 1)
+        return await self._read(task, self._chance.randrange(size_bytes - length + 1), length)
+
+    async def _read(self, task: _Task, start: int, length: int) -> _Done:
+        asked = {} if task.operation is Operation.GET else {"start": start, "length": length}
         begun = self._clock.monotonic()
-        ended = await self._objects.read(self._client, task.key, start=start, length=length)
+        ended = await self._objects.read(self._client, task.key, **asked)
         return _Done(begun, ended, length)
 
     async def _head(self, task: _Task) -> _Done:
@@ -377,11 +369,9 @@ class Housekeeping:
             await _persistently(lambda: self._client.delete(self._plan.bucket, key))
             self._advance(0)
 
-        await for_each(self._base_keys(), delete, at_once=IN_FLIGHT)
         left = (number for number, fate in self._ledger.fates() if fate in (Fate.ACKNOWLEDGED, Fate.UNKNOWN))
-        await for_each(
-            (self._objects.own(self._process, number) for number in left), delete, at_once=IN_FLIGHT
-        )
+        own = (self._objects.own(self._process, number) for number in left)
+        await for_each(chain(self._base_keys(), own), delete, at_once=IN_FLIGHT)
 
 
 async def _persistently(call: Callable[[], Awaitable[object]]) -> None:

@@ -1,23 +1,185 @@
-"""What one run shall do, as it is asked for, and as it travels to the client processes and into the result."""
+"""What one run shall do, as it is asked for, and as it travels to the client processes and into the result.
+
+Load consists of operations by weight, and of objects by class and size, all from the seed."""
 
 from __future__ import annotations
 
 import math
+import random
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import blake2b
+from itertools import accumulate
 from typing import Any
 
 from coffre.bench.load.content import Texture
-from coffre.bench.load.workload import (
-    HEALTH,
-    HEALTH_WITHOUT_ARCHIVES,
-    Mix,
-    Workload,
-    fixed,
-    parse_mix,
-)
 from coffre.cluster.errors import InvalidArgument
 
-__all__ = ["CLOSED_IN_FLIGHT", "OPEN_IN_FLIGHT", "LoadPlan"]
+__all__ = [
+    "CLOSED_IN_FLIGHT",
+    "HEALTH",
+    "HEALTH_WITHOUT_ARCHIVES",
+    "OPEN_IN_FLIGHT",
+    "LoadPlan",
+    "Mix",
+    "ObjectSpec",
+    "Operation",
+    "SizeClass",
+    "Workload",
+    "fixed",
+    "parse_mix",
+    "parse_size",
+]
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[A-Za-z]*)")
+
+
+class Operation(Enum):
+    """What is done to the cluster."""
+
+    PUT = "put"
+    GET = "get"
+    RANGE = "range"
+    HEAD = "head"
+    LIST = "list"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeClass:
+    """One kind of object. Sizes are log-uniform from the least to the most, or one of a few."""
+
+    name: str
+    weight: float
+    texture: Texture
+    bytes_min: int = 0
+    bytes_max: int = 0
+    sizes: tuple[int, ...] = ()  # instead of the two above
+
+    def size_bytes(self, chance: float) -> int:
+        """The size at a point of the distribution, 0 <= chance < 1."""
+        if self.sizes:
+            return self.sizes[int(chance * len(self.sizes))]
+        low, high = math.log(self.bytes_min), math.log(self.bytes_max)
+        return round(math.exp(low + chance * (high - low)))
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    """What the object of a key is."""
+
+    kind: SizeClass
+    size_bytes: int
+
+
+class Workload:
+    """Classes of objects by weight; which class and size a key has follows from the seed and the key."""
+
+    def __init__(self, name: str, classes: Sequence[SizeClass]) -> None:
+        self.name = name
+        self.classes = tuple(classes)
+        self._sums = list(accumulate(each.weight for each in self.classes))
+
+    def spec(self, seed: int, key: str) -> ObjectSpec:
+        """Class and size of the object of this key."""
+        drawn = blake2b(f"{seed}/{key}".encode(), digest_size=16, person=b"coffre-load-spec").digest()
+        which = int.from_bytes(drawn[:8], "big") / 2**64 * self._sums[-1]
+        chance = int.from_bytes(drawn[8:], "big") >> 11  # 53 bits: exact as a float, and below 1
+        kind = next(each for each, sum_ in zip(self.classes, self._sums, strict=True) if which < sum_)
+        return ObjectSpec(kind, kind.size_bytes(chance / 2**53))
+
+    def described(self) -> dict[str, object]:
+        """For the result: two results can be compared when this is the same."""
+        return {
+            "name": self.name,
+            "classes": {
+                each.name: {
+                    "weight": each.weight,
+                    "texture": each.texture.value,
+                    "sizes_bytes": list(each.sizes) or [each.bytes_min, each.bytes_max],
+                }
+                for each in self.classes
+            },
+        }
+
+
+_EVERYDAY = (
+    SizeClass("fhir", 60, Texture.RECORD, 500, 5_000),
+    SizeClass("bundle", 20, Texture.RECORD, 5_000, 120_000),
+    SizeClass("document", 5, Texture.DOCUMENT, 300_000, 5_000_000),
+    SizeClass("mr-ct", 12, Texture.IMAGE, sizes=(138_000, 531_000)),
+    SizeClass("cr", 2.5, Texture.IMAGE, 8_000_000, 25_000_000),
+)
+HEALTH_WITHOUT_ARCHIVES = Workload("health-without-archives", _EVERYDAY)
+HEALTH = Workload(
+    "health", (*_EVERYDAY, SizeClass("archive", 0.5, Texture.ARCHIVE, 64_000_000, 1_000_000_000))
+)
+
+
+def fixed(size_bytes: int, texture: Texture) -> Workload:
+    """Objects of one size. Raises `InvalidArgument` for one that no object can have."""
+    if not 0 <= size_bytes <= 1 << 40:
+        raise InvalidArgument("an object has 0 bytes to 1 TiB")
+    return Workload("fixed", (SizeClass(texture.value, 1, texture, sizes=(size_bytes,)),))
+
+
+class Mix:
+    """Operations by weight."""
+
+    def __init__(self, weights: Mapping[Operation, float]) -> None:
+        """Raises `InvalidArgument` when a weight is negative or no number, or all are zero."""
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+            raise InvalidArgument("a weight is a number, 0 or more")
+        if not any(weights.values()):
+            raise InvalidArgument("at least one operation needs a weight above 0")
+        self.weights = {each: weights[each] for each in Operation if weights.get(each)}
+        self._sums = list(accumulate(self.weights.values()))
+
+    def draw(self, source: random.Random) -> Operation:
+        """One operation by chance."""
+        return source.choices(list(self.weights), cum_weights=self._sums)[0]
+
+    def __str__(self) -> str:
+        return ",".join(f"{each.value}={weight:g}" for each, weight in self.weights.items())
+
+
+def parse_mix(text: str) -> Mix:
+    """`put=20,get=70` as a mix. Raises `InvalidArgument`."""
+    weights: dict[Operation, float] = {}
+    for part in text.split(","):
+        name, equals, weight = part.strip().partition("=")
+        try:
+            operation = Operation(name.strip())
+            if not equals or operation in weights:
+                raise ValueError
+            weights[operation] = float(weight)
+        except ValueError:
+            known = ", ".join(each.value for each in Operation)
+            raise InvalidArgument(
+                f"{part.strip()!r} is not OPERATION=WEIGHT, each once; operations are {known}"
+            ) from None
+    return Mix(weights)
+
+
+def parse_size(text: str) -> int:
+    """`4KiB`, `1.5 MB` or `138000` in bytes. Raises `InvalidArgument`."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or found["unit"].lower() not in _UNITS:
+        raise InvalidArgument(f"{text!r} is not a size such as 4096, 4KiB or 1.5MB")
+    return round(float(found["number"]) * _UNITS[found["unit"].lower()])
+
 
 CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT = 16, 1024
 INTERVALS_MAX = 600

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from coffre.bench.load.workload import Operation
+from coffre.bench.load.plan import Operation
 from coffre.cluster.errors import InvalidArgument
 from hdrh.codec import HdrCookieException, HdrLengthException
 from hdrh.histogram import HdrHistogram

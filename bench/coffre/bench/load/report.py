@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from coffre.bench.charts import Chart
-from coffre.bench.files import write_whole
 from coffre.bench.load.content import DATA_ERRORS
+from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Tally
 from coffre.bench.load.result import ALL, LoadResult
 from coffre.bench.load.tables import amount, duration, operations_table, phases_table, remarks
-from coffre.bench.load.workload import Operation
 from coffre.bench.pages import Markup, render
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_report"]
 
 BUCKETS_MAX = 90
 OPERATIONS_PER_BUCKET = 5  # fewer, and a line of percentiles says nothing
@@ -34,13 +32,12 @@ class Buckets:
     @classmethod
     def of(cls, result: LoadResult) -> Buckets:
         plan = result.plan
-        slices = [each for each in result.timeline.slices() if each.interval < plan.end_interval]
-        last = max((each.interval for each in slices), default=0)
-        intervals = min(plan.end_interval, last + 1)
+        within = [one.interval for one in result.timeline.slices() if one.interval < plan.end_interval]
+        intervals = min(plan.end_interval, max(within, default=0) + 1)
         group = max(1, math.ceil(intervals / BUCKETS_MAX))
-        tallies: dict[tuple[int, Operation], Tally] = {}
-        for each in slices:
-            tallies.setdefault((each.interval // group, each.operation), Tally()).include(each)
+        tallies = result.timeline.tallies(
+            lambda one: (one.interval // group, one.operation) if one.interval < plan.end_interval else None
+        )
         return cls(group * plan.interval_s, math.ceil(intervals / group), tallies)
 
     @property
@@ -51,14 +48,11 @@ class Buckets:
     @property
     def middles_s(self) -> list[float]:
         """The middle of each bucket, in seconds from the start."""
-        return [(bucket + 0.5) * self.width_s for bucket in self]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.count))
+        return [(bucket + 0.5) * self.width_s for bucket in range(self.count)]
 
     def of_operation(self, operation: Operation) -> list[Tally]:
         """What came of one operation, bucket by bucket."""
-        return [self.tallies.get((bucket, operation)) or Tally() for bucket in self]
+        return [self.tallies.get((bucket, operation)) or Tally() for bucket in range(self.count)]
 
     def frequent(self) -> list[Operation]:
         """Operations with enough of them for percentiles over time; at least the most frequent one."""
@@ -78,17 +72,15 @@ def throughput_chart(result: LoadResult, buckets: Buckets) -> str:
 
 def errors_chart(result: LoadResult, buckets: Buckets) -> str:
     """Errors per second over time, of all operations together."""
-    failed = [
-        sum(buckets.of_operation(each)[bucket].failed for each in buckets.operations) / buckets.width_s
-        for bucket in buckets
-    ]
+    of_all = zip(*map(buckets.of_operation, buckets.operations), strict=True)
+    failed = [sum(tally.failed for tally in bucket) / buckets.width_s for bucket in of_all]
     return _rates_chart(result, buckets, "errors per second", "errors/s", {"bad": failed})
 
 
 def latency_chart(result: LoadResult, buckets: Buckets) -> str:
     """p50 (dotted) and p99 over time, of the operations that there are enough of."""
     chart = _over_time(result, buckets, "latency over time", "latency")
-    said: list[list[str]] = [[] for _ in buckets]
+    said: list[list[str]] = [[] for _ in range(buckets.count)]
     seen: list[float] = []
     for operation in buckets.frequent():
         pairs = [
@@ -150,7 +142,7 @@ def _rates_chart(
     chart.labels("y", lambda value: amount(value, ""))
     said = [
         [f"{'' if colour == 'bad' else colour} {line[bucket]:,.1f} {name}" for colour, line in rates.items()]
-        for bucket in buckets
+        for bucket in range(buckets.count)
     ]
     return _with_tips(chart, buckets, said)
 
@@ -186,11 +178,6 @@ def _tick(seconds: float) -> str:
         if seconds * factor >= 0.9999:
             return f"{seconds * factor:.6g} {unit}"
     return f"{seconds * 1e6:.6g} µs"
-
-
-def write_report(path: Path, result: LoadResult) -> None:
-    """Write the page, all or nothing. Raises `ConfigurationError`."""
-    write_whole(path, render_report(result))
 
 
 def render_report(result: LoadResult) -> str:

@@ -11,9 +11,8 @@ from typing import Any
 
 from coffre.bench.files import write_whole
 from coffre.bench.load.content import DATA_ERRORS
-from coffre.bench.load.plan import LoadPlan
+from coffre.bench.load.plan import LoadPlan, Operation
 from coffre.bench.load.recorder import Latencies, Slice, Tally, Timeline
-from coffre.bench.load.workload import Operation
 from coffre.bench.result import Machine
 from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import InvalidArgument

@@ -16,9 +16,8 @@ from itertools import chain
 from pathlib import Path
 
 from coffre.bench.micro import _codec, _data_path, _index
-from coffre.bench.micro._operation import Operation
 from coffre.bench.result import Bound, Row, Target
-from coffre.bench.timing import Work, timed
+from coffre.bench.timing import Operation, Work, timed
 
 __all__ = ["Comparison", "Operation", "measured", "operations", "row_from_rounds"]
 

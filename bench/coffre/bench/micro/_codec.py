@@ -10,8 +10,7 @@ from functools import partial
 
 import zfec
 from coffre.bench.codec import IsalMissing, isal_encoder
-from coffre.bench.micro._operation import Operation, Reference
-from coffre.bench.timing import Work
+from coffre.bench.timing import Operation, Reference, Work
 from coffre.codec import Codec, Tier, available_tiers, crc32c
 
 __all__ = ["operations"]

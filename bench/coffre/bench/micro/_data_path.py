@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, product
 
-from coffre.bench.micro._operation import INTERPRETER, Operation, Reference
 from coffre.bench.scale_placement import JURISDICTION, Layout, synthetic_map
-from coffre.bench.timing import Work
+from coffre.bench.timing import INTERPRETER, Operation, Reference, Work
 from coffre.client.sealing import Draft
 from coffre.client.writing import CellCoder, SegmentCoder
 from coffre.cluster.map import Placement, Policy

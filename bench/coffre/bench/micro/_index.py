@@ -12,9 +12,8 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from coffre.bench.micro._operation import INTERPRETER, Operation, Reference
-from coffre.bench.shards import accept, applied
-from coffre.bench.timing import Work
+from coffre.bench.index_probe import accept, applied
+from coffre.bench.timing import INTERPRETER, Operation, Reference, Work
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.names import ObjectName
 from coffre.node.disk import LmdbStore
