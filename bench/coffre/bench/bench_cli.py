@@ -20,7 +20,7 @@ from coffre.bench.figures import (
 )
 from coffre.bench.invocation import directory_option, output_console, run_to_end, workplace
 from coffre.bench.load.load_cli import compare, failure, load
-from coffre.bench.micro_cli import micro
+from coffre.bench.micro import micro
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_cli import scale
 from coffre.cluster.admin import one_line_errors

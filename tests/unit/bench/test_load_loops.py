@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from coffre.bench.load.loops import arrivals, closed_loop, open_loop
 from coffre.bench.load.recorder import Latencies
+from coffre.bench.load.worker import arrivals, closed_loop, open_loop
 
 _Result = TypeVar("_Result")
 
