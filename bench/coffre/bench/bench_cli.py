@@ -22,7 +22,7 @@ from coffre.bench.invocation import directory_option, output_console, run_to_end
 from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.micro import micro
 from coffre.bench.result import machine, print_table, write_results
-from coffre.bench.scale_cli import scale
+from coffre.bench.scale_report import scale
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.version import __version__

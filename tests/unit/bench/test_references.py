@@ -16,7 +16,7 @@ import grpc
 import pytest
 import uvloop
 from click.testing import CliRunner
-from coffre.bench import _reference_server, references
+from coffre.bench import references
 from coffre.bench.references import ReferenceServer, reference_server
 from coffre.bench.result import Measurement
 from coffre.cluster.errors import IntegrityError, InternalError, InvalidArgument
@@ -109,7 +109,7 @@ def test_calls_count_only_inside_the_window() -> None:
 
 
 def test_a_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
-    _reference_server._write_certificates(tmp_path)
+    references._write_certificates(tmp_path)
     assert (tmp_path / "client.key").stat().st_mode & 0o077 == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "coffre.bench.references", "serve", str(tmp_path)],
@@ -121,7 +121,7 @@ def test_a_client_without_a_certificate_is_refused(tmp_path: Path) -> None:
     try:
         port = json.loads(process.stdout.readline())["port"]
         anonymous = grpc.ssl_channel_credentials((tmp_path / "ca.crt").read_bytes())
-        options = [("grpc.ssl_target_name_override", _reference_server.SERVER_NAME)]
+        options = [("grpc.ssl_target_name_override", references.SERVER_NAME)]
         with grpc.secure_channel(f"127.0.0.1:{port}", anonymous, options=options) as channel:
             put: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
                 "/coffre.bench.Reference/Put"
@@ -167,7 +167,7 @@ def test_the_server_ends_and_no_key_stays_when_the_client_is_killed(tmp_path: Pa
 
 
 async def test_a_server_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reference_server, "_write_certificates", lambda directory: None)
+    monkeypatch.setattr(references, "_write_certificates", lambda directory: None)
     with pytest.raises(InternalError, match=r"reference server ended with status 1: .*cannot read"):
         async with reference_server():
             pass

@@ -6,6 +6,7 @@ One module per group of figures; here is their order: cheap ones first, those th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from coffre.bench.figures import _coding, _data_path, _nodes, _repair
 from coffre.bench.figures._session import FULL, QUICK, FigureOptions, Figures, Group, Scale, Session
@@ -49,7 +50,8 @@ async def measure_figures(
     The clusters are gone when this returns, with all that they stored. A directory that holds something else is left
     alone, and its figures are failures.
     """
-    session = Session(options, clock, console, Figures())
+    asked = {each.name: getattr(options, each.name) for each in fields(options)}
+    session = Session(**asked, clock=clock, console=console, figures=Figures())
     for group in groups:
         if session.wants(*group.figures):
             start = clock.monotonic()

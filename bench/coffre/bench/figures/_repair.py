@@ -87,7 +87,7 @@ async def _put_small(session: Session, cluster: LocalCluster) -> SmallObjects:
 
 async def _large(session: Session) -> None:
     """Beside it the ceiling: what could be made of four streams at most, a quarter of what raw gRPC brings."""
-    disk = references.disk_write_sync(session.options.directory)
+    disk = references.disk_write_sync(session.directory)
     if session.wants(_LARGE):
         session.add_once(_LARGE, await _large_rate(session), disk)
     async with AsyncExitStack() as exits:

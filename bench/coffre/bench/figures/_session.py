@@ -118,33 +118,17 @@ class DataPath:
         return f"{what}/{next(self._numbers)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session(FigureOptions):
     """One run of figures."""
 
-    options: FigureOptions
     clock: Clock
     console: Console
     figures: Figures
 
-    @property
-    def scale(self) -> Scale:
-        """How long and how large."""
-        return self.options.scale
-
-    @property
-    def seed(self) -> int:
-        """Of all that is stored."""
-        return self.options.seed
-
-    @property
-    def directory(self) -> Path:
-        """On the disk in question."""
-        return self.options.directory
-
     def wants(self, *figures: Figure) -> list[Figure]:
         """Those that are asked for, and that have not failed yet."""
-        only, failed = self.options.only, self.figures.failures
+        only, failed = self.only, self.figures.failures
         return [each for each in figures if (not only or each.id in only) and each.id not in failed]
 
     def say(self, text: str) -> None:
@@ -206,7 +190,7 @@ class Session:
     @asynccontextmanager
     async def idle_cluster(self, shape: ClusterShape | None = None) -> AsyncIterator[LocalCluster]:
         """The same, or one of another shape, of which no node runs yet."""
-        home = self.options.directory / "cluster"
+        home = self.directory / "cluster"
         cluster = LocalCluster.create(home, shape or ClusterShape(), self.clock)
         try:
             yield cluster
