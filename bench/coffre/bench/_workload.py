@@ -19,9 +19,9 @@ __all__ = [
     "BLOCK_BYTES",
     "Blocks",
     "ListedBucket",
-    "RandomRanges",
     "SmallObjects",
     "get_large",
+    "get_range",
     "get_records",
     "latencies",
     "percentile",
@@ -185,25 +185,12 @@ async def get_large(
     return size_bytes / elapsed_s
 
 
-class RandomRanges:
-    """Ranges of `range_bytes` at random places of one large object that `put_large` wrote."""
-
-    def __init__(
-        self, blocks: Blocks, bucket: str, key: str, size_bytes: int, range_bytes: int, seed: int
-    ) -> None:
-        self._blocks = blocks
-        self._bucket = bucket
-        self._key = key
-        self._last = size_bytes - range_bytes
-        self._range_bytes = range_bytes
-        self._source = random.Random(seed)
-
-    async def read(self, client: AsyncClient) -> None:
-        """Get the next one and compare all of it. Raises `IntegrityError`."""
-        start = self._source.randint(0, self._last)
-        found = await client.get(self._bucket, self._key, start=start, length=self._range_bytes)
-        if found != self._blocks.part(start, self._range_bytes):
-            raise IntegrityError(f"other bytes than went in came back from {start} on")
+async def get_range(
+    client: AsyncClient, blocks: Blocks, bucket: str, key: str, start: int, length: int
+) -> None:
+    """Get a part of it and compare all of it. Raises `IntegrityError`."""
+    if await client.get(bucket, key, start=start, length=length) != blocks.part(start, length):
+        raise IntegrityError(f"other bytes than went in came back from {start} on")
 
 
 async def put_records(

@@ -12,9 +12,18 @@ import click
 from coffre.bench.files import check_writable, write_whole
 from coffre.bench.invocation import output_console
 from coffre.bench.pages import COLOURS, Markup, render
-from coffre.bench.scale import Durability, ScaleOptions, ScaleResult, assumptions, run_scale
+from coffre.bench.scale import (
+    JURISDICTION,
+    Balance,
+    Capacities,
+    Durability,
+    Movement,
+    ScaleOptions,
+    ScaleResult,
+    assumptions,
+    run_scale,
+)
 from coffre.bench.scale_durability import FailureModel
-from coffre.bench.scale_placement import JURISDICTION, Balance, Capacities, Movement
 from coffre.bench.tables import Table
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.map import Domain, Policy

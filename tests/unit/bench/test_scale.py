@@ -11,6 +11,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from coffre.bench.bench_cli import bench
+from coffre.bench.scale import (
+    Capacities,
+    Layout,
+    balance,
+    movement_on_join,
+    movement_on_leave,
+    placed,
+    synthetic_map,
+)
 from coffre.bench.scale_durability import (
     EXACT_NODES_MAX,
     FailureModel,
@@ -19,15 +28,6 @@ from coffre.bench.scale_durability import (
     group_loss_rate,
     mean_years_to_loss,
     simulate,
-)
-from coffre.bench.scale_placement import (
-    Capacities,
-    Layout,
-    balance,
-    movement_on_join,
-    movement_on_leave,
-    placed,
-    synthetic_map,
 )
 from coffre.cluster.errors import InvalidArgument
 from coffre.cluster.map import Policy

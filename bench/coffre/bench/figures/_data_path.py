@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,9 +12,9 @@ from time import perf_counter
 from coffre.bench import references
 from coffre.bench._workload import (
     ListedBucket,
-    RandomRanges,
     SmallObjects,
     get_large,
+    get_range,
     get_records,
     latencies,
     put_large,
@@ -189,13 +190,16 @@ async def _ranges(session: Session, path: DataPath) -> None:
     """Of the same object in every round, at other places."""
     key, size_bytes = "large/ranges", session.scale.range_bytes
     await put_large(path.writer, path.blocks, BUCKET, key, size_bytes)
-    ranges = RandomRanges(path.blocks, BUCKET, key, size_bytes, _RANGE_BYTES, session.seed)
+    places = random.Random(session.seed)
+
+    async def get(_: int) -> None:
+        start = places.randint(0, size_bytes - _RANGE_BYTES)
+        await get_range(path.reader, path.blocks, BUCKET, key, start, _RANGE_BYTES)
 
     async def read() -> float:
-        found = await session.warmed_up(
-            lambda duration_s: latencies(lambda _: ranges.read(path.reader), callers=1, duration_s=duration_s)
+        return statistics.median(
+            await session.warmed_up(lambda duration_s: latencies(get, callers=1, duration_s=duration_s))
         )
-        return statistics.median(found)
 
     call = partial(session.unary, "grpc_unary_64k", path, duration_s=session.scale.duration_s / 2)
     await session.turns(_RANGE, read, call, session.scale.large_rounds)

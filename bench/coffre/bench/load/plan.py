@@ -101,18 +101,8 @@ class Workload:
         return ObjectSpec(kind, kind.size_bytes(chance / 2**53))
 
     def described(self) -> dict[str, object]:
-        """For the result: two results can be compared when this is the same."""
-        return {
-            "name": self.name,
-            "classes": {
-                each.name: {
-                    "weight": each.weight,
-                    "texture": each.texture.value,
-                    "sizes_bytes": list(each.sizes) or [each.bytes_min, each.bytes_max],
-                }
-                for each in self.classes
-            },
-        }
+        """Two results can be compared when this is the same."""
+        return {"name": self.name, "classes": self.classes}
 
 
 _EVERYDAY = (

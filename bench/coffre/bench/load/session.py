@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Latencies, Slice, Timeline, total
 from coffre.bench.load.result import Check, ClusterFacts, Counters, Event, LoadResult, Usage
+from coffre.bench.load.tables import LiveProgress
 from coffre.bench.local_cluster import LocalCluster
 from coffre.bench.processes import Child, child, cpu_s, together
 from coffre.bench.result import Machine
@@ -31,7 +32,6 @@ __all__ = [
     "Disturb",
     "Fleet",
     "Observe",
-    "Progress",
     "Target",
     "connected",
     "fleet",
@@ -156,28 +156,12 @@ async def started(cluster: LocalCluster) -> AsyncIterator[Target]:
         yield Target(cluster.client_config(), cluster.map, observe)
 
 
-class Progress(Protocol):
-    """What the run tells while it goes on."""
-
-    def begin(self, what: str, expected: float | None) -> None:
-        """A part of the run begins. `expected` is in bytes, or in seconds for the load itself."""
-
-    def advance(self, amount: float) -> None:
-        """So much more of it is done."""
-
-    def show(self, slices: list[Slice]) -> None:
-        """Intervals that are over, of one client process."""
-
-    def warn(self, text: str) -> None:
-        """Something that the user must know, and that does not change the result."""
-
-
 async def run_load(
     target: Target,
     plan: LoadPlan,
     machine: Machine,
     clock: Clock,
-    progress: Progress,
+    progress: LiveProgress,
     *,
     check: bool,
     clean: bool,

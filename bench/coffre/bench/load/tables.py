@@ -179,43 +179,39 @@ class LiveProgress:
         self._progress.stop()
 
     def begin(self, what: str, expected: float | None) -> None:
+        """A part of the run begins. `expected` is in seconds, for the load itself."""
         self._finish()
         self._amount = 0.0
         self._task = self._progress.add_task(what, total=expected, said="")
 
     def advance(self, size_bytes: float) -> None:
+        """So much more of it is done."""
         assert self._task is not None
         self._amount += size_bytes
         self._progress.update(self._task, said=amount(self._amount, "B"))
 
     def show(self, slices: list[Slice]) -> None:
+        """Intervals that are over, of one client process."""
         assert self._task is not None
         for each in slices:
-            tally = self._latest.setdefault(each.interval, Tally())
-            tally.include(each)
+            self._latest.setdefault(each.interval, Tally()).include(each)
             self._failed += sum(each.errors.values())
             self._newest = max(self._newest, each.interval)
         for old in [interval for interval in self._latest if interval <= self._newest - _KEPT_INTERVALS]:
             del self._latest[old]
         # The newest one may lack other processes' parts.
-        tally = self._latest.get(self._newest - 1, Tally())
-        said = (
-            f"{tally.done / self._interval_s:,.0f} op/s  {amount(tally.size_bytes / self._interval_s, 'B/s')}"
-        )
+        tally, width_s = self._latest.get(self._newest - 1, Tally()), self._interval_s
+        said = f"{tally.done / width_s:,.0f} op/s  {amount(tally.size_bytes / width_s, 'B/s')}"
         if tally.done:
             said += f"  p99 {duration(tally.latencies.percentile(99))}"
         if self._failed:
             said += f"  {self._failed:,} errors"
-        self._progress.update(
-            self._task, completed=min((self._newest + 1) * self._interval_s, self._total()), said=said
-        )
+        total_s = self._progress.tasks[self._task].total or 0.0
+        self._progress.update(self._task, completed=min((self._newest + 1) * width_s, total_s), said=said)
 
     def warn(self, text: str) -> None:
+        """Something that the user must know, and that does not change the result."""
         self._progress.console.print(text, style="yellow", markup=False, soft_wrap=True)
-
-    def _total(self) -> float:
-        assert self._task is not None
-        return self._progress.tasks[self._task].total or 0.0
 
     def _finish(self) -> None:
         if self._task is not None:

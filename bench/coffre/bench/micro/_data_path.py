@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, product
 
-from coffre.bench.scale_placement import JURISDICTION, Layout, synthetic_map
+from coffre.bench.scale import JURISDICTION, Layout, synthetic_map
 from coffre.bench.timing import INTERPRETER, Operation, Reference, Work
 from coffre.client.sealing import Draft
 from coffre.client.writing import CellCoder, SegmentCoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from coffre.bench.scale_placement import Layout, movement_on_join, movement_on_leave, placed, synthetic_map
+from coffre.bench.scale import Layout, movement_on_join, movement_on_leave, placed, synthetic_map
 from coffre.cluster.identity import NodeAttributes
 from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, NodeState, Placement, Policy
 from coffre.cluster.membership import Move, MoveReport, add_node, drain_node, movement_between, set_policy
