@@ -41,10 +41,7 @@ def _measuring(name: str, groups: Sequence[Group], results: Path, about: str) ->
 
     @click.command(name, help=about)
     @click.option(
-        "--only",
-        multiple=True,
-        type=click.Choice(list(targets)),
-        help="This figure alone; may be repeated.",
+        "--only", multiple=True, type=click.Choice(list(targets)), help="This figure alone; may be repeated."
     )
     @click.option(
         "--quick", is_flag=True, help="A few seconds, to see that it works. The values mean nothing."
@@ -104,19 +101,10 @@ def _measure(options: FigureOptions, groups: Sequence[Group], output: Path | Non
 
 
 _RESULTS = Path("bench/results")
+_BESIDE = "beside references. A missed target is no error."
 for _command in (
-    _measuring(
-        "figures",
-        FIGURES,
-        _RESULTS / "latest.json",
-        "Measure the published figures beside their references. A missed target is no error.",
-    ),
-    _measuring(
-        "repair",
-        REPAIR,
-        _RESULTS / "repair.json",
-        "Measure repair beside its references. A missed target is no error.",
-    ),
+    _measuring("figures", FIGURES, _RESULTS / "latest.json", f"Measure the published figures {_BESIDE}"),
+    _measuring("repair", REPAIR, _RESULTS / "repair.json", f"Measure repair {_BESIDE}"),
     *(load, failure, compare, scale, micro),
 ):
     bench.add_command(_command)
