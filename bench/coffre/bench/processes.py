@@ -8,7 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,7 +148,8 @@ class Child:
         try:
             await asyncio.wait_for(self._process.wait(), patience_s)
         except TimeoutError:
-            self._process.kill()
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                self._process.kill()
             await self._process.wait()
         self._listening.cancel()
 
