@@ -104,12 +104,12 @@ def load(
             async with started(_cluster(place)) as own:
                 yield own
             return
-        try:
-            async with connected(config, operator) as running:
+        async with connected(config, operator) as running:
+            try:
                 yield running
-        except (CoffreError, asyncio.CancelledError):
-            click.echo(f"objects of this run may be left below {plan.bucket}/{plan.prefix}/", err=True)
-            raise
+            except (CoffreError, asyncio.CancelledError):
+                click.echo(f"objects of this run may be left below {plan.bucket}/{plan.prefix}/", err=True)
+                raise
 
     if config is not None:
         asked["directory"] = Path.cwd()
