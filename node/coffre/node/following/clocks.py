@@ -32,6 +32,7 @@ class ClockAsking:
 
     @classmethod
     def begin(cls, clock: Clock) -> ClockAsking:
+        """Read both of this node's clocks, just before the other one is asked."""
         return cls(clock.unixtime_ms(), clock.monotonic())
 
     def ahead_ms(self, clock: Clock, their_unixtime_ms: int) -> float | None:
