@@ -35,7 +35,8 @@ class SimulatedStore(MemoryStore):
     after that loses the answer alone.
 
     `watch` is told of every commit. `slowness` multiplies `sync_seconds`, the mean time of a sync; `stalls` is the part
-    of the syncs that last for seconds, and `chance` says which. `epochs` sees at which epoch each commit was asked for.
+    of the syncs that last for seconds, and `chance` says which; while it hangs nothing is committed. `epochs` sees at
+    which epoch each commit was asked for.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class SimulatedStore(MemoryStore):
         self._committing = asyncio.Lock()
         self.slowness = 1.0
         self.stalls = stalls
+        self._hangs: asyncio.Event | None = None
         self.epochs: EpochWitness | None = None
 
     def crash(self) -> None:
@@ -71,6 +73,8 @@ class SimulatedStore(MemoryStore):
             if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):
                 await self._pause()
                 await self._stall()
+                if self._hangs is not None:
+                    await self._hangs.wait()
             outcomes = await super().apply(mutations)
             self._watch(mutations, outcomes)
             if epochs is not None and not all(isinstance(mutation, Abort) for mutation in mutations):
@@ -78,6 +82,15 @@ class SimulatedStore(MemoryStore):
         if self._rng.random() < 0.2:
             await self._pause()  # synced, and not answered yet
         return outcomes
+
+    def hang(self) -> None:
+        """The disk takes nothing until `go_on`, and says nothing of it; what it holds can be read."""
+        self._hangs = asyncio.Event()
+
+    def go_on(self) -> None:
+        if self._hangs is not None:
+            self._hangs.set()
+            self._hangs = None
 
     async def drain(self) -> None:
         async with self._committing:

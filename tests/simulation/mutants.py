@@ -50,6 +50,7 @@ class Mutant:
     elusive: bool = (
         False  # hundreds of seeds pass it: hunted only by name (docs/simulation.md, "Not yet seen")
     )
+    story: str = ""  # that shows it, on the cluster of `seed` (stories.py); no other seed is tried
     also: tuple[Edit, ...] = ()  # the second of two guards, each of which is enough
 
     @property
@@ -77,6 +78,16 @@ BELIEVING = Edit(  # a reader takes a vote against a version for a sign that its
     "coffre.client.reading._reads",
     "            if electorate.is_dead_by(aborted):\n",
     "            if aborted:\n",
+)
+COUNTING = Edit(  # repair counts what nodes do not hold whose clocks are wrong
+    "coffre.node.repair.view",
+    "        return self.answers.keys() & (self.punctual | {self.me})\n",
+    "        return self.answers.keys()\n",
+)
+SLOW = Edit(  # a node acknowledges what it had in time, however old that is when it is durable
+    "coffre.node.serving.times",
+    "        return min(unixtime_ms_of(stamp) + STAMP_AGE_MS_MAX, sent_ms + MESSAGE_AGE_MS_MAX)\n",
+    "        return sent_ms + MESSAGE_AGE_MS_MAX\n",
 )
 
 MUTANTS = (
@@ -416,16 +427,16 @@ MUTANTS = (
         "        return self.clock.unixtime_ms() if self._agrees and not self._has_jumped() else None\n",
         "        return self.clock.unixtime_ms()\n",
         0,
-        clocks=True,
+        story="a young deletion",
     ),
     Mutant(
         "a node with a wrong clock takes versions",
-        "coffre.node.serving.times",
-        "        if self._clocks.is_barred:\n            raise",
-        "        if False:\n            raise",
+        "coffre.node.following.clocks",
+        "        return self._barred or self._has_jumped()\n",
+        "        return self._has_jumped()\n",
         0,
-        clocks=True,
-        elusive=True,
+        story="clocks were wrong",
+        also=(COUNTING,),
     ),
     Mutant(
         "nobody notices that a clock jumped",
@@ -433,17 +444,15 @@ MUTANTS = (
         "        return self._offset_ms is not None and abs(self._offset() - self._offset_ms) > CLOCKS_APART_MS_MAX\n",
         "        return False\n",
         0,
-        clocks=True,
-        elusive=True,
+        story="clocks jumped",
     ),
     Mutant(
         "what a wrong clock lacks it never gets",
-        "coffre.node.repair.view",
-        "        return self.answers.keys() & (self.punctual | {self.me})\n",
-        "        return self.answers.keys()\n",
+        COUNTING.module,
+        COUNTING.text,
+        COUNTING.instead,
         0,
-        clocks=True,
-        elusive=True,
+        story="clocks were not compared",
     ),
     Mutant(
         "a reader gives up what somebody refused",
@@ -458,7 +467,8 @@ MUTANTS = (
         "        if -ahead_ms > STAMP_AGE_MS_MAX:\n",
         "        if False:\n",
         0,
-        clocks=True,
+        story="a writer was suspended",
+        also=(SLOW,),
     ),
     Mutant(
         "what was read long ago may be completed",
@@ -466,8 +476,7 @@ MUTANTS = (
         "            if now_ms - read_ms > MESSAGE_AGE_MS_MAX or read_ms - now_ms > STAMP_AHEAD_MS_MAX:\n",
         "            if False:\n",
         0,
-        clocks=True,
-        elusive=True,
+        story="a reader was suspended",
     ),
     Mutant(
         "what is durable too late is acknowledged",
@@ -475,8 +484,7 @@ MUTANTS = (
         "        if not barred and now_ms <= min(until_ms, default=NEVER_MS):\n",
         "        if True:\n",
         0,
-        clocks=True,
-        elusive=True,
+        story="disks hung",
     ),
     Mutant(
         "any stamp moves a clock",
@@ -484,7 +492,7 @@ MUTANTS = (
         "        return (hlc >> _COUNTER_BITS) - self._clock.unixtime_ms() <= STAMP_AHEAD_MS_MAX",
         "        return True",
         0,
-        clocks=True,
+        story="leftovers on most nodes",
     ),
     Mutant(
         "one node may say that a stamp of the future is in the way",
@@ -492,7 +500,7 @@ MUTANTS = (
         "            if future:  # the others may do without this node\n",
         "            if False:\n",
         0,
-        clocks=True,
+        story="a leftover in the way",
     ),
     Mutant(
         "a clock that was set back goes on above its stamps",
@@ -500,7 +508,7 @@ MUTANTS = (
         "        if self._hybrid.is_ahead:\n",
         "        if False:\n",
         0,
-        clocks=True,
+        story="a writer was ahead",
     ),
     Mutant(
         "leftovers from the future stay",
@@ -508,7 +516,7 @@ MUTANTS = (
         "            if own is None and tally.too_few_hold:\n",
         "            if False:\n",
         0,
-        clocks=True,
+        story="a leftover of the future",
     ),
     Mutant(
         "digests leave out the future",
@@ -516,16 +524,16 @@ MUTANTS = (
         "            if unixtime_ms <= number * WINDOW_MS <= now_ms + _AHEAD_MS:\n",
         "            if unixtime_ms <= number * WINDOW_MS:\n",
         0,
-        clocks=True,
+        story="a leftover of the future",
     ),
 )
 
 
 class _Loader(SourceLoader):
-    """Loads one module from its file, with a piece of the text changed."""
+    """Loads one module from its file, with pieces of the text changed."""
 
-    def __init__(self, edit: Edit, path: Path) -> None:
-        self._edit = edit
+    def __init__(self, edits: Sequence[Edit], path: Path) -> None:
+        self._edits = edits
         self._path = path
 
     def get_filename(self, fullname: str) -> str:
@@ -533,36 +541,46 @@ class _Loader(SourceLoader):
 
     def get_data(self, path: str | bytes) -> bytes:
         source = self._path.read_text("utf-8")
-        edit = self._edit
-        if source.count(edit.text) != 1:
-            raise ValueError(f"a mutant's text is {source.count(edit.text)} times in {edit.module}")
-        return source.replace(edit.text, edit.instead).encode()
+        for edit in self._edits:
+            if source.count(edit.text) != 1:
+                raise ValueError(f"a mutant's text is {source.count(edit.text)} times in {edit.module}")
+            source = source.replace(edit.text, edit.instead)
+        return source.encode()
 
 
 class _Finder:
     """Finds the changed module before anybody else does."""
 
-    def __init__(self, edit: Edit, spec: ModuleSpec) -> None:
-        self._edit = edit
+    def __init__(self, module: str, edits: Sequence[Edit], spec: ModuleSpec) -> None:
+        self._module = module
+        self._edits = edits
         self._spec = spec
 
     def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._edit.module or self._spec.origin is None:
+        if name != self._module or self._spec.origin is None:
             return None
-        return importlib.util.spec_from_loader(name, _Loader(self._edit, Path(self._spec.origin)))
+        return importlib.util.spec_from_loader(name, _Loader(self._edits, Path(self._spec.origin)))
+
+
+def apply(mutant: Mutant) -> None:
+    """Let every import from now on find the mutant. To be called in a process that has not imported the product yet."""
+    found = {edit.module: importlib.util.find_spec(edit.module) for edit in mutant.edits}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("coffre", "tests")]:
+        if name != __name__:
+            del sys.modules[name]
+    for module, room in found.items():
+        assert room is not None, module
+        edits = [edit for edit in mutant.edits if edit.module == module]
+        sys.meta_path.insert(0, _Finder(module, edits, room))
 
 
 def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
     """Run seeds on a mutant until one fails. To be called in a process that has not imported the product yet."""
-    found = {edit: importlib.util.find_spec(edit.module) for edit in mutant.edits}
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("coffre", "tests")]:
-        if name != __name__:
-            del sys.modules[name]
-    for edit, room in found.items():
-        assert room is not None, edit.module
-        sys.meta_path.insert(0, _Finder(edit, room))
-    run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
+    apply(mutant)
     logging.disable(logging.CRITICAL)
+    if mutant.story:
+        return _hunt_in_story(mutant)
+    run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
     seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
     draw: Callable[[int], object] = importlib.import_module("tests.simulation.plan").draw_plan
     if mutant.changing:
@@ -574,6 +592,14 @@ def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
         if failures:
             return Verdict(mutant, seed, tried, failures[0])
     return Verdict(mutant, None, len(seeds))
+
+
+def _hunt_in_story(mutant: Mutant) -> Verdict:
+    stories = importlib.import_module("tests.simulation.stories")
+    failures: tuple[str, ...] = stories.tell(mutant.story, mutant.seed).failures
+    if not failures or any(failure.startswith(stories.NOT_TOLD) for failure in failures):
+        return Verdict(mutant, None, 1, "".join(failures[:1]))
+    return Verdict(mutant, mutant.seed, 1, failures[0])
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from coffre.cluster.errors import PolicyViolation
@@ -15,12 +16,14 @@ from tests.simulation.maps import CLUSTER_ID, ChangePlan, draw_changes, with_rec
 from tests.simulation.network import Quality
 from tests.simulation.repairers import RepairPlan, draw_repair, shipped_repair
 
-__all__ = ["CODINGS", "Fault", "Plan", "draw_plan"]
+__all__ = ["CODINGS", "Fault", "Plan", "draw_calm", "draw_plan"]
 
 PARTITIONS = 8
 CODINGS = ((2, 1), (3, 2), (4, 2), (4, 2), (4, 3), (6, 3))
 HASTY_PAUSE_SECONDS = 2.0
 CHANGING_PAUSE_SECONDS = 1.0
+UNASKED_SECONDS = 1e9
+CALM_CLOCKS = ClockPlan({}, wrong=0, sleeper=False, round_seconds=UNASKED_SECONDS, delay=0.0)
 
 
 class Fault(enum.Enum):
@@ -144,11 +147,43 @@ def _with_changes(plan: Plan, hurry: float) -> Plan:
     return replace(plan, changes=changes, stalls=stalls, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
 
 
-def _draw_map(rng: random.Random, versions_kept: int) -> ClusterMap:
-    """A map of 6 to 12 nodes whose policy can be kept."""
+def draw_calm(seed: int) -> Plan:
+    """Six nodes with 4+2 and one key, in which nothing goes wrong by itself and nobody repairs unasked: for a story."""
+    rng = random.Random(f"{seed}/calm")
+    cluster_map = _draw_map(rng, 1, codings=((4, 2),), nodes_max=6)
+    agreement = draw_agreement(seed, cluster_map, 1.0)
+    return Plan(
+        seed,
+        replace(cluster_map, coordinators=agreement.coordinators),
+        Quality(delay=rng.choice([0.0002, 0.001, 0.005]), stay_behind=0.0),
+        sync_seconds=rng.choice([0.0005, 0.004]),
+        drift=0.0,
+        offset=rng.choice([0.0, 0.02, 2.0]),
+        faults={},
+        clients=0,
+        workers=1,
+        operations=0,
+        keys=1,
+        large=0.0,
+        pause=1.0,
+        versions_kept=1,
+        agreement=replace(agreement, drift=0.0, troubles={}),
+        repair=replace(shipped_repair(seed), round_seconds=UNASKED_SECONDS, sweep_seconds=UNASKED_SECONDS),
+        clocks=CALM_CLOCKS,
+    )
+
+
+def _draw_map(
+    rng: random.Random,
+    versions_kept: int,
+    *,
+    codings: Sequence[tuple[int, int]] = CODINGS,
+    nodes_max: int = 12,
+) -> ClusterMap:
+    """A map of 6 nodes or more whose policy can be kept."""
     while True:
-        k, m = rng.choice(CODINGS)
-        count = rng.randrange(max(6, k + m), 13)
+        k, m = rng.choice(codings)
+        count = rng.randrange(max(6, k + m), nodes_max + 1)
         sites, operators = rng.randrange(2, 5), rng.randrange(1, 4)
         survives = rng.choice(list(Domain))
         nodes = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ from tests.simulation.weather import Weather
 from tests.simulation.workload import Worker, keys_of
 from tests.simulation.world import Failure, Member, World
 
-__all__ = ["Result", "run_plan", "run_seed"]
+__all__ = ["Result", "Story", "run_plan", "run_seed"]
 
 SECONDS_MAX = 3600.0  # of the world: no client waits that long for anything
 STORM_SECONDS = 40.0  # of faults: what they bring about more of costs more than another seed
 CALM_SECONDS = 15.0  # after which no node is under suspicion any more
 TRACE_LINES = 120
+Story = Callable[[World], Awaitable[None]]
+"""What happens in a world, step by step; afterwards everything heals and is checked as in any run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,15 @@ def run_seed(seed: int) -> Result:
     return run_plan(draw_plan(seed))
 
 
-def run_plan(plan: Plan) -> Result:
+def run_plan(plan: Plan, story: Story | None = None) -> Result:
+    """Run a plan. `story`: what happens instead of work and faults that are drawn."""
     worlds: list[World] = []
 
     async def main(loop: VirtualLoop) -> None:
         world = World(plan, loop)
         worlds.append(world)
         try:
-            await _Run(world).whole()
+            await _Run(world, story).whole()
         except TimeoutError:
             world.fail(f"somebody still waits after {SECONDS_MAX:.0f} s")
         except Exception:  # noqa: BLE001 - one seed that breaks must not end a run of thousands
@@ -99,8 +103,9 @@ def _result(world: World) -> Result:
 class _Run:
     """The course of a run."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, story: Story | None = None) -> None:
         self._world = world
+        self._story = story
         self._left: dict[str, int] = {}  # operations that a client's workers have not begun yet
         self._working: dict[asyncio.Task[None], Member] = {}
         self._changes: Administration | None = None
@@ -111,7 +116,7 @@ class _Run:
         """Raises `TimeoutError` when somebody waits for too long."""
         async with asyncio.timeout(SECONDS_MAX) as limit:
             self._world.limits.append(limit)
-            await self._storm()
+            await (self._storm() if self._story is None else self._tell(self._story))
             await self._world.sleep(CALM_SECONDS)
             if self._changes is not None:
                 await make_known(self._world, self._changes)
@@ -156,6 +161,10 @@ class _Run:
         if self._changes is not None:
             self._changes.be_calm()
         await self._work()
+
+    async def _tell(self, story: Story) -> None:
+        await story(self._world)
+        self._world.heal()
 
     async def _work(self) -> None:
         """Wait until all workers have done what they were to do."""

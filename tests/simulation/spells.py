@@ -56,33 +56,53 @@ class Spells:
     # ---------------------------------------------------------------- clocks
 
     async def _be_wrong(self) -> None:
-        """A clock is wrong for a while: fixed, jumping about, or running away."""
-        who, clock = self._somebody()
-        if clock is None:
+        """A clock is wrong for a while: fixed, jumping about, or running away; or some that follow one time server."""
+        clocks = self._some_clocks()
+        if not clocks:
             return
         seconds = self._rng.choice(WRONG_BY) * self._rng.uniform(0.9, 1.1) * self._rng.choice([-1, 1, 1])
         manner = self._rng.choice(["is wrong", "jumps about", "runs away"])
-        self._note("the clock of", who, manner, "by", round(seconds))
+        self._note("the clock of", *clocks, manner, "by", round(seconds))
         lasts = self._rng.uniform(0.5, 12.0)
         for step in range(steps := 1 if manner == "is wrong" else 8):
             part = self._rng.choice([-1, 0, 1]) if manner == "jumps about" else (step + 1) / steps
-            clock.set_wrong_by(self._right(clock) + seconds * part)
+            for clock in clocks.values():
+                clock.set_wrong_by(self._right(clock) + seconds * part)
             await self._world.sleep(lasts / steps)
-        clock.set_wrong_by(self._right(clock))
-        self._note("the clock of", who, "is right")
-        if who.startswith("node"):
-            self._wrong.pop(int(who[5:]), None)
+        for who, clock in clocks.items():
+            clock.set_wrong_by(self._right(clock))
+            if who.startswith("node"):
+                self._wrong.pop(int(who[5:]), None)
+        self._note("the clock of", *clocks, "is right")
+
+    def _some_clocks(self) -> dict[str, DriftingClock]:
+        """By name: that of somebody; or those of a client and of nodes, which are then wrong alike, so that nodes take
+        stamps of the future."""
+        if self._rng.random() < 0.7:
+            found = [self._somebody()]
+        else:
+            found = [self._some_client(), *(self._some_node() for _ in range(self._rng.randrange(1, 3)))]
+        return {who: clock for who, clock in found if clock is not None}
 
     def _right(self, clock: DriftingClock) -> float:
         return self._world.loop.time() - clock.monotonic()
 
     def _somebody(self) -> tuple[str, DriftingClock | None]:
         """A node, unless as many are wrong as may be, or a client."""
-        hosts = [number for number in sorted(self._world.hosts) if number not in self._wrong]
         if self._rng.random() < 0.6 and len(self._wrong) < self._world.policy.m:
-            number = self._rng.choice(hosts)
-            self._wrong[number] = None
-            return f"node {number}", self._world.hosts[number].clock
+            return self._some_node()
+        return self._some_client()
+
+    def _some_node(self) -> tuple[str, DriftingClock | None]:
+        """Whose clock is right, unless as many are wrong as may be."""
+        hosts = [number for number in sorted(self._world.hosts) if number not in self._wrong]
+        if len(self._wrong) >= self._world.policy.m or not hosts:
+            return "no node", None
+        number = self._rng.choice(hosts)
+        self._wrong[number] = None
+        return f"node {number}", self._world.hosts[number].clock
+
+    def _some_client(self) -> tuple[str, DriftingClock | None]:
         members = [
             member for member in self._world.members if member.alive and member.name not in self._still
         ]
