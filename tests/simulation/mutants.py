@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import io
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec
@@ -46,11 +49,8 @@ class Mutant:
     seed: int
     quick: bool = False
     changing: bool = False  # only runs whose map changes can show it
-    clocks: bool = False  # only runs whose clocks are very wrong, or whose processes stand still, can show it
-    elusive: bool = (
-        False  # hundreds of seeds pass it: hunted only by name (docs/simulation.md, "Not yet seen")
-    )
-    story: str = ""  # that shows it, on the cluster of `seed` (stories.py); no other seed is tried
+    story: str = ""  # that shows it, on the cluster of `seed` (stories.py)
+    unit: str = ""  # the test that shows it, where hundreds of seeds do not, and no story
     also: tuple[Edit, ...] = ()  # the second of two guards, each of which is enough
 
     @property
@@ -61,17 +61,17 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The seed that caught a mutant and what it said, or None when every seed passed."""
+    """What caught a mutant, and what it said; nothing when it passed all that was tried."""
 
     mutant: Mutant
-    seed: int | None
+    caught_by: str
     tried: int
     failure: str = ""
 
     def __str__(self) -> str:
-        what = f"caught by seed {self.seed}" if self.seed is not None else "SURVIVED"
+        what = f"caught by {self.caught_by}" if self.caught_by else "SURVIVED"
         first = self.failure.splitlines()[0] if self.failure else ""
-        return f"{self.mutant.name:34} {what:22} after {self.tried:3} seeds  {first[:110]}"
+        return f"{self.mutant.name:34} {what:22} after {self.tried:3}  {first[:110]}"
 
 
 BELIEVING = Edit(  # a reader takes a vote against a version for a sign that its writer gave it up
@@ -103,7 +103,7 @@ MUTANTS = (
         "coffre.client.reading._listing",
         "if found is not None and silent and not found.opened.tombstone:",
         "if False:",
-        0,
+        1,
         quick=True,
     ),
     Mutant(
@@ -138,7 +138,7 @@ MUTANTS = (
         "coffre.node.store.votes",
         "if newer and (not lock or any(entry.state == SETTLED for entry in newer)):",
         "if newer and lock and any(entry.state == SETTLED for entry in newer):",
-        0,
+        3,
         quick=True,
     ),
     Mutant(
@@ -147,8 +147,8 @@ MUTANTS = (
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n",
         "        self._said[node] |= _REFUSED if isinstance(error, PLAIN_REFUSALS) else _AMBIGUOUS\n"
         "        self._shards |= 1 << (shard_index or 0)\n",
-        188,
-        quick=True,
+        0,
+        story="one of those who took it was lost",
     ),
     Mutant(
         "a list believes R - 1 answers",
@@ -170,7 +170,7 @@ MUTANTS = (
         "coffre.node.memory.store",
         "if any(not isinstance(mutation, (Settle, Mark)) for mutation in mutations):\n            self._sync()",
         "if any(isinstance(mutation, Abort) for mutation in mutations):\n            self._sync()",
-        3,
+        2,
         quick=True,
     ),
     Mutant(
@@ -185,7 +185,7 @@ MUTANTS = (
         "coffre.client.writing._stamps",
         "        self._hybrid.renew(self._new_writer())\n\n    def _retire",
         "\n    def _retire",
-        65,
+        12,
     ),
     Mutant(
         "settled before it is established",
@@ -203,7 +203,7 @@ MUTANTS = (
         "    kept, freed = _trim(_put(entries, place, entry), max(versions_kept, 1))\n"
         "    if entry.tombstone and len(kept) == 1:\n"
         "        return Verdict((), changed=True, freed=(*freed, present), state=SETTLED)",
-        9,
+        1,
         quick=True,
     ),
     Mutant(
@@ -219,7 +219,7 @@ MUTANTS = (
         "coffre.node.store.votes",
         "        return Verdict(entries, state=LOCKED)\n    if present.state != ACCEPTED:\n",
         "        return Verdict(entries, state=LOCKED)\n    if present.state not in (ACCEPTED, LOCKED):\n",
-        16,
+        28,
         quick=True,
     ),
     Mutant(
@@ -323,14 +323,16 @@ MUTANTS = (
         "coffre.node.store.votes",
         "(entry.stamp > base for entry in entries if entry.state != ABORTED)",
         "(entry.stamp > base for entry in entries if entry.state == SETTLED)",
-        106,
+        0,
+        story="a plain put came between",
     ),
     Mutant(
         "repair takes accepted for established",
         "coffre.node.repair.view",
         "if version.state >= LOCKED}",
         "if version.state != ABORTED}",
-        73,
+        0,
+        story="a writer gave up during a walk",
     ),
     Mutant(
         "repair gives several nodes one shard",
@@ -338,14 +340,14 @@ MUTANTS = (
         "    return chosen.get(me)\n",
         "    return free[0] if me in chosen else None\n",
         44,
-        elusive=True,
+        unit="tests/unit/node/repair/test_decide.py::test_primaries_without_a_shard_take_the_free_ones_in_order",
     ),
     Mutant(
         "digests leave out what is old",
         "coffre.node.repair.repairer",
         "self._clock.unixtime_ms() - int(self._options.settling_seconds * 1000))",
         "self._clock.unixtime_ms() - (1 << 40))",
-        4,
+        12,
         quick=True,
     ),
     Mutant(
@@ -353,7 +355,8 @@ MUTANTS = (
         "coffre.node.repair.handoff",
         "        if await _all_safe(scene, options, row.name, view, said) or await _is_over(scene, row.name, view):\n",
         "        if True:\n",
-        160,
+        0,
+        story="substitutes looked too early",
     ),
     Mutant(
         "what dead writers left stays",
@@ -369,7 +372,7 @@ MUTANTS = (
         "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars[:1])",
         54,
         changing=True,
-        elusive=True,
+        unit="tests/unit/client/test_moving.py::test_a_read_that_a_whole_move_overtakes_looks_again",
     ),
     Mutant(
         "a write is on a majority of the new primaries alone",
@@ -378,7 +381,7 @@ MUTANTS = (
         "return all(len(voters.intersection(nodes)) >= write for voters, write, _ in self._bars[:1])",
         253,
         changing=True,
-        elusive=True,
+        unit="tests/unit/client/test_moving.py::test_a_put_that_misses_the_majority_of_an_older_set_fails",
     ),
     Mutant(
         "primaries of before are not consulted",
@@ -411,7 +414,7 @@ MUTANTS = (
         "",
         19,
         changing=True,
-        elusive=True,
+        unit="tests/unit/node/following/test_following.py::test_at_another_epoch_only_a_vote_to_give_up_is_taken",
     ),
     Mutant(
         "an epoch begins before the disk is done with the last one",
@@ -460,6 +463,7 @@ MUTANTS = (
         "            if electorate.is_dead_by(aborted):\n",
         "            if aborted:\n",
         0,
+        story="a writer gave up late",
     ),
     Mutant(
         "an old stamp is as good as a new one",
@@ -574,50 +578,63 @@ def apply(mutant: Mutant) -> None:
         sys.meta_path.insert(0, _Finder(module, edits, room))
 
 
-def hunt(mutant: Mutant, seeds_max: int = SEEDS_MAX) -> Verdict:
-    """Run seeds on a mutant until one fails. To be called in a process that has not imported the product yet."""
+def hunt(mutant: Mutant, seeds_max: int | None = None) -> Verdict:
+    """Try a mutant in its story, or its unit test, or run seeds on it until one fails; seeds alone with `seeds_max`. To
+    be called in a process that has not imported the product yet."""
     apply(mutant)
     logging.disable(logging.CRITICAL)
-    if mutant.story:
+    if seeds_max is None and mutant.story:
         return _hunt_in_story(mutant)
+    if seeds_max is None and mutant.unit:
+        return _hunt_in_unit(mutant)
     run: Callable[[int], object] = importlib.import_module("tests.simulation.run").run_seed
-    seeds = [mutant.seed, *(seed for seed in range(seeds_max) if seed != mutant.seed)]
     draw: Callable[[int], object] = importlib.import_module("tests.simulation.plan").draw_plan
+    seeds = [mutant.seed, *(seed for seed in range(seeds_max or SEEDS_MAX) if seed != mutant.seed)]
     if mutant.changing:
         seeds = [seed for seed in seeds if draw(seed).changes is not None]  # type: ignore[attr-defined]
-    if mutant.clocks:
-        seeds = [seed for seed in seeds if draw(seed).clocks is not None]  # type: ignore[attr-defined]
     for tried, seed in enumerate(seeds, 1):
         failures: tuple[str, ...] = run(seed).failures  # type: ignore[attr-defined]  # a Result, loaded just now
         if failures:
-            return Verdict(mutant, seed, tried, failures[0])
-    return Verdict(mutant, None, len(seeds))
+            return Verdict(mutant, f"seed {seed}", tried, failures[0])
+    return Verdict(mutant, "", len(seeds))
 
 
 def _hunt_in_story(mutant: Mutant) -> Verdict:
     stories = importlib.import_module("tests.simulation.stories")
     failures: tuple[str, ...] = stories.tell(mutant.story, mutant.seed).failures
     if not failures or any(failure.startswith(stories.NOT_TOLD) for failure in failures):
-        return Verdict(mutant, None, 1, "".join(failures[:1]))
-    return Verdict(mutant, mutant.seed, 1, failures[0])
+        return Verdict(mutant, "", 1, "".join(failures[:1]))
+    return Verdict(mutant, f"seed {mutant.seed} of {mutant.story!r}", 1, failures[0])
+
+
+def _hunt_in_unit(mutant: Mutant) -> Verdict:
+    import pytest
+
+    with redirect_stdout(io.StringIO()):
+        status = pytest.main(["-q", "-p", "no:cacheprovider", mutant.unit])
+    caught = status == pytest.ExitCode.TESTS_FAILED
+    return Verdict(mutant, mutant.unit.rpartition("/")[2] if caught else "", 1)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.simulation.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", help="parts of names; none: all but the elusive ones")
+    parser.add_argument("names", nargs="*", help="parts of names; none: all of them")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help="how many seeds a mutant may pass")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        help=f"how many seeds a mutant may pass, whatever else shows it; else {SEEDS_MAX}",
+    )
     options = parser.parse_args(arguments)
-    named = [m for m in MUTANTS if any(part in m.name for part in options.names)]
-    chosen = named if options.names else [m for m in MUTANTS if not m.elusive]
-    survivors = 0
+    chosen = [m for m in MUTANTS if not options.names or any(part in m.name for part in options.names)]
+    survivors, begun = 0, time.monotonic()
     context = get_context("spawn")  # every mutant needs a process that knows nothing yet
     with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
         for done in as_completed([pool.submit(hunt, mutant, options.seeds) for mutant in chosen]):
             verdict = done.result()
             print(verdict, flush=True)
-            survivors += verdict.seed is None
-    print(f"{len(chosen)} mutants, {survivors} survived")
+            survivors += not verdict.caught_by
+    print(f"{len(chosen)} mutants in {time.monotonic() - begun:.0f} s, {survivors} survived")
     return 1 if survivors else 0
 
 

@@ -147,10 +147,13 @@ def _with_changes(plan: Plan, hurry: float) -> Plan:
     return replace(plan, changes=changes, stalls=stalls, pause=max(plan.pause, CHANGING_PAUSE_SECONDS))
 
 
-def draw_calm(seed: int) -> Plan:
-    """Six nodes with 4+2 and one key, in which nothing goes wrong by itself and nobody repairs unasked: for a story."""
+def draw_calm(seed: int, nodes: int) -> Plan:
+    """So many nodes with 4+2 and one key; nothing goes wrong by itself, and nobody repairs unasked. For a story.
+
+    With more than six nodes the policy lets each stand in for any other.
+    """
     rng = random.Random(f"{seed}/calm")
-    cluster_map = _draw_map(rng, 1, codings=((4, 2),), nodes_max=6)
+    cluster_map = _draw_map(rng, 1, codings=((4, 2),), count=nodes, roomy=nodes > 6)
     agreement = draw_agreement(seed, cluster_map, 1.0)
     return Plan(
         seed,
@@ -178,14 +181,15 @@ def _draw_map(
     versions_kept: int,
     *,
     codings: Sequence[tuple[int, int]] = CODINGS,
-    nodes_max: int = 12,
+    count: int = 0,
+    roomy: bool = False,
 ) -> ClusterMap:
-    """A map of 6 nodes or more whose policy can be kept."""
+    """A map whose policy can be kept, of so many nodes, or of 6 to 12. `roomy`: any nodes keep it."""
     while True:
         k, m = rng.choice(codings)
-        count = rng.randrange(max(6, k + m), nodes_max + 1)
-        sites, operators = rng.randrange(2, 5), rng.randrange(1, 4)
-        survives = rng.choice(list(Domain))
+        many = count or rng.randrange(max(6, k + m), 13)
+        sites, operators = rng.randrange(2, 5), 1 if roomy else rng.randrange(1, 4)
+        survives = Domain.NODE if roomy else rng.choice(list(Domain))
         nodes = tuple(
             MapNode(
                 number,
@@ -197,7 +201,7 @@ def _draw_map(
                 "FR",
                 rng.choice([1, 1, 2]) << 40,
             )
-            for number in range(1, count + 1)
+            for number in range(1, many + 1)
         )
         policy = Policy(f"{k}+{m}", k, m, ("FR",), survives, versions_kept=versions_kept)
         cluster_map = ClusterMap(CLUSTER_ID, 1, PARTITIONS, nodes, (policy,), policy.name)
