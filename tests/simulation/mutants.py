@@ -74,11 +74,6 @@ class Verdict:
         return f"{self.mutant.name:34} {what:22} after {self.tried:3}  {first[:110]}"
 
 
-BELIEVING = Edit(  # a reader takes a vote against a version for a sign that its writer gave it up
-    "coffre.client.reading._reads",
-    "            if electorate.is_dead_by(aborted):\n",
-    "            if aborted:\n",
-)
 COUNTING = Edit(  # repair counts what nodes do not hold whose clocks are wrong
     "coffre.node.repair.view",
     "        return self.answers.keys() & (self.punctual | {self.me})\n",
@@ -372,7 +367,7 @@ MUTANTS = (
         "return all(len(voters.intersection(nodes)) >= read for voters, _, read in self._bars[:1])",
         54,
         changing=True,
-        unit="tests/unit/client/test_moving.py::test_a_read_that_a_whole_move_overtakes_looks_again",
+        unit="tests/unit/cluster/map/test_electorate.py::test_a_moving_partition_needs_both_sets",
     ),
     Mutant(
         "a write is on a majority of the new primaries alone",
