@@ -169,8 +169,8 @@ def store() -> None:
     assert child(lambda: [mine().put("forks", f"p{number}", b"%d" % number) for number in range(8)])[0] == "0"
 
 
-def gunicorn() -> None:
-    """A master that imports the application, forks workers, and never connects; one that dies is replaced."""
+def forked_one_by_one() -> None:
+    """As gunicorn does: a master that never connects forks workers, and another one for one that died."""
     store()
 
     def worker() -> list[bytes]:
@@ -180,8 +180,8 @@ def gunicorn() -> None:
         say("worker", child(worker))
 
 
-def celery() -> None:
-    """A pool of forked workers; each connects when it begins (`worker_process_init`), and takes task after task."""
+def forked_pool() -> None:
+    """As Celery does: a pool of forked workers, each of which connects when it begins, and takes task after task."""
     store()
     with multiprocessing.get_context("fork").Pool(2, initializer=begin_worker, maxtasksperchild=4) as pool:
         say("tasks", pool.map(fetch, range(8), chunksize=1))

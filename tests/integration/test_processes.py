@@ -62,8 +62,8 @@ ALL = [b"%d" % number for number in range(8)]
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("gunicorn", [f"worker 0 {ALL}"] * 3),
-        ("celery", [f"tasks {ALL}"]),
+        ("forked_one_by_one", [f"worker 0 {ALL}"] * 3),
+        ("forked_pool", [f"tasks {ALL}"]),
         ("spawned", [f"spawn {ALL}", f"forkserver {ALL}"]),
     ],
 )
