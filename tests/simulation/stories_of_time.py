@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from coffre.node.repair.asking import Asking
 from coffre.node.store import State
 
 from tests.simulation.conditional import ConditionalWorker
@@ -38,6 +39,37 @@ async def _a_young_deletion(world: World) -> None:
     await stage.walks(wrong)
     await stage.rounds(wrong)
     await stage.walks(wrong)
+
+
+async def _a_node_was_paused_in_its_round(world: World) -> None:
+    """It has heard what time it is elsewhere when its machine stands still for days, and both its clocks with it, so it
+    does not notice. Then it finds a put that is under way (seed 207)."""
+    stage = Stage(world)
+    writer = await stage.begin()
+    paused, *late = stage.rng.sample(stage.primaries(writer.member), 3)
+    hour_s = world.loop.time() + HOUR
+    world.network.cut(writer.member.name, f"node {paused.number}", hour_s)
+    await stage.put(writer)
+    await world.sleep(10.0)
+    ask = Asking.digests
+
+    async def hearing(self: Asking, *args: Any, **kwargs: Any) -> Any:
+        found = await ask(self, *args, **kwargs)
+        days = stage.rng.uniform(1, 21) * 24 * HOUR
+        world.leap(days)
+        paused.clock.stand_still(days)
+        rival = stage.worker()
+        for host in (paused, *late):
+            world.network.cut(rival.member.name, f"node {host.number}", world.loop.time() + MINUTE)
+        rival.member.actor.spawn(rival.put(stage.key))
+        await world.sleep(SOON_SECONDS)
+        return found
+
+    with patch.object(Asking, "digests", hearing):
+        await stage.rounds(paused)
+    stage.expect(paused.handler.clocks.now_ms() is not None, "it has noticed")
+    await world.sleep(30.0)
+    await stage.rounds(*world.hosts.values())
 
 
 # ------------------------------------------------------------------ a writer that stands still between two rounds
@@ -255,6 +287,7 @@ async def _a_writer_was_ahead(world: World) -> None:
 
 STORIES = {
     "a young deletion": _a_young_deletion,
+    "a node was paused in its round": _a_node_was_paused_in_its_round,
     "a writer was suspended": _a_writer_was_suspended,
     "clocks were wrong": _clocks_were_wrong,
     "clocks were not compared": _clocks_were_not_compared,

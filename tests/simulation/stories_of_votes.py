@@ -12,7 +12,7 @@ from coffre.node.repair.asking import Asking
 from coffre.node.store import State
 
 from tests.simulation.host import Host
-from tests.simulation.stage import MINUTE, SOON_SECONDS, Stage
+from tests.simulation.stage import HOUR, MINUTE, SOON_SECONDS, Stage
 from tests.simulation.world import Member, World
 
 __all__ = ["NODES", "STORIES"]
@@ -161,11 +161,46 @@ async def _substitutes_looked_too_early(world: World) -> None:
     await stage.restart(early)
 
 
+async def _a_primary_was_down_while_a_deletion_grew_old(world: World) -> None:
+    """It holds what was deleted, and the others go over the deletion, which is older than they keep any."""
+    stage = Stage(world)
+    worker = await stage.begin()
+    down, *others = _in_any_order(stage, worker.member)
+    down.crash()
+    await worker.delete(stage.key, must=True)
+    await worker.member.client.flush()
+    await world.sleep(10.0)
+    await stage.rounds(*others)
+    for _ in range(2):
+        world.leap(26 * HOUR)
+        world.set_clocks()
+        await world.sleep(1.0)
+        await stage.walks(*others)
+    await stage.restart(down)
+    await stage.worker().get(stage.key, must=True)
+
+
+async def _a_record_rotted_at_once(world: World) -> None:
+    """A put stands with the fewest shards that it may, its client is gone before it tells anybody, and on one of the
+    nodes that took it not even which shard that is can be read any more."""
+    stage = Stage(world)
+    writer = await stage.begin()
+    rotten, *_, cut_off = _in_any_order(stage, writer.member)
+    world.network.cut(writer.member.name, f"node {cut_off.number}", world.loop.time() + HOUR)
+    await _and_die(writer.member, writer.put(stage.key, must=True))
+    newest = stage.held(rotten)[0]
+    stage.expect(newest.state is State.ACCEPTED, "it is known that it stands")
+    rotten.store.rot_manifest(stage.name, newest.stamp)
+    await stage.worker().get(stage.key, must=True)
+
+
 STORIES = {
     "a writer gave up late": _a_writer_gave_up_late,
     "a plain put came between": _a_plain_put_came_between,
     "a writer gave up during a walk": _a_writer_gave_up_during_a_walk,
     "one of those who took it was lost": _one_of_those_who_took_it_was_lost,
+    "a primary was down while a deletion grew old": _a_primary_was_down_while_a_deletion_grew_old,
+    "a record rotted at once": _a_record_rotted_at_once,
     "substitutes looked too early": _substitutes_looked_too_early,
 }
 NODES = {"substitutes looked too early": 8}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.amounts import amount
-from tests.simulation.mutants import MUTANTS, Mutant, hunt
+from tests.simulation.bugs import Mutant
+from tests.simulation.mutants import MUTANTS, hunt
 
 SEEDS_MAX = 100
 QUICK = [mutant for mutant in MUTANTS if mutant.quick]

@@ -35,6 +35,11 @@ class ClockAsking:
         """Read both of this node's clocks, just before the other one is asked."""
         return cls(clock.unixtime_ms(), clock.monotonic())
 
+    @property
+    def offset_ms(self) -> float:
+        """Of this node's wall clock over its monotonic one."""
+        return self.unixtime_ms - self.monotonic * 1000
+
     def ahead_ms(self, clock: Clock, their_unixtime_ms: int) -> float | None:
         """How far this node's clock is ahead of the one that answered just now; None when that cannot be told, since
         this node jumped or stood still meanwhile."""
@@ -58,10 +63,13 @@ class PeerClocks:
         )
         self._ahead_ms = 0.0
 
-    def compare(self, ahead_ms: Mapping[int, float], others: Iterable[int]) -> frozenset[int]:
+    def compare(
+        self, ahead_ms: Mapping[int, float], others: Iterable[int], asked: ClockAsking
+    ) -> frozenset[int]:
         """Take note of how far this node's clock is ahead of those that answered; `others`: all that were asked.
 
-        Returns those whose clocks agree with this one's.
+        Returns those whose clocks agree with this one's. `asked`: when they were; a clock that has jumped since, while
+        others were waited for, is not the one that was compared.
         """
         alone = not set(others)
         off = {node: ahead for node, ahead in ahead_ms.items() if abs(ahead) > CLOCKS_APART_MS_MAX}
@@ -69,7 +77,7 @@ class PeerClocks:
         self._agrees = alone or 2 * len(close) > len(ahead_ms)
         if not ahead_ms and not alone:
             return frozenset()  # nobody answers: it may be the network
-        self._offset_ms = self._offset()
+        self._offset_ms = asked.offset_ms
         before = self._barred
         if self._agrees:
             self._barred = False

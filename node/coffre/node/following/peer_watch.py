@@ -99,10 +99,11 @@ class PeerWatch:
         )
         self._forget(self._watched.difference(others))
         self._watched = frozenset(others)
+        begun = ClockAsking.begin(self._clock)
         answers = dict(zip(others, await asyncio.gather(*map(self._ask, others)), strict=True))
         if self._clocks is not None:
             said = {node: answer.ahead_ms for node, answer in answers.items() if answer.ahead_ms is not None}
-            self._clocks.compare(said, others)
+            self._clocks.compare(said, others, begun)
         if len(answers) > 1 and all(map(self._is_bad, answers.values())):
             return  # nobody answered in time: that says more of this node, which was paused or is cut off
         for number, answer in answers.items():

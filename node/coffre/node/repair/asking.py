@@ -72,6 +72,8 @@ class Asking:
         self._received_bytes = 0
         self.ahead_ms: dict[int, float] = {}
         """How far this node's clock is ahead of those of nodes that said what time it is there."""
+        self.asked = ClockAsking.begin(clock)
+        """When they were asked."""
 
     def take_received_bytes(self) -> int:
         """Bytes of cells and manifests that came since the last call."""
@@ -83,6 +85,7 @@ class Asking:
     ) -> dict[int, dict[int, PartitionDigest]]:
         """By node and partition (`ShardStore.digests`); nodes that do not answer are left out."""
         asked = tuple(nodes)
+        self.asked = ClockAsking.begin(self._clock)
         own = self._identity
         request = pb.DigestsRequest(
             epoch=self.epoch, store_id=own.store_id, commits=own.commits, before_unixtime_ms=before_ms or 0

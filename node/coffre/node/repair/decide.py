@@ -73,7 +73,7 @@ def decide(view: View) -> list[Action]:
             continue
         elif view.is_ahead(stamp):
             # Left by a client whose clock was wrong. Only who never had it refuses it: its writer may count on others.
-            if own is None and tally.too_few_hold:
+            if own is None and tally.too_few_hold and view.had_met(stamp):
                 actions.append(Action(Step.REFUSE, stamp))
         elif not view.is_old(stamp):
             continue

@@ -175,7 +175,7 @@ class Healer:
         electorate = scene.electorate(task.name, task.partition)
         cluster_map = scene.electorates.map
         heard = answers.keys() if scene.punctual is None else answers.keys() & scene.punctual
-        return View(
+        view = View(
             scene.me,
             electorate,
             {**answers, scene.me: await self._own(task)},
@@ -189,7 +189,12 @@ class Healer:
             len(cluster_map.departed),
             cluster_map.lost,
             scene.punctual,
+            scene.ahead,
         )
+        for stamp in {v.stamp for versions in view.answers.values() for v in versions}:
+            if view.is_ahead(stamp):
+                scene.ahead.meet(stamp)
+        return view
 
     async def _hear_everyone(self, scene: Scene, views: dict[ObjectName, View]) -> set[ObjectName]:
         """Ask the other nodes, too, about what only all of them together can decide. Returns names to ask again."""

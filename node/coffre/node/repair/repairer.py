@@ -24,7 +24,7 @@ from coffre.node.repair.pace import Pace
 from coffre.node.repair.queue import RepairQueue
 from coffre.node.repair.reports import Reports
 from coffre.node.repair.rounds import Difference, compare, differing
-from coffre.node.repair.scene import Bare, Scene, Task
+from coffre.node.repair.scene import Ahead, Bare, Scene, Task
 from coffre.node.repair.scrub import Scrub
 from coffre.node.repair.sweep import Sweep
 from coffre.node.repair.testimony import check_memory
@@ -89,6 +89,7 @@ class Repairer:
         self._fresh_ms = 0
         self._back_ms = clock.unixtime_ms()  # when this node began, or another one answered again
         self._bare = Bare()
+        self._ahead = Ahead()
         self._busy_since = clock.monotonic()
 
     # ---------------------------------------------------------------- for ever
@@ -195,7 +196,8 @@ class Repairer:
         before_ms = self._before_ms(cluster_map)
         digests = await asking.digests(others, before_ms)
         await self._check_memory(asking)
-        punctual = self._clocks.compare(asking.ahead_ms, others)
+        punctual = self._clocks.compare(asking.ahead_ms, others, asking.asked)
+        self._ahead.compared()
         if digests.keys() - self._answered:
             self._queue.unpark()  # a node that came back may have what was missing
             self._looked.clear()
@@ -216,6 +218,7 @@ class Repairer:
             lambda: self._maps.map is cluster_map,
             self._clocks,
             punctual,
+            self._ahead,
         )
 
     async def _check_memory(self, asking: Asking) -> None:

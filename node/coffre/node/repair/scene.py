@@ -12,9 +12,10 @@ from coffre.node.repair.asking import Asking
 from coffre.node.repair.electorate import Electorate, Electorates
 from coffre.node.store import PartitionDigest
 
-__all__ = ["Bare", "Scene", "Task"]
+__all__ = ["Ahead", "Bare", "Scene", "Task"]
 
 _BARE_MAX = 1 << 18
+_AHEAD_MAX = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,31 @@ class Bare:
         self._stamps[stamp] = None
 
 
+class Ahead:
+    """Stamps from the future that this node has met, those first that it met before its clock was last compared.
+
+    A machine may stand still, and both its clocks with it, when it has been told what time it is: then whatever it
+    hears of is from the future. What it had met before it was told is ahead by the right time. Bounded.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[bytes, None] = {}
+        self._met: dict[bytes, None] = {}
+
+    def __contains__(self, stamp: object) -> bool:
+        return stamp in self._before
+
+    def meet(self, stamp: bytes) -> None:
+        """Remember a stamp until clocks are compared; not when there are too many."""
+        if len(self._met) < _AHEAD_MAX:
+            self._met[stamp] = None
+
+    def compared(self) -> None:
+        """This node's clock has been compared; of those met before, the latest are remembered."""
+        kept = list(self._before | self._met)[-_AHEAD_MAX:]
+        self._before, self._met = dict.fromkeys(kept), {}
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """The cluster as one round found it: who answered, and with what."""
@@ -66,6 +92,7 @@ class Scene:
     clocks: PeerClocks | None = None  # None: nobody else's clock matters
     # Whose clocks agree with this node's; None: everybody's. Others may still take what is old.
     punctual: frozenset[int] | None = None
+    ahead: Ahead = field(default_factory=lambda: Ahead())
 
     def now_ms(self, clock: Clock) -> int | None:
         """What time it is, for decisions by age; None while this node's clock cannot be believed."""

@@ -139,10 +139,11 @@ async def await_testimony(
 
     asked = 0
     while True:
+        begun = ClockAsking.begin(clock)
         answers = [answer for answer in await asyncio.gather(*map(ask, others)) if answer is not None]
         if judge(found, own, len(others), answers):
             if clocks is not None:
-                clocks.compare(ahead_ms, others)
+                clocks.compare(ahead_ms, others, begun)
             return
         ahead_ms.clear()
         if asked % _TELL_EVERY == 0:

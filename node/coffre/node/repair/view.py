@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coffre.cluster.versions import unixtime_ms_of
@@ -23,7 +23,7 @@ class View:
     shard, and without them shards are not counted. `lost`: those of them that are gone for good. `departed`: how many
     nodes were taken out before. `now_ms`: what time it is; None: nothing is old, since this node's clock cannot be
     believed. `punctual`: nodes whose clocks agree with this one's; what others do not hold they may still get, however
-    old it is. None: everybody's do."""
+    old it is. None: everybody's do. `met`: stamps that this node had met before its clock was compared; None: all."""
 
     me: int
     electorate: Electorate
@@ -37,6 +37,7 @@ class View:
     departed: int = 0
     lost: frozenset[int] = frozenset()
     punctual: frozenset[int] | None = None
+    met: Container[bytes] | None = None
 
     def is_old(self, stamp: bytes) -> bool:
         """Whether a version is so old that its writer can do nothing more for it."""
@@ -47,6 +48,10 @@ class View:
     def is_ahead(self, stamp: bytes) -> bool:
         """Whether a version is from so far in the future that no node with a right clock took it."""
         return self.now_ms is not None and unixtime_ms_of(stamp) > self.now_ms + AHEAD_MS_MAX
+
+    def had_met(self, stamp: bytes) -> bool:
+        """Whether this node knew of a version before it was told what time it is."""
+        return self.met is None or stamp in self.met
 
     @property
     def heard(self) -> Collection[int]:

@@ -14,7 +14,7 @@ HOUR_MS = 3_600_000.0
 
 def compared(clock: ManualClock, *ahead_ms: float) -> PeerClocks:
     clocks = PeerClocks(clock)
-    clocks.compare(dict(zip(OTHERS, ahead_ms, strict=False)), OTHERS)
+    clocks.compare(dict(zip(OTHERS, ahead_ms, strict=False)), OTHERS, ClockAsking.begin(clock))
     return clocks
 
 
@@ -50,7 +50,7 @@ def test_most_of_those_that_answered_decide(ahead_ms: tuple[float, ...], agrees:
 
 def test_a_cluster_of_one_believes_itself() -> None:
     clocks = PeerClocks(ManualClock())
-    clocks.compare({}, [])
+    clocks.compare({}, [], ClockAsking.begin(clocks.clock))
     assert clocks.now_ms() is not None
 
 
@@ -58,11 +58,11 @@ def test_it_says_so_loudly_and_says_when_it_is_over(caplog: pytest.LogCaptureFix
     clocks = compared(ManualClock(), *(HOUR_MS,) * 5)
     assert clocks.ahead_seconds == 3600
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    clocks.compare(dict.fromkeys(OTHERS, HOUR_MS), OTHERS)
+    clocks.compare(dict.fromkeys(OTHERS, HOUR_MS), OTHERS, ClockAsking.begin(clocks.clock))
     assert len(caplog.records) == 1  # once
-    clocks.compare({}, OTHERS)
+    clocks.compare({}, OTHERS, ClockAsking.begin(clocks.clock))
     assert clocks.is_barred  # that nobody answers does not make it right
-    clocks.compare(dict.fromkeys(OTHERS, 0.0), OTHERS)
+    clocks.compare(dict.fromkeys(OTHERS, 0.0), OTHERS, ClockAsking.begin(clocks.clock))
     assert not clocks.is_barred
     assert clocks.ahead_seconds == 0
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
@@ -78,9 +78,27 @@ def test_a_clock_that_jumped_is_believed_when_it_was_compared_again(jump_seconds
     clock.set_unixtime_ms(clock.unixtime_ms() + jump_seconds * 1000)
     assert clocks.now_ms() is None
     assert clocks.is_barred
-    clocks.compare(dict.fromkeys(OTHERS, 0.0), OTHERS)
+    clocks.compare(dict.fromkeys(OTHERS, 0.0), OTHERS, ClockAsking.begin(clocks.clock))
     assert clocks.now_ms() == clock.unixtime_ms()
     assert not clocks.is_barred
+
+
+@pytest.mark.parametrize("jump_seconds", [3600, -3600, 26 * 3600])
+def test_a_clock_that_jumped_while_others_were_waited_for_is_not_the_one_that_was_compared(
+    jump_seconds: int,
+) -> None:
+    """Simulator seed 216: those that answered at once agreed, and it jumped before the slowest had answered."""
+    clock = ManualClock()
+    asked, theirs = ClockAsking.begin(clock), clock.unixtime_ms()
+    ahead_ms = {node: asked.ahead_ms(clock, theirs) for node in OTHERS}
+    clock.advance(3)
+    clock.set_unixtime_ms(clock.unixtime_ms() + jump_seconds * 1000)
+    clocks = PeerClocks(clock)
+    clocks.compare({node: ahead for node, ahead in ahead_ms.items() if ahead is not None}, OTHERS, asked)
+    assert clocks.now_ms() is None
+    assert clocks.is_barred
+    clocks.compare(dict.fromkeys(OTHERS, 0.0), OTHERS, ClockAsking.begin(clock))
+    assert clocks.now_ms() == clock.unixtime_ms()
 
 
 def test_a_second_is_no_jump() -> None:
@@ -92,7 +110,7 @@ def test_a_second_is_no_jump() -> None:
 
 def test_those_who_agree_are_named() -> None:
     clocks = PeerClocks(ManualClock())
-    assert clocks.compare({2: 0.0, 3: HOUR_MS, 4: -5.0}, OTHERS) == {2, 4}
+    assert clocks.compare({2: 0.0, 3: HOUR_MS, 4: -5.0}, OTHERS, ClockAsking.begin(clocks.clock)) == {2, 4}
 
 
 def test_how_far_ahead_is_told_from_the_middle_of_the_round_trip() -> None:

@@ -18,6 +18,7 @@ from coffre.node.repair.decide import (
     wants_everyone,
 )
 from coffre.node.repair.electorate import Electorate, Voters
+from coffre.node.repair.scene import Ahead
 from coffre.node.repair.view import View
 from coffre.node.store import State, StoredVersion
 from hypothesis import given, settings
@@ -782,6 +783,19 @@ def test_what_may_stand_is_nobodys_to_refuse_however_far_ahead_it_is() -> None:
     soon = future(A, 179)
     assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [soon]}, NOW_MS)) == []
     assert steps(View(1, SIX, {**dict.fromkeys(range(1, 7), ()), 2: [left]}, None)) == []
+
+
+def test_what_is_ahead_is_refused_when_it_was_met_before_clocks_were_compared() -> None:
+    """Simulator seed 207: a machine stood still for weeks in its round, and both its clocks with it."""
+    left, met = future(A), Ahead()
+    answers: dict[int, Sequence[StoredVersion]] = {**dict.fromkeys(range(1, 7), ()), 2: [left]}
+    assert steps(View(1, SIX, answers, NOW_MS, met=met)) == []
+    met.meet(left.stamp)
+    assert steps(View(1, SIX, answers, NOW_MS, met=met)) == []
+    met.compared()
+    assert steps(View(1, SIX, answers, NOW_MS, met=met)) == [(Step.REFUSE, left.stamp)]
+    met.compared()  # it is remembered: a partition that is written is not looked at in every round
+    assert steps(View(1, SIX, answers, NOW_MS, met=met)) == [(Step.REFUSE, left.stamp)]
 
 
 def test_a_leftover_from_the_future_is_looked_at() -> None:

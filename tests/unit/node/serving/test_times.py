@@ -11,7 +11,7 @@ from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import ClusterMap, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
-from coffre.node.following import MapHolder
+from coffre.node.following import ClockAsking, MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.serving import Handler
 from coffre.node.store import Mutation, Outcome, State
@@ -134,14 +134,18 @@ async def test_whoever_is_not_its_writer_may_ask_for_a_refusal_where_nothing_is_
 
 
 async def test_a_node_whose_clock_is_wrong_takes_no_new_version_and_says_so(node: Node) -> None:
-    node.handler.clocks.compare(dict.fromkeys(range(2, 7), 3_660_000.0), range(2, 7))
+    node.handler.clocks.compare(
+        dict.fromkeys(range(2, 7), 3_660_000.0), range(2, 7), ClockAsking.begin(node.handler.clocks.clock)
+    )
     assert await node.accept(0) == ClockSkew.code
     assert await node.accept(0, lock=True) == ClockSkew.code
     status = await node.handler.status(Identity("00112233445566aa", Role.OPERATOR, "o"))
     assert status.clock_ahead_seconds == 3660
     abort = pb.Operation(abort=pb.Abort(bucket="b", key="k", stamp=node.stamp(0)))
     assert (await node.send(abort)).state == pb.STATE_ABORTED  # votes it gives all the same
-    node.handler.clocks.compare(dict.fromkeys(range(2, 7), 0.0), range(2, 7))
+    node.handler.clocks.compare(
+        dict.fromkeys(range(2, 7), 0.0), range(2, 7), ClockAsking.begin(node.handler.clocks.clock)
+    )
     assert await node.accept(5) == 0
 
 
@@ -149,7 +153,9 @@ async def test_a_node_whose_clock_is_wrong_takes_no_new_version_and_says_so(node
 async def test_what_is_durable_too_late_is_not_acknowledged(node: Node, compared: bool) -> None:
     """The check passed; then the process stood still with the message in its hand."""
     if compared:
-        node.handler.clocks.compare(dict.fromkeys(range(2, 7), 0.0), range(2, 7))
+        node.handler.clocks.compare(
+            dict.fromkeys(range(2, 7), 0.0), range(2, 7), ClockAsking.begin(node.handler.clocks.clock)
+        )
     node.store.stands_still_ms = 31 * MINUTE_MS
     assert await node.accept(0) == Unavailable.code
     assert (await node.store.read(NAME))[0].state is State.ACCEPTED  # nobody counts on it
