@@ -60,6 +60,7 @@ def peers_of(
             timeout=timeout,
             shards=SHARDS_MAX,
             marks=issuer.marks,
+            names={node.number: node.node_id for node in cluster_map.nodes},
         )
 
     return of_map

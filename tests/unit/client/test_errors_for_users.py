@@ -13,22 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster
+from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.client import (
     AlreadyExists,
     AsyncClient,
     ClientOptions,
     CoffreError,
     ConfigurationError,
+    InternalError,
     InvalidArgument,
     KeyRing,
     NotEmpty,
     NotFound,
     PreconditionFailed,
+    ResourceExhausted,
     RetryableError,
     Unavailable,
     load_client_config,
 )
+from coffre.proto import coffre_pb2 as pb
 
 VERSION = "0" * 32
 
@@ -68,6 +71,38 @@ async def test_one_answer_to_many_calls_names_each(cluster: InProcessCluster) ->
     errors = await client.get_many("b", ["x", "y", "z"])
     assert [error.key for error in errors if isinstance(error, CoffreError)] == ["x", "y", "z"]
     assert all(isinstance(error, RetryableError) and error.retry_after for error in errors)
+
+
+async def test_nodes_are_called_by_their_names(cluster: InProcessCluster) -> None:
+    """Not by the numbers that maps give them."""
+    client = cluster.client()
+
+    async def full(node: int, message: Traffic) -> None:
+        if isinstance(message, pb.BatchReply):
+            count = len(message.votes) or len(message.outcomes)
+            full_disk = pb.Outcome(code=ResourceExhausted.code, detail="the disk of this node is full")
+            message.CopyFrom(pb.BatchReply(outcomes=[full_disk] * count))
+
+    cluster.network.after = full
+    with pytest.raises(RetryableError) as refused:
+        await client.put("b", "k", b"1")
+    for number in cluster.stores:
+        assert f"node n{number}: the disk of this node is full" in str(refused.value)
+
+
+async def test_an_error_that_the_client_makes_of_an_answer_says_whose_it_was(
+    cluster: InProcessCluster,
+) -> None:
+    async def too_few(node: int, message: Traffic) -> None:
+        if isinstance(message, pb.BatchReply):
+            message.CopyFrom(pb.BatchReply())
+
+    cluster.network.after = too_few
+    peer = cluster.client()._views.current.peers[3]
+    with pytest.raises(InternalError) as wrong:
+        await peer.reads.submit(pb.Operation(read=pb.Read(bucket="b", key="k")))
+    assert wrong.value.node == "n3"
+    assert "node n3 did not answer 1 operations" in str(wrong.value)
 
 
 def test_errors_travel_between_processes() -> None:
@@ -247,8 +282,8 @@ async def test_what_goes_wrong_behind_the_calls_is_logged(
             await asyncio.sleep(0)
         await client.aclose()
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("coffre.")]
-    assert "node 2 does not answer" in texts
-    assert "node 2 answers again" in texts
+    assert "node n2 does not answer" in texts
+    assert "node n2 answers again" in texts
     assert not any("secret-name" in text for text in texts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from coffre.cluster.clock import Clock
@@ -122,8 +122,9 @@ class Lane:
     def post(self, operation: bytes, sink: Sink) -> None:
         """Queue a serialized operation; `sink` is told what becomes of it, later."""
         if not self._queue(operation, sink):
+            name = self._peer.name
             error = Unavailable(
-                f"node {self._peer.number} does not keep up, and much is waiting for it already"
+                f"node {name} does not keep up, and much is waiting for it already", node=name
             )
             self._loop.call_soon(sink.failed, error)
         elif not self._flush_due and self._may_send():
@@ -268,6 +269,7 @@ class Peer:
 
     def __init__(self, number: int, peers: Peers) -> None:
         self.number = number
+        self.name = peers.name_of(number)
         self.reads = Lane(self, tuple)
         self.writes = Lane(self, peers.marks)
         self._peers = peers
@@ -330,7 +332,7 @@ class Peer:
     def note_failure(self) -> None:
         """Count a failure: this node is asked later than others for a while."""
         if not self._failures:
-            _log.warning("node %d does not answer", self.number)
+            _log.warning("node %s does not answer", self.name)
         self._failures = min(self._failures + 1, FAILURES_COUNTED)
         pause = min(0.25 * 2**self._failures, SUSPECT_SECONDS_MAX)
         self._suspect_until = self._peers.clock.monotonic() + pause
@@ -358,14 +360,16 @@ class Peer:
                 self._left_bytes = 0  # it answered, or the connection ended, and what it held is gone
             raise
         if self._failures:
-            _log.info("node %d answers again", self.number)
+            _log.info("node %s answers again", self.name)
         self._failures = self._left_bytes = 0
         votes, outcomes = reply.votes, reply.outcomes
         answers = len(votes) if votes else len(outcomes)
         if answers != len(operations) or (votes and votes.count(0) != len(outcomes)):
-            raise InternalError(f"node {self.number} did not answer {len(operations)} operations one by one")
+            raise InternalError(
+                f"node {self.name} did not answer {len(operations)} operations one by one", node=self.name
+            )
         if votes.translate(None, VOTES) or not all(map(self._is_sound, outcomes)):
-            raise InternalError(f"node {self.number} answered with what no node can mean")
+            raise InternalError(f"node {self.name} answered with what no node can mean", node=self.name)
         return reply
 
     def _is_sound(self, outcome: pb.Outcome) -> bool:
@@ -396,7 +400,10 @@ class Peers:
         timeout: float,
         shards: int,
         marks: Callable[[], tuple[bytes, ...]] = tuple,
+        names: Mapping[int, str] | None = None,
     ) -> None:
+        """`names`: the ids of the nodes, as people are told them."""
+        self._names = names or {}
         self.transport = transport
         self.clock = clock
         self.epoch = epoch
@@ -411,6 +418,10 @@ class Peers:
         self._judged_until = 0.0
         # Slow or flapping. Who is down is a suspect for a while instead.
         self.aside: frozenset[int] = frozenset()
+
+    def name_of(self, number: int) -> str:
+        """The id of a node."""
+        return self._names.get(number, str(number))
 
     def note_answer(self, number: int, latency_seconds: float) -> None:
         """Count an answer, and how many seconds it took."""

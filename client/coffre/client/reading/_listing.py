@@ -306,7 +306,7 @@ def _asked(view: View, node: int, request: pb.ListRequest) -> asyncio.Task[pb.Li
                 peer.note_failure()
             raise
         if not _is_sound(reply, request):
-            raise IntegrityError(f"node {node} lists what was not asked for")
+            raise IntegrityError(f"node {peer.name} lists what was not asked for", node=peer.name)
         return reply
 
     return asyncio.create_task(ask())

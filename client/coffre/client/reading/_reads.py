@@ -487,11 +487,12 @@ class Reader:
             await asyncio.wait(futures, timeout=grace)
         replies: Replies = {}
         for node, future in zip(nodes, futures, strict=True):
-            error: BaseException | None = Unavailable(f"node {node} does not answer")
+            who = view.peers.name_of(node)
+            error: BaseException | None = Unavailable(f"node {who} does not answer", node=who)
             if future.done():
                 error = future.exception()
                 if error is None and future.result().code:
-                    error = error_of_status(future.result().code, future.result().detail)
+                    error = error_of_status(future.result().code, future.result().detail, node=who)
             if error is None:
                 replies[node] = future.result().versions
             elif errors is not None and isinstance(error, CoffreError):

@@ -44,8 +44,11 @@ class Round:
         needs_shards: bool,
         loop: asyncio.AbstractEventLoop,
         too_far: Callable[[bytes], str] = lambda stamp: "",
+        name_of: Callable[[int], str] = str,
     ) -> None:
-        """`too_far`: what is wrong with a stamp that somebody calls newer; empty when it may be believed."""
+        """`too_far`: what is wrong with a stamp that somebody calls newer; empty when it may be believed. `name_of`:
+        the id of a node."""
+        self._name_of = name_of
         self.electorate = electorate
         self._too_far = too_far
         self._needs_shards = needs_shards
@@ -114,13 +117,17 @@ class Round:
 
     def summary(self) -> str:
         """For people: what the nodes said that refused or failed."""
-        failures = "; ".join(f"node {node}: {error}" for node, error in sorted(self.errors.items()))
+        failures = "; ".join(self._said_by(node, error) for node, error in sorted(self.errors.items()))
         want = f"{self.electorate.shards} shards and " if self._needs_shards else ""
         manifests = len(self._holders & self.electorate.everyone)
         return (
             f"{want}{self.electorate.write} manifests are needed, "
             f"{self._shards.bit_count()} and {manifests} were stored ({failures})"
         )
+
+    def _said_by(self, node: int, error: CoffreError) -> str:
+        who = f"node {self._name_of(node)}"
+        return str(error) if str(error).startswith(who) else f"{who}: {error}"
 
     @property
     def details(self) -> str:
@@ -179,7 +186,9 @@ class Round:
         else:
             # What a node says when it does not know whether it did it.
             self._said[node] |= _AMBIGUOUS if outcome.code == Unavailable.code else _REFUSED
-            self._fail(node, shard_index, error_of_status(outcome.code, outcome.detail))
+            self._fail(
+                node, shard_index, error_of_status(outcome.code, outcome.detail, node=self._name_of(node))
+            )
         self._count()
 
     def failed(self, node: int, shard_index: int | None, error: CoffreError) -> None:

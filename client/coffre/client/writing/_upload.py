@@ -327,7 +327,8 @@ class Uploader:
         stuck = [stream for stream in streams if not view.peers[stream.node].takes_streams]
         if len(streams) - len(stuck) >= needed:
             for stream in stuck:
-                stream.fail(Unavailable(f"node {stream.node} hangs"))
+                name = view.peers.name_of(stream.node)
+                stream.fail(Unavailable(f"node {name} hangs", node=name))
 
     async def _stream(
         self, draft: Draft, segments: AsyncIterator[bytes], streams: list[_ShardStream]
@@ -367,7 +368,8 @@ class Uploader:
             if reply is not None and (
                 reply.cell_count != cells or reply.shard_crc != shard_crcs[stream.index]
             ):
-                stream.error = IntegrityError(f"node {stream.node} stored something else than was sent")
+                name = self.peers.name_of(stream.node)
+                stream.error = IntegrityError(f"node {name} stored something else than was sent", node=name)
         _require(needed, streams)
         draft.manifest.size_bytes = size_bytes
         draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in shard_crcs)
@@ -383,7 +385,8 @@ class Uploader:
             if not done:
                 for call in pending:
                     stream = calls[call]
-                    stream.fail(DeadlineExceeded(f"node {stream.node} did not confirm its shard"))
+                    name = self.peers.name_of(stream.node)
+                    stream.fail(DeadlineExceeded(f"node {name} did not confirm its shard", node=name))
                 break
             synced += sum(not calls[call].failed for call in done)
             if synced >= needed:
@@ -410,7 +413,8 @@ class Uploader:
         _, slow = await asyncio.wait(tasks, timeout=patience)
         for task in slow:
             node = tasks[task].node
-            tasks[task].fail(DeadlineExceeded(f"node {node} took nothing for {patience:g} s"))
+            name = self.peers.name_of(node)
+            tasks[task].fail(DeadlineExceeded(f"node {name} took nothing for {patience:g} s", node=name))
             if node in self.peers:
                 self.peers[node].note_failure()
                 self.peers[node].note_left_behind(MESSAGES_KEPT * MESSAGE_BYTES)

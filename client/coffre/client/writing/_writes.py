@@ -234,7 +234,13 @@ class Writer:
         self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, *, lock: Began | None = None
     ) -> Round:
         """`lock`: it is known, by what was read since then, that it stands or may."""
-        round_ = Round(view.electorate(draft.name), shards is not None, view.peers.loop, self._too_far)
+        round_ = Round(
+            view.electorate(draft.name),
+            shards is not None,
+            view.peers.loop,
+            self._too_far,
+            view.peers.name_of,
+        )
         deadline = self._clock.monotonic() + self._patience
         sender = Sender(view, round_, draft, shards, stamp, lock=lock)
         sender.send_all()

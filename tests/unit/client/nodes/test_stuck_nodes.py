@@ -62,7 +62,8 @@ class Hanging(LoopbackTransport):
 
 async def test_what_waits_for_a_stuck_node_is_bounded() -> None:
     clock, transport = ManualClock(), Hanging()
-    lane = Peers([1], transport, clock, epoch=1, tenant="t", timeout=60.0, shards=6)[1].writes
+    peers = Peers([1], transport, clock, epoch=1, tenant="t", timeout=60.0, shards=6, names={1: "a1"})
+    lane = peers[1].writes
     size_bytes = 1 << 19
     operation = pb.Operation(accept=pb.Accept(bucket="b", key="k", cell=bytes(size_bytes)))
     taken = [lane.submit(operation)]
@@ -71,9 +72,10 @@ async def test_what_waits_for_a_stuck_node_is_bounded() -> None:
     await asyncio.sleep(0)
     assert not any(future.done() for future in taken), "a busy node is not a stuck one"
     clock.advance(STUCK_SECONDS + 0.1)
-    with pytest.raises(Unavailable, match="does not keep up"):
+    with pytest.raises(Unavailable, match="node a1 does not keep up") as stuck:
         async with asyncio.timeout(5):
             await lane.submit(operation)
+    assert stuck.value.node == "a1"
     transport.gate.set()
     await asyncio.gather(*taken)
     await lane.submit(operation)  # it is well again
