@@ -55,7 +55,7 @@ class _Requests:
         self._clock = HybridClock(SystemClock(), 7)
         self._stamps: list[bytes] = []
 
-    def accept(self, key: str = "") -> pb.Operation:
+    def accept(self, key: str = "", bucket: str = "b") -> pb.Operation:
         rng = self._rng
         cell = rng.randbytes(rng.choice([1, 50, 2000]))
         crc = crc32c(cell)
@@ -68,7 +68,7 @@ class _Requests:
         )  # fmt: skip
         sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16), placement=_PLACEMENT)
         accept = pb.Accept(
-            bucket="b", key=key or self._key(), sealed=sealed, shard_index=0, cell=cell, cell_crc=crc
+            bucket=bucket, key=key or self._key(), sealed=sealed, shard_index=0, cell=cell, cell_crc=crc
         )
         return pb.Operation(accept=accept)
 
@@ -104,6 +104,10 @@ class _Requests:
     def listing(self) -> pb.ListRequest:
         return pb.ListRequest(epoch=1, tenant=self._tenant, bucket="b", limit=100, delimiter="/", after=b"k")
 
+    def buckets(self) -> pb.ListRequest:
+        """Of no bucket: which there are."""
+        return pb.ListRequest(epoch=1, tenant=self._tenant, limit=self._rng.choice([0, 1, 100]))
+
     def read_shard(self) -> pb.ReadShardRequest:
         return pb.ReadShardRequest(
             epoch=1, tenant=self._tenant, bucket="b", key=self._key(), stamp=self._stamp(), shard_index=0
@@ -132,7 +136,8 @@ class _Sender(Sender):
         self._requests = requests
         self._peer = _tenant(tenant)
         self._kinds = [
-            *[self._batch] * 6, self._list, self._read, self._write, self._drop, self._digests, self._rows,
+            *[self._batch] * 6, self._list, self._buckets, self._read, self._write, self._drop,
+            self._digests, self._rows,
         ]  # fmt: skip
 
     async def _batch(self) -> None:
@@ -147,6 +152,13 @@ class _Sender(Sender):
         request = self._requests.listing()
         self._mangled(request)
         await self._handler.list(self._peer, request)
+
+    async def _buckets(self) -> None:
+        request = self._requests.buckets()
+        self._mangled(request)
+        reply = await self._handler.list(self._peer, request)
+        if not request.bucket:
+            assert "theirs" not in {entry.common_prefix for entry in reply.entries}, "another tenant's bucket"
 
     async def _read(self) -> None:
         request = self._requests.read_shard()
@@ -196,7 +208,8 @@ async def test_requests_that_are_almost_right(seed: int, tmp_path: Path) -> None
         handler = Handler(1, "n1", store, MapHolder(MAP, b""), clock)
         others = _Requests(rng, "other")
         for key in ("k1", "k2", "k3"):
-            await handler.batch(_tenant("other"), others.batch([others.accept(key)]))
+            both = [others.accept(key), others.accept(key, bucket="theirs")]
+            await handler.batch(_tenant("other"), others.batch(both))
         await handler.batch(_tenant("other"), others.batch([]))
         before = await _kept(store, "other")
         assert all(before)
