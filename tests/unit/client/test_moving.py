@@ -407,13 +407,16 @@ async def test_a_read_that_a_whole_move_overtakes_looks_again(
     cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It met a version that one node had given up, completes it, and those that it asks are at another map by then."""
-    writer, reader = cluster.client(), cluster.client()
+    reader = cluster.client()
     key, primaries = key_of_leaving(cluster)
     name = ObjectName("clinic", "notes", key)
 
-    monkeypatch.setattr(writer._parts.writer, "settle", lambda *_: None)
-    monkeypatch.setattr(writer._parts.writer._issuer, "marks", tuple)
-    await writer.put("notes", key, b"first")
+    with monkeypatch.context() as dying:
+        dying.setattr(Issuer, "marks", lambda self: ())
+        dying.setattr(Writer, "settle", lambda *args, **options: None)
+        writer = cluster.client()
+        await writer.put("notes", key, b"first")
+        await writer.flush()
     store, partition = cluster.stores[primaries[1]], partition_of(name, cluster.cluster_map.partitions)
     (held,) = await store.read(name)
     await store.apply([Abort(name, partition, held.stamp)])
