@@ -52,6 +52,49 @@ uint32_t crc32c_avx512(uint32_t state, const uint8_t *data, size_t size);
 uint32_t crc32c_armv8(uint32_t state, const uint8_t *data, size_t size);
 #endif
 
+/* ---- blake3.c ------------------------------------------------------------------------------------------- */
+
+#define HASH_BYTES 16         /* of BLAKE3's 32: enough against second preimages */
+#define HASH_WORDS 8
+#define HASH_CHUNK_BYTES 1024
+
+/* What is common to the nodes of trees that are hashed together. */
+typedef struct {
+    size_t size;            /* bytes of each; at most HASH_CHUNK_BYTES */
+    uint32_t first, last;   /* flags of the first and of the last block; a parent has one, which is both */
+    uint32_t all;           /* flags of every block */
+} node_shape;
+
+/* One width of the hash: hashes up to `width` nodes at once. An output may be an input of the same call. */
+typedef struct {
+    size_t width;
+    void (*nodes)(const uint8_t *const *inputs, const uint64_t *counters, size_t used, const node_shape *shape,
+                  uint32_t *const *outputs);
+} hash_lanes;
+
+extern const hash_lanes hash_scalar;
+#ifdef KERNEL_X86
+extern const hash_lanes hash_avx512, hash_avx2, hash_ssse3;
+#endif
+#ifdef KERNEL_NEON
+extern const hash_lanes hash_neon;
+#endif
+
+/* The hashes of some shards of one size, which grow together. */
+typedef struct {
+    const hash_lanes *lanes;
+    size_t shard_count, size, chunks, chunks_done;
+    uint32_t *values;   /* of each shard, the chaining values of its chunks, then of their parents */
+} hashing;
+
+/* 0, or -1 when memory is short. */
+int hashing_init(hashing *self, const hash_lanes *lanes, size_t shard_count, size_t size);
+/* Takes in whatever is complete before byte `end` of every shard. */
+void hashing_advance(hashing *self, const uint8_t *const *shards, size_t end);
+/* Takes in the rest and writes HASH_BYTES per shard. */
+void hashing_end(hashing *self, const uint8_t *const *shards, uint8_t *hashes);
+void hashing_free(hashing *self);
+
 /* ---- tiers ---------------------------------------------------------------------------------------------- */
 
 /* Bytes [begin, begin + size) of `rows` target shards from the same bytes of `source_count` source shards.
@@ -66,6 +109,7 @@ typedef struct {
     void (*prepare)(uint8_t coefficient, uint8_t *entry);
     dot_products dot;
     crc32c_update crc32c;
+    const hash_lanes *hash;
 } simd_tier;
 
 #ifdef KERNEL_X86
@@ -105,8 +149,9 @@ int transform_init(transform *self, const simd_tier *tier, const uint8_t *source
 void transform_free(transform *self);
 
 /* Computes every target from the sources, `size` bytes each. When `crcs` is not NULL it receives the CRC32C of
- * every source and then of every target, computed while the bytes are in cache. */
-void transform_apply(const transform *self, const uint8_t *const *sources, uint8_t *const *targets, size_t size,
-                     uint32_t *crcs);
+ * every source and then of every target, and `hash`, which is of as many shards, takes all of them in; both while the
+ * bytes are in cache. `shards` are the sources and then the targets again. */
+void transform_apply(const transform *self, const uint8_t *const *shards, uint8_t *const *targets, size_t size,
+                     uint32_t *crcs, hashing *hash);
 
 #endif

@@ -211,29 +211,48 @@ static int check_overlaps(const TransformObject *self, const shard_set *set)
     return 0;
 }
 
-/* Applies the transform to an opened and checked set; returns the tuple of CRCs, empty when none are wanted. */
-static PyObject *apply(const TransformObject *self, shard_set *set, int want_crc)
+/* The CRCs of all shards, and their hashes one after the other. */
+static PyObject *checks_of(const uint32_t *crcs, PyObject *hashes, size_t count)
+{
+    PyObject *numbers = PyTuple_New((Py_ssize_t)count);
+    for (size_t i = 0; numbers != NULL && i < count; i++) {
+        PyObject *crc = PyLong_FromUnsignedLong(crcs[i]);
+        if (crc == NULL)
+            Py_CLEAR(numbers);
+        else
+            PyTuple_SET_ITEM(numbers, (Py_ssize_t)i, crc);
+    }
+    PyObject *result = numbers == NULL ? NULL : PyTuple_Pack(2, numbers, hashes);
+    Py_XDECREF(numbers);
+    return result;
+}
+
+/* Applies the transform to an opened and checked set; returns CRCs and hashes, none when none are wanted. */
+static PyObject *apply(const TransformObject *self, shard_set *set, int want_checks)
 {
     uint32_t crcs[2 * SHARDS_MAX];
     size_t count = self->core.source_count + self->core.target_count;
     uint8_t *const *targets = (uint8_t *const *)(set->shards + self->core.source_count);
-    if (set->size * count < RELEASE_BYTES_MIN) {
-        transform_apply(&self->core, set->shards, targets, set->size, want_crc ? crcs : NULL);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        transform_apply(&self->core, set->shards, targets, set->size, want_crc ? crcs : NULL);
-        Py_END_ALLOW_THREADS
+    PyObject *hashes = NULL, *result = NULL;
+    hashing hash = {0};
+    hashes = PyBytes_FromStringAndSize(NULL, want_checks ? (Py_ssize_t)(count * HASH_BYTES) : 0);
+    if (hashes == NULL)
+        return NULL;
+    if (want_checks && hashing_init(&hash, self->core.tier->hash, count, set->size) < 0) {
+        PyErr_NoMemory();
+        goto done;
     }
-    if (!want_crc)
-        return PyTuple_New(0);
-    PyObject *result = PyTuple_New((Py_ssize_t)count);
-    for (size_t i = 0; result != NULL && i < count; i++) {
-        PyObject *crc = PyLong_FromUnsignedLong(crcs[i]);
-        if (crc == NULL)
-            Py_CLEAR(result);
-        else
-            PyTuple_SET_ITEM(result, (Py_ssize_t)i, crc);
-    }
+    PyThreadState *released = set->size * count < RELEASE_BYTES_MIN ? NULL : PyEval_SaveThread();
+    transform_apply(&self->core, set->shards, targets, set->size, want_checks ? crcs : NULL,
+                    want_checks ? &hash : NULL);
+    if (want_checks)
+        hashing_end(&hash, set->shards, (uint8_t *)PyBytes_AS_STRING(hashes));
+    if (released != NULL)
+        PyEval_RestoreThread(released);
+    result = checks_of(crcs, hashes, want_checks ? count : 0);
+done:
+    hashing_free(&hash);
+    Py_XDECREF(hashes);
     return result;
 }
 
@@ -274,15 +293,15 @@ done:
     return status;
 }
 
-/* Parses (first, second, crc) of both methods; `crc` may be left out. */
-static int parse_call(const char *method, PyObject *const *args, Py_ssize_t count, int *want_crc)
+/* Parses (first, second, checks) of both methods; `checks` may be left out. */
+static int parse_call(const char *method, PyObject *const *args, Py_ssize_t count, int *want_checks)
 {
     if (count < 2 || count > 3) {
         PyErr_Format(PyExc_TypeError, "%s() takes 2 or 3 arguments, not %zd", method, count);
         return -1;
     }
-    *want_crc = count == 3 ? PyObject_IsTrue(args[2]) : 1;
-    return *want_crc < 0 ? -1 : 0;
+    *want_checks = count == 3 ? PyObject_IsTrue(args[2]) : 1;
+    return *want_checks < 0 ? -1 : 0;
 }
 
 static PyObject *Transform_apply(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -290,13 +309,13 @@ static PyObject *Transform_apply(PyObject *object, PyObject *const *args, Py_ssi
     const TransformObject *self = (TransformObject *)object;
     size_t sources = self->core.source_count, targets = self->core.target_count;
     shard_set set;
-    int want_crc;
-    if (parse_call("apply", args, count, &want_crc) < 0 || shard_set_open(&set, sources + targets) < 0)
+    int want_checks;
+    if (parse_call("apply", args, count, &want_checks) < 0 || shard_set_open(&set, sources + targets) < 0)
         return NULL;
     PyObject *result = NULL;
     if (add_shards(self, &set, args[0], 0, sources) == 0 && add_shards(self, &set, args[1], sources, targets) == 0 &&
         check_overlaps(self, &set) == 0)
-        result = apply(self, &set, want_crc);
+        result = apply(self, &set, want_checks);
     shard_set_close(&set);
     return result;
 }
@@ -340,15 +359,15 @@ static PyObject *Transform_apply_segment(PyObject *object, PyObject *const *args
     const TransformObject *self = (TransformObject *)object;
     size_t shards = self->core.source_count + self->core.target_count;
     shard_set set;
-    int want_crc;
-    if (parse_call("apply_segment", args, count, &want_crc) < 0 ||
+    int want_checks;
+    if (parse_call("apply_segment", args, count, &want_checks) < 0 ||
         shard_set_open(&set, shards < 2 ? 2 : shards) < 0)
         return NULL;
     PyObject *result = NULL;
     if (add_view(&set, args[0], 0, (label){"segment", -1}) == 0 &&
         add_view(&set, args[1], 1, (label){"parity", -1}) == 0 && cut_segment(self, &set) == 0 &&
         check_segment_overlap(&set) == 0)
-        result = apply(self, &set, want_crc);
+        result = apply(self, &set, want_checks);
     shard_set_close(&set);
     return result;
 }
@@ -453,6 +472,45 @@ static PyObject *kernel_crc32c_of_tier(PyObject *Py_UNUSED(module), PyObject *ar
     return tier == NULL ? NULL : crc32c_of(data, value, tier->crc32c);
 }
 
+/* The hash of one buffer, by the lanes of `tier`. */
+static PyObject *hash_of(PyObject *data, const simd_tier *tier)
+{
+    Py_buffer view;
+    if (get_buffer(data, &view, 0, (label){"data", -1}) < 0)
+        return NULL;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, HASH_BYTES);
+    hashing hash = {0};
+    if (result != NULL && hashing_init(&hash, tier->hash, 1, (size_t)view.len) < 0) {
+        PyErr_NoMemory();
+        Py_CLEAR(result);
+    }
+    if (result != NULL) {
+        const uint8_t *shard = view.buf;
+        PyThreadState *released = view.len < RELEASE_BYTES_MIN ? NULL : PyEval_SaveThread();
+        hashing_end(&hash, &shard, (uint8_t *)PyBytes_AS_STRING(result));
+        if (released != NULL)
+            PyEval_RestoreThread(released);
+    }
+    hashing_free(&hash);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *kernel_blake3_128(PyObject *Py_UNUSED(module), PyObject *data)
+{
+    return hash_of(data, active_tier);
+}
+
+static PyObject *kernel_blake3_128_of_tier(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    const char *name;
+    PyObject *data;
+    if (!PyArg_ParseTuple(args, "sO:blake3_128_of_tier", &name, &data))
+        return NULL;
+    const simd_tier *tier = tier_named(name);
+    return tier == NULL ? NULL : hash_of(data, tier);
+}
+
 static PyObject *kernel_tiers(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     PyObject *names = PyTuple_New((Py_ssize_t)tier_count);
@@ -480,6 +538,8 @@ static PyMethodDef kernel_methods[] = {
     {"crc32c", (PyCFunction)(void (*)(void))kernel_crc32c, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("crc32c(data, value=0)\n--\n\nCRC32C (RFC 3720) of data, continuing from value.")},
     {"crc32c_of_tier", kernel_crc32c_of_tier, METH_VARARGS, NULL},
+    {"blake3_128", kernel_blake3_128, METH_O, PyDoc_STR("blake3_128(data, /)\n--\n\nThe first 16 bytes of BLAKE3 of data.")},
+    {"blake3_128_of_tier", kernel_blake3_128_of_tier, METH_VARARGS, NULL},
     {"tiers", kernel_tiers, METH_NOARGS, NULL},
     {"set_active_tier", kernel_set_active_tier, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -32,13 +32,13 @@ static void find_x86(void)
     crc32c_update crc32c_wide = sse42 && __builtin_cpu_supports("vpclmulqdq") ? crc32c_avx512 : crc32c;
 
     if (gfni && avx512)
-        add((simd_tier){"gfni-avx512", 6, 8, prepare_affine, dot_gfni_avx512, crc32c_wide});
+        add((simd_tier){"gfni-avx512", 6, 8, prepare_affine, dot_gfni_avx512, crc32c_wide, &hash_avx512});
     if (gfni && avx2)
-        add((simd_tier){"gfni-avx2", 4, 8, prepare_affine, dot_gfni_avx2, crc32c});
+        add((simd_tier){"gfni-avx2", 4, 8, prepare_affine, dot_gfni_avx2, crc32c, &hash_avx2});
     if (avx2)
-        add((simd_tier){"avx2", 4, 32, prepare_nibbles, dot_avx2, crc32c});
+        add((simd_tier){"avx2", 4, 32, prepare_nibbles, dot_avx2, crc32c, &hash_avx2});
     if (__builtin_cpu_supports("ssse3"))
-        add((simd_tier){"ssse3", 4, 32, prepare_nibbles, dot_ssse3, crc32c});
+        add((simd_tier){"ssse3", 4, 32, prepare_nibbles, dot_ssse3, crc32c, &hash_ssse3});
 }
 #endif
 
@@ -50,9 +50,10 @@ void tiers_init(void)
 #endif
 #ifdef KERNEL_NEON
     int crc = (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0;
-    add((simd_tier){"neon", 4, 32, prepare_nibbles, dot_neon, crc ? crc32c_armv8 : crc32c_table});
+    add((simd_tier){"neon", 4, 32, prepare_nibbles, dot_neon, crc ? crc32c_armv8 : crc32c_table,
+                     &hash_neon});
 #endif
-    add((simd_tier){"scalar", 4, 1, prepare_plain, dot_scalar, crc32c_table});
+    add((simd_tier){"scalar", 4, 1, prepare_plain, dot_scalar, crc32c_table, &hash_scalar});
 }
 
 const simd_tier *tier_by_name(const char *name)

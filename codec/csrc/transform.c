@@ -10,6 +10,7 @@
 #define BLOCK_TOTAL (24 * 1024)
 #define BLOCK_MIN 1024
 #define CACHE_LINE 64
+#define HASH_STRIDE (16 * HASH_CHUNK_BYTES)   /* fills the widest registers, and stays in the second-level cache */
 #define BLOCK_STEP 256   /* a whole number of the widest step of both loops */
 
 /* Rows of the group that starts at `row`; groups are as even as possible. */
@@ -77,8 +78,8 @@ static void apply_block(const transform *self, const uint8_t *const *sources, ui
     }
 }
 
-void transform_apply(const transform *self, const uint8_t *const *sources, uint8_t *const *targets, size_t size,
-                     uint32_t *crcs)
+void transform_apply(const transform *self, const uint8_t *const *shards, uint8_t *const *targets, size_t size,
+                     uint32_t *crcs, hashing *hash)
 {
     size_t shard_count = self->source_count + self->target_count, block = block_size(self);
     if (crcs != NULL)
@@ -86,12 +87,15 @@ void transform_apply(const transform *self, const uint8_t *const *sources, uint8
             crcs[i] = UINT32_MAX;
     /* The first block ends where the first target's cache line does, so that later stores straddle no lines. */
     size_t part, limit = block - (self->target_count > 0 ? (uintptr_t)targets[0] % CACHE_LINE : 0);
+    size_t hashed = 0;
     for (size_t begin = 0; begin < size; begin += part, limit = block) {
         part = size - begin < limit ? size - begin : limit;
-        apply_block(self, sources, targets, begin, part);
-        for (size_t i = 0; crcs != NULL && i < shard_count; i++) {
-            const uint8_t *shard = i < self->source_count ? sources[i] : targets[i - self->source_count];
-            crcs[i] = self->tier->crc32c(crcs[i], shard + begin, part);
+        apply_block(self, shards, targets, begin, part);
+        for (size_t i = 0; crcs != NULL && i < shard_count; i++)
+            crcs[i] = self->tier->crc32c(crcs[i], shards[i] + begin, part);
+        if (hash != NULL && begin + part >= hashed + HASH_STRIDE) {
+            hashing_advance(hash, shards, begin + part);
+            hashed = begin + part;
         }
     }
     for (size_t i = 0; crcs != NULL && i < shard_count; i++)

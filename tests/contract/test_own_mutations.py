@@ -142,14 +142,14 @@ async def test_restore_of_a_tombstone_ends_the_history(store: ShardStore) -> Non
 
 
 async def test_restore_adopts_a_staged_shard(store: ShardStore) -> None:
-    missing = await one(store, Restore(accept(3, staged=True, data_id=b"d" * 16)))
+    missing = await one(store, Restore(accept(3, staged=cells(2), data_id=b"d" * 16)))
     assert isinstance(missing.error, NotFound)
     assert await states(store) == []
     await stage(store, cells(2), b"d" * 16)
-    await one(store, Restore(accept(3, staged=True, data_id=b"d" * 16)))
+    await one(store, Restore(accept(3, staged=cells(2), data_id=b"d" * 16)))
     assert await read_all(store, 3) == cells(2)
     await stage(store, cells(3), b"d" * 16)
-    replaced = await one(store, Restore(accept(3, staged=True, data_id=b"d" * 16), replace=True))
+    replaced = await one(store, Restore(accept(3, staged=cells(3), data_id=b"d" * 16), replace=True))
     assert replaced.error is None
     assert await read_all(store, 3) == cells(3)
     assert (await store.status()).shards == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c, hash_of_shard
 from coffre.node.disk import LmdbStore
 from coffre.node.memory import MemoryStore
 from coffre.node.store import (
@@ -83,7 +83,7 @@ def accept(
     cell: bytes = b"cell",
     tombstone: bool = False,
     lock: bool = False,
-    staged: bool = False,
+    staged: Sequence[StoredCell] = (),
     bucket: str = "bucket",
     tenant: str = "tenant",
     partition: int = 7,
@@ -105,7 +105,8 @@ def accept(
         shard_index,
         cell,
         crc32c(cell),
-        staged,
+        hash_of_shard(blake3_128(one.data) for one in staged) if staged else blake3_128(cell),
+        bool(staged),
         lock,
     )
 
@@ -705,7 +706,7 @@ async def stage(
     await writer.discard()
     assert staged.cell_count == len(shard)
     assert staged.size_bytes == sum(len(cell.data) for cell in shard)
-    assert staged.shard_crc == crc32c(b"".join(cell.crc.to_bytes(4, "little") for cell in shard))
+    assert staged.shard_hash == hash_of_shard(blake3_128(cell.data) for cell in shard)
 
 
 async def read_all(
@@ -721,7 +722,7 @@ async def read_all(
 async def test_a_staged_shard_is_adopted_and_read(store: ShardStore) -> None:
     shard = cells(10, 200_000)
     await stage(store, shard)
-    assert await one(store, accept(1, staged=True)) == Outcome(State.ACCEPTED, has_shard=True)
+    assert await one(store, accept(1, staged=shard)) == Outcome(State.ACCEPTED, has_shard=True)
     (version,) = await store.read(name(), want_cell=True)
     assert version.cell is None
     assert (version.shard_bytes, version.shard_index) == (sum(len(c.data) for c in shard), 2)
@@ -751,17 +752,30 @@ async def test_another_shard_than_the_one_that_is_held_is_not_counted(store: Sha
     assert await one(store, accept(1, shard_index=None)) == Outcome(State.ACCEPTED, has_shard=True)
     assert await one(store, accept(1, shard_index=1, lock=True)) == Outcome(State.LOCKED)
     await stage(store, cells(2))
-    assert (await one(store, accept(1, staged=True, lock=True))).has_shard is False
-    assert isinstance((await one(store, accept(1, shard_index=4, staged=True))).error, NotFound)
+    assert (await one(store, accept(1, staged=cells(2), lock=True))).has_shard is False
+    assert isinstance((await one(store, accept(1, shard_index=4, staged=cells(2)))).error, NotFound)
 
 
 async def test_a_shard_that_was_not_staged(store: ShardStore) -> None:
-    assert isinstance((await one(store, accept(1, staged=True))).error, NotFound)
+    assert isinstance((await one(store, accept(1, staged=cells(2)))).error, NotFound)
     assert await states(store) == []
-    assert await one(store, accept(1, staged=True, lock=True)) == Outcome(State.LOCKED)
+    assert await one(store, accept(1, staged=cells(2), lock=True)) == Outcome(State.LOCKED)
     await stage(store, cells(2))
-    assert (await one(store, accept(1, staged=True, lock=True))).has_shard
-    assert (await one(store, accept(1, staged=True))).has_shard  # again: adopted long ago
+    assert (await one(store, accept(1, staged=cells(2), lock=True))).has_shard
+    assert (await one(store, accept(1, staged=cells(2)))).has_shard  # again: adopted long ago
+
+
+async def test_another_shard_than_the_one_that_the_manifest_names_is_not_taken(store: ShardStore) -> None:
+    """Whatever its checksum says: a hash is what no forger can hit."""
+    forged = dataclasses.replace(accept(1, "a"), cell=b"evil", cell_crc=crc32c(b"evil"))
+    assert isinstance((await one(store, forged)).error, IntegrityError)
+    nameless = dataclasses.replace(accept(1, "a"), shard_hash=b"")
+    assert isinstance((await one(store, nameless)).error, IntegrityError)
+    assert await states(store, "a") == []
+    await stage(store, cells(2, seed=1))
+    assert isinstance((await one(store, accept(1, staged=cells(2, seed=2)))).error, NotFound)
+    assert (await one(store, accept(1, staged=cells(2, seed=2), lock=True))).has_shard is False
+    assert (await one(store, accept(1, staged=cells(2, seed=1)))).has_shard
 
 
 async def test_cells_follow_one_another_and_verify(store: ShardStore) -> None:
@@ -775,7 +789,7 @@ async def test_cells_follow_one_another_and_verify(store: ShardStore) -> None:
     with pytest.raises(IntegrityError):
         await writer.write([StoredCell(0, 1, b"data")])
     await writer.discard()
-    assert isinstance((await one(store, accept(1, staged=True))).error, NotFound)
+    assert isinstance((await one(store, accept(1, staged=cells(2)))).error, NotFound)
 
 
 async def test_an_abandoned_shard_leaves_nothing(store: ShardStore) -> None:
@@ -784,13 +798,13 @@ async def test_an_abandoned_shard_leaves_nothing(store: ShardStore) -> None:
     await writer.discard()
     await store.reclaim()
     assert (await store.status()).disk_bytes < 1 << 20
-    assert isinstance((await one(store, accept(1, staged=True))).error, NotFound)
+    assert isinstance((await one(store, accept(1, staged=cells(2)))).error, NotFound)
 
 
 async def test_a_shard_staged_twice_is_the_last_one(store: ShardStore) -> None:
     await stage(store, cells(2, seed=1))
     await stage(store, cells(3, seed=2))
-    await one(store, accept(1, staged=True))
+    await one(store, accept(1, staged=cells(3, seed=2)))
     assert await read_all(store) == cells(3, seed=2)
 
 
@@ -799,12 +813,12 @@ async def test_a_staged_shard_is_dropped(store: ShardStore) -> None:
     await stage(store, cells(2))
     await store.drop_staged("other", bytes(16), 2)
     await store.drop_staged("tenant", bytes(16), 2)
-    assert isinstance((await one(store, accept(1, staged=True))).error, NotFound)
+    assert isinstance((await one(store, accept(1, staged=cells(2)))).error, NotFound)
 
 
 async def test_drop_does_not_touch_what_was_adopted(store: ShardStore) -> None:
     await stage(store, cells(2))
-    await one(store, accept(1, staged=True))
+    await one(store, accept(1, staged=cells(2)))
     await store.drop_staged("tenant", bytes(16), 2)
     assert await read_all(store) == cells(2)
 
@@ -812,18 +826,20 @@ async def test_drop_does_not_touch_what_was_adopted(store: ShardStore) -> None:
 async def test_a_staged_shard_expires(store: ShardStore, clock: ManualClock, options: StoreOptions) -> None:
     await stage(store, cells(2))
     await stage(store, cells(2), index=3)
-    await one(store, accept(1, staged=True))
+    await one(store, accept(1, staged=cells(2)))
     clock.advance(options.staging_expiry + 1)
     while await store.reclaim():
         pass
-    assert isinstance((await one(store, accept(2, staged=True, shard_index=3))).error, NotFound)
+    assert isinstance((await one(store, accept(2, staged=cells(2), shard_index=3))).error, NotFound)
     assert await read_all(store) == cells(2)
 
 
 async def test_an_aborted_version_gives_its_staged_shard_back(store: ShardStore) -> None:
     await stage(store, cells(2))
-    await store.apply([accept(1, staged=True), abort(1)])
-    assert await one(store, accept(2, staged=True)) == Outcome(State.ACCEPTED, has_shard=True, replaces=True)
+    await store.apply([accept(1, staged=cells(2)), abort(1)])
+    assert await one(store, accept(2, staged=cells(2))) == Outcome(
+        State.ACCEPTED, has_shard=True, replaces=True
+    )
     assert await read_all(store, 2) == cells(2)
 
 
@@ -832,22 +848,22 @@ async def test_a_version_that_lost_a_race_gives_its_staged_shard_back_when_it_is
 ) -> None:
     """Its writer was told that a newer version stands in the way, and tries again above that one."""
     await stage(store, cells(2))
-    await store.apply([accept(1, staged=True), accept(2), settle(2)])
+    await store.apply([accept(1, staged=cells(2)), accept(2), settle(2)])
     assert await states(store) == [(2, State.SETTLED)]
-    assert (await one(store, accept(3, staged=True))).has_shard
+    assert (await one(store, accept(3, staged=cells(2)))).has_shard
     assert await read_all(store, 3) == cells(2)
 
 
 async def test_a_large_shard_that_was_established_is_freed_when_it_is_trimmed(store: ShardStore) -> None:
     await stage(store, cells(2))
-    await store.apply([accept(1, staged=True), settle(1), accept(2), settle(2)])
-    assert isinstance((await one(store, accept(3, staged=True))).error, NotFound)
+    await store.apply([accept(1, staged=cells(2)), settle(1), accept(2), settle(2)])
+    assert isinstance((await one(store, accept(3, staged=cells(2)))).error, NotFound)
     assert await states(store) == [(2, State.SETTLED)]
 
 
 async def test_data_staged_for_one_tenant_is_not_another_s(store: ShardStore) -> None:
     await stage(store, cells(2))
-    assert isinstance((await one(store, accept(1, staged=True, tenant="other"))).error, NotFound)
+    assert isinstance((await one(store, accept(1, staged=cells(2), tenant="other"))).error, NotFound)
 
 
 async def test_a_bad_shard_id_cannot_be_staged(store: ShardStore) -> None:
@@ -972,7 +988,7 @@ async def test_counters(store: ShardStore) -> None:
     assert (empty.objects, empty.shards, empty.live_bytes, empty.writable) == (0, 0, 0, True)
     await store.apply([accept(1, "a"), accept(1, "b", shard_index=None), abort(1, "c")])
     await stage(store, cells(3))
-    await one(store, accept(1, "d", staged=True))
+    await one(store, accept(1, "d", staged=cells(3)))
     status = await store.status()
     assert (status.objects, status.shards, status.damaged) == (4, 2, 0)
     assert status.live_bytes > 3000

@@ -9,10 +9,11 @@ from pathlib import Path
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import InternalError
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import HybridClock
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.disk import LmdbStore
 from coffre.node.following import MapHolder
 from coffre.node.serving import Handler
@@ -62,8 +63,8 @@ class _Requests:
         stamp = self._clock.issue().to_bytes()
         self._stamps.append(stamp)
         manifest = pb.Manifest(
-            format=1, kind=pb.KIND_OBJECT, stamp=stamp, data_id=rng.randbytes(16), size_bytes=4 * len(cell),
-            segment_bytes=1 << 20, k=4, m=2, shard_crcs=crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") * 6,
+            format=MANIFEST_FORMAT, kind=pb.KIND_OBJECT, stamp=stamp, data_id=rng.randbytes(16),
+            size_bytes=4 * len(cell), segment_bytes=1 << 20, k=4, m=2, shard_hashes=blake3_128(cell) * 6,
             key_id="k000000000000", wrapped_key=bytes(48),
         )  # fmt: skip
         sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16), placement=_PLACEMENT)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c, hash_of_shard
 from coffre.node.disk import LmdbStore
 from coffre.node.memory import MemoryStore
 from coffre.node.store import Abort, Accept, Mutation, Settle, ShardStore, State, StoredCell, StoreOptions
@@ -87,7 +87,8 @@ def _large_steps(seed: int) -> list[_Step]:
         )
         data = [rng.randbytes(rng.choice([100, 30_000])) for _ in range(rng.choice([1, 3, 60]))]
         accept = Accept(
-            name, _SHARD_PARTITION, stamp, False, stamp, b"manifest", b"m" * 16, (1, 2), 1, staged=True
+            name, _SHARD_PARTITION, stamp, False, stamp, b"manifest", b"m" * 16, (1, 2), 1, staged=True,
+            shard_hash=hash_of_shard(map(blake3_128, data)),
         )  # fmt: skip
         after: Mutation = (Abort if rng.random() < 0.3 else Settle)(name, _SHARD_PARTITION, stamp)
         steps += [_stage(accept.data_id, data), _apply(accept), _apply(after)]

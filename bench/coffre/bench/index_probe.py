@@ -25,7 +25,7 @@ from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.disk import LmdbStore
 from coffre.node.store import Accept, Mutation, Settle, State, StoreOptions
 
@@ -35,9 +35,9 @@ PLACEMENT = (1, 2, 3, 4, 5, 6)
 _PARTITIONS = 256
 # What a node gets of a FHIR record of 1.3 kB with 4+2: a quarter of it compressed, and the manifest.
 CELL = random.Random(1).randbytes(97)
-MANIFEST = random.Random(2).randbytes(142)
+MANIFEST = random.Random(2).randbytes(214)
 MAC = bytes(16)
-_CELL_CRC = crc32c(CELL)
+_CELL_CRC, _CELL_HASH = crc32c(CELL), blake3_128(CELL)
 
 
 def digest_of(number: int) -> bytes:
@@ -75,6 +75,7 @@ def accept(
         shard_index=number % len(PLACEMENT) if shard_index is None else shard_index,
         cell=cell,
         cell_crc=_CELL_CRC if cell is CELL else crc32c(cell),
+        shard_hash=_CELL_HASH if cell is CELL else blake3_128(cell),
     )
 
 

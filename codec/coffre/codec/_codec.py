@@ -72,23 +72,26 @@ class Codec:
         return self._tier
 
     def encode_into(
-        self, data: Sequence[Buffer], parity: Sequence[Buffer], *, crc: bool = True
-    ) -> tuple[int, ...]:
+        self, data: Sequence[Buffer], parity: Sequence[Buffer], *, checks: bool = True
+    ) -> tuple[tuple[int, ...], bytes]:
         """Fill `parity` (m writable buffers) from `data` (k buffers), all of one length in bytes.
 
-        Returns the CRC32C of each of the n shards, data first; an empty tuple when `crc` is false. Raises
-        TypeError for what is no buffer, ValueError for a wrong count or length, a buffer that is not
-        contiguous, a read-only output, and an output that overlaps any other buffer. Nothing is written then.
+        Returns the CRC32C of each of the n shards, data first, and their BLAKE3 hashes, 16 bytes each, one after the
+        other; neither when `checks` is false. Raises TypeError for what is no buffer, ValueError for a wrong count or
+        length, a buffer that is not contiguous, a read-only output, and an output that overlaps any other buffer.
+        Nothing is written then.
         """
-        return self._encoder.apply(data, parity, crc)
+        return self._encoder.apply(data, parity, checks)
 
-    def encode_segment(self, segment: Buffer, parity: Buffer, *, crc: bool = True) -> tuple[int, ...]:
+    def encode_segment(
+        self, segment: Buffer, parity: Buffer, *, checks: bool = True
+    ) -> tuple[tuple[int, ...], bytes]:
         """Fill `parity` (m cells, one after the other) from `segment` (k cells, one after the other).
 
         A cell is len(segment) / k bytes, so `parity` has m * len(segment) / k. Returns and raises as
         `encode_into` does; a segment that is no whole number of cells is a ValueError.
         """
-        return self._encoder.apply_segment(segment, parity, crc)
+        return self._encoder.apply_segment(segment, parity, checks)
 
     def reconstruct_into(self, shards: Mapping[int, Buffer], wanted: Mapping[int, Buffer]) -> None:
         """Fill the writable buffers of `wanted` from `shards`; both are keyed by shard index 0..n-1.

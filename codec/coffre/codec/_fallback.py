@@ -1,4 +1,4 @@
-"""The kernel's face on stock zfec and plain Python: for machines without a C compiler. Correct, not fast."""
+"""The kernel's face on stock zfec, blake3 and plain Python: for machines without a C compiler. Correct, not fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import zfec
+from blake3 import blake3
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _POINTS = 256
+_HASH_BYTES = 16
 _POLYNOMIAL_REFLECTED = 0x82F63B78
 
 
@@ -35,6 +37,12 @@ def crc32c(data: Buffer, value: int = 0) -> int:
         raise ValueError("value must be between 0 and 2**32 - 1")
     with _opened(data, "data", writable=False) as view:
         return _crc32c_of_bytes(view, value)
+
+
+def blake3_128(data: Buffer, /) -> bytes:
+    """The first 16 bytes of BLAKE3 of `data`; see `coffre.codec.blake3_128`."""
+    with _opened(data, "data", writable=False) as view:
+        return blake3(view).digest(_HASH_BYTES)
 
 
 def _crc32c_of_bytes(view: memoryview, value: int) -> int:
@@ -108,30 +116,32 @@ class Transform:
         self._targets = targets
 
     def apply(
-        self, sources: Sequence[Buffer], targets: Sequence[Buffer], crc: bool = True, /
-    ) -> tuple[int, ...]:
+        self, sources: Sequence[Buffer], targets: Sequence[Buffer], checks: bool = True, /
+    ) -> tuple[tuple[int, ...], bytes]:
         """Compute every target; see `coffre.codec.Codec.encode_into` for results and errors."""
         labels = [f"input shard {i}" for i in self._sources] + [f"output shard {i}" for i in self._targets]
         buffers = [
             *_listed(sources, "input", len(self._sources)),
             *_listed(targets, "output", len(self._targets)),
         ]
-        return self._apply_from(0, buffers, labels, [], crc)
+        return self._apply_from(0, buffers, labels, [], checks)
 
     def _apply_from(
-        self, position: int, buffers: list[Buffer], labels: list[str], views: list[memoryview], crc: bool
-    ) -> tuple[int, ...]:
+        self, position: int, buffers: list[Buffer], labels: list[str], views: list[memoryview], checks: bool
+    ) -> tuple[tuple[int, ...], bytes]:
         """Open the buffers one inside the other, so that each is released whatever happens; then compute."""
         if position == len(buffers):
             _check_overlaps(views, labels, len(self._sources))
-            return self._compute(views, crc)
+            return self._compute(views, checks)
         label = labels[position]
         with _opened(buffers[position], label, writable=position >= len(self._sources)) as view:
             if views and view.nbytes != views[0].nbytes:
                 raise ValueError(f"{label} has {view.nbytes} bytes but {labels[0]} has {views[0].nbytes}")
-            return self._apply_from(position + 1, buffers, labels, [*views, view], crc)
+            return self._apply_from(position + 1, buffers, labels, [*views, view], checks)
 
-    def apply_segment(self, segment: Buffer, parity: Buffer, crc: bool = True, /) -> tuple[int, ...]:
+    def apply_segment(
+        self, segment: Buffer, parity: Buffer, checks: bool = True, /
+    ) -> tuple[tuple[int, ...], bytes]:
         """Compute every target cell; see `coffre.codec.Codec.encode_segment` for results and errors."""
         source_count, target_count = len(self._sources), len(self._targets)
         with (
@@ -152,12 +162,12 @@ class Transform:
             cells = [data[i * size : (i + 1) * size] for i in range(source_count)]
             cells += [output[i * size : (i + 1) * size] for i in range(target_count)]
             try:
-                return self._compute(cells, crc)
+                return self._compute(cells, checks)
             finally:
                 for cell in cells:
                     cell.release()
 
-    def _compute(self, shards: list[memoryview], crc: bool) -> tuple[int, ...]:
+    def _compute(self, shards: list[memoryview], checks: bool) -> tuple[tuple[int, ...], bytes]:
         k = len(self._sources)
         if self._targets and shards[0].nbytes:
             given = tuple(bytes(shard) for shard in shards[:k])
@@ -165,7 +175,9 @@ class Transform:
             results = zfec.Encoder(k, _POINTS).encode(data, tuple(self._targets))
             for target, result in zip(shards[k:], results, strict=True):
                 target[:] = result
-        return tuple(_crc32c_of_bytes(shard, 0) for shard in shards) if crc else ()
+        if not checks:
+            return (), b""
+        return tuple(_crc32c_of_bytes(shard, 0) for shard in shards), b"".join(map(blake3_128, shards))
 
 
 def _listed(buffers: Sequence[Buffer], role: str, count: int) -> tuple[Buffer, ...]:

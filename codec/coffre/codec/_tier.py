@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from coffre.codec import _fallback
@@ -43,11 +43,14 @@ class Transform(Protocol):
     """The linear map from some shards to others, prepared for one tier."""
 
     def apply(
-        self, sources: Sequence[Buffer], targets: Sequence[Buffer], crc: bool = ..., /
-    ) -> tuple[int, ...]:
-        """Compute every target from equally long sources; return the CRC32C of each shard, or ()."""
+        self, sources: Sequence[Buffer], targets: Sequence[Buffer], checks: bool = ..., /
+    ) -> tuple[tuple[int, ...], bytes]:
+        """Compute every target from equally long sources; return the CRC32C of each shard, and all hashes in one, or
+        neither."""
 
-    def apply_segment(self, segment: Buffer, parity: Buffer, crc: bool = ..., /) -> tuple[int, ...]:
+    def apply_segment(
+        self, segment: Buffer, parity: Buffer, checks: bool = ..., /
+    ) -> tuple[tuple[int, ...], bytes]:
         """The same on sources that lie one after the other in one buffer, and targets in another."""
 
 
@@ -93,14 +96,9 @@ def _choose() -> Tier:
     raise ValueError(f"{TIER_VARIABLE}={name} names no codec tier available here; available: {_names()}")
 
 
-def _bind_crc32c(tier: Tier) -> Callable[[Buffer, int], int]:
-    if tier is Tier.ZFEC:
-        return _fallback.crc32c
-    _kernel.set_active_tier(tier.value)
-    return _kernel.crc32c
-
-
 _active = _choose()
+if _active is not Tier.ZFEC:
+    _kernel.set_active_tier(_active.value)
 
 if TYPE_CHECKING:
 
@@ -110,6 +108,13 @@ if TYPE_CHECKING:
         Raises TypeError when `data` is not a buffer, ValueError when it is not contiguous or `value` is not a
         32-bit unsigned number.
         """
+
+    def blake3_128(data: Buffer, /) -> bytes:
+        """The first 16 bytes of BLAKE3 of `data`: what a shard is known by (docs/formats/manifest.md).
+
+        Raises TypeError when `data` is not a buffer, ValueError when it is not contiguous.
+        """
 else:
-    # The implementation itself, not a wrapper: a call on a few kilobytes costs little more than the call.
-    crc32c = _bind_crc32c(_active)
+    # The implementations themselves, not wrappers: a call on a few kilobytes costs little more than the call.
+    crc32c = _fallback.crc32c if _active is Tier.ZFEC else _kernel.crc32c
+    blake3_128 = _fallback.blake3_128 if _active is Tier.ZFEC else _kernel.blake3_128

@@ -216,14 +216,14 @@ class Manifest(_message.Message):
     M_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     WRAPPED_KEY_FIELD_NUMBER: _builtins.int
-    SHARD_CRCS_FIELD_NUMBER: _builtins.int
+    SHARD_HASHES_FIELD_NUMBER: _builtins.int
     SEALED_METADATA_FIELD_NUMBER: _builtins.int
     SEALING_FIELD_NUMBER: _builtins.int
     CONDITIONAL_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     RECODES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """2 when sealing is not SEALING_SEGMENT, else 1"""
+    """3"""
     kind: Global___Kind.ValueType
     stamp: _builtins.bytes
     """16 bytes"""
@@ -239,8 +239,8 @@ class Manifest(_message.Message):
     """which key of the KeyProvider wraps the data key"""
     wrapped_key: _builtins.bytes
     """48 bytes, AES-256-SIV"""
-    shard_crcs: _builtins.bytes
-    """n little-endian u32: CRC32C over the cells' CRC32Cs of each shard"""
+    shard_hashes: _builtins.bytes
+    """16 bytes for each of the n shards (docs/formats/coding.md, "Hash")"""
     sealed_metadata: _builtins.bytes
     """encrypted Metadata, empty when there is none"""
     sealing: Global___Sealing.ValueType
@@ -263,7 +263,7 @@ class Manifest(_message.Message):
         m: _builtins.int = ...,
         key_id: _builtins.str = ...,
         wrapped_key: _builtins.bytes = ...,
-        shard_crcs: _builtins.bytes = ...,
+        shard_hashes: _builtins.bytes = ...,
         sealed_metadata: _builtins.bytes = ...,
         sealing: Global___Sealing.ValueType = ...,
         conditional: _builtins.bool = ...,
@@ -272,7 +272,7 @@ class Manifest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "conditional", b"conditional", "data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "recodes", b"recodes", "sealed_metadata", b"sealed_metadata", "sealing", b"sealing", "segment_bytes", b"segment_bytes", "shard_crcs", b"shard_crcs", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "conditional", b"conditional", "data_id", b"data_id", "format", b"format", "k", b"k", "key_id", b"key_id", "kind", b"kind", "m", b"m", "recodes", b"recodes", "sealed_metadata", b"sealed_metadata", "sealing", b"sealing", "segment_bytes", b"segment_bytes", "shard_hashes", b"shard_hashes", "size_bytes", b"size_bytes", "stamp", b"stamp", "wrapped_key", b"wrapped_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -893,20 +893,21 @@ class WriteShardReply(_message.Message):
 
     CELL_COUNT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    SHARD_CRC_FIELD_NUMBER: _builtins.int
+    SHARD_HASH_FIELD_NUMBER: _builtins.int
     cell_count: _builtins.int
     size_bytes: _builtins.int
-    shard_crc: _builtins.int
+    shard_hash: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
         cell_count: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
-        shard_crc: _builtins.int = ...,
+        shard_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_count", b"cell_count", "shard_crc", b"shard_crc", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_count", b"cell_count", "shard_hash", b"shard_hash", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1030,6 +1031,7 @@ class ListRequest(_message.Message):
     epoch: _builtins.int
     tenant: _builtins.str
     bucket: _builtins.str
+    """empty: the tenant's buckets are listed, as common prefixes; `after` is one of them"""
     prefix: _builtins.str
     after: _builtins.bytes
     """exclusive lower bound, bytes of a key or of a common prefix"""

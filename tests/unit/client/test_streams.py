@@ -56,7 +56,7 @@ async def test_slow_tiers_code_in_worker_threads(
     threads: set[str] = set()
     add = CellCoder.add
 
-    def noting(self: CellCoder, segment: int, parts: Parts) -> tuple[int, ...]:
+    def noting(self: CellCoder, segment: int, parts: Parts) -> bytes:
         threads.add(threading.current_thread().name)
         return add(self, segment, parts)
 

@@ -25,7 +25,7 @@ def test_ratios_come_from_the_clock_and_the_parity_from_the_code() -> None:
     assert one.parity_sha256 == hashlib.sha256(b"".join(zfec.Encoder(4, 6).encode(data, (4, 5)))).hexdigest()
     # Every turn takes one tick: 16 calls of the kernel and ISA-L, one call of zfec.
     assert one.vs_zfec is not None
-    assert (one.vs_isal.ratio, one.with_crc_vs_isal.ratio, one.vs_zfec.ratio) == (1, 1, 16)
+    assert (one.vs_isal.ratio, one.with_checks_vs_isal.ratio, one.vs_zfec.ratio) == (1, 1, 16)
 
 
 def test_without_isal_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_buffers_larger_than_the_lock_threshold() -> None:
 def test_the_codec_checks_every_cell_on_its_own(tier: Tier) -> None:
     segment = random.Random(3).randbytes(4 * 301)
     parity = bytearray(2 * 301)
-    crcs = Codec(4, 2, tier=tier).encode_segment(segment, parity)
+    crcs, _ = Codec(4, 2, tier=tier).encode_segment(segment, parity)
     whole = segment + parity
     assert crcs == tuple(bitwise(whole[i * 301 : (i + 1) * 301]) for i in range(6))
 

@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import zfec
+from blake3 import blake3
 from coffre.codec import Codec, Tier, active_tier, codec, crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,30 +27,31 @@ def zfec_parity(k: int, m: int, data: tuple[bytes, ...]) -> list[bytes]:
     return list(zfec.Encoder(k, k + m).encode(data, tuple(range(k, k + m))))
 
 
-def crcs_of(shards: Sequence[bytes | bytearray]) -> tuple[int, ...]:
-    return tuple(crc32c(shard) for shard in shards)
+def checks_of(shards: Sequence[bytes | bytearray]) -> tuple[tuple[int, ...], bytes]:
+    """The CRC32Cs by ours, which has tests of its own, and the hashes by the reference implementation."""
+    return tuple(crc32c(shard) for shard in shards), b"".join(blake3(shard).digest(16) for shard in shards)
 
 
 @cache
-def small_case(k: int, m: int) -> tuple[tuple[bytes, ...], list[bytes], tuple[int, ...]]:
-    """Data, zfec's parity and the CRCs of one scheme, computed once for all tiers."""
+def small_case(k: int, m: int) -> tuple[tuple[bytes, ...], list[bytes], tuple[tuple[int, ...], bytes]]:
+    """Data, zfec's parity and the checks of one scheme, computed once for all tiers."""
     size = (k * 37 + m * 11) % 150 + 1
     data = tuple(random_bytes(k << 16 | m << 8 | i, size) for i in range(k))
     parity = zfec_parity(k, m, data)
-    return data, parity, crcs_of([*data, *parity])
+    return data, parity, checks_of([*data, *parity])
 
 
 def test_every_scheme_up_to_32_shards(tier: Tier) -> None:
     for k, m in SMALL_SCHEMES:
-        data, expected, crcs = small_case(k, m)
+        data, expected, checks = small_case(k, m)
         parity = [bytearray(len(data[0])) for _ in range(m)]
-        assert Codec(k, m, tier=tier).encode_into(data, parity, crc=False) == ()
+        assert Codec(k, m, tier=tier).encode_into(data, parity, checks=False) == ((), b"")
         assert parity == expected, (k, m)
         segment_parity = bytearray(m * len(data[0]))
-        want_crc = tier is not Tier.ZFEC or k + m < 8  # the fallback's CRC is slow, and the same for all
-        found = Codec(k, m, tier=tier).encode_segment(b"".join(data), segment_parity, crc=want_crc)
+        wanted = tier is not Tier.ZFEC or k + m < 8  # the fallback's CRC is slow, and the same for all
+        found = Codec(k, m, tier=tier).encode_segment(b"".join(data), segment_parity, checks=wanted)
         assert segment_parity == b"".join(expected), (k, m)
-        assert found == (crcs if want_crc else ()), (k, m)
+        assert found == (checks if wanted else ((), b"")), (k, m)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +61,9 @@ def test_every_scheme_up_to_32_shards(tier: Tier) -> None:
 def test_long_schemes(tier: Tier, k: int, m: int) -> None:
     data = tuple(random_bytes(i, 70) for i in range(k))
     parity = [bytearray(70) for _ in range(m)]
-    crcs = Codec(k, m, tier=tier).encode_into(data, parity)
+    checks = Codec(k, m, tier=tier).encode_into(data, parity)
     assert parity == (zfec_parity(k, m, data) if m else [])
-    assert crcs == crcs_of([*data, *parity])
+    assert checks == checks_of([*data, *parity])
 
 
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (4, 2), (8, 3), (3, 7), (10, 4)])
@@ -70,12 +72,12 @@ def test_every_tail(tier: Tier, k: int, m: int) -> None:
         data = tuple(random_bytes(i, size) for i in range(k))
         # Guard bytes on both sides of every output must survive.
         outputs = [bytearray(b"\xa5" * (size + 128)) for _ in range(m)]
-        crcs = Codec(k, m, tier=tier).encode_into(
+        checks = Codec(k, m, tier=tier).encode_into(
             data, [memoryview(output)[64 : 64 + size] for output in outputs]
         )
         expected = zfec_parity(k, m, data) if size else [b""] * m
         assert outputs == [b"\xa5" * 64 + parity + b"\xa5" * 64 for parity in expected], size
-        assert crcs == crcs_of([*data, *expected]), size
+        assert checks == checks_of([*data, *expected]), size
 
 
 @settings(
@@ -98,7 +100,7 @@ def test_any_scheme_size_and_alignment(
     segment = memoryview(source)[offsets[0] :]
     room = bytearray(m * size + offsets[1] + 64)
     parity = memoryview(room)[offsets[1] : offsets[1] + m * size]
-    Codec(k, m, tier=tier).encode_segment(segment, parity, crc=False)
+    Codec(k, m, tier=tier).encode_segment(segment, parity, checks=False)
     data = tuple(bytes(segment[i * size : (i + 1) * size]) for i in range(k))
     assert bytes(parity) == (b"".join(zfec_parity(k, m, data)) if size else b"")
     assert not any(room[: offsets[1]])
@@ -109,9 +111,9 @@ def test_cells_larger_than_a_block(tier: Tier) -> None:
     size = 100_003 if tier is not Tier.ZFEC else 5_003
     data = tuple(random_bytes(i, size) for i in range(4))
     parity = [bytearray(size) for _ in range(2)]
-    crcs = Codec(4, 2, tier=tier).encode_into(data, parity)
+    checks = Codec(4, 2, tier=tier).encode_into(data, parity)
     assert parity == zfec_parity(4, 2, data)
-    assert crcs == crcs_of([*data, *parity])
+    assert checks == checks_of([*data, *parity])
 
 
 def test_threads_share_a_codec() -> None:
@@ -141,6 +143,18 @@ def test_properties_and_the_cached_factory() -> None:
     assert repr(shared) == f"Codec(8, 3, tier={active_tier()})"
 
 
-@pytest.mark.parametrize("crc", [True, False])
-def test_empty_cells(tier: Tier, crc: bool) -> None:
-    assert Codec(4, 2, tier=tier).encode_segment(b"", bytearray(), crc=crc) == ((0,) * 6 if crc else ())
+@pytest.mark.parametrize("wanted", [True, False])
+def test_empty_cells(tier: Tier, wanted: bool) -> None:
+    expected = checks_of([b""] * 6) if wanted else ((), b"")
+    assert Codec(4, 2, tier=tier).encode_segment(b"", bytearray(), checks=wanted) == expected
+
+
+@pytest.mark.parametrize("size", [1023, 1024, 1025, 2048, 3071, 16_383, 16_385, 33_000, 262_160])
+@pytest.mark.parametrize(("k", "m"), [(4, 2), (1, 0), (3, 4), (17, 3)])
+def test_hashes_of_cells_that_are_trees(tier: Tier, k: int, m: int, size: int) -> None:
+    """Taken in while the code is computed, block by block, of all cells together."""
+    if tier is Tier.ZFEC:
+        size = min(size, 3071)  # its CRC is slow
+    data = tuple(random_bytes(i, size) for i in range(k))
+    parity = [bytearray(size) for _ in range(m)]
+    assert Codec(k, m, tier=tier).encode_into(data, parity)[1] == checks_of([*data, *parity])[1]

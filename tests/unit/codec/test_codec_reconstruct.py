@@ -69,7 +69,7 @@ def test_data_shards_are_preferred_and_the_rest_ignored(tier: Tier) -> None:
 def test_stock_zfec_recovers_what_the_kernel_wrote(tier: Tier) -> None:
     data = [random.Random(i).randbytes(777) for i in range(10)]
     parity = [bytearray(777) for _ in range(4)]
-    Codec(10, 4, tier=tier).encode_into(data, parity, crc=False)
+    Codec(10, 4, tier=tier).encode_into(data, parity, checks=False)
     kept = (13, 1, 2, 12, 4, 5, 11, 7, 8, 10)
     blocks = tuple(bytes([*data, *parity][index]) for index in kept)
     assert zfec.Decoder(10, 14).decode(blocks, kept) == data

@@ -13,9 +13,10 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ResourceExhausted, StaleMap, Unavailable
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.disk import LmdbStore
 from coffre.node.disk.transaction import Transaction
 from coffre.node.following import MapHolder
@@ -109,7 +110,7 @@ def next_epoch(maps: MapHolder) -> None:
 def accept(number: int, *, lock: bool = False) -> Accept:
     return Accept(
         NAME, PARTITION, stamp(number), False, bytes(16), b"manifest", b"m" * 16, (1, 2), 0, b"cell", crc32c(b"cell"),
-        lock=lock,
+        blake3_128(b"cell"), lock=lock,
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def read_at(epoch: int) -> pb.BatchRequest:
 
 
 def delete() -> pb.Operation:
-    manifest = pb.Manifest(format=1, stamp=stamp(2), data_id=bytes(16), kind=pb.KIND_TOMBSTONE)
+    manifest = pb.Manifest(format=MANIFEST_FORMAT, stamp=stamp(2), data_id=bytes(16), kind=pb.KIND_TOMBSTONE)
     sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16))
     return pb.Operation(accept=pb.Accept(bucket="b", key="k", sealed=sealed))
 

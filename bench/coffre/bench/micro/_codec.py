@@ -1,7 +1,8 @@
-"""Erasure coding: every tier of the kernel, and other libraries, beside zfec; CRC32C beside zlib's CRC-32."""
+"""Coding: all tiers, and other libraries, beside zfec; CRC32C beside zlib's CRC-32, BLAKE3 beside SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from functools import partial
 import zfec
 from coffre.bench.codec import IsalMissing, isal_encoder
 from coffre.bench.timing import Operation, Reference, Work
-from coffre.codec import Codec, Tier, available_tiers, crc32c
+from coffre.codec import Codec, Tier, available_tiers, blake3_128, crc32c
 
 __all__ = ["operations"]
 
@@ -29,11 +30,11 @@ def operations() -> Iterator[Operation]:
         encode = partial(zfec.Encoder(k, k + m).encode, data, tuple(range(k, k + m)))
         reference = Reference(f"zfec_{k}_{m}", Work(encode))
         for tier in available_tiers():
-            plain = partial(Codec(k, m, tier=tier).encode_into, data, parity, crc=False)
+            plain = partial(Codec(k, m, tier=tier).encode_into, data, parity, checks=False)
             name, calls = f"encode[{k}-{m}-{tier.value}]", 1 if tier in _SLOW else _CALLS
             yield Operation(name, reference, plain, calls)
-        with_crc = partial(Codec(k, m).encode_into, data, parity)
-        yield Operation(f"encode_with_crc[{k}-{m}]", reference, with_crc, _CALLS)
+        with_checks = partial(Codec(k, m).encode_into, data, parity)
+        yield Operation(f"encode_with_checks[{k}-{m}]", reference, with_checks, _CALLS)
         for name, run, calls in _others(k, m, data, parity):
             yield Operation(f"encode_by_{name}[{k}-{m}]", reference, run, calls)
         if (k, m) == (4, 2):
@@ -42,6 +43,10 @@ def operations() -> Iterator[Operation]:
     for name, size_bytes in (("4k", 4096), ("1m", 1 << 20)):
         checksum = partial(crc32c, random.Random(1).randbytes(size_bytes))
         yield Operation(f"crc32c[{name}]", zlib_crc, checksum, (4 << 20) // size_bytes)
+    sha256 = Reference("sha256_1m", Work(partial(hashlib.sha256, bytes(1 << 20))))
+    for name, size_bytes in (("1k", 1024), ("256k", 256 << 10)):
+        hashed = partial(blake3_128, random.Random(1).randbytes(size_bytes))
+        yield Operation(f"blake3[{name}]", sha256, hashed, (1 << 20) // size_bytes)
 
 
 def _others(

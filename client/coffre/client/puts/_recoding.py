@@ -31,9 +31,10 @@ from coffre.cluster.errors import (
     StaleMap,
     Unavailable,
 )
+from coffre.cluster.manifest import named_hash
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
-from coffre.codec import crc32c
+from coffre.codec import ShardHash, blake3_128
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["Pace", "Recoder"]
@@ -254,17 +255,16 @@ class Recoder:
         return {index for index in answers if isinstance(index, int)}
 
     async def _is_whole(self, opened: OpenManifest, node: int, index: int) -> bool:
-        shard_crc = cells = 0
+        shard = ShardHash()
         chunks = self._downloader.read_shard(opened, node, index, 0, 0)
         async with aclosing(chunks) as stream:  # type: ignore[type-var]  # an async generator
             async for chunk in stream:
                 for cell in chunk.cells:
-                    if cell.segment != cells or crc32c(cell.data) != cell.crc:
+                    if cell.segment != shard.cell_count:
                         return False
-                    shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
-                    cells += 1
-        named = opened.manifest.shard_crcs[4 * index : 4 * index + 4]
-        return cells == opened.segments and shard_crc.to_bytes(4, "little") == named
+                    shard.add(blake3_128(cell.data))
+        whole = shard.cell_count == opened.segments
+        return whole and shard.digest() == named_hash(opened.manifest, index)
 
 
 class _Work:

@@ -9,7 +9,8 @@ from itertools import combinations, islice
 from coffre.client.sealing._cell_cipher import CellCipher, cipher_of
 from coffre.client.sealing._sealing import OpenManifest, SegmentCipher
 from coffre.cluster.errors import IntegrityError
-from coffre.codec import codec, crc32c
+from coffre.cluster.manifest import named_hash
+from coffre.codec import blake3_128, codec, crc32c
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["CellSet", "data_cells", "open_segment", "rebuild_cells"]
@@ -35,13 +36,11 @@ class CellSet:
             if version.damaged:
                 self.bad.add(version.shard_index)
             elif version.cell and version.stamp == opened.manifest.stamp:
-                self.add(opened, version.shard_index, version.cell, version.cell_crc)
+                self.add(opened, version.shard_index, version.cell)
 
-    def add(self, opened: OpenManifest, shard_index: int, cell: bytes, crc: int) -> None:
-        """Take a cell when it has its checksum and is the one that the manifest names."""
-        named = opened.manifest.shard_crcs[4 * shard_index : 4 * shard_index + 4]
-        digest = crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little")
-        if crc32c(cell) == crc and digest == named:
+    def add(self, opened: OpenManifest, shard_index: int, cell: bytes) -> None:
+        """Take a cell when it is the one that the manifest names."""
+        if blake3_128(cell) == named_hash(opened.manifest, shard_index):
             self.good[shard_index] = cell
             self.bad.discard(shard_index)
         else:
@@ -124,9 +123,7 @@ def rebuild_cells(
     result = {}
     for index in wanted:
         cell = bytes(rebuilt[index] if index in rebuilt else true[index])
-        crc = crc32c(cell)
-        named = manifest.shard_crcs[4 * index : 4 * index + 4]
-        if crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") != named:
+        if blake3_128(cell) != named_hash(manifest, index):
             raise IntegrityError("a rebuilt cell is not the one that the manifest names")
-        result[index] = (cell, crc)
+        result[index] = (cell, crc32c(cell))
     return result

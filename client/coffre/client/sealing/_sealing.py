@@ -15,6 +15,7 @@ from coffre.client.model import ObjectInfo
 from coffre.client.sealing._compression import Shrinker, decompress
 from coffre.client.sealing._memory import SegmentMemory
 from coffre.cluster.errors import CoffreError, IntegrityError, KeyUnavailable, Unsupported
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
@@ -38,7 +39,6 @@ __all__ = [
 MAC_BYTES = 16
 TAG_BYTES = 16
 SEGMENT_BYTES_MAX = 16 << 20
-_FORMATS = {pb.SEALING_SEGMENT: 1, pb.SEALING_CELL: 2}
 _SEAL_LABEL = b"coffre manifest seal v1"
 _METADATA_NONCE = b"\xff" * 12
 FRAME = struct.Struct("<BI")  # compression, payload bytes
@@ -64,7 +64,6 @@ class Draft:
     def set_sealing(self, sealing: pb.Sealing.ValueType) -> None:
         """Say how segments are sealed; before the first is."""
         self.manifest.sealing = sealing
-        self.manifest.format = _FORMATS[sealing]
 
     def seal(self, stamp: Stamp, placement: Sequence[int]) -> pb.SealedManifest:
         """Fix the stamp and seal. May be called again with another stamp."""
@@ -154,7 +153,7 @@ class Sealer:
         data_key, data_id = self._entropy(32), self._entropy(16)
         wrapped = await self._keys.wrap(data_key, _wrap_context(name, data_id))
         manifest = pb.Manifest(
-            format=_FORMATS[pb.SEALING_SEGMENT],
+            format=MANIFEST_FORMAT,
             kind=kind,
             data_id=data_id,
             key_id=wrapped.key_id,
@@ -184,7 +183,7 @@ class Sealer:
             manifest = pb.Manifest.FromString(sealed.manifest)
         except DecodeError:
             raise IntegrityError("a node returned a manifest that is not one") from None
-        if _FORMATS.get(manifest.sealing) != manifest.format:
+        if manifest.format != MANIFEST_FORMAT or manifest.sealing not in pb.Sealing.values():
             raise Unsupported(
                 f"{name.bucket}/{name.key} has manifest format {manifest.format} and sealing {manifest.sealing}; "
                 "this client does not know that: it is of an older release"

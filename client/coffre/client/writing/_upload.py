@@ -26,7 +26,7 @@ from coffre.cluster.errors import (
     details_of,
 )
 from coffre.cluster.names import partition_of
-from coffre.codec import Tier, codec, crc32c
+from coffre.codec import HASH_BYTES, ShardHash, Tier, codec
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import CellMessage, ShardChunk
 
@@ -46,11 +46,12 @@ SYNC_TIMEOUTS = 6  # how many stall timeouts the sync of the first D shards may 
 
 @dataclass(frozen=True, slots=True)
 class CodedSegment:
-    """The n cells of one segment, with their CRC32Cs."""
+    """The n cells of one segment, with their CRC32Cs, and their hashes one after the other."""
 
     segment: int
     cells: tuple[bytes | memoryview, ...]
     crcs: tuple[int, ...]
+    hashes: bytes
 
 
 class SegmentCoder:
@@ -68,21 +69,19 @@ class SegmentCoder:
         whole = memoryview(bytearray(cell_bytes * (self._k + self._m)))
         sealed, parity = whole[: frame.sealed_bytes], whole[frame.sealed_bytes :]
         self._cipher.seal_into(segment, frame, sealed)
-        crcs = self._codec.encode_segment(sealed, parity)
+        crcs, hashes = self._codec.encode_segment(sealed, parity)
         views = [whole[start : start + cell_bytes] for start in range(0, len(whole), cell_bytes)]
-        return CodedSegment(segment, tuple(views), crcs)
+        return CodedSegment(segment, tuple(views), crcs, hashes)
 
 
 def code_whole(
     draft: Draft, plain: bytes | bytearray | memoryview, compress_level: int | None
 ) -> CodedSegment:
-    """Seal and code an object of one segment; fill in the draft's size and checksums."""
+    """Seal and code an object of one segment; fill in the draft's size and hashes."""
     manifest = draft.manifest
     manifest.size_bytes = len(plain)
     coded = SegmentCoder(draft, manifest.k, manifest.m, compress_level).code(0, plain)
-    manifest.shard_crcs = b"".join(
-        [crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in coded.crcs]
-    )
+    manifest.shard_hashes = coded.hashes  # each shard is one cell
     return coded
 
 
@@ -127,19 +126,19 @@ class CellCoder:
         """Compress a segment where that helps; threads may do so for several at once."""
         return self._cipher.cut(plain)
 
-    def add(self, segment: int, parts: Parts) -> tuple[int, ...]:
-        """Encrypt and code the next segment into the messages under way; return its cells' CRC32Cs."""
+    def add(self, segment: int, parts: Parts) -> bytes:
+        """Encrypt and code the next segment into the messages under way; return its cells' hashes in one."""
         if not self._messages:
             self._messages = [CellMessage(memory.take()) for memory in self._memories]
         cells = [message.reserve(segment, parts.cell_bytes) for message in self._messages]
         self._cipher.seal_into(segment, parts, cells[: self._k])
-        crcs = self._codec.encode_into(cells[: self._k], cells[self._k :])
+        crcs, hashes = self._codec.encode_into(cells[: self._k], cells[self._k :])
         for message, cell, crc in zip(self._messages, cells, crcs, strict=True):
             cell.release()
             message.set_crc(crc)
         self._segments += 1
         self._cell_bytes += parts.cell_bytes
-        return crcs
+        return hashes
 
     def finish(self) -> list[ShardChunk]:
         """The messages with all that was added since the last ones, in shard order."""
@@ -336,7 +335,7 @@ class Uploader:
         draft.set_sealing(pb.SEALING_CELL)
         coder = CellCoder(draft, draft.manifest.k, draft.manifest.m, self._compress_level)
         assert len(streams) == coder.shards
-        shard_crcs = [0] * len(streams)
+        shards = [ShardHash() for _ in streams]
         needed = draft.manifest.k + 1
         size_bytes = 0
         cells = 0
@@ -351,28 +350,27 @@ class Uploader:
             async for parts in every:
                 if coder.is_slow:
                     loop = asyncio.get_running_loop()
-                    crcs = await loop.run_in_executor(self._pool, coder.add, cells, parts)
+                    hashes = await loop.run_in_executor(self._pool, coder.add, cells, parts)
                 else:
-                    crcs = coder.add(cells, parts)
+                    hashes = coder.add(cells, parts)
                 cells += 1
-                for index, crc in enumerate(crcs):
-                    shard_crcs[index] = crc32c(crc.to_bytes(4, "little"), shard_crcs[index])
+                for index, shard in enumerate(shards):
+                    shard.add(hashes[HASH_BYTES * index : HASH_BYTES * (index + 1)])
                 if coder.is_full:
                     await self._distribute(needed, coder.finish(), streams)
         if not coder.is_empty:
             await self._distribute(needed, coder.finish(), streams)
         await self._distribute(needed, [None] * len(streams), streams)
         await self._finish(needed, streams)
+        digests = [shard.digest() for shard in shards]
         for stream in streams:
             reply = stream.reply
-            if reply is not None and (
-                reply.cell_count != cells or reply.shard_crc != shard_crcs[stream.index]
-            ):
+            if reply is not None and (reply.cell_count != cells or reply.shard_hash != digests[stream.index]):
                 name = self.peers.name_of(stream.node)
                 stream.error = IntegrityError(f"node {name} stored something else than was sent", node=name)
         _require(needed, streams)
         draft.manifest.size_bytes = size_bytes
-        draft.manifest.shard_crcs = b"".join(crc.to_bytes(4, "little") for crc in shard_crcs)
+        draft.manifest.shard_hashes = b"".join(digests)
 
     async def _finish(self, needed: int, streams: list[_ShardStream]) -> None:
         """Wait until D shards are synced; nodes that answer much later than those are left behind."""

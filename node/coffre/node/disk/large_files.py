@@ -40,7 +40,7 @@ class LargeFiles:
             self.unlinked.append(number)
 
     def staged(self, accept: Accept) -> LargeShard | None:
-        """The shard that was staged for a version; None when it is not there."""
+        """The shard that was staged for a version, if it is the one that the manifest names, else None."""
         assert accept.shard_index is not None
         owner = staging_key(accept.name.tenant, accept.data_id, accept.shard_index)
         value = self._txn.get(owner, db=self._index.staging)
@@ -50,7 +50,9 @@ class LargeFiles:
         file = self.get(number)
         if file is None or file.owner != owner or file.state != LargeState.STAGED:
             return None
-        return LargeShard(number, accept.data_id, file.cell_count, file.size_bytes, file.shard_crc)
+        if file.shard_hash != accept.shard_hash:
+            return None
+        return LargeShard(number, accept.data_id, file.cell_count, file.size_bytes, file.shard_hash)
 
     def adopt(self, large: LargeShard) -> None:
         """Take a staged shard for a version."""

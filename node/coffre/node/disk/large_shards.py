@@ -1,7 +1,7 @@
 """Large shards, one file each: written once in order, read at random. docs/formats/node.md, "Large shards".
 
 Every part carries a CRC32C; that of a cell's header is seeded with the shard's identity, so that a cell of
-another shard is never taken for this one's.
+another shard is never taken for this one's. The cells' hashes hang on that of the shard, which the manifest names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coffre.cluster.errors import IntegrityError, InvalidArgument
-from coffre.codec import crc32c
+from coffre.codec import GROUP_CELLS, HASH_BYTES, ShardHash, blake3_128, crc32c
 from coffre.node.disk.direct_io import DirectReader, DirectWriter
 from coffre.node.disk.records import LargeShard
 from coffre.node.disk.volumes import sync_directory
@@ -21,15 +21,17 @@ from coffre.node.store import CELL_BYTES_MAX, CHUNK_BYTES, StoredCell
 __all__ = ["LargeShardReader", "LargeShardWriter", "large_path"]
 
 _MAGIC, _END_MAGIC = b"coffrels", b"coffrele"
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = struct.Struct(">8sI16sBB63s3x")  # magic, format, data id, shard index, bytes of tenant, tenant
 _HEADER_BYTES = _HEADER.size + 4
 _CELL = struct.Struct(">III")  # segment, bytes, CRC32C of the data; then CRC32C of these
 _CELL_BYTES = _CELL.size + 4
-_TABLE = struct.Struct(">QII")  # offset, bytes, CRC32C of the data
-_FOOTER = struct.Struct(">8sIIQI")  # magic, cells, CRC32C of the table, bytes of data, shard CRC
+_TABLE = struct.Struct(">QII16s")  # offset, bytes, CRC32C and hash of the data
+_FOOTER = struct.Struct(
+    ">8sIIQ16s"
+)  # magic, cells, CRC32C of table and groups, bytes of data, hash of the shard
 _FOOTER_BYTES = _FOOTER.size + 4
-_TABLE_PIECE = 256  # rows of the table that are read, and kept, together
+_TABLE_PIECE = GROUP_CELLS  # rows of the table that are read, checked and kept together
 _TABLE_PIECES_MAX = 64  # of one shard in memory: 16,384 cells
 
 
@@ -64,9 +66,8 @@ class LargeShardWriter:
         self._file = DirectWriter(self.path)
         self._seed = _seed(data_id, shard_index)
         self._table = bytearray()
-        self.cell_count = 0
+        self._hash = ShardHash()
         self.size_bytes = 0
-        self.shard_crc = 0
         self.file_bytes = 0
         raw = tenant.encode()
         header = _HEADER.pack(_MAGIC, _FORMAT, data_id, shard_index, len(raw), raw)
@@ -90,11 +91,11 @@ class LargeShardWriter:
         for cell in cells:
             parts.append(_sealed(_CELL.pack(cell.segment, len(cell.data), cell.crc), self._seed))
             parts.append(cell.data)
-            self._table += _TABLE.pack(offset, len(cell.data), cell.crc)
+            cell_hash = blake3_128(cell.data)
+            self._hash.add(cell_hash)
+            self._table += _TABLE.pack(offset, len(cell.data), cell.crc, cell_hash)
             offset += _CELL_BYTES + len(cell.data)
             self.size_bytes += len(cell.data)
-            self.shard_crc = crc32c(cell.crc.to_bytes(4, "little"), self.shard_crc)
-        self.cell_count += len(cells)
         return self._fill(parts)
 
     def write(self, filled: memoryview) -> None:
@@ -106,14 +107,24 @@ class LargeShardWriter:
 
         Raises `IntegrityError` when a buffer that `append` yielded was never written.
         """
-        table = bytes(self._table)
-        footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_crc)
+        table = bytes(self._table) + self._hash.groups()
+        footer = _FOOTER.pack(_END_MAGIC, self.cell_count, crc32c(table), self.size_bytes, self.shard_hash)
         for filled in self._fill([table, _sealed(footer)]):
             self._file.write(filled)
         self._file.finish()
         if self.written_bytes != self.file_bytes:
             raise IntegrityError("a large shard was not written whole")
         sync_directory(self.path.parent)
+
+    @property
+    def cell_count(self) -> int:
+        """How many cells it has so far."""
+        return self._hash.cell_count
+
+    @property
+    def shard_hash(self) -> bytes:
+        """The hash of the shard as it is so far, 16 bytes."""
+        return self._hash.digest()
 
     @property
     def written_bytes(self) -> int:
@@ -132,13 +143,14 @@ class _Place:
     offset: int
     size_bytes: int
     crc: int
+    hash: bytes
 
 
 class LargeShardReader:
     """Reads verified cells of one open file. Methods block; any thread. Raises `OSError` and `IntegrityError`.
 
-    Header and footer are verified once. Rows of the table stay in memory, a bounded number of them; each cell is held
-    against its row and its own checksums whenever it is read.
+    Header, footer and the hashes of groups are verified once, rows of the table by their group when they are read. They
+    stay in memory, a bounded number of them; each cell is held against its row and its checksum whenever it is read.
     """
 
     def __init__(self, directory: Path, tenant: str, shard_index: int, large: LargeShard) -> None:
@@ -153,16 +165,21 @@ class LargeShardReader:
             raise IntegrityError("a large shard's file is another shard's")
         end = file.size_bytes - _FOOTER_BYTES
         raw = _unseal(file.read(max(end, 0), _FOOTER_BYTES), _FOOTER_BYTES, "footer")
-        magic, cells, _, size_bytes, shard_crc = _FOOTER.unpack(raw)
-        if (magic, cells, size_bytes, shard_crc) != (
+        magic, cells, _, size_bytes, shard_hash = _FOOTER.unpack(raw)
+        if (magic, cells, size_bytes, shard_hash) != (
             _END_MAGIC,
             large.cell_count,
             large.size_bytes,
-            large.shard_crc,
+            large.shard_hash,
         ):
             raise IntegrityError("the footer of a large shard does not verify")
         self.cell_count: int = cells
-        self._table_offset = end - cells * _TABLE.size
+        groups = -(-cells // _TABLE_PIECE)
+        self._table_offset = end - cells * _TABLE.size - groups * HASH_BYTES
+        self._groups = bytes(file.read(end - groups * HASH_BYTES, groups * HASH_BYTES))
+        self._shard_hash = large.shard_hash
+        if cells != 1 and blake3_128(self._groups) != large.shard_hash:
+            raise IntegrityError("the table of a large shard does not verify")
         self._table: dict[int, bytes] = {}  # pieces of `_TABLE_PIECE` rows, by number
 
     def serves(self, tenant: str, shard_index: int, large: LargeShard) -> bool:
@@ -211,8 +228,8 @@ class LargeShardReader:
             following = place.offset + _CELL_BYTES + place.size_bytes
         return places
 
-    def _rows(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Offset, bytes and CRC of cells from `first` on; within one piece of the table, and at least one."""
+    def _rows(self, first: int, end: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """Offset, bytes, CRC and hash of cells from `first` on; within one piece of the table, and at least one."""
         number, skipped = divmod(first, _TABLE_PIECE)
         count = min(end - first, _TABLE_PIECE - skipped)
         piece = self._table.get(number) or self._load_piece(number)
@@ -222,7 +239,9 @@ class LargeShardReader:
         first = number * _TABLE_PIECE
         wanted = min(_TABLE_PIECE, self.cell_count - first) * _TABLE.size
         piece = bytes(self._file.read(self._table_offset + first * _TABLE.size, wanted))
-        if len(piece) < wanted:
+        hashes = b"".join(row[3] for row in _TABLE.iter_unpack(piece)) if len(piece) == wanted else b""
+        group = self._groups[number * HASH_BYTES : (number + 1) * HASH_BYTES]
+        if blake3_128(hashes) != group or (self.cell_count == 1 and hashes != self._shard_hash):
             raise IntegrityError("the table of a large shard does not verify")
         if len(self._table) >= _TABLE_PIECES_MAX:
             self._table.clear()
@@ -233,5 +252,7 @@ class LargeShardReader:
         header = _unseal(raw[:_CELL_BYTES], _CELL_BYTES, "cell header", self._seed)
         data = raw[_CELL_BYTES:]
         if _CELL.unpack(header) != (segment, place.size_bytes, place.crc) or crc32c(data) != place.crc:
+            raise IntegrityError("a cell of a large shard does not verify")
+        if blake3_128(data) != place.hash:
             raise IntegrityError("a cell of a large shard does not verify")
         return StoredCell(segment, place.crc, data)

@@ -344,12 +344,12 @@ class _StagedWriter:
             writer.cell_count,
             writer.size_bytes,
             writer.file_bytes,
-            writer.shard_crc,
+            writer.shard_hash,
             self._owner,
         )
         await self._store._committer.run([CommitLarge(self._number, file)])
         self._writer = None
-        return StagedShard(writer.cell_count, writer.size_bytes, writer.shard_crc)
+        return StagedShard(writer.cell_count, writer.size_bytes, writer.shard_hash)
 
     async def discard(self) -> None:
         writer, self._writer = self._writer, None

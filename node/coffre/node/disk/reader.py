@@ -16,13 +16,12 @@ from typing import TypeVar, TypeVarTuple, Unpack
 import lmdb
 from coffre.cluster.errors import IntegrityError, NotFound, Unavailable
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
 from coffre.node.disk.ailments import is_passing
 from coffre.node.disk.index import Index, partition_prefix
 from coffre.node.disk.large_shards import LargeShardReader
 from coffre.node.disk.marks import MarkView
 from coffre.node.disk.open_shards import OpenShards
-from coffre.node.disk.records import Record, decode_record, head_bytes
+from coffre.node.disk.records import Record, decode_record, head_bytes, is_sound_cell
 from coffre.node.disk.rows import DIGEST, Location, Row, decode_repair, decode_row, unseal
 from coffre.node.disk.volumes import Volumes
 from coffre.node.store import (
@@ -217,7 +216,7 @@ class Reader:
         large = record.large
         if want_cell and large is None and entry.shard_index is not None:
             data = raw[record.cell_offset :]
-            if len(data) == record.cell_bytes and crc32c(data) == record.cell_crc:
+            if is_sound_cell(record, data):
                 cell = StoredCell(0, record.cell_crc, data)
             else:
                 damaged = True

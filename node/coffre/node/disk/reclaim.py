@@ -15,11 +15,10 @@ from coffre.cluster.clock import Clock
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import STAMP_AHEAD_MS_MAX
-from coffre.codec import crc32c
 from coffre.node.disk.chores import Copy, DropStaged, DropVolume, MoveRecords
 from coffre.node.disk.committer import Committer
 from coffre.node.disk.index import Index
-from coffre.node.disk.records import HEADER_BYTES, decode_record, record_bytes_at
+from coffre.node.disk.records import HEADER_BYTES, decode_record, is_sound_cell, record_bytes_at
 from coffre.node.disk.rows import Location, decode_large, decode_row, unseal
 from coffre.node.disk.volumes import FILE_HEADER_BYTES, Volumes
 from coffre.node.store import RETRY_SECONDS, QueueRepair, StoreOptions
@@ -156,7 +155,7 @@ class Reclaimer:
         for entry in row.entries:
             place = entry.record
             if isinstance(place, Location) and (place.volume, place.offset) == (number, offset):
-                if crc32c(raw[record.cell_offset :]) == record.cell_crc:
+                if is_sound_cell(record, raw[record.cell_offset :]):
                     return Copy(row_key, entry.stamp, place, raw)
                 self._report(QueueRepair(name, row.partition, entry.stamp, entry.shard_index))
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from coffre.cluster.errors import IntegrityError
-from coffre.codec import crc32c
+from coffre.codec import HASH_BYTES, blake3_128, crc32c
 from coffre.node.store import Accept, placement_bytes, placement_of
 
 __all__ = [
@@ -21,15 +21,16 @@ __all__ = [
     "decode_record",
     "encode_record",
     "head_bytes",
+    "is_sound_cell",
     "record_bytes_at",
 ]
 
-_MAGIC = b"Cr\1"  # the third byte is the format
+_MAGIC = b"Cr\2"  # the third byte is the format
 _PREFIX = struct.Struct(">3sI")  # magic and format, CRC32C of all that follows up to the cell
 # flags, shard index, bytes of tenant, bucket and mac, nodes of the placement, bytes of key and manifest,
 # partition, bytes of the cell, CRC32C of the cell
 _BODY = struct.Struct(">BBBBBBHHHII")
-_LARGE = struct.Struct(">Q16sIQI")
+_LARGE = struct.Struct(">Q16sIQ16s")
 HEADER_BYTES = _PREFIX.size + _BODY.size
 _TOMBSTONE, _SHARD, _IN_FILE = 1, 2, 4
 
@@ -42,7 +43,7 @@ class LargeShard:
     data_id: bytes
     cell_count: int
     size_bytes: int
-    shard_crc: int
+    shard_hash: bytes
 
 
 class Record(NamedTuple):
@@ -58,6 +59,7 @@ class Record(NamedTuple):
     cell_offset: int
     cell_bytes: int
     cell_crc: int
+    cell_hash: bytes  # of the cell that follows; empty where none does
     large: LargeShard | None
 
 
@@ -67,10 +69,10 @@ def encode_record(accept: Accept, context: bytes, shard_index: int | None, large
     cell = tail = b""
     if large is not None:
         flags |= _SHARD | _IN_FILE
-        tail = _LARGE.pack(large.file, large.data_id, large.cell_count, large.size_bytes, large.shard_crc)
+        tail = _LARGE.pack(large.file, large.data_id, large.cell_count, large.size_bytes, large.shard_hash)
     elif shard_index is not None:
         flags |= _SHARD
-        cell = accept.cell
+        cell, tail = accept.cell, accept.shard_hash
     name, manifest, mac = accept.name, accept.manifest, accept.mac
     tenant, bucket = len(name.tenant), len(name.bucket)  # ASCII
     head = _BODY.pack(
@@ -92,7 +94,7 @@ def encode_record(accept: Accept, context: bytes, shard_index: int | None, large
 
 def _body_bytes(fields: tuple[int, ...]) -> int:
     flags, _, tenant, bucket, mac, count, key, manifest = fields[:8]
-    extra = _LARGE.size if flags & _IN_FILE else 0
+    extra = _LARGE.size if flags & _IN_FILE else HASH_BYTES if flags & _SHARD else 0
     return _BODY.size + tenant + bucket + key + 2 + manifest + mac + 2 * count + extra
 
 
@@ -126,6 +128,8 @@ def decode_record(data: bytes, size_bytes: int) -> Record:
     placement_end = end = mac_end + 2 * count
     if flags & _IN_FILE:
         end += _LARGE.size
+    elif flags & _SHARD:
+        end += HASH_BYTES
     # Data that is cut short fails its checksum.
     if end + cell_bytes != size_bytes or crc32c(data[7:end]) != int.from_bytes(data[3:7], "big"):
         raise IntegrityError("a record of this node does not verify")
@@ -145,6 +149,14 @@ def decode_record(data: bytes, size_bytes: int) -> Record:
             end,
             cell_bytes,
             cell_crc,
+            data[placement_end:end] if large is None else b"",
             large,
         ),
     )
+
+
+def is_sound_cell(record: Record, data: bytes | memoryview) -> bool:
+    """Whether `data` is the cell of a record, or there is none: its length, checksum and hash."""
+    if len(data) != record.cell_bytes or crc32c(data) != record.cell_crc:
+        return False
+    return not record.cell_hash or blake3_128(data) == record.cell_hash

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import HASH_BYTES, crc32c
 from coffre.node.store import (
     ABORTED,
     ACCEPTED,
@@ -263,17 +263,17 @@ class LargeFile:
     cell_count: int = 0
     size_bytes: int = 0
     file_bytes: int = 0
-    shard_crc: int = 0
+    shard_hash: bytes = bytes(HASH_BYTES)
     owner: bytes = b""
 
 
-_LARGE_ROW = struct.Struct(">BQIQQI")
+_LARGE_ROW = struct.Struct(">BQIQQ16s")
 
 
 def encode_large(key: bytes, file: LargeFile) -> bytes:
     """A row of the table of large files."""
     head = _LARGE_ROW.pack(
-        file.state, file.expires_ms, file.cell_count, file.size_bytes, file.file_bytes, file.shard_crc
+        file.state, file.expires_ms, file.cell_count, file.size_bytes, file.file_bytes, file.shard_hash
     )
     return seal(key, head + file.owner)
 
@@ -281,9 +281,9 @@ def encode_large(key: bytes, file: LargeFile) -> bytes:
 def decode_large(key: bytes, value: bytes) -> LargeFile:
     """The reverse of `encode_large`. Raises `IntegrityError` when it is damaged."""
     body = unseal(key, value)
-    state, expires_ms, cell_count, size_bytes, file_bytes, shard_crc = _LARGE_ROW.unpack_from(body)
+    state, expires_ms, cell_count, size_bytes, file_bytes, shard_hash = _LARGE_ROW.unpack_from(body)
     owner = body[_LARGE_ROW.size :]
-    return LargeFile(state, expires_ms, cell_count, size_bytes, file_bytes, shard_crc, owner)
+    return LargeFile(state, expires_ms, cell_count, size_bytes, file_bytes, shard_hash, owner)
 
 
 def staging_key(tenant: str, data_id: bytes, shard_index: int) -> bytes:

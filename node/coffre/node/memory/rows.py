@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c, hash_of_shard
 from coffre.node.store import ABORTED, Accept, Entry, Outcome, StoredCell, StoredVersion, Verdict, is_buried
 
 __all__ = [
@@ -22,11 +22,12 @@ __all__ = [
 
 
 class Shard:
-    """The cells of one shard, with the checksums that they came with."""
+    """The cells of one shard, with the checksums that they came with, and the hashes that they had then."""
 
     def __init__(self, first_segment: int = 0) -> None:
         self.first_segment = first_segment
         self.cells: list[tuple[int, bytearray]] = []
+        self._hashes: list[bytes] = []
         self.expires_ms = 0
 
     @property
@@ -34,10 +35,21 @@ class Shard:
         """Bytes of all cells."""
         return sum(len(data) for _, data in self.cells)
 
+    @property
+    def hash(self) -> bytes:
+        """Of the shard as it came."""
+        return hash_of_shard(self._hashes)
+
+    def append(self, crc: int, data: bytes | memoryview) -> None:
+        """Take the next cell."""
+        self.cells.append((crc, bytearray(data)))
+        self._hashes.append(blake3_128(data))
+
     def cell(self, place: int) -> StoredCell | None:
         """The cell at `place`, or None when it does not verify."""
         crc, data = self.cells[place]
-        return StoredCell(self.first_segment + place, crc, bytes(data)) if crc32c(data) == crc else None
+        sound = crc32c(data) == crc and blake3_128(data) == self._hashes[place]
+        return StoredCell(self.first_segment + place, crc, bytes(data)) if sound else None
 
 
 @dataclass(slots=True, eq=False)

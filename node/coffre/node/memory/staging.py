@@ -82,14 +82,13 @@ class MemoryStagedWriter:
                 raise IntegrityError("the cell does not have its checksum: damaged on the way")
             if not self._has_room(shard.size_bytes + len(cell.data)):
                 raise ResourceExhausted("the disk is full")
-            shard.cells.append((cell.crc, bytearray(cell.data)))
+            shard.append(cell.crc, cell.data)
 
     async def commit(self) -> StagedShard:
         shard = self._open_shard()
         self._shard = None
         self._keep(shard)
-        crcs = b"".join(crc.to_bytes(4, "little") for crc, _ in shard.cells)
-        return StagedShard(len(shard.cells), shard.size_bytes, crc32c(crcs))
+        return StagedShard(len(shard.cells), shard.size_bytes, shard.hash)
 
     async def discard(self) -> None:
         self._shard = None

@@ -242,10 +242,10 @@ class MemoryStore:
             return None, None
         if accept.staged:
             key = (accept.name.tenant, accept.data_id, accept.shard_index)
-            shard = self._staging.get(key)
-            return shard, key if shard is not None else None
+            staged = self._staging.get(key)
+            return (staged, key) if staged and staged.hash == accept.shard_hash else (None, None)
         shard = Shard()
-        shard.cells.append((accept.cell_crc, bytearray(accept.cell)))
+        shard.append(accept.cell_crc, accept.cell)
         return shard, None
 
     def _has_room(self, size_bytes: int) -> bool:

@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 from coffre.cluster.errors import CoffreError
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import ShardHash, blake3_128
 from coffre.node.repair.asking import Answers
 from coffre.node.repair.decide import Step, decide, is_dead, is_never_acknowledged, other_indexes
 from coffre.node.repair.options import RepairOptions
@@ -211,7 +211,7 @@ async def _read_back(
 async def _large_is_whole(
     scene: Scene, options: RepairOptions, node: int, name: ObjectName, sealed: Sealed, index: int
 ) -> bool:
-    shard_crc = segment = 0
+    shard = ShardHash()
     chunks = scene.asking.cells(node, name, sealed.manifest.stamp, index, 0)
     try:
         async with aclosing(chunks) as stream:  # type: ignore[type-var]  # an async generator
@@ -221,12 +221,10 @@ async def _large_is_whole(
                 if not cells:
                     break
                 for cell in cells:
-                    if cell.segment != segment or crc32c(cell.data) != cell.crc:
+                    if cell.segment != shard.cell_count:
                         return False
-                    segment += 1
-                    shard_crc = crc32c(cell.crc.to_bytes(4, "little"), shard_crc)
+                    shard.add(blake3_128(cell.data))
     except (CoffreError, TimeoutError) as error:
         _log.info("a shard cannot be read back", extra={"error": type(error).__name__})
         return False
-    whole = segment == sealed.segments
-    return whole and shard_crc.to_bytes(4, "little") == sealed.shard_crc(index)
+    return shard.cell_count == sealed.segments and shard.digest() == sealed.shard_hash(index)

@@ -447,6 +447,7 @@ def _accept(
         sealed.mac,
         sealed.placement if placement is None else placement,
         index,
+        shard_hash=b"" if index is None else sealed.shard_hash(index),
         base=manifest.base if manifest.conditional else None,
     )
 

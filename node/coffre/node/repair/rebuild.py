@@ -1,4 +1,4 @@
-"""One shard made from others, without keys: checksums of the manifest tell whether it is the right one.
+"""One shard made from others, without keys: hashes of the manifest tell whether it is the right one.
 
 Small shards are made from the cells that came with answers; large ones segment by segment, in constant memory, staged
 and then adopted as a writer's would be.
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from itertools import combinations, islice
 
 from coffre.cluster.errors import CoffreError, IntegrityError, Unavailable
+from coffre.cluster.manifest import named_hash
 from coffre.cluster.names import ObjectName
-from coffre.codec import codec, crc32c
+from coffre.codec import HASH_BYTES, ShardHash, blake3_128, codec, crc32c
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.pace import Pace
 from coffre.node.store import ABORTED, ShardStore, StoredCell, StoredVersion
@@ -54,9 +55,9 @@ class Sealed:
         manifest = self.manifest
         return max(-(-manifest.size_bytes // manifest.segment_bytes), 1)
 
-    def shard_crc(self, index: int) -> bytes:
-        """What the manifest says of a shard: CRC32C over its cells' CRC32Cs, little-endian."""
-        return self.manifest.shard_crcs[4 * index : 4 * index + 4]
+    def shard_hash(self, index: int) -> bytes:
+        """What the manifest says of a shard: its hash, 16 bytes."""
+        return named_hash(self.manifest, index)
 
 
 def best_manifest(versions: Iterable[StoredVersion], stamp: bytes) -> Sealed | None:
@@ -74,7 +75,7 @@ def best_manifest(versions: Iterable[StoredVersion], stamp: bytes) -> Sealed | N
         tombstone = manifest.kind == pb.KIND_TOMBSTONE
         if manifest.stamp != stamp or manifest.kind not in (pb.KIND_OBJECT, pb.KIND_TOMBSTONE):
             continue
-        if not tombstone and (len(manifest.shard_crcs) != 4 * n or not manifest.segment_bytes):
+        if not tombstone and (len(manifest.shard_hashes) != HASH_BYTES * n or not manifest.segment_bytes):
             continue
         placement = next(v.placement for v in held if (v.manifest, v.mac) == (raw, mac))
         if len(placement) == (0 if tombstone else n):
@@ -82,14 +83,10 @@ def best_manifest(versions: Iterable[StoredVersion], stamp: bytes) -> Sealed | N
     return None
 
 
-def _crc_of_shard(crcs: Iterable[int]) -> bytes:
-    return crc32c(b"".join(crc.to_bytes(4, "little") for crc in crcs)).to_bytes(4, "little")
-
-
 def small_shard(sealed: Sealed, index: int, versions: Iterable[StoredVersion]) -> tuple[bytes, int] | None:
     """The cell of shard `index` of a one-segment object, and its CRC32C; None when too few good ones are at hand.
 
-    A cell is good when it has its checksum and the one that the manifest names; what is made of them must have so, too.
+    A cell is good when it has the hash that the manifest names; what is made of them must have so, too.
     """
     stamp, k, m = sealed.manifest.stamp, sealed.manifest.k, sealed.manifest.m
     good: dict[int, bytes | memoryview] = {}
@@ -97,11 +94,7 @@ def small_shard(sealed: Sealed, index: int, versions: Iterable[StoredVersion]) -
         cell, shard_index = version.cell, version.shard_index
         if version.stamp != stamp or version.damaged or cell is None or shard_index is None:
             continue
-        if (
-            shard_index < k + m
-            and crc32c(cell.data) == cell.crc
-            and _crc_of_shard([cell.crc]) == sealed.shard_crc(shard_index)
-        ):
+        if shard_index < k + m and blake3_128(cell.data) == sealed.shard_hash(shard_index):
             good[shard_index] = cell.data
     if index in good:
         data = bytes(good[index])
@@ -112,10 +105,9 @@ def small_shard(sealed: Sealed, index: int, versions: Iterable[StoredVersion]) -
             continue
         made = bytearray(size_bytes)
         codec(k, m).reconstruct_into({i: good[i] for i in chosen}, {index: made})
-        crc = crc32c(made)
-        if _crc_of_shard([crc]) == sealed.shard_crc(index):
-            return bytes(made), crc
-        _log.warning("good checksums, and yet not one object: a node keeps what nobody wrote")
+        if blake3_128(made) == sealed.shard_hash(index):
+            return bytes(made), crc32c(made)
+        _log.warning("good hashes, and yet not one object: its writer coded it wrong")
     return None
 
 
@@ -130,7 +122,7 @@ class _Source:
     index: int
     chunks: AsyncIterator[Sequence[StoredCell]] | None = None
     at_hand: deque[StoredCell] = field(default_factory=deque)  # verified, in order; at most one chunk
-    crcs: list[int] = field(default_factory=list)
+    hash: ShardHash = field(default_factory=ShardHash)
     whole: bool = True  # from its first segment on
 
     async def fetch(self, segment: int, timeout: float) -> None:
@@ -151,7 +143,7 @@ class _Source:
         for following, cell in enumerate(cells, segment):
             if cell.segment != following or crc32c(cell.data) != cell.crc:
                 raise IntegrityError("a source of a shard sent something else")
-            self.crcs.append(cell.crc)
+            self.hash.add(blake3_128(cell.data))
         self.at_hand.extend(cells)
 
 
@@ -217,21 +209,22 @@ class _Build:
         manifest = self._sealed.manifest
         writer = await self._store.stage(self._name.tenant, manifest.data_id, self._index)
         failed: set[int] = set()
-        crcs: list[int] = []
+        shard = ShardHash()
         try:
             for source in sources:
                 self._open(source, 0)
-            while len(crcs) < self._sealed.segments:
-                cells = await self._next(sources, spare, failed, len(crcs))
+            while shard.cell_count < self._sealed.segments:
+                cells = await self._next(sources, spare, failed, shard.cell_count)
                 if not cells:
                     return failed
                 made = [self._make(several) for several in cells]
-                crcs += [cell.crc for cell in made]
+                for cell in made:
+                    shard.add(blake3_128(cell.data))
                 await writer.write(made)
                 made_bytes = sum(len(cell.data) for cell in made)
                 self.size_bytes += made_bytes
                 await self._pace.spend(made_bytes * (len(sources) + 1))
-            if _crc_of_shard(crcs) != self._sealed.shard_crc(self._index):
+            if shard.digest() != self._sealed.shard_hash(self._index):
                 return self._liars(sources)
             await writer.commit()
             return set()
@@ -292,7 +285,7 @@ class _Build:
         liars = {
             source.node
             for source in sources
-            if source.whole and _crc_of_shard(source.crcs) != self._sealed.shard_crc(source.index)
+            if source.whole and source.hash.digest() != self._sealed.shard_hash(source.index)
         }
         _log.warning("a shard that was made of others is not the right one", extra={"sources": len(liars)})
         return liars or {source.node for source in sources}

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
     CoffreError,
-    IntegrityError,
     InvalidArgument,
     PermissionDenied,
     ResourceExhausted,
@@ -20,10 +19,11 @@ from coffre.cluster.errors import (
     Unsupported,
 )
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.manifest import MANIFEST_FORMAT, named_hash
 from coffre.cluster.names import BUCKET_BYTES_MAX, ObjectName, check_bucket, check_tenant, partition_of
 from coffre.cluster.version import __version__
 from coffre.cluster.versions import STAMP_BYTES
-from coffre.codec import crc32c
+from coffre.codec import HASH_BYTES
 from coffre.node.following import EpochFence, MapHolder, PeerClocks, PeerWatch
 from coffre.node.repair import RepairSwitch, pack_digests, row_message, witness
 from coffre.node.serving.replies import batch_reply, cells_of_range, put_version, refuse
@@ -51,7 +51,6 @@ OPERATIONS_MAX = 1024
 MARKS_MAX = 64
 REPLY_BYTES = 4 << 20  # of cells in one reply to a batch; a read beyond is to be asked again
 LIST_LIMIT_MAX = 1000
-MANIFEST_FORMATS = (1, 2)
 DATA_ID_BYTES = 16
 SHARDS_MAX = 255
 
@@ -194,7 +193,7 @@ class Handler:
             manifest = pb.Manifest.FromString(raw)
         except DecodeError:
             raise InvalidArgument("the manifest is not a manifest") from None
-        if manifest.format not in MANIFEST_FORMATS:
+        if manifest.format != MANIFEST_FORMAT:
             raise Unsupported(f"manifest format {manifest.format} is not known to this node")
         stamp, data_id, mac, kind = manifest.stamp, manifest.data_id, sealed.mac, manifest.kind
         name, partition = self._place(tenant, accept.bucket, accept.key, stamp)
@@ -226,6 +225,7 @@ class Handler:
             shard_index,
             accept.cell,
             accept.cell_crc,
+            b"" if shard_index is None else named_hash(manifest, shard_index),
             accept.staged,
             accept.lock,
             accept.lock and accept.overrule and self._maps.votes_may_change(name, partition),
@@ -235,21 +235,15 @@ class Handler:
     def _check_shard(
         self, accept: pb.Accept, manifest: pb.Manifest, placement: tuple[int, ...], shard_index: int | None
     ) -> None:
-        k, m, shard_crcs = manifest.k, manifest.m, manifest.shard_crcs
+        k, m = manifest.k, manifest.m
         n = k + m
-        if len(placement) != n or len(shard_crcs) != 4 * n:
-            raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} checksums")
+        if len(placement) != n or len(manifest.shard_hashes) != HASH_BYTES * n:
+            raise InvalidArgument(f"a {k}+{m} manifest places {n} shards and has {n} hashes")
         self._maps.placement_for(k, m).check(placement)
         if shard_index is None:
             return
         if shard_index >= n or placement[shard_index] != self._number:
             raise InvalidArgument(f"shard {shard_index} is not placed on node {self._node_id}")
-        if accept.staged:
-            return
-        # That the cell has its checksum is the store's to see; here, that the checksum is the manifest's.
-        expected = shard_crcs[4 * shard_index : 4 * shard_index + 4]
-        if crc32c(accept.cell_crc.to_bytes(4, "little")).to_bytes(4, "little") != expected:
-            raise IntegrityError("the cell is not the one that the manifest names")
 
     # ---------------------------------------------------------------- large shards
 
@@ -279,7 +273,7 @@ class Handler:
                 await writer.discard()
             raise
         return pb.WriteShardReply(
-            cell_count=staged.cell_count, size_bytes=staged.size_bytes, shard_crc=staged.shard_crc
+            cell_count=staged.cell_count, size_bytes=staged.size_bytes, shard_hash=staged.shard_hash
         )
 
     async def read_shard(self, peer: Identity, request: pb.ReadShardRequest) -> AsyncIterator[ShardChunk]:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from coffre.cluster.errors import CoffreError, IntegrityError, InvalidArgument
 from coffre.cluster.names import check_tenant
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.store.seam import (
     Abort,
     Accept,
@@ -119,6 +119,8 @@ def _check_accept(accept: Accept) -> CoffreError | None:
             return InvalidArgument("a staged shard brings no cell")
     elif crc32c(accept.cell) != accept.cell_crc:
         return IntegrityError("the cell does not have its checksum: damaged on the way")
+    elif blake3_128(accept.cell) != accept.shard_hash:
+        return IntegrityError("the cell is not the one that the manifest names")
     return _check_shard_index(accept.shard_index) or _check_placement(accept.placement)
 
 

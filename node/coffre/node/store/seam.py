@@ -88,6 +88,7 @@ class Accept:
     shard_index: int | None  # None: the manifest alone
     cell: bytes = b""  # the shard, when it is one cell and not staged
     cell_crc: int = 0
+    shard_hash: bytes = b""  # what the manifest names for this shard, 16 bytes
     # The shard was staged before, under (tenant, data_id, shard_index). When it is not there: `NotFound`, but
     # with `lock` the manifest is accepted alone.
     staged: bool = False
@@ -355,7 +356,7 @@ class StagedShard:
 
     cell_count: int
     size_bytes: int
-    shard_crc: int  # CRC32C over the cells' CRC32Cs (little-endian u32) in order
+    shard_hash: bytes  # 16 bytes
 
 
 class StagedWriter(Protocol):

@@ -184,11 +184,11 @@ def test_lying_data_cells_cost_no_combinations(monkeypatch: pytest.MonkeyPatch) 
 async def test_manifests_with_a_sealing_of_the_future_are_not_read() -> None:
     sealer = Sealer(KeyRing.generate(), random.Random(1).randbytes)
     draft = await sealer.draft(NAME, pb.KIND_OBJECT)
-    assert (draft.manifest.format, draft.manifest.sealing) == (1, pb.SEALING_SEGMENT)
+    assert (draft.manifest.format, draft.manifest.sealing) == (3, pb.SEALING_SEGMENT)
     draft.set_sealing(pb.SEALING_CELL)
     opened = await sealer.open(NAME, draft.seal(STAMP, ()))
-    assert (opened.manifest.format, opened.manifest.sealing) == (2, pb.SEALING_CELL)
-    for form, sealing in ((1, 1), (2, 0), (2, 2), (3, 1), (3, 2)):
+    assert (opened.manifest.format, opened.manifest.sealing) == (3, pb.SEALING_CELL)
+    for form, sealing in ((2, 0), (2, 1), (3, 2), (4, 0), (4, 1)):
         draft.manifest.format, draft.manifest.sealing = form, sealing  # type: ignore[assignment]  # of the future
         with pytest.raises(Unsupported):
             await sealer.open(NAME, draft.seal(STAMP, ()))

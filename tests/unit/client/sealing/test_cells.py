@@ -10,6 +10,7 @@ from coffre.client.sealing import CellSet, Draft, OpenManifest, SegmentCipher, o
 from coffre.client.sealing._cells import data_cells
 from coffre.client.writing import SegmentCoder
 from coffre.cluster.errors import IntegrityError
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.codec import crc32c
@@ -22,13 +23,11 @@ STAMP = Stamp(1 << 60, 1)
 
 def coded(k: int, m: int, plain: bytes) -> tuple[OpenManifest, dict[int, bytes]]:
     manifest = pb.Manifest(
-        format=1, kind=pb.KIND_OBJECT, stamp=STAMP.to_bytes(), data_id=bytes(16), k=k, m=m,
+        format=MANIFEST_FORMAT, kind=pb.KIND_OBJECT, stamp=STAMP.to_bytes(), data_id=bytes(16), k=k, m=m,
         size_bytes=len(plain), segment_bytes=1 << 20,
     )  # fmt: skip
     segment = SegmentCoder(Draft(NAME, DATA_KEY, manifest), k, m, None).code(0, plain)
-    manifest.shard_crcs = b"".join(
-        crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") for crc in segment.crcs
-    )
+    manifest.shard_hashes = segment.hashes
     return OpenManifest(NAME, manifest, DATA_KEY, STAMP), {i: bytes(c) for i, c in enumerate(segment.cells)}
 
 
@@ -65,12 +64,11 @@ def test_liars_are_found_by_leaving_cells_out(k: int, m: int) -> None:
 def test_cells_must_be_those_that_the_manifest_names() -> None:
     opened, cells = coded(4, 2, b"abc")
     found = CellSet()
-    forged = bytes(len(cells[0]))
-    found.add(opened, 0, forged, crc32c(forged))  # a checksum of its own, but not the manifest's
-    found.add(opened, 1, forged, crc32c(cells[1]))  # the manifest's checksum, of other bytes
-    found.add(opened, 2, cells[2], crc32c(cells[2]))
+    found.add(opened, 0, bytes(len(cells[0])))
+    found.add(opened, 1, cells[0])  # of another index
+    found.add(opened, 2, cells[2])
     assert (set(found.good), found.bad) == ({2}, {0, 1})
-    found.add(opened, 0, cells[0], crc32c(cells[0]))
+    found.add(opened, 0, cells[0])
     assert (set(found.good), found.bad) == ({0, 2}, {1})
     version = pb.Version(stamp=b"\1" * 16, shard_index=3, cell=cells[3], cell_crc=crc32c(cells[3]))
     beyond = pb.Version(stamp=STAMP.to_bytes(), shard_index=6, cell=cells[3], cell_crc=crc32c(cells[3]))

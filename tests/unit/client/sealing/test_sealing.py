@@ -26,7 +26,7 @@ async def sealed_draft(sealer: Sealer, name: ObjectName = NAME) -> tuple[Draft, 
     draft = await sealer.draft(name, pb.KIND_OBJECT, content_type="text/plain", metadata={"a": "b"})
     draft.manifest.size_bytes, draft.manifest.segment_bytes = 10, MIB
     draft.manifest.k, draft.manifest.m = 4, 2
-    draft.manifest.shard_crcs = bytes(24)
+    draft.manifest.shard_hashes = bytes(96)
     return draft, draft.seal(STAMP, (1, 2, 3, 4, 5, 6))
 
 

@@ -55,7 +55,7 @@ async def manifest_vector(ring: KeyRing) -> dict[str, object]:
     )
     draft.manifest.size_bytes, draft.manifest.segment_bytes = 1000, 1 << 20
     draft.manifest.k, draft.manifest.m = 4, 2
-    draft.manifest.shard_crcs = bytes(range(24))
+    draft.manifest.shard_hashes = bytes(range(96))
     sealed = draft.seal(Stamp(*STAMP), (1, 2, 3, 4, 5, 6))
     return {
         "name": NAME,

@@ -44,7 +44,7 @@ async def work(store: LmdbStore, rng: random.Random, task: int, base: int) -> No
             writer = await store.stage("tenant", data_id, 1)
             await writer.write(cells(20))
             await writer.commit()
-            (outcome,) = await store.apply([adopt(number, key, data_id)])
+            (outcome,) = await store.apply([adopt(number, key, data_id, shard=cells(20))])
         else:
             mutation = accept(
                 number, key, cell=cell_of(key, number), lock=kind == "lock", tombstone=kind == "delete"

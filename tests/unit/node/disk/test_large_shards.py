@@ -38,7 +38,7 @@ def test_chunks_of_every_range(tmp_path: Path, count: int, size_bytes: int) -> N
         for filled in writer.append([cell]):
             writer.write(filled)
     writer.finish()
-    large = LargeShard(1, DATA_ID, count, count * size_bytes, writer.shard_crc)
+    large = LargeShard(1, DATA_ID, count, count * size_bytes, writer.shard_hash)
     reader = LargeShardReader(tmp_path, "clinic", 2, large)
     for first, end in ((0, count), (count - 1, count), (count // 2, count), (0, max(count // 3, 1))):
         found: list[StoredCell] = []

@@ -10,10 +10,13 @@ import lmdb
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, ConfigurationError, IntegrityError
+from coffre.codec import blake3_128, crc32c, hash_of_shard
 from coffre.node.disk import LmdbStore
+from coffre.node.disk.large_shards import LargeShardWriter
 from coffre.node.disk.rows import seal
 from coffre.node.store import Abort, State, StoredCell, StoreOptions
 
+from tests.forging import same_crc
 from tests.unit.node.store.store_cases import accept, adopt, cells, mark, name, settle, stamp, written
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=64 << 10)
@@ -136,7 +139,7 @@ async def test_every_part_of_a_large_shard(tmp_path: Path) -> None:
     writer = await store.stage("tenant", bytes(16), 1)
     await writer.write(cells(5, 300))
     await writer.commit()
-    await store.apply([adopt(1), settle(1)])
+    await store.apply([adopt(1, shard=cells(5, 300)), settle(1)])
     await store.close()
     (path,) = (tmp_path / "large").glob("*/*")
     for offset in random.Random(3).sample(range(path.stat().st_size), 250):
@@ -154,6 +157,58 @@ async def test_every_part_of_a_large_shard(tmp_path: Path) -> None:
         assert found == cells(5, 300)[: len(found)]
         await store.close()
         flip(path, offset)
+
+
+async def test_bytes_that_somebody_put_there_under_their_checksum(tmp_path: Path) -> None:
+    """Of a small shard and of a large one: the checksum is right, and they are not what the manifest names."""
+    store = await reopen(tmp_path)
+    small, large = b"what the doctor wrote" * 20, cells(300, 300)
+    await store.apply([accept(1, "small", cell=small), settle(1, "small")])
+    writer = await store.stage("tenant", bytes(16), 1)
+    await writer.write(large)
+    await writer.commit()
+    await store.apply([adopt(1, shard=large), settle(1)])
+    await store.close()
+    (shard,) = (tmp_path / "large").glob("*/*")
+    for path, data in (
+        (tmp_path / "volumes" / "00000001.vol", small),
+        (shard, bytes(large[200].data)),
+    ):
+        raw = path.read_bytes()
+        assert raw.count(data) == 1
+        path.write_bytes(raw.replace(data, same_crc(data)))
+    store = await reopen(tmp_path)
+    (version,) = await store.read(name("small"), want_cell=True)
+    assert (version.damaged, version.cell) == (True, None)
+    assert await anext(store.read_cells(name(), stamp(1), 1, 0, 200)) == large[:200]
+    with pytest.raises(IntegrityError):
+        await anext(store.read_cells(name(), stamp(1), 1, 200, 1))
+    assert {repair.name async for repair in store.repair_queue()} == {name(), name("small")}
+    await store.close()
+
+
+async def test_a_file_of_other_cells_is_not_believed(tmp_path: Path) -> None:
+    """A large shard's file that somebody wrote anew, as its writer would, and named as the true one in its footer."""
+    store = await reopen(tmp_path)
+    shard = cells(3, 300)
+    writer = await store.stage("tenant", bytes(16), 1)
+    await writer.write(shard)
+    await writer.commit()
+    await store.apply([adopt(1, shard=shard), settle(1)])
+    await store.close()
+    (path,) = (tmp_path / "large").glob("*/*")
+    forger = LargeShardWriter(tmp_path / "large", 0x99, "tenant", bytes(16), 1)
+    for filled in forger.append([StoredCell(i, crc32c(b"x" * 300), b"x" * 300) for i in range(3)]):
+        forger.write(filled)
+    forger.finish()
+    footer = bytearray(forger.path.read_bytes()[-44:])
+    footer[24:40] = hash_of_shard(blake3_128(cell.data) for cell in shard)
+    footer[40:] = crc32c(footer[:40]).to_bytes(4, "big")
+    path.write_bytes(forger.path.read_bytes()[:-44] + footer)
+    store = await reopen(tmp_path)
+    with pytest.raises(IntegrityError, match="table"):
+        await anext(store.read_cells(name(), stamp(1), 1, 0, 0))
+    await store.close()
 
 
 async def test_a_damaged_mark_is_no_mark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -165,7 +165,7 @@ async def test_reclaim_gives_space_back_while_the_store_works(tmp_path: Path) ->
     writer = await store.stage("tenant", bytes(16), 1)
     await writer.write(cells(300, 10_000))
     await writer.commit()
-    await store.apply([adopt(1, "large"), settle(1, "large")])
+    await store.apply([adopt(1, "large", shard=cells(300, 10_000)), settle(1, "large")])
     full = disk_bytes(tmp_path)
     kept = set(keys[::7])
     gone = [key for key in keys if key not in kept] + ["large"]

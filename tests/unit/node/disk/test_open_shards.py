@@ -35,7 +35,7 @@ def write(directory: Path, number: int, count: int = 4, size_bytes: int = 5000) 
     for filled in writer.append(cells(count, number, size_bytes)):
         writer.write(filled)
     writer.finish()
-    return LargeShard(number, data_id, count, writer.size_bytes, writer.shard_crc)
+    return LargeShard(number, data_id, count, writer.size_bytes, writer.shard_hash)
 
 
 def open_files(directory: Path) -> list[str]:
@@ -81,14 +81,14 @@ def test_what_is_kept_of_a_table_is_bounded(tmp_path: Path, monkeypatch: pytest.
         found = reader.chunk(first, 1100)
         assert found == expected[first : first + len(found)]
         assert 0 < len(reader._table) <= 2
-        assert all(isinstance(piece, bytes) and len(piece) <= 4096 for piece in reader._table.values())
+        assert all(isinstance(piece, bytes) and len(piece) <= 8192 for piece in reader._table.values())
 
 
 def test_only_the_shard_that_was_asked_for(tmp_path: Path) -> None:
     one, other = write(tmp_path, 1), write(tmp_path, 2)
     shards = OpenShards(tmp_path)
     shards.get("clinic", 2, one)
-    wrong = LargeShard(1, other.data_id, other.cell_count, other.size_bytes, other.shard_crc)
+    wrong = LargeShard(1, other.data_id, other.cell_count, other.size_bytes, other.shard_hash)
     for tenant, index, large in (("clinic", 2, wrong), ("clinic", 3, one), ("lab", 2, one)):
         with pytest.raises(IntegrityError):
             shards.get(tenant, index, large)
@@ -185,7 +185,7 @@ async def test_what_was_deleted_is_closed_and_its_space_comes_back(tmp_path: Pat
     store = await LmdbStore.open(tmp_path, OPTIONS, ManualClock())
     shard = cells(40, 1, 100_000)
     await stage(store, shard)
-    await store.apply([adopt(1), settle(1)])
+    await store.apply([adopt(1, shard=shard), settle(1)])
     assert await read_all(store, 1) == shard
     (path,) = (tmp_path / "large").glob("*/*")
     assert open_files(tmp_path / "large") == [str(path)]
@@ -208,7 +208,7 @@ async def test_an_accept_that_replaces_a_damaged_shard_is_what_is_read(tmp_path:
     store = await LmdbStore.open(tmp_path, OPTIONS, ManualClock())
     shard = cells(3, 1, 5000)
     await stage(store, shard)
-    await store.apply([adopt(1), settle(1)])
+    await store.apply([adopt(1, shard=shard), settle(1)])
     assert await read_all(store, 1) == shard
     (path,) = (tmp_path / "large").glob("*/*")
     with path.open("r+b") as file:
@@ -218,7 +218,7 @@ async def test_an_accept_that_replaces_a_damaged_shard_is_what_is_read(tmp_path:
         await read_all(store, 1)
     assert [repair.name async for repair in store.repair_queue()] == [name()]
     await stage(store, shard)
-    await store.apply([adopt(1)])
+    await store.apply([adopt(1, shard=shard)])
     assert await read_all(store, 1) == shard
     assert not path.exists()
     await threads_let_go(store)

@@ -64,7 +64,7 @@ async def test_a_crash_takes_a_given_back_shard_back() -> None:
     staged = await store.stage("tenant", adopt(5).data_id, 1)
     await staged.write(cells(2))
     await staged.commit()
-    await store.apply([adopt(5)])
+    await store.apply([adopt(5, shard=cells(2))])
     await store.apply([accept(6)])
     await store.apply([settle(6)])
     assert len(store._staging) == 1
@@ -92,7 +92,7 @@ async def test_a_crash_keeps_count_of_bytes() -> None:
     staged = await store.stage("tenant", adopt(7).data_id, 1)
     await staged.write(cells(2))
     await staged.commit()
-    await store.apply([adopt(7), accept(8)])
+    await store.apply([adopt(7, shard=cells(2)), accept(8)])
     before = (await store.status()).live_bytes
     await store.apply([settle(6, "k")])
     await store.apply([settle(8)])

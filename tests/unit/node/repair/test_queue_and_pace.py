@@ -9,7 +9,7 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ConfigurationError
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.config import load_node_config
 from coffre.node.memory import MemoryStore
 from coffre.node.repair import RepairOptions, queue
@@ -95,7 +95,18 @@ async def test_scrub_goes_on_where_it_stopped_and_takes_the_time_it_has() -> Non
         name = ObjectName("clinic", "b", str(number))
         cell = b"c" * 100
         accept = Accept(
-            name, number, b"s" * 16, False, bytes(16), b"manifest", b"m" * 16, (1,), 0, cell, crc32c(cell)
+            name,
+            number,
+            b"s" * 16,
+            False,
+            bytes(16),
+            b"manifest",
+            b"m" * 16,
+            (1,),
+            0,
+            cell,
+            crc32c(cell),
+            blake3_128(cell),
         )
         await store.apply([accept])
     store.flip_cell(ObjectName("clinic", "b", "7"), b"s" * 16)

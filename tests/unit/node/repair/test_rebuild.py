@@ -9,8 +9,9 @@ from typing import cast
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.names import ObjectName
-from coffre.codec import codec, crc32c
+from coffre.codec import blake3_128, codec, crc32c, hash_of_shard
 from coffre.node.memory import MemoryStore
 from coffre.node.repair.asking import Asking
 from coffre.node.repair.pace import Pace
@@ -18,36 +19,11 @@ from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, sma
 from coffre.node.store import Accept, State, StoredCell, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 
+from tests.forging import same_crc
+
 K, M = 3, 2
 STAMP = bytes(15) + b"\7"
 NAME = ObjectName("clinic", "b", "k")
-
-
-def same_crc(data: bytes) -> bytes:
-    """Other bytes of the same length and CRC32C: the first byte flipped, and the last four solved for."""
-    target = crc32c(data)
-    base = bytearray(data)
-    base[0] ^= 0xFF
-    base[-4:] = bytes(4)
-    need = target ^ crc32c(base)
-    basis: dict[int, tuple[int, int]] = {}
-    for bit in range(32):
-        changed = bytearray(base)
-        changed[-4 + bit // 8] ^= 1 << bit % 8
-        effect, used = crc32c(changed) ^ crc32c(base), 1 << bit
-        while effect and effect.bit_length() in basis:
-            other = basis[effect.bit_length()]
-            effect, used = effect ^ other[0], used ^ other[1]
-        if effect:
-            basis[effect.bit_length()] = (effect, used)
-    solution = 0
-    while need:
-        effect, used = basis[need.bit_length()]
-        need, solution = need ^ effect, solution ^ used
-    base[-4:] = solution.to_bytes(4, "little")
-    assert crc32c(base) == target
-    assert base != data
-    return bytes(base)
 
 
 def shards(segments: int, size_bytes: int = 64) -> list[list[bytes]]:
@@ -62,13 +38,10 @@ def shards(segments: int, size_bytes: int = 64) -> list[list[bytes]]:
 
 
 def sealed_of(cells: list[list[bytes]]) -> Sealed:
-    crcs = b"".join(
-        crc32c(b"".join(crc32c(c).to_bytes(4, "little") for c in shard)).to_bytes(4, "little")
-        for shard in cells
-    )
+    hashes = b"".join(hash_of_shard(map(blake3_128, shard)) for shard in cells)
     manifest = pb.Manifest(
-        format=1, kind=pb.KIND_OBJECT, stamp=STAMP, data_id=bytes(16), size_bytes=len(cells[0]) * 100,
-        segment_bytes=100, k=K, m=M, shard_crcs=crcs,
+        format=MANIFEST_FORMAT, kind=pb.KIND_OBJECT, stamp=STAMP, data_id=bytes(16), size_bytes=len(cells[0]) * 100,
+        segment_bytes=100, k=K, m=M, shard_hashes=hashes,
     )  # fmt: skip
     return Sealed(manifest.SerializeToString(), b"m" * 16, manifest, (1, 2, 3, 4, 5))
 
@@ -169,7 +142,8 @@ async def rebuild(
     except CoffreError:
         assert (await store.status()).disk_bytes == 0
         return None, sources
-    accept = Accept(NAME, 1, STAMP, False, bytes(16), sealed.raw, sealed.mac, (1,), wanted, staged=True)
+    accept = Accept(NAME, 1, STAMP, False, bytes(16), sealed.raw, sealed.mac, (1,), wanted,
+        shard_hash=sealed.shard_hash(wanted), staged=True)  # fmt: skip
     await store.apply([accept])
     chunks = [c async for chunk in store.read_cells(NAME, STAMP, wanted, 0, 0) for c in chunk]
     return [bytes(cell.data) for cell in chunks], sources

@@ -10,10 +10,12 @@ import pytest
 from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
+from coffre.cluster.manifest import named_hash
 from coffre.cluster.map import Policy
 from coffre.cluster.membership import set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.codec import blake3_128
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.sweep import DUPLICATES_WALKS
 from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State, StoredVersion
@@ -257,6 +259,7 @@ async def test_no_tombstone_goes_while_another_node_may_bring_the_object_back(
         bytes(16),
         (1,) * 6,
         0,
+        shard_hash=blake3_128(b""),
     )
     await cluster.stores[outsider].apply([stale])
     await each[members[0]].walk()
@@ -462,6 +465,7 @@ async def test_the_only_copy_of_a_settled_version_is_never_forgotten(make_cluste
     accept = Accept(
         name("k"), partition, version.stamp, False, bytes(16), version.manifest, version.mac,
         version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc,
+        blake3_128(version.cell.data),
     )  # fmt: skip
     await store.apply([Restore(accept)])
     for number in members:
@@ -485,7 +489,8 @@ async def test_a_version_that_other_understudies_may_complete_is_not_taken_for_d
     partition = cluster.stores[members[0]]._rows[name("k")].partition
     accept = Accept(
         name("k"), partition, version.stamp, False, bytes(16), version.manifest, version.mac,
-        version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc, lock=True,
+        version.placement, version.shard_index, bytes(version.cell.data), version.cell.crc,
+        blake3_128(version.cell.data), lock=True,
     )  # fmt: skip
     for number in members:
         await cluster.stores[number].apply([Forget(name("k"), partition, (version.stamp,))])
@@ -622,6 +627,7 @@ async def give_shard(cluster: InProcessCluster, key: str, node: int, index: int,
         there.mac,
         there.placement,
         index,
+        shard_hash=named_hash(manifest, index),
     )
     if there.cell is not None:
         accept.cell, accept.cell_crc = bytes(there.cell.data), there.cell.crc

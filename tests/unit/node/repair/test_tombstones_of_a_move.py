@@ -10,6 +10,7 @@ from coffre.cluster.map import ClusterMap, Placement
 from coffre.cluster.membership import Move, MoveReport, drain_node
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.codec import blake3_128
 from coffre.node.repair import Repairer
 from coffre.node.store import Accept, Collect, Condemn, Forget, Restore
 
@@ -107,6 +108,7 @@ async def copy_of(cluster: InProcessCluster, holder: int) -> Accept:
     )
     if there.cell is not None:
         accept.cell, accept.cell_crc = bytes(there.cell.data), there.cell.crc
+        accept.shard_hash = blake3_128(there.cell.data)
     return accept
 
 

@@ -9,10 +9,11 @@ import pytest
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Conflict, IntegrityError, InvalidArgument, StaleMap
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.map import BucketPolicy, ClusterMap, Domain, MapNode, NodeState, Placement, Policy
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import HybridClock
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.serving import Handler
@@ -41,7 +42,7 @@ def request(placement: tuple[int, ...]) -> pb.BatchRequest:
     cell = b"a cell"
     crc = crc32c(cell)
     manifest = pb.Manifest(
-        format=1,
+        format=MANIFEST_FORMAT,
         kind=pb.KIND_OBJECT,
         stamp=HybridClock(SystemClock(), 1).issue().to_bytes(),
         data_id=bytes(16),
@@ -49,7 +50,7 @@ def request(placement: tuple[int, ...]) -> pb.BatchRequest:
         segment_bytes=1 << 20,
         k=4,
         m=2,
-        shard_crcs=crc32c(crc.to_bytes(4, "little")).to_bytes(4, "little") * 6,
+        shard_hashes=blake3_128(cell) * 6,
     )
     sealed = pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16), placement=placement)
     accept = pb.Accept(bucket="b", key="k", sealed=sealed, shard_index=0, cell=cell, cell_crc=crc)

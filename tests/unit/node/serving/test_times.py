@@ -8,6 +8,7 @@ import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ClockSkew, Unavailable
 from coffre.cluster.identity import Identity, Role
+from coffre.cluster.manifest import MANIFEST_FORMAT
 from coffre.cluster.map import ClusterMap, MapNode, Policy
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -68,7 +69,7 @@ class Node:
 
     def sealed(self, stamp_ms: int) -> pb.SealedManifest:
         manifest = pb.Manifest(
-            format=1, kind=pb.KIND_TOMBSTONE, stamp=self.stamp(stamp_ms), data_id=bytes(16)
+            format=MANIFEST_FORMAT, kind=pb.KIND_TOMBSTONE, stamp=self.stamp(stamp_ms), data_id=bytes(16)
         )
         return pb.SealedManifest(manifest=manifest.SerializeToString(), mac=bytes(16))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c, hash_of_shard
 from coffre.node.store import Accept, Mark, Settle, StoredCell, StoreOptions
 
 
@@ -27,12 +29,20 @@ def accept(
 ) -> Accept:
     return Accept(
         name(key), 7, stamp(number), tombstone, bytes(16), b"manifest %d" % number, b"m" * 16, (1, 2),
-        None if tombstone else 1, b"" if tombstone else cell, 0 if tombstone else crc32c(cell), lock=lock,
+        None if tombstone else 1, b"" if tombstone else cell, 0 if tombstone else crc32c(cell),
+        blake3_128(cell), lock=lock,
     )  # fmt: skip
 
 
-def adopt(number: int, key: str = "key", data_id: bytes = bytes(16)) -> Accept:
-    return Accept(name(key), 7, stamp(number), False, data_id, b"manifest", b"m" * 16, (1, 2), 1, staged=True)
+def adopt(
+    number: int, key: str = "key", data_id: bytes = bytes(16), *, shard: Sequence[StoredCell] = ()
+) -> Accept:
+    """Take the shard that was staged, which is `shard`, or as `cells` makes it of three."""
+    digest = hash_of_shard(blake3_128(cell.data) for cell in shard or cells(3))
+    return Accept(
+        name(key), 7, stamp(number), False, data_id, b"manifest", b"m" * 16, (1, 2), 1, shard_hash=digest,
+        staged=True,
+    )  # fmt: skip
 
 
 def settle(number: int, key: str = "key") -> Settle:

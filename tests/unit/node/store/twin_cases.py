@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from coffre.cluster.names import ObjectName
-from coffre.codec import crc32c
+from coffre.codec import blake3_128, crc32c
 from coffre.node.store import (
     Abort,
     Accept,
@@ -73,7 +73,7 @@ def mutation(rng: random.Random) -> Mutation:
     base = rng.choice([None, None, b"", (stamp[7] // 2).to_bytes(8, "big") + bytes(8)])
     accept = Accept(
         name, partition, stamp, tombstone, stamp, manifest, b"m" * 16, (1, 2, 3), shard_index, cell,
-        crc32c(cell), lock=lock, base=base,
+        crc32c(cell), blake3_128(cell), lock=lock, base=base,
     )  # fmt: skip
     return Restore(accept, rng.random() < 0.5) if kind == "restore" else accept
 
