@@ -79,7 +79,7 @@ class CoffreError(Exception):
 
     - `bucket`, `key`, `version`: the object that was asked for; `node`: the id of the node that it comes from;
     - `current_version`: what stands where a condition did not hold;
-    - `retry_after`: seconds after which trying again is worth it;
+    - `retry_after`: seconds after which trying again is worth it, a hint of the class: nodes say no times of their own;
     - `details`: for administrators: addresses, and the words of libraries; empty where there are none.
     """
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import coffre.client
 import pytest
-from coffre.client import AsyncClient, Client, ClientOptions, KeyProvider, KeyRing, WrappedKey
+from coffre.client import (
+    AsyncClient,
+    Client,
+    ClientOptions,
+    CoffreError,
+    KeyProvider,
+    KeyRing,
+    RetryableError,
+    WrappedKey,
+)
 
 PAGE = (Path(__file__).parents[3] / "docs/client.md").read_text("utf-8")
 CODE = " ".join(re.findall(r"```.*?```|`[^`\n]+`", PAGE, flags=re.DOTALL))
@@ -63,3 +72,15 @@ WORDS = "thread, event loop, fork, gunicorn, Celery, multiprocessing, spawn, Rot
 @pytest.mark.parametrize("word", WORDS.split(", "))
 def test_what_an_application_runs_into_is_there(word: str) -> None:
     assert word in PAGE
+
+
+def test_when_trying_again_is_worth_it_is_said_as_it_is() -> None:
+    """Of every error that is exported: one number for all but those that the page names."""
+    (said,) = re.findall(r"`retry_after` after how many seconds(.*?)None\.", PAGE, flags=re.DOTALL)
+    usual, *others = re.findall(r"(\w+) for every|`(\w+)` \((\w+):", said)
+    hints = {name: None if hint == "None" else float(hint) for _, name, hint in others}
+    for error in (getattr(coffre.client, name) for name in coffre.client.__all__):
+        if not (inspect.isclass(error) and issubclass(error, CoffreError)) or error is CoffreError:
+            continue
+        expected = hints.get(error.__name__, float(usual[0]) if issubclass(error, RetryableError) else None)
+        assert error.retry_after == expected, error
