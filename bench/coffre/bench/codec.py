@@ -172,7 +172,8 @@ def main() -> None:
             *found, parity_sha256 = measure_encode(k, m, shard_bytes, with_zfec=size == "1m")
             rows += [replace(row, id=f"{row.id}_{size}") for row in found if isinstance(row, Row)]
             digest.update(parity_sha256.encode())
-    console.print(f"coffre {__version__}, tier {active_tier().value}, seed {SEED}; {machine(Path.cwd())}")
+    origin = f"coffre {__version__}, tier {active_tier().value}, seed {SEED}; {machine(Path.cwd())}"
+    console.print(origin, soft_wrap=True)
     console.print("data per second, one thread; ISA-L computes no checksum")
     print_table(rows, {}, console)
     console.print(f"SHA-256 of all parity {digest.hexdigest()}", soft_wrap=True)
