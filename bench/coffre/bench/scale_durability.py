@@ -89,11 +89,6 @@ class Groups:
         """How many there are."""
         return len(self.site_of)
 
-    @property
-    def sites(self) -> int:
-        """How many have nodes."""
-        return len(set(self.site_of))
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
