@@ -100,7 +100,7 @@ fuzz: setup  ## requests, replies and files that are almost right, from seeds (S
 	COFFRE_FUZZ_SEEDS=$(or $(SEEDS),0..499) $(PYTEST) tests/fuzz $(ARGS)
 
 .PHONY: test-mutants
-test-mutants: setup  ## every deliberate bug of the protocol must be caught by some seed (ARGS="NAME --seeds 100")
+test-mutants: setup  ## every deliberate bug of the protocol must be caught by a seed, a story or a unit test (ARGS="NAME --seeds 100")
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 .PHONY: chaos

@@ -227,10 +227,9 @@ async def _a_reader_was_suspended(world: World) -> None:
 # ------------------------------------------------------------------ stamps of the future
 
 
-async def _leave_future(stage: Stage, *hosts: Host) -> None:
+async def _leave_future(stage: Stage, seconds: float, *hosts: Host) -> None:
     """A client and some nodes have the same wrong time, until the client dies in mid-put."""
     world, fast = stage.world, stage.worker()
-    seconds = stage.rng.choice([26 * HOUR, 3 * YEAR])
     fast.member.clock.set_wrong_by(seconds)
     for host in hosts:
         stage.set_clock(host, seconds)
@@ -249,14 +248,16 @@ async def _a_leftover_of_the_future(world: World) -> None:
     """Nobody touches the object before it is repaired."""
     stage = Stage(world)
     good = await stage.begin()
-    await _leave_future(stage, stage.rng.choice(stage.primaries(good.member)))
+    seconds = stage.rng.choice([26 * HOUR, 3 * YEAR])
+    await _leave_future(stage, seconds, stage.rng.choice(stage.primaries(good.member)))
 
 
 async def _a_leftover_in_the_way(world: World) -> None:
     """Whoever reads and writes does without the node that has it."""
     stage = Stage(world)
     good = await stage.begin()
-    await _leave_future(stage, stage.rng.choice(stage.primaries(good.member)))
+    seconds = stage.rng.choice([26 * HOUR, 3 * YEAR])
+    await _leave_future(stage, seconds, stage.rng.choice(stage.primaries(good.member)))
     for worker in (good, stage.worker()):
         await worker.get(stage.key, must=True)
         await worker.put(stage.key, must=True)
@@ -268,8 +269,8 @@ async def _leftovers_on_most(world: World) -> None:
     stage = Stage(world)
     good = await stage.begin()
     hosts = stage.rng.sample(stage.primaries(good.member), 3)
-    await _leave_future(stage, *hosts[:2])
-    await _leave_future(stage, hosts[2])
+    await _leave_future(stage, 3 * YEAR, *hosts[:2])
+    await _leave_future(stage, 3 * YEAR, hosts[2])
     await good.put(stage.key)
     await good.get(stage.key, must=True)
 
