@@ -1,6 +1,6 @@
 """Nodes killed with SIGKILL under load: nothing acknowledged is lost, nothing half-written shows.
 
-`make test` runs 12 rounds, `make test-all` 60, `make soak` thousands. Each prints its seed; COFFRE_SEED repeats a run's
+`make test` runs 12 rounds, `make test-all` 40, `make soak` thousands. Each prints its seed; COFFRE_SEED repeats a run's
 choices (the moments within a round depend on the machine).
 """
 
@@ -22,7 +22,7 @@ from coffre.cluster.errors import CoffreError, NotFound, OutcomeUnknown, Retryab
 
 from tests.amounts import amount
 
-ROUNDS = amount(12, 60)
+ROUNDS = amount(12, 40)
 SEED = int(os.environ.get("COFFRE_SEED", "20250611"))
 OPTIONS = ClientOptions(timeout=3.0, patience=0.1, stall_timeout=2.0, hedge_delay=0.02)
 WRITERS = 6

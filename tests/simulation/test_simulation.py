@@ -17,7 +17,7 @@ from tests.simulation.maps import Change
 from tests.simulation.plan import Fault, draw_plan
 from tests.simulation.run import run_seed
 
-SEEDS = amount(40, 150)
+SEEDS = amount(40, 100)
 BATCH = 10
 ROOT = Path(__file__).parent.parent.parent
 
