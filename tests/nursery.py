@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from coffre.bench.local_cluster import NodeProcess, start_process
+from coffre.dev.local_cluster import NodeProcess, start_process
 
 from tests.patience import PATIENCE_SECONDS
 

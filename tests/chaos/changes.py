@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from coffre.bench.local_cluster import LocalCluster
 from coffre.cluster.admin.cli_errors import ExitCode
 from coffre.cluster.errors import Unavailable
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.chaos.network import Member, NamespaceNetwork, Network, ProxyNetwork
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import NotFound, Unavailable
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.chaos.load import BUCKET, KEYS, body_of, value_of
 from tests.patience import PATIENCE_SECONDS

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.chaos.changes import ANCHOR, Changes
 from tests.chaos.checks import (

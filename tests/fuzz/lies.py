@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from coffre.bench.in_process import InProcessCluster, Traffic
+from coffre.dev.in_process import InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, decode_read, encode_read
 from google.protobuf.message import DecodeError

@@ -6,9 +6,9 @@ import asyncio
 import random
 from collections.abc import Awaitable
 
-from coffre.bench.in_process import in_process_cluster
 from coffre.client import AsyncClient
 from coffre.cluster.errors import CoffreError, NotFound
+from coffre.dev.in_process import in_process_cluster
 
 from tests.fuzz.lies import lie
 

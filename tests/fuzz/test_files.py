@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import KeyRing
 from coffre.client.config import load_client_config
 from coffre.client.reading import parse_token
@@ -19,6 +18,7 @@ from coffre.cluster.identity import TlsFiles, load_identity
 from coffre.cluster.map import ClusterMap, read_map
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.config import load_node_config
 from coffre.node.disk.records import decode_record, encode_record
 from coffre.node.disk.rows import decode_mark, decode_repair, encode_mark, encode_repair

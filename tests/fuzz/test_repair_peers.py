@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import random
 
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import Repairer, RepairOptions
 
 from tests.fuzz.lies import lie

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.nursery import Nursery
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
-from coffre.bench.local_cluster import free_ports
 from coffre.cluster.identity import TlsFiles
+from coffre.dev.local_cluster import free_ports
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.figures._nodes import paused
-from coffre.bench.local_cluster import LocalCluster
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 

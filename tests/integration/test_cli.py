@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import LocalCluster
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 
@@ -101,7 +101,7 @@ def test_a_range_that_fails_leaves_the_file_alone(running_cluster: LocalCluster,
 
 
 def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
-    from coffre.bench.local_cluster import ClusterShape
+    from coffre.dev.local_cluster import ClusterShape
 
     cluster = LocalCluster.create(tmp_path / "cluster", ClusterShape())
     assert "nodes answer" in one_line(run(cluster, "get", "b/k", "-"), 5)

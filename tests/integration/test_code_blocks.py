@@ -26,11 +26,11 @@ from pathlib import Path
 
 import click
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.cli._tree import tree
 from coffre.client import connect, load_client_config
 from coffre.cluster.admin.operator import load_operator_config
 from coffre.cluster.errors import ConfigurationError
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.config import load_node_config
 
 from tests.integration.blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of

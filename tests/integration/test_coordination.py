@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, ObjectInfo, connect
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import Put, RemoteCoordination, alive_nodes, newest_map, publish_map
@@ -33,6 +32,7 @@ from coffre.cluster.identity import read_certificate
 from coffre.cluster.map import ClusterMap, read_map, write_map
 from coffre.cluster.membership import set_capacity
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.proto import coffre_pb2 as pb
 
 from tests.patience import PATIENCE_SECONDS

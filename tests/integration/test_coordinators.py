@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import AlreadyExists, Unavailable
 from coffre.cluster.map import read_map
 from coffre.cluster.membership import set_capacity
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.integration.conftest import QUICK
 from tests.patience import PATIENCE_SECONDS

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.errors import CoffreError, NotFound, ResourceExhausted
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.amounts import amount
 from tests.patience import PATIENCE_SECONDS

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ResourceExhausted, Unavailable
 from coffre.cluster.identity import issue_operator, issue_tenant, read_authority, write_issued
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.integration.conftest import QUICK
 from tests.patience import PATIENCE_SECONDS

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import ClientOptions, ObjectInfo, connect
 from coffre.cluster.coordination import Compare, Put
 from coffre.cluster.coordination.etcd import EtcdCoordination
 from coffre.cluster.errors import AlreadyExists, ConfigurationError, OutcomeUnknown, Unavailable
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.contract import test_coordination as contract
 from tests.contract.coordination_stores import Store

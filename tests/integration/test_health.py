@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from coffre.bench.load.failure import DelayProxy
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.clock import SystemClock
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 

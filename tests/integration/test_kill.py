@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, KeyRing, connect
 from coffre.cluster.errors import CoffreError, NotFound, OutcomeUnknown, RetryableError, Unavailable
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.amounts import amount
 

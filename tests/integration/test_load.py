@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, connect
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 

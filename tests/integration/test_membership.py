@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 

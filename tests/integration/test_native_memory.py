@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 READS = 300
 READS_GROWN_MIB_MAX = (

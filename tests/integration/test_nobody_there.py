@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import AsyncClient, ClientOptions, connect
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ConfigurationError, OutcomeUnknown, Unavailable
 from coffre.cluster.identity import issue_operator, issue_tenant, read_authority, write_issued
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.integration.conftest import QUICK
 from tests.patience import PATIENCE_SECONDS

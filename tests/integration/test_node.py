@@ -11,10 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.identity import channel_credentials, tls_name
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.server import STOP_GRACE_SECONDS
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

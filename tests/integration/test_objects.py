@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, ObjectInfo, connect, connect_sync
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.amounts import amount
 from tests.integration.conftest import QUICK

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import LocalCluster
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.patience import PATIENCE_SECONDS
 

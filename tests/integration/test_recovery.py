@@ -17,8 +17,8 @@ from typing import Any
 
 import lmdb
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import KeyRing, connect
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.disk.rows import Location, decode_row, encode_row, seal
 from coffre.node.store import State
 

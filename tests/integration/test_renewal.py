@@ -12,7 +12,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import connect
 from coffre.cluster.coordination import RemoteCoordination
 from coffre.cluster.errors import PermissionDenied
@@ -25,6 +24,7 @@ from coffre.cluster.identity import (
 )
 from coffre.cluster.map import read_map
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from coffre.proto import coordination_pb2 as cpb

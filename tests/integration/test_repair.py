@@ -12,11 +12,11 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.client import ClientOptions, connect
 from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.identity import TlsFiles
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.repair.messages import unpack_digests
 from coffre.node.store import PartitionDigest
 from coffre.proto import coffre_pb2 as pb

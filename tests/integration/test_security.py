@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from coffre.bench.local_cluster import LocalCluster
 from coffre.client import AsyncClient, KeyRing, connect
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import (
@@ -33,6 +32,7 @@ from coffre.cluster.identity import (
     write_issued,
 )
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import LocalCluster
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coffre_pb2_grpc as pb_grpc
 from cryptography import x509

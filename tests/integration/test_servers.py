@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import LocalCluster
 from coffre.client import connect_sync
+from coffre.dev.local_cluster import LocalCluster
 
 from tests.integration.blocks import ROOT, blocks_of
 from tests.patience import PATIENCE_SECONDS

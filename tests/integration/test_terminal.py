@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 from tests.integration.terminal import Terminal
 from tests.patience import PATIENCE_SECONDS

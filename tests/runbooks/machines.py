@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from click.testing import CliRunner
-from coffre.bench.local_cluster import NodeProcess
 from coffre.cluster.admin.cli import cluster, pki
+from coffre.dev.local_cluster import NodeProcess
 
 from tests.integration.etcd_cluster import EtcdCluster
 from tests.nursery import Nursery

@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import TypeVar
 
 from coffre.bench.fhir_records import FhirRecord
-from coffre.bench.processes import for_each, together
 from coffre.client import AsyncClient
 from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.dev.tasks import for_each, together
 
 __all__ = [
     "BLOCK_BYTES",

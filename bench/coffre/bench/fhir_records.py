@@ -354,7 +354,7 @@ _MAKERS: tuple[tuple[Callable[[random.Random, _Patient, datetime], _Json], int],
 
 
 def _clinosim_compression(directory: Path) -> Compression:
-    from coffre.bench.dataset import generate, records
+    from coffre.dev.dataset import generate, records
 
     generate(directory, scale="small", progress=lambda step, done: None)
     singles = [

@@ -1,4 +1,4 @@
-"""Tasks that belong together, programs of this room in processes of their own, and what Linux says of a process."""
+"""Programs of this room in processes of their own, and what Linux says of a process."""
 
 from __future__ import annotations
 
@@ -7,53 +7,25 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from coffre.cluster.errors import InternalError
+from coffre.dev.tasks import together
 
 __all__ = [
     "Child",
     "anonymous_bytes",
     "child",
     "cpu_s",
-    "for_each",
     "heard_lines",
     "is_stopped",
     "parse_rollup",
     "run_probe",
     "tell",
-    "together",
 ]
-
-_Item = TypeVar("_Item")
-
-
-@asynccontextmanager
-async def together() -> AsyncIterator[asyncio.TaskGroup]:
-    """An `asyncio.TaskGroup` that raises the first of its errors."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def for_each(
-    items: Iterable[_Item], one: Callable[[_Item], Awaitable[object]], *, at_once: int
-) -> None:
-    """Do it for every item, so many at a time, in order. The first error ends it and is raised."""
-    source = iter(items)
-
-    async def work() -> None:
-        for item in source:
-            await one(item)
-
-    async with together() as group:
-        for _ in range(at_once):
-            group.create_task(work())
 
 
 LINE_BYTES_MAX = 64 << 20  # the last intervals of a long load with many classes, at once

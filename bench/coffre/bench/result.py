@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from coffre.bench.files import write_whole
-from coffre.bench.tables import Table
 from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.version import __version__
+from coffre.dev.files import write_whole
+from coffre.dev.tables import Table
 from rich.console import Console
 
 __all__ = [

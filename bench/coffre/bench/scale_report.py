@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from coffre.bench.files import check_writable, write_whole
 from coffre.bench.invocation import output_console
 from coffre.bench.pages import COLOURS, Markup, render
 from coffre.bench.scale import (
@@ -24,11 +23,12 @@ from coffre.bench.scale import (
     run_scale,
 )
 from coffre.bench.scale_durability import FailureModel
-from coffre.bench.tables import Table
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.map import Domain, Policy
 from coffre.cluster.membership import parse_policy
 from coffre.cluster.version import __version__
+from coffre.dev.files import check_writable, write_whole
+from coffre.dev.tables import Table
 from rich.console import Console
 
 if TYPE_CHECKING:

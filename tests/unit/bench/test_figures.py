@@ -183,7 +183,7 @@ async def test_clusters_that_cannot_start_are_failures_and_leave_nothing(
     async def refuse(self: object, numbers: object = None) -> None:
         raise Unavailable("node-1 ended by itself")
 
-    monkeypatch.setattr("coffre.bench.local_cluster.LocalCluster.start", refuse)
+    monkeypatch.setattr("coffre.dev.local_cluster.LocalCluster.start", refuse)
     wanted = ["put_4k_c64", "node_memory_1g"]
     found = await measure_figures(FigureOptions(tmp_path, wanted, QUICK), SystemClock(), quiet())
     assert not found.rows

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from coffre.bench import index_probe
 from coffre.bench._workload import put_records
 from coffre.bench.fhir_records import fhir_records
-from coffre.bench.in_process import in_process_cluster
 from coffre.bench.index_probe import fill, lookup
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import in_process_cluster
 from coffre.node.store import Settle, State
 
 SHARDS = 50

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.bench.load.operations import Fate, Housekeeping, Ledger, Objects, Operations
 from coffre.bench.load.plan import Operation
 from coffre.bench.load.recorder import Recorder, Timeline
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import ResourceExhausted
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 
 from tests.unit.bench.load_results import PLAN
 

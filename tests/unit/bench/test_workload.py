@@ -23,8 +23,8 @@ from coffre.bench._workload import (
     sustained_rate,
 )
 from coffre.bench.fhir_records import FhirRecord, fhir_records
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import IntegrityError, NotFound, Unavailable
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 
 
 @pytest.fixture

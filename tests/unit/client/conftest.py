@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from hypothesis import settings
 
 settings.register_profile("coffre", derandomize=True, deadline=None)

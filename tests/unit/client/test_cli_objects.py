@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cli import _session
 from coffre.cli._tree import tree
 from coffre.client import AsyncClient, KeyRing
 from coffre.cluster.errors import IntegrityError, Unavailable
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 
 Run = Callable[..., Result]
 

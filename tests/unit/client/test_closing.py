@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.client import AsyncClient, Client
 from coffre.cluster.errors import (
     Cancelled,
@@ -21,6 +20,7 @@ from coffre.cluster.errors import (
     RetryableError,
     WriteTimedOut,
 )
+from coffre.dev.in_process import InProcessCluster, Traffic, in_process_cluster
 
 from tests.patience import PATIENCE_SECONDS
 

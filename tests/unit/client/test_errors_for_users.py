@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.client import (
     AlreadyExists,
     AsyncClient,
@@ -31,6 +30,7 @@ from coffre.client import (
     Unavailable,
     load_client_config,
 )
+from coffre.dev.in_process import InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 VERSION = "0" * 32

@@ -6,7 +6,6 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, KeyRing
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import (
@@ -23,6 +22,7 @@ from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.transport import Batch
 from coffre.codec import crc32c
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Fate, Issuer, Writer
 from coffre.cluster.errors import NotFound, OutcomeUnknown, StaleMap, Unavailable
@@ -17,6 +16,7 @@ from coffre.cluster.map import ClusterMap, Electorates, Policy
 from coffre.cluster.membership import VerifiedMap, add_node, drain_node, remove_node, set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.store import Abort, Settle
 
 KEYS = [f"record-{number}" for number in range(24)]

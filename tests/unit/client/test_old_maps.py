@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import StaleMap
 from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import VerifiedMap, remove_node, set_policy
 from coffre.cluster.membership.next_map import finish_move
+from coffre.dev.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.proto import coffre_pb2 as pb
 
 SMALL, LARGE = os.urandom(10_000), os.urandom(2_500_000)

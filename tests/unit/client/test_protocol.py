@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Network, Traffic
 from coffre.client.writing._rounds import Round
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import (
@@ -20,6 +19,7 @@ from coffre.cluster.errors import (
 )
 from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import QUICK, InProcessCluster, Network, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20

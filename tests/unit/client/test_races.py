@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Network, Traffic
 from coffre.client import AsyncClient
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import NotFound, Unavailable
 from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, Network, Traffic
 from coffre.node.store import RETRY_SECONDS, Lock
 from coffre.node.store.votes import VOTES_KEPT
 from coffre.proto import coffre_pb2 as pb

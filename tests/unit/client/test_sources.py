@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster
 from coffre.client import AsyncClient, Client
 from coffre.cluster.errors import InvalidArgument, NotFound
+from coffre.dev.in_process import InProcessCluster
 
 MIB = 1 << 20
 LINES = b"".join(b'{"resourceType": "Observation", "id": "%d"}\n' % i for i in range(60_000))

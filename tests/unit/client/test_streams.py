@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client.sealing import Parts
 from coffre.client.writing import CellCoder, _upload
 from coffre.cluster.errors import CoffreError, InvalidArgument, NotFound, Unavailable
 from coffre.codec import Tier
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk, encode_write
 from google.protobuf.message import Message

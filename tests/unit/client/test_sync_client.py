@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient, Client, ObjectInfo
 from coffre.cluster.errors import ConfigurationError, InvalidArgument, NotFound
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 
 MIB = 1 << 20
 

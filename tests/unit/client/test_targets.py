@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster
 from coffre.client import AsyncClient
 from coffre.cluster.errors import InvalidArgument, NotFound
+from coffre.dev.in_process import InProcessCluster
 
 MIB = 1 << 20
 CONTENT = bytes(range(256)) * (MIB // 64)  # 4 MiB, of several segments

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, Unavailable
@@ -14,6 +13,7 @@ from coffre.cluster.map import ClusterMap, Electorate, Electorates, Policy
 from coffre.cluster.membership import drain_node, remove_node, set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.store import Lock, Refuse, State
 from coffre.proto import coffre_pb2 as pb
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ConfigurationError, Unavailable
 from coffre.cluster.identity import Identity, Role, TlsFiles
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
 from coffre.cluster.transport import GrpcTransport, LoopbackTransport
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.beginnings import check_beginnings
 from coffre.node.config import NodeConfig, load_node_config
 from coffre.node.disk import LmdbStore, StoreOwner

@@ -14,11 +14,11 @@ from time import perf_counter
 
 from coffre.bench._workload import SmallObjects, latencies, percentile
 from coffre.bench.figures._session import BUCKET, CALLERS, Group, Session, at_most, bound
-from coffre.bench.local_cluster import ClusterShape, LocalCluster, disk_bytes
 from coffre.bench.processes import anonymous_bytes, is_stopped, run_probe
 from coffre.bench.result import Figure, Measurement
 from coffre.client import connect
 from coffre.cluster.errors import InternalError, Unavailable
+from coffre.dev.local_cluster import ClusterShape, LocalCluster, disk_bytes
 
 __all__ = ["FAULTS", "INDEX", "MEMORY", "MemoryPeaks", "measure_memory", "paused"]
 

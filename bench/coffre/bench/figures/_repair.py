@@ -16,12 +16,12 @@ from pathlib import Path
 from coffre.bench import references
 from coffre.bench._workload import Blocks, SmallObjects, latencies, percentile, put_large
 from coffre.bench.figures._session import BUCKET, CALLERS, Group, Session, at_least, at_most, bound
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.processes import cpu_s, run_probe
 from coffre.bench.result import Figure, Measurement
 from coffre.client import connect
 from coffre.cluster.errors import InternalError
 from coffre.cluster.transport import GrpcTransport
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from coffre.node.store import WINDOW_MS
 from coffre.proto import coffre_pb2 as pb
 

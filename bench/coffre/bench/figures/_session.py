@@ -15,13 +15,13 @@ from typing import TypeVar
 
 import grpc
 from coffre.bench._workload import Blocks
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.references import ReferenceServer, grpc_unary, reference_server
 from coffre.bench.result import Bound, Figure, Measurement, Row, Target, one_line, row_of, take_turns
 from coffre.bench.typed_json import decoded
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 from rich.console import Console
 
 __all__ = [

@@ -19,8 +19,8 @@ from typing import Self
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.result import Event
 from coffre.bench.load.session import Target, observing
-from coffre.bench.local_cluster import LocalCluster
 from coffre.cluster.clock import Clock
+from coffre.dev.local_cluster import LocalCluster
 
 __all__ = ["PHASES", "SLOW_S", "DelayProxy", "disturbed"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
-from coffre.bench.files import check_writable, write_whole
 from coffre.bench.invocation import directory_option, output_console, run_to_end, workplace
 from coffre.bench.load.compare import compare_results
 from coffre.bench.load.failure import PHASES, disturbed
@@ -20,11 +19,12 @@ from coffre.bench.load.plan import CLOSED_IN_FLIGHT, OPEN_IN_FLIGHT, LoadPlan, p
 from coffre.bench.load.result import LoadResult, read_result, write_result
 from coffre.bench.load.session import Target, connected, run_load, started
 from coffre.bench.load.tables import LiveProgress, comparison_table, print_result
-from coffre.bench.local_cluster import ClusterShape, LocalCluster
 from coffre.bench.result import machine
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument
+from coffre.dev.files import check_writable, write_whole
+from coffre.dev.local_cluster import ClusterShape, LocalCluster
 
 __all__ = ["compare", "failure", "load"]
 

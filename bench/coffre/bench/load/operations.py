@@ -16,7 +16,6 @@ from itertools import chain
 from coffre.bench.load.content import Content, Lost, Resurrected, Verifier, WrongBytes
 from coffre.bench.load.plan import LoadPlan, ObjectSpec, Operation
 from coffre.bench.load.recorder import Recorder
-from coffre.bench.processes import for_each
 from coffre.client import AsyncClient
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import (
@@ -28,6 +27,7 @@ from coffre.cluster.errors import (
     RetryableError,
     Unavailable,
 )
+from coffre.dev.tasks import for_each
 
 __all__ = ["GROUP", "Checked", "Fate", "Housekeeping", "Ledger", "Objects", "Operations"]
 

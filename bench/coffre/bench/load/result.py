@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from coffre.bench.files import write_whole
 from coffre.bench.load.content import DATA_ERRORS
 from coffre.bench.load.plan import LoadPlan, Operation
 from coffre.bench.load.recorder import Latencies, Slice, Tally, Timeline
@@ -17,6 +16,7 @@ from coffre.bench.result import Machine
 from coffre.bench.typed_json import decoded, plain
 from coffre.cluster.errors import InvalidArgument
 from coffre.cluster.map import ClusterMap, NodeState
+from coffre.dev.files import write_whole
 
 __all__ = [
     "ALL",

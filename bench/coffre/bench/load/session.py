@@ -15,8 +15,7 @@ from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Latencies, Slice, Timeline, total
 from coffre.bench.load.result import Check, ClusterFacts, Counters, Event, LoadResult, Usage
 from coffre.bench.load.tables import LiveProgress
-from coffre.bench.local_cluster import LocalCluster
-from coffre.bench.processes import Child, child, cpu_s, together
+from coffre.bench.processes import Child, child, cpu_s
 from coffre.bench.result import Machine
 from coffre.bench.typed_json import decoded, plain
 from coffre.client import load_client_config
@@ -27,6 +26,8 @@ from coffre.cluster.identity import TlsFiles
 from coffre.cluster.map import ClusterMap, NodeState, read_map
 from coffre.cluster.transport import GrpcTransport
 from coffre.cluster.version import __version__
+from coffre.dev.local_cluster import LocalCluster
+from coffre.dev.tasks import together
 
 __all__ = [
     "Disturb",

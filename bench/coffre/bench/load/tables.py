@@ -9,7 +9,7 @@ from coffre.bench.load.compare import Comparison, Verdict
 from coffre.bench.load.content import DATA_ERRORS
 from coffre.bench.load.recorder import Slice, Tally
 from coffre.bench.load.result import ALL, PERCENTILES, LoadResult
-from coffre.bench.tables import Table
+from coffre.dev.tables import Table
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

@@ -26,11 +26,12 @@ import uvloop
 from coffre.bench.load.operations import Housekeeping, Ledger, Operations
 from coffre.bench.load.plan import LoadPlan
 from coffre.bench.load.recorder import Recorder, Slice
-from coffre.bench.processes import heard_lines, tell, together
+from coffre.bench.processes import heard_lines, tell
 from coffre.bench.typed_json import decoded, plain
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import CoffreError, InvalidArgument
+from coffre.dev.tasks import together
 
 __all__ = ["Worker", "arrivals", "closed_loop", "open_loop"]
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from coffre.bench.in_process import InProcessCluster
 from coffre.client.nodes import Peers
 from coffre.client.nodes._peers import (
     BEHIND_SECONDS,
@@ -22,6 +21,7 @@ from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.transport import Batch, LoopbackTransport
+from coffre.dev.in_process import InProcessCluster
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import vote_of
 

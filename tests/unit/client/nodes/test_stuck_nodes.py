@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client.nodes import STUCK_SECONDS, Peers
 from coffre.client.nodes._peers import FAILURES_COUNTED, STUCK_BYTES_MAX, WAITING_BYTES_MAX
 from coffre.client.writing import Shards
@@ -21,6 +20,7 @@ from coffre.cluster.identity import Identity, Role
 from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.transport import Batch, LoopbackTransport
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 

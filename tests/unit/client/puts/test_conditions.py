@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, ObjectInfo
 from coffre.cluster.coordination import KeyLocks, Session
 from coffre.cluster.coordination.locks import LockHeld
@@ -23,6 +22,7 @@ from coffre.cluster.errors import (
     Unavailable,
 )
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient, KeyRing, RecodeReport
 from coffre.client._began import Began
 from coffre.client.puts import Recoder
@@ -25,6 +24,7 @@ from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import QUICK, InProcessCluster, in_process_cluster
 from coffre.node.following import MapHolder
 from coffre.node.repair import RepairOptions
 from coffre.node.serving import Handler

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.client import AsyncClient, KeyRing, ObjectInfo
 from coffre.cluster.errors import (
     AlreadyExists,
@@ -15,6 +14,7 @@ from coffre.cluster.errors import (
     PreconditionFailed,
 )
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 MIB = 1 << 20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Network, Traffic
 from coffre.client.reading._evidence import lawful
 from coffre.cluster.errors import CoffreError, Unavailable
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Placement, Policy
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import InProcessCluster, Network, Traffic
 from coffre.node.store import State
 from coffre.proto import coffre_pb2 as pb
 

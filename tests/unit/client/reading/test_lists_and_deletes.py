@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.client import AsyncClient, ObjectInfo
+from coffre.dev.in_process import InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 DELETED = 150

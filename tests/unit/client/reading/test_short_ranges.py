@@ -7,12 +7,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import QUICK, InProcessCluster, Traffic
 from coffre.cluster.errors import NotFound
 from coffre.cluster.map import Placement
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.cluster.versions import Stamp
 from coffre.codec import crc32c
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.shard_stream import ShardChunk
 from google.protobuf.message import Message

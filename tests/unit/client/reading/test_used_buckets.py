@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic
 from coffre.client import CoffreError
 from coffre.client.reading import _listing
+from coffre.dev.in_process import InProcessCluster, Traffic
 from coffre.proto import coffre_pb2 as pb
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.admin import leaving, membership_cli
 from coffre.cluster.admin.access import Access
 from coffre.cluster.admin.cli import cluster as commands
@@ -23,6 +22,7 @@ from coffre.cluster.identity import Identity, Role, TlsFiles
 from coffre.cluster.map import ClusterMap, NodeState
 from coffre.cluster.membership import MapPublisher, RepairReports
 from coffre.cluster.transport import LoopbackTransport
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.proto import coffre_pb2 as pb
 
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.admin import suspending
 from coffre.cluster.admin.suspending import Taken, await_taken, check_known
 from coffre.cluster.clock import ManualClock, SystemClock
@@ -14,6 +13,7 @@ from coffre.cluster.coordination import MemoryCoordination, Tenant, create_tenan
 from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.transport import LoopbackTransport
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.proto import coffre_pb2 as pb
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.coordination import MemoryCoordination, Tenant, create_tenant, suspend_tenant
 from coffre.cluster.errors import PermissionDenied, ResourceExhausted, Unavailable
 from coffre.cluster.identity import Identity, Role
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.disk import LmdbStore
 from coffre.node.disk.rows import note_key
 from coffre.node.following import MapHolder, Suspensions

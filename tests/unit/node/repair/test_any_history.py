@@ -7,9 +7,9 @@ import os
 import random
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import CoffreError, NotFound
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import RepairOptions
 from coffre.node.store import State
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from itertools import islice
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.cluster.errors import IntegrityError
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.node.repair import RepairOptions, asking, pack_digests
 from coffre.node.repair.messages import unpack_digests
 from coffre.node.store import PartitionDigest

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.map import ClusterMap, Placement
 from coffre.cluster.membership import Move, MoveReport, drain_node
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.memory import MemoryStore
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair import repairer as repairing

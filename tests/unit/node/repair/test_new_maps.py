@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.errors import Unavailable
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.store import State
 from coffre.proto import coffre_pb2 as pb
 

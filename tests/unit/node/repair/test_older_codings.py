@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.clock import SystemClock
@@ -16,6 +15,7 @@ from coffre.cluster.map import ClusterMap, Electorates, Policy
 from coffre.cluster.membership import Move, MoveReport, drain_node, set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.following import MapHolder
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.serving import Handler

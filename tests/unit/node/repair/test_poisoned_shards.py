@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.names import ObjectName
+from coffre.dev.in_process import InProcessCluster, Traffic, in_process_cluster
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.memory.rows import record_of

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Unavailable
 from coffre.cluster.map import Placement
 from coffre.cluster.membership import remove_node
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.healing import OBJECT_BYTES
 from coffre.node.store import WINDOW_MS, Abort, Lock, State

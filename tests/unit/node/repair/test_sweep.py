@@ -7,7 +7,6 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, NotFound, Unavailable
 from coffre.cluster.manifest import named_hash
@@ -16,6 +15,7 @@ from coffre.cluster.membership import set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import blake3_128
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.sweep import DUPLICATES_WALKS
 from coffre.node.store import Abort, Accept, Forget, Lock, QueueRepair, Refuse, Restore, State, StoredVersion

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.clock import ManualClock, SystemClock
 from coffre.cluster.errors import ConfigurationError, Unavailable
 from coffre.cluster.identity import Identity, Role
 from coffre.cluster.transport import LoopbackTransport
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.memory import MemoryStore
 from coffre.node.repair import await_testimony, witness
 from coffre.node.repair.testimony import judge

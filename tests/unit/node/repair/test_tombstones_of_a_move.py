@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.cluster.map import ClusterMap, Placement
 from coffre.cluster.membership import Move, MoveReport, drain_node
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
 from coffre.codec import blake3_128
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import Repairer
 from coffre.node.store import Accept, Collect, Condemn, Forget, Restore
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import AsyncIterator, Collection
 
 import pytest
-from coffre.bench.in_process import InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient
 from coffre.client.writing import Issuer, Writer
 from coffre.cluster.errors import CoffreError, Unavailable
@@ -14,6 +13,7 @@ from coffre.cluster.map import ClusterMap, Electorates
 from coffre.cluster.membership import Move, MoveReport, drain_node, remove_node
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import InProcessCluster, in_process_cluster
 from coffre.node.repair import Repairer, RepairOptions
 from coffre.node.repair.electorate import Electorates as NodeElectorates
 from coffre.node.store import Lock, Refuse, State

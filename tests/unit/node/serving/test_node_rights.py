@@ -8,12 +8,12 @@ import itertools
 import os
 
 import pytest
-from coffre.bench.in_process import in_process_cluster
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.errors import ClockSkew, InvalidArgument, PermissionDenied, StaleMap
 from coffre.cluster.identity import Identity, NodeAttributes, Role
 from coffre.cluster.map import NodeState
 from coffre.cluster.names import ObjectName, partition_of
+from coffre.dev.in_process import in_process_cluster
 from coffre.node.following import MapHolder
 from coffre.node.memory import MemoryStore
 from coffre.node.serving import Handler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from coffre.bench.local_cluster import free_ports
+from coffre.dev.local_cluster import free_ports
 
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 

@@ -18,10 +18,10 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from coffre.bench.in_process import QUICK, InProcessCluster, in_process_cluster
 from coffre.client import AsyncClient, Client, ClientOptions
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import InvalidArgument
+from coffre.dev.in_process import QUICK, InProcessCluster, in_process_cluster
 
 __all__ = ["QUICK", "MemoryCluster"]
 

@@ -24,8 +24,8 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from coffre.bench.files import write_whole
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
+from coffre.dev.files import write_whole
 
 __all__ = [
     "DatasetSummary",
@@ -340,7 +340,7 @@ def _is_whole(directory: Path) -> bool:
 
 def _build(directory: Path, plan: _Plan, progress: Progress) -> None:
     # Here, and not above, so that a missing package has already been reported in one line.
-    from coffre.bench._synthetic import write_archive, write_radiograph
+    from coffre.dev._synthetic import write_archive, write_radiograph
 
     objects, work = directory / _OBJECTS, directory / _WORK
     for path in (objects, objects / "cr", objects / "archive", work):

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from coffre.bench.dataset import Record, generate, records
-from coffre.bench.local_cluster import ClusterShape, LocalCluster, share_of_disk
-from coffre.bench.processes import for_each, together
-from coffre.bench.tables import Table
 from coffre.client import AsyncClient, connect
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.dev.dataset import Record, generate, records
+from coffre.dev.local_cluster import ClusterShape, LocalCluster, share_of_disk
+from coffre.dev.tables import Table
+from coffre.dev.tasks import for_each, together
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from coffre.bench.files import check_writable, write_whole
 from coffre.cluster.errors import ConfigurationError
+from coffre.dev.files import check_writable, write_whole
 
 
 def test_a_report_is_written_into_what_is_no_file(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 import uvloop
-from coffre.bench.demo import DemoOptions, run_demo
-from coffre.bench.local_cluster import ClusterShape, LocalCluster, share_of_disk
 from coffre.cluster.admin import one_line_errors
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import ConfigurationError
+from coffre.dev.demo import DemoOptions, run_demo
+from coffre.dev.local_cluster import ClusterShape, LocalCluster, share_of_disk
 from rich.console import Console
 
 __all__ = ["DevelopmentOptions", "dev", "stay_up"]

@@ -16,11 +16,11 @@ from pathlib import Path
 import pydicom
 import pytest
 import zstandard
-from coffre.bench import dataset
-from coffre.bench._synthetic import write_archive, write_radiograph
-from coffre.bench.dataset import DatasetSummary, Record, Scale, generate, records
 from coffre.bench.fhir_records import compression, fhir_records
 from coffre.cluster.errors import ConfigurationError, InvalidArgument
+from coffre.dev import dataset
+from coffre.dev._synthetic import write_archive, write_radiograph
+from coffre.dev.dataset import DatasetSummary, Record, Scale, generate, records
 
 ARCHIVE_SHA256 = "153edb2838878aaed87a3b757d163dd612a0ef711583ef2298bdbff794133c70"
 RADIOGRAPH_SHA256 = "c3f3b80ff872fb3da16a208e6080b0a4b2438f2d65159ecc3b047643080f86e4"
