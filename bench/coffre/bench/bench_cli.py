@@ -23,14 +23,14 @@ from coffre.bench.load.load_cli import compare, failure, load
 from coffre.bench.micro import micro
 from coffre.bench.result import machine, print_table, write_results
 from coffre.bench.scale_report import scale
-from coffre.cluster.admin import one_line_errors
+from coffre.cluster.admin import CommandGroup, one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.version import __version__
 
 __all__ = ["bench"]
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def bench() -> None:
     """Measure: the published figures, load on a cluster, and what becomes of it when nodes fail."""
 

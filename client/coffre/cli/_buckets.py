@@ -12,7 +12,7 @@ import click
 from coffre.cli._session import json_option, print_json, quiet_option, run
 from coffre.client.async_client import AsyncClient
 from coffre.client.model import RecodeReport
-from coffre.cluster.admin import one_line_errors
+from coffre.cluster.admin import CommandGroup, one_line_errors
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import Conflict, InvalidArgument, Unavailable
 from rich.console import Console
@@ -31,7 +31,7 @@ FOLLOW_SECONDS = 5.0  # between two looks at the map
 AGAIN_SECONDS = 60.0  # before what failed is tried again
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def bucket() -> None:
     """Make, list and forget buckets, and code their objects anew after a change of policy."""
 

@@ -15,7 +15,7 @@ from coffre.client.async_client import AsyncClient
 from coffre.client.config import PASSPHRASE_VARIABLE
 from coffre.client.keys import KeyRing
 from coffre.client.model import ObjectInfo
-from coffre.cluster.admin import one_line_errors, print_table
+from coffre.cluster.admin import CommandGroup, one_line_errors, print_table
 from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
 from rich.table import Table
 
@@ -130,7 +130,7 @@ def locate(ctx: click.Context, target: str, as_json: bool) -> None:
     print_table(table)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def keyring() -> None:
     """Make and rotate the key ring. Whoever loses it loses every record; keep a copy off site."""
 

@@ -23,6 +23,9 @@ _OBJECT_COMMANDS = {
 }
 
 
+_WHOLE = 1_000  # characters: nothing is cut
+
+
 class _Tree(click.Group):
     """Object commands of this room, and one branch for each entry point."""
 
@@ -53,7 +56,7 @@ class _Tree(click.Group):
 
     def _help_of(self, ctx: click.Context, name: str) -> str:
         command = self.get_command(ctx, name)
-        return command.get_short_help_str() if command else ""
+        return command.get_short_help_str(_WHOLE) if command else ""
 
 
 def _object_command(name: str) -> click.Command:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import uvloop
-from coffre.cluster.admin import one_line_errors
+from coffre.cluster.admin import CommandGroup, one_line_errors
 from coffre.cluster.clock import Clock, SystemClock
 from coffre.cluster.errors import ConfigurationError
 from coffre.dev.demo import DemoOptions, run_demo
@@ -101,7 +101,7 @@ async def _beside(cluster: LocalCluster, command: Sequence[str], stop: asyncio.E
     return status if status >= 0 else 128 - status
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def dev() -> None:
     """Development clusters on this machine."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import uvloop
-from coffre.cluster.admin import exit_code_of
+from coffre.cluster.admin import CommandGroup, exit_code_of
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.errors import CoffreError
 from coffre.node.config import load_node_config
@@ -24,7 +24,7 @@ __all__ = ["node"]
 _log = logging.getLogger("coffre.node")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def node() -> None:
     """Run a storage node."""
 

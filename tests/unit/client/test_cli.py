@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from coffre.cli._tree import tree
@@ -187,3 +189,23 @@ def test_the_life_of_a_key_ring(tmp_path: Path) -> None:
     asked = run("keyring", "create", tmp_path / "asked", stdin=f"{PASSPHRASE}\n{PASSPHRASE}\n")
     assert asked.exit_code == 0
     assert PASSPHRASE not in asked.output
+
+
+def _groups(command: click.Command, *path: str) -> Iterator[tuple[str, ...]]:
+    """Each command of the tree that has others below it."""
+    if isinstance(command, click.Group):
+        yield path
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None, name
+            yield from _groups(below, *path, name)
+
+
+@pytest.mark.parametrize("path", list(_groups(tree)), ids=" ".join)
+def test_help_says_of_every_command_the_whole_sentence(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    listed = result.output.partition("Commands:\n")[2]
+    assert listed.strip()
+    assert "..." not in listed

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.coordination_cli import COMMANDS as COORDINATION_COMMANDS
+from coffre.cluster.admin.groups import CommandGroup
 from coffre.cluster.admin.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
 from coffre.cluster.admin.tables import print_table
 from coffre.cluster.clock import SystemClock
@@ -59,7 +60,7 @@ _days = click.option(
 # ------------------------------------------------------------------ pki
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def pki() -> None:
     """The cluster's own authority: who is a node, a tenant, an operator."""
 
@@ -165,7 +166,7 @@ def pki_show(file: Path) -> None:
 # ------------------------------------------------------------------ cluster
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cluster() -> None:
     """The signed cluster map, and who is in it."""
 

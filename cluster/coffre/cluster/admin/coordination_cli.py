@@ -11,6 +11,7 @@ from typing import TypeVar
 import click
 from coffre.cluster._files import read_file
 from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.admin.groups import CommandGroup
 from coffre.cluster.admin.suspending import Taken, await_taken, check_known
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import (
@@ -162,7 +163,7 @@ def nodes(map_path: Path, directory: Path, operator: str) -> None:
         click.echo(line)
 
 
-@click.group("tenants")
+@click.group("tenants", cls=CommandGroup)
 def tenants() -> None:
     """The list of tenants: who is expected, and whose certificates nodes refuse for now."""
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import click
 from coffre.cluster.admin.cli_errors import one_line_errors
+from coffre.cluster.admin.groups import CommandGroup
 from coffre.cluster.admin.operator import (
     OperatorConfig,
     find_operator_config,
@@ -133,7 +134,7 @@ def _as_dict(answer: pb.RepairStatusReply | CoffreError, verbose: bool) -> dict[
 # ------------------------------------------------------------------ repair
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def repair() -> None:
     """What the nodes still have to rebuild, and how fast they may."""
 
@@ -226,7 +227,7 @@ def repair_pause(config_path: Path | None, node_ids: tuple[str, ...], as_json: b
 # ------------------------------------------------------------------ scrub
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def scrub() -> None:
     """How far each node has come with reading everything it holds."""
 
