@@ -312,12 +312,7 @@ async def test_a_tenant_reaches_nothing_of_others(cluster: LocalCluster) -> None
 
 async def restore(cluster: LocalCluster) -> tuple[str, str]:
     """What `coffre cluster restore-coordination` prints, and prints of errors."""
-    directory = cluster.directory
-    command = [
-        COFFRE,
-        *("cluster", "restore-coordination", "--map", str(directory / "cluster.map")),
-        *("--dir", str(directory / "pki"), "--operator", "operator"),
-    ]
+    command = [COFFRE, "cluster", "restore-coordination", "--operator", str(cluster.operator_config())]
     pipe = asyncio.subprocess.PIPE
     restoring = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     said, failed = await restoring.communicate()
@@ -431,9 +426,8 @@ async def test_a_stolen_certificate_is_refused_at_once_and_after_a_restart(tmp_p
 
 
 def tenants(cluster: LocalCluster, *arguments: str) -> str:
-    pki = cluster.directory / "pki"
     command = [str(Path(sys.executable).with_name("coffre")), "cluster", "tenants", *arguments]
-    command += ["--map", str(cluster.directory / "cluster.map"), "--dir", str(pki), "--operator", "operator"]
+    command += ["--operator", str(cluster.operator_config())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout

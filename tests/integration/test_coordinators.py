@@ -100,13 +100,8 @@ async def test_the_role_goes_to_another_node_and_everybody_follows(cluster: Loca
             await watching
         assert "it is so already" in await done(cluster, "cluster", "set-coordinators", "node-2", "--yes")
         await until_all_have_epoch(cluster, 2)
-        known = str(cluster.directory / "cluster.map")
-        restore = [COFFRE, "cluster", "restore-coordination", "--map", known, "--operator", "operator"]
-        restore += ["--dir", str(cluster.directory / "pki")]
-        finished = await asyncio.to_thread(
-            subprocess.run, restore, capture_output=True, text=True, timeout=PATIENCE_SECONDS
-        )
-        assert "there is nothing to restore" in finished.stderr  # the new one got the map with its role
+        said = await refused(cluster, "cluster", "restore-coordination")
+        assert "there is nothing to restore" in said  # the new one got the map with its role
 
         # The old one lives, and nobody hangs on it: maps reach all, though no request tells of them.
         await done(cluster, "cluster", "set-capacity", "node-4", "2TB", "--yes")
@@ -141,15 +136,14 @@ async def an_old_file_is_brought_up_to_date(cluster: LocalCluster, old: bytes) -
     pki, file = cluster.directory / "pki", cluster.directory / "cluster.map"
     newest, _ = read_map(file, pki / "ca.crt")
     operator = ("--operator", str(cluster.operator_config()))
-    session = ("--map", str(file), "--dir", str(pki), "--operator", "operator")
     for command in (
         ("doctor", "--json", *operator),
         ("repair", "status", "--json", *operator),
         ("scrub", "status", "--node", "node-6", *operator),
         ("cluster", "status", "--json", *operator),
         ("cluster", "drain", "node-5", "--dry-run", *operator),
-        ("cluster", "nodes", *session),
-        ("cluster", "tenants", "list", *session),
+        ("cluster", "nodes", *operator),
+        ("cluster", "tenants", "list", *operator),
     ):
         file.write_bytes(old)
         said = await quickly_done(cluster, *command)
@@ -160,7 +154,7 @@ async def an_old_file_is_brought_up_to_date(cluster: LocalCluster, old: bytes) -
     planned_file = cluster.directory / "planned.map"
     planned_file.write_bytes(cluster.sign(planned))
     file.write_bytes(old)
-    said = await quickly_done(cluster, "cluster", "publish", str(planned_file), *session)
+    said = await quickly_done(cluster, "cluster", "publish", str(planned_file), *operator)
     assert said == f"epoch {planned.epoch} is published\n"
     assert read_map(file, pki / "ca.crt")[0] == planned
 
@@ -181,12 +175,7 @@ async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalClu
         (cluster.config(2).parent / "cluster.map").write_bytes(carried)
         cluster.kill(2)
         await cluster.start([2])
-        restore = ("cluster", "restore-coordination", "--map", str(cluster.directory / "cluster.map"))
-        command = [COFFRE, *restore, "--dir", str(cluster.directory / "pki"), "--operator", "operator"]
-        finished = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE_SECONDS
-        )
-        assert finished.returncode == 0, finished.stderr
+        await done(cluster, "cluster", "restore-coordination")
         added = await asyncio.to_thread(cluster.join, "node-6", "server-6", "site-1", "operator-1")
         await done(cluster, "cluster", "replace", "node-1", f"{added}=1TB", "--lost", "--yes")
         with pytest.raises(AlreadyExists):
@@ -197,8 +186,7 @@ async def test_a_coordinator_that_is_gone_for_good_is_replaced(cluster: LocalClu
 async def test_two_stores_of_two_nodes_are_refused_by_all_that_would_trust_them(tmp_path: Path) -> None:
     shape = ClusterShape(nodes=5, sites=1, k=2, m=1, partitions=16, repair=FAST, coordinators=(1, 2))
     async with LocalCluster.create(tmp_path / "cluster", shape) as cluster:
-        known, pki = str(cluster.directory / "cluster.map"), str(cluster.directory / "pki")
-        session = ("--map", known, "--dir", pki, "--operator", "operator")
+        known = str(cluster.directory / "cluster.map")
         for number in (1, 2):
             assert "a store of its own (embedded)" in cluster.log(number).read_text()
             assert '"serving"' not in cluster.log(number).read_text()
@@ -208,13 +196,7 @@ async def test_two_stores_of_two_nodes_are_refused_by_all_that_would_trust_them(
             ("tenants", "list"),
             ("nodes",),
         ):
-            finished = await asyncio.to_thread(
-                subprocess.run,
-                [COFFRE, "cluster", *command, *session],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_SECONDS,
-            )
+            finished = await asyncio.to_thread(coffre, cluster, "cluster", *command)
             assert finished.returncode == 2, (command, finished.stdout)
             assert "node-1, node-2 each have a coordination store of their own" in finished.stderr
         for wish in (("drain", "node-5"), ("set-capacity", "node-4", "2TB")):

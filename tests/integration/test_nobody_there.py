@@ -90,11 +90,10 @@ def test_ones_own_files_are_looked_at_first(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"clinic\.crt has expired"):
             asyncio.run(connect(cluster.client_config()))
         operator = ("--operator", str(cluster.operator_config()))
-        session = ("--map", cluster.directory / "cluster.map", "--dir", pki, "--operator", "operator")
         for command in (
             ("doctor", *operator),
             ("cluster", "status", *operator),
-            ("cluster", "nodes", *session),
+            ("cluster", "nodes", *operator),
         ):
             done = subprocess.run(
                 [COFFRE, *map(str, command)], capture_output=True, text=True, timeout=PATIENCE_SECONDS

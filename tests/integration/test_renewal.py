@@ -183,14 +183,12 @@ async def ending(cluster: LocalCluster, port: int, attributes: NodeAttributes) -
 
 async def test_a_node_waits_for_the_map_with_its_new_certificate(cluster: LocalCluster) -> None:
     """Restarted before the map is published: it says that it waits, and serves once it is."""
-    pki, cluster_map = cluster.directory / "pki", cluster.directory / "cluster.map"
-    signer = ("--map", str(cluster_map), "--dir", str(pki), "--operator", "operator")
-    await asyncio.to_thread(coffre, "cluster", "restore-coordination", *signer)
+    operator = str(cluster.directory / "operator.toml")
+    await asyncio.to_thread(coffre, "cluster", "restore-coordination", "--operator", operator)
     certificate = issue_again(cluster)
     cluster.kill(VICTIM)
     starting = asyncio.create_task(cluster.start([VICTIM]))
     await until_logged(cluster, "waiting for a map with this certificate")
-    operator = str(cluster.directory / "operator.toml")
     await asyncio.to_thread(coffre, "cluster", "renew", str(certificate), "--yes", "--operator", operator)
     await starting
 

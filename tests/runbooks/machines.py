@@ -271,7 +271,7 @@ class Machines:
             self.launch(host, name, "--new-cluster")
         for name in NODES:
             self.wait(name)
-        command = "coffre cluster publish cluster.map --map cluster.map --dir pki --operator alice"
+        command = "coffre cluster publish cluster.map"
         said = self.shell(command, may_fail=self.is_divided)
         assert ("a coordination store of their own" in said) is self.is_divided, said
 

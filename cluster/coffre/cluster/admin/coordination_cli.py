@@ -12,6 +12,7 @@ import click
 from coffre.cluster._files import read_file
 from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.groups import CommandGroup
+from coffre.cluster.admin.operator import find_operator_config, load_operator_config, operator_option
 from coffre.cluster.admin.suspending import Taken, await_taken, check_known
 from coffre.cluster.clock import SystemClock
 from coffre.cluster.coordination import (
@@ -24,9 +25,9 @@ from coffre.cluster.coordination import (
     publish_map,
     suspend_tenant,
 )
-from coffre.cluster.errors import CoffreError, ConfigurationError
+from coffre.cluster.errors import CoffreError
 from coffre.cluster.health import present_nodes
-from coffre.cluster.identity import Role, TlsFiles, load_identity, read_certificate
+from coffre.cluster.identity import read_certificate
 from coffre.cluster.map import MAP_BYTES_MAX, ClusterMap, NodeState, read_map, verify_map
 from coffre.cluster.membership import (
     Restored,
@@ -42,29 +43,17 @@ __all__ = ["COMMANDS"]
 
 _T = TypeVar("_T")
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_map = click.option("--map", "map_path", type=_FILE, required=True, help="The signed map that you have.")
-_pki = click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Folder with ca.crt and the operator's certificate and key.",
-)
-_operator = click.option("--operator", required=True, help="Whose certificate to show: NAME.crt, NAME.key.")
 
 
 class _Session:
     """An operator's connections for one command."""
 
-    def __init__(self, map_path: Path, directory: Path, operator: str) -> None:
-        self.map_path = map_path
-        self.authority_path = directory / "ca.crt"
-        tls = TlsFiles(self.authority_path, directory / f"{operator}.crt", directory / f"{operator}.key")
+    def __init__(self, config_path: Path | None) -> None:
         self.clock = SystemClock()
-        if load_identity(tls, self.clock).role is not Role.OPERATOR:
-            raise ConfigurationError(f"{tls.certificate} is not an operator's certificate")
-        self.map, self.signed = read_map(map_path, self.authority_path)
-        self.authority = read_certificate(self.authority_path)
+        config = load_operator_config(find_operator_config(config_path), self.clock)
+        self.map_path, tls = config.map_path, config.tls
+        self.map, self.signed = read_map(self.map_path, tls.authority)
+        self.authority = read_certificate(tls.authority)
         self.transport = GrpcTransport(self.map, tls)
         self.coordination = RemoteCoordination(self.transport)
 
@@ -90,9 +79,7 @@ class _Session:
 
 
 def _run(
-    map_path: Path,
-    directory: Path,
-    operator: str,
+    config_path: Path | None,
     work: Callable[[_Session], Awaitable[_T]],
     *,
     learning: bool = True,
@@ -100,7 +87,7 @@ def _run(
     """`learning`: by the newest map that nodes have; else by the file's, whatever they say."""
 
     async def connected() -> _T:
-        session = _Session(map_path, directory, operator)
+        session = _Session(config_path)
         try:
             if learning:
                 await session.learn()
@@ -114,11 +101,9 @@ def _run(
 
 @click.command("publish")
 @click.argument("new", metavar="NEW_MAP", type=_FILE)
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def publish(new: Path, map_path: Path, directory: Path, operator: str) -> None:
+def publish(new: Path, config_path: Path | None) -> None:
     """Make NEW_MAP, signed and one epoch above the newest, the map of the cluster. Nodes adopt it within a second."""
     signed = read_file(new, MAP_BYTES_MAX)
 
@@ -130,7 +115,7 @@ def publish(new: Path, map_path: Path, directory: Path, operator: str) -> None:
         await session.take(VerifiedMap(published, signed))
         return published.epoch
 
-    click.echo(f"epoch {_run(map_path, directory, operator, work)} is published")
+    click.echo(f"epoch {_run(config_path, work)} is published")
 
 
 async def _check_coordinators(session: _Session, candidate: ClusterMap) -> None:
@@ -141,11 +126,9 @@ async def _check_coordinators(session: _Session, candidate: ClusterMap) -> None:
 
 
 @click.command("nodes")
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def nodes(map_path: Path, directory: Path, operator: str) -> None:
+def nodes(config_path: Path | None) -> None:
     """Which nodes of the map have said lately that they are alive, and at which epoch they serve."""
 
     async def work(session: _Session) -> list[str]:
@@ -159,7 +142,7 @@ def nodes(map_path: Path, directory: Path, operator: str) -> None:
                 lines.append(f"{node.number:>6}  {node.node_id:<24} {said}")
         return lines
 
-    for line in _run(map_path, directory, operator, work):
+    for line in _run(config_path, work):
         click.echo(line)
 
 
@@ -170,17 +153,15 @@ def tenants() -> None:
 
 @tenants.command("add")
 @click.argument("name")
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def add(name: str, map_path: Path, directory: Path, operator: str) -> None:
+def add(name: str, config_path: Path | None) -> None:
     """Enter a tenant."""
 
     async def work(session: _Session) -> None:
         await create_tenant(session.coordination, Tenant(name, session.clock.unixtime_ms()))
 
-    _run(map_path, directory, operator, work)
+    _run(config_path, work)
     click.echo(f"{name} is entered")
 
 
@@ -188,11 +169,9 @@ def add(name: str, map_path: Path, directory: Path, operator: str) -> None:
 @click.argument("name")
 @click.option("--lift", is_flag=True, help="Take the suspension back.")
 @click.option("--force", is_flag=True, help="Also a tenant that nobody knows.")
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def suspend(name: str, lift: bool, force: bool, map_path: Path, directory: Path, operator: str) -> None:
+def suspend(name: str, lift: bool, force: bool, config_path: Path | None) -> None:
     """Let nodes refuse a tenant's certificates, within a second and until that is taken back.
 
     A tenant that is not in the list, and has shown no certificate to a node lately, is refused: it may be a slip.
@@ -206,7 +185,7 @@ def suspend(name: str, lift: bool, force: bool, map_path: Path, directory: Path,
         await suspend_tenant(session.coordination, name, suspended=not lift, unixtime_ms=now_ms)
         return await await_taken(session.transport, nodes, name, suspended=not lift, clock=session.clock)
 
-    taken = _run(map_path, directory, operator, work)
+    taken = _run(config_path, work)
     count = f"{len(taken.nodes)} of {len(taken.nodes) + len(taken.waiting)} nodes"
     click.echo(f"{name}: {count} {'serve it again' if lift else 'refuse it'}")
     for node_id, why in taken.waiting.items():
@@ -214,38 +193,35 @@ def suspend(name: str, lift: bool, force: bool, map_path: Path, directory: Path,
 
 
 @tenants.command("list")
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def list_command(map_path: Path, directory: Path, operator: str) -> None:
+def list_command(config_path: Path | None) -> None:
     """All tenants."""
 
     async def work(session: _Session) -> list[Tenant]:
         return await list_tenants(session.coordination)
 
-    for tenant in _run(map_path, directory, operator, work):
+    for tenant in _run(config_path, work):
         click.echo(f"{tenant.name}{'  suspended' if tenant.suspended else ''}")
 
 
 @click.command("restore-coordination")
-@_map
-@_pki
-@_operator
+@operator_option
 @one_line_errors
-def restore(map_path: Path, directory: Path, operator: str) -> None:
+def restore(config_path: Path | None) -> None:
     """Fill an empty coordination store again: the newest signed map that you or any node keeps becomes the current one.
 
-    The map that was published last may be in your file alone, so give the newest one that you have.
+    The map that was published last may be in your file alone (`map` in operator.toml), so have the newest one there.
     """
 
-    async def work(session: _Session) -> Restored:
+    async def work(session: _Session) -> tuple[Restored, Path]:
         kept = VerifiedMap(session.map, session.signed)
-        return await restore_newest_map(
+        restored = await restore_newest_map(
             session.coordination, session.transport, kept, session.authority, session.clock
         )
+        return restored, session.map_path
 
-    done = _run(map_path, directory, operator, work, learning=False)
+    done, map_path = _run(config_path, work, learning=False)
     if done.newest_of_nodes < done.map.epoch:
         click.echo(
             f"epoch {done.map.epoch} is restored from {map_path}; "

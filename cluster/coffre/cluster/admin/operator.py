@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 from coffre.cluster.clock import Clock
 from coffre.cluster.errors import CoffreError, ConfigurationError, Unauthenticated
 from coffre.cluster.health import OwnFiles
@@ -24,11 +25,25 @@ from coffre.cluster.map import ClusterMap, read_map
 from coffre.cluster.membership import learn_map
 from coffre.cluster.transport import Transport
 
-__all__ = ["OperatorConfig", "find_operator_config", "learned", "load_operator_config", "own_files"]
+__all__ = [
+    "OperatorConfig",
+    "find_operator_config",
+    "learned",
+    "load_operator_config",
+    "operator_option",
+    "own_files",
+]
 
 CONFIG_VARIABLE = "COFFRE_OPERATOR_CONFIG"
 DEFAULT_PLACES = (Path(".coffre/operator.toml"), Path("~/.config/coffre/operator.toml"))
 _SETTINGS = ("map", "authority", "certificate", "key")
+
+operator_option = click.option(
+    "--operator",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~/.config/coffre.",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from coffre.cluster.admin.operator import (
     find_operator_config,
     learned,
     load_operator_config,
+    operator_option,
     own_files,
 )
 from coffre.cluster.admin.tables import print_table
@@ -32,12 +33,6 @@ __all__ = ["doctor", "repair", "scrub"]
 
 TIMEOUT_SECONDS = 5.0
 _T = TypeVar("_T")
-_operator = click.option(
-    "--operator",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="operator.toml; else $COFFRE_OPERATOR_CONFIG, ./.coffre, ~/.config/coffre.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _verbose = click.option(
     "--verbose", is_flag=True, help="With --json: the numbers of all partitions that have moved, too."
@@ -140,7 +135,7 @@ def repair() -> None:
 
 
 @repair.command("status")
-@_operator
+@operator_option
 @_nodes
 @_json
 @_verbose
@@ -199,7 +194,7 @@ def _control(
 
 
 @repair.command("start")
-@_operator
+@operator_option
 @_nodes
 @click.option("--mb-per-second", type=click.IntRange(1), help="The cap from now on, until the node restarts.")
 @_json
@@ -214,7 +209,7 @@ def repair_start(
 
 
 @repair.command("pause")
-@_operator
+@operator_option
 @_nodes
 @_json
 @one_line_errors
@@ -233,7 +228,7 @@ def scrub() -> None:
 
 
 @scrub.command("status")
-@_operator
+@operator_option
 @_nodes
 @_json
 @_verbose
@@ -273,7 +268,7 @@ def _ago(unixtime_ms: int) -> str:
 
 
 @click.command()
-@_operator
+@operator_option
 @_json
 @click.option(
     "--fail-on",

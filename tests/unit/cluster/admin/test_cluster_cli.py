@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -221,3 +222,21 @@ def test_a_map_file_that_is_none_is_named(directory: Path, tmp_path: Path, conte
         result = run(cluster, *arguments)
         refused(result, ExitCode.INTEGRITY, f"{path}: ")
         assert text in result.stderr
+
+
+def _commands(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from _commands(command)
+        else:
+            yield command
+
+
+def test_every_command_for_a_running_cluster_takes_the_same_operator_toml() -> None:
+    """--operator is a file wherever it is said, and none needs to be said where operator.toml lies in its place."""
+    for command in _commands(cluster):
+        if command.name in {"init", "show", "verify"}:  # these work on files alone
+            continue
+        options = {option.opts[0]: option for option in command.params if isinstance(option, click.Option)}
+        assert isinstance(options["--operator"].type, click.Path), command.name
+        assert not [name for name, option in options.items() if option.required], command.name
