@@ -50,7 +50,8 @@ def find_config(given: StrPath | None) -> Path:
         if os.path.exists(found):  # noqa: PTH110  # no, where a user may not look
             return Path(found)
     raise ConfigurationError(
-        "no cluster is configured: pass --config FILE, set COFFRE_CONFIG, or start a development cluster (`make run`)"
+        "no cluster is configured: name a client.toml (--config FILE, connect(PATH), COFFRE_CONFIG), or start a "
+        "cluster to develop against (`coffre dev up`)"
     )
 
 
