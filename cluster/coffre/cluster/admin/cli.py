@@ -277,7 +277,7 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
     checked = "signature verified" if authority else "signature NOT verified (no --authority)"
     click.echo(f"cluster {found.cluster_id}, epoch {found.epoch}, {found.partitions} partitions, {checked}")
     served = ", ".join(found.node(number).node_id for number in found.coordinators)
-    click.echo(f"coordination: {served or 'none'}")
+    click.echo(f"coordinators: {served or 'none, so no conditional writes'}")
     table = Table("no", "node", "address", "server", "site", "operator", "country", "capacity", "state")
     for node in found.nodes:
         place = (node.server, node.site, node.operator, node.jurisdiction)
@@ -296,8 +296,6 @@ def cluster_show(map_file: Path, authority: Path | None, as_json: bool) -> None:
     print_table(table)
     for one in found.bucket_policies:
         click.echo(f"bucket {one.tenant}/{one.bucket}: policy {one.policy}")
-    if found.coordinators:
-        click.echo(f"coordinators: {', '.join(found.node(number).node_id for number in found.coordinators)}")
     if found.prior:
         click.echo(
             f"data is moving; still consulted: epochs {', '.join(str(one.epoch) for one in found.prior)}"
@@ -363,7 +361,9 @@ def cluster_verify(map_file: Path, authority: Path) -> None:
 
 def _print_report(report: PolicyReport) -> None:
     worst = ", ".join(f"{count} with one {domain}" for domain, count in report.shards_max.items())
+    spare = report.spare_nodes_min
+    stand_in = f"{spare} or more others can stand in" if spare else "no other node can stand in"
     click.echo(
         f"policy {report.policy.name}: all {report.partitions} partitions placed; at most {worst}; "
-        f"{report.spare_nodes_min} of {report.policy.m} substitutes or more for any shard"
+        f"{stand_in} for nodes that are down ({report.policy.m} suffice)"
     )
