@@ -22,6 +22,7 @@ import json
 import os
 import re
 import resource
+import signal
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -262,7 +263,14 @@ def read_passphrase(path: Path | None) -> bytes:
         except OSError as error:
             raise Refusal(f"cannot read {path}: {error.strerror}") from None
     given = os.environ.get(PASSPHRASE_VARIABLE)
-    return (given if given is not None else getpass.getpass("Passphrase of the key ring: ")).encode()
+    if given is None:
+        try:
+            given = getpass.getpass("Passphrase of the key ring: ")
+        except EOFError:
+            raise Refusal(
+                f"nobody can be asked for the passphrase: give --passphrase-file F, or ${PASSPHRASE_VARIABLE}"
+            ) from None
+    return given.encode()
 
 
 # ---------------------------------------------------------------- a node's directory (docs/formats/node.md)
@@ -1105,6 +1113,7 @@ def recover(options: argparse.Namespace) -> int:
     recovery.run(options.tenant, options.bucket, options.prefix)
     if output is not None:
         output.finish()
+    sys.stdout.flush()
     told = ", ".join(f"{count} {what}" for what, count in recovery.counts.items())
     print(f"{len(nodes)} node directories read: {told}", file=sys.stderr if options.list else sys.stdout)
     return 1 if problems.serious else 0
@@ -1132,6 +1141,9 @@ def main(arguments: list[str] | None = None) -> int:
         return recover(parser.parse_args(arguments))
     except Refusal as error:
         print(f"recover: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         print(f"recover: stopped: {error}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import lmdb
 import pytest
+from coffre.client import KeyRing
 from coffre.cluster.clock import ManualClock
 from coffre.cluster.names import ObjectName
 from coffre.codec import Codec, crc32c
@@ -18,6 +23,8 @@ from coffre.node.disk import LmdbStore
 from coffre.node.disk.rows import Location, encode_row
 from coffre.node.store import Accept, Entry, Mark, State, StoreOptions
 from coffre.proto import coffre_pb2 as pb
+
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[3]
 VECTORS = json.loads((ROOT / "tests/unit/codec/vectors/zfec.json").read_text())["vectors"]
@@ -214,7 +221,8 @@ async def marked(tmp_path: Path) -> Path:
     store = await LmdbStore.open(tmp_path, StoreOptions(map_bytes=1 << 20), ManualClock())
     for key, stamp in (("a", MARKED), ("b", ABOVE), ("c", OTHER)):
         name = ObjectName("t", "b", key)
-        await store.apply([Accept(name, 7, stamp, False, bytes(16), b"m", b"", (), 0)])
+        (outcome,) = await store.apply([Accept(name, 7, stamp, False, bytes(16), b"m", bytes(16), (), None)])
+        assert outcome.error is None
     await store.apply([Mark("t", MARKED)])
     await store.close()
     return tmp_path
@@ -252,3 +260,46 @@ async def test_a_directory_without_marks_is_read(marked: Path) -> None:
         txn.drop(env.open_db(b"writers", txn=txn, create=False))
     run = recover.Recovery([recover.NodeDirectory(marked)], {}, None, False, recover.Problems())
     assert run._settled(b"t\0b\0a", MARKED, held(recover.ACCEPTED)) is False
+
+
+def run(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The script by itself, at the head of a session of its own: no terminal."""
+    command = [sys.executable, ROOT / "docs/recovery/recover.py", *arguments]
+    bare = {name: value for name, value in os.environ.items() if name != "COFFRE_KEYRING_PASSPHRASE"}
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        env=bare,
+        **how,
+    )
+
+
+def test_where_nobody_can_be_asked_for_the_passphrase_it_says_what_to_give(tmp_path: Path) -> None:
+    KeyRing.generate().save(tmp_path / "ring", b"secret")
+    done = run("--keyring", tmp_path / "ring", "--list", tmp_path, stdout=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert "--passphrase-file F" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_of_the_list_that_has_gone_is_no_error(
+    marked: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    KeyRing.generate().save(home / "ring", b"secret")
+    (home / "passphrase").write_text("secret")
+    secrets = ("--keyring", home / "ring", "--passphrase-file", home / "passphrase")
+    assert run(*secrets, "--list", marked, stdout=subprocess.PIPE).stdout.count("\n") == 3
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = run(*secrets, "--list", marked, stdout=writing)
+    finally:
+        os.close(writing)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert "roken" not in done.stderr
