@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coffre.cluster.health.certificates import of_authority, of_end, of_tenants
-from coffre.cluster.health.findings import Finding, Level
+from coffre.cluster.health.findings import Finding, Level, see_run_book
 from coffre.cluster.health.space import of_space
 from coffre.cluster.health.stores import of_coordination
 from coffre.cluster.health.witnesses import Testimony, lonely_accusers, testimonies
@@ -53,7 +53,7 @@ def examine(
         report = reports.get(node.number, NodeReport(error="it was not asked"))
         testimony = said.get(node.number)
         if report.status is None:
-            text = f"does not answer: {report.error}" + _of_outage(testimony)
+            text = f"does not answer: {report.error}{_of_outage(testimony)}{see_run_book('A node dies')}"
             findings.append(Finding(Level.ERROR, node.node_id, text))
             continue
         if testimony is not None:
@@ -110,13 +110,15 @@ def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> li
         text = f"is at map epoch {status.epoch}, this operator's map at {epoch}"
         findings.append(Finding(Level.WARNING, node, text))
     if status.index_damaged:
-        text = 'its index is damaged: replace this node (docs/operations.md, "A disk fails")'
+        text = f"its index is damaged: replace this node{see_run_book('A disk fails')}"
         findings.append(Finding(Level.ERROR, node, text))
     if status.coordination_failure:
-        text = f"serves coordination that has ended: {status.coordination_failure}"
+        text = (
+            f"serves coordination that has ended: {status.coordination_failure}{see_run_book('A disk fails')}"
+        )
         findings.append(Finding(Level.ERROR, node, text))
     if status.cannot_write:
-        text = f'takes no writes: {status.cannot_write} (docs/operations.md, "A disk fails")'
+        text = f"takes no writes: {status.cannot_write}{see_run_book('A disk fails')}"
         findings.append(Finding(Level.ERROR, node, text))
     if status.waiting:
         text = (

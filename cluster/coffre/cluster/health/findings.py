@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Finding", "Level"]
+__all__ = ["Finding", "Level", "see_run_book"]
 
 
 class Level(enum.IntEnum):
@@ -23,3 +23,8 @@ class Finding:
     level: Level
     subject: str  # a node's id, or the cluster
     text: str
+
+
+def see_run_book(title: str) -> str:
+    """Where it says what to do, in brackets behind a finding."""
+    return f' (docs/operations.md, "{title}")'

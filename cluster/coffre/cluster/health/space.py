@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from coffre.cluster.health.findings import Finding, Level
+from coffre.cluster.health.findings import Finding, Level, see_run_book
 from coffre.cluster.map import MapNode
 from coffre.proto import coffre_pb2 as pb
 
 __all__ = ["of_space"]
 
 DISK_FREE_MIN = 0.15
+_RUN_BOOK = see_run_book("A disk fills")
 CAPACITY_EXCESS_MAX = (
     1.05  # of the map's capacity over the disk's size: what file systems keep for themselves
 )
@@ -25,12 +26,13 @@ def of_space(node: MapNode, status: pb.StatusReply) -> list[Finding]:
     if not status.writable and status.cannot_write:
         return findings  # that it is full is not what matters
     if not status.writable:
-        findings.append(Finding(Level.ERROR, node.node_id, "its disk is full: it takes deletes alone"))
+        text = f"its disk is full: it takes deletes alone{_RUN_BOOK}"
+        findings.append(Finding(Level.ERROR, node.node_id, text))
     elif whole and room < whole * DISK_FREE_MIN:
         text = f"its disk is filling: {room / whole:.0%} free"
         if status.reserve_bytes:
             text += f", beside the reserve of {_size(status.reserve_bytes)}"
-        findings.append(Finding(Level.WARNING, node.node_id, text))
+        findings.append(Finding(Level.WARNING, node.node_id, text + _RUN_BOOK))
     return findings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coffre.cluster.health.findings import Finding, Level
+from coffre.cluster.health.findings import Finding, Level, see_run_book
 from coffre.cluster.map import ClusterMap
 from coffre.proto import coffre_pb2 as pb
 
@@ -55,7 +55,8 @@ def of_coordination(cluster_map: ClusterMap, statuses: Mapping[int, pb.StatusRep
     if not cluster_map.coordinators:
         return []
     if rivals := rival_stores(cluster_map, statuses):
-        return [Finding(Level.ERROR, "coordination", rivals)]
+        text = rivals + see_run_book("Two nodes have a coordination store each")
+        return [Finding(Level.ERROR, "coordination", text)]
     troubles = {number: _trouble(statuses.get(number)) for number in cluster_map.coordinators}
     is_served = not all(troubles.values())
     findings = [
@@ -68,6 +69,7 @@ def of_coordination(cluster_map: ClusterMap, statuses: Mapping[int, pb.StatusRep
     if not is_served:
         named = ", ".join(cluster_map.node(number).node_id for number in cluster_map.coordinators)
         text = f"nobody serves it (the map names {named}): {_REFUSED}. Plain reads and writes go on"
+        text += see_run_book("Coordination cannot be reached")
         findings.append(Finding(Level.ERROR, "coordination", text))
     return findings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,22 @@ def test_no_operator_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert find_operator_config(None) == Path("elsewhere.toml")
     result = CliRunner().invoke(doctor, [])
     assert result.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        NodeReport(error="no route"),
+        NodeReport(full),
+        NodeReport(failed),
+        NodeReport(status(disk_bytes=900 * GB)),
+        NodeReport(status(index_damaged=True)),
+        NodeReport(status(coordination_failure="the disk of it")),
+    ],
+)
+def test_what_has_a_run_book_names_it(report: NodeReport) -> None:
+    page = (Path(__file__).parents[4] / "docs/operations.md").read_text("utf-8")
+    (finding,) = of_first(report)
+    named = re.search(r'\(docs/operations\.md, "([^"]+)"\)$', finding.text)
+    assert named is not None, finding.text
+    assert f"\n### {named[1]}\n" in page
