@@ -35,6 +35,8 @@ __all__ = ["Destination", "Network", "Quality", "SimulatedTransport"]
 
 KEEPALIVE_SECONDS = 40.0  # after which a stream into a partition breaks, as gRPC's keepalive would let it
 _Reply = TypeVar("_Reply")
+HEALED_SPREAD_SECONDS = 0.02
+
 _Work = Callable[[NodeHandler], Awaitable[Message | None]]
 
 
@@ -102,10 +104,10 @@ class Network:
         self._held_until[sender] = max(until, self._held_until.get(sender, 0.0))
 
     def heal(self) -> None:
-        """No partitions any more, and nothing is lost or doubled; delays stay."""
+        """No partitions any more; nothing is lost or doubled, nor takes longer than anybody waits."""
         self._cut_until.clear()
         self._held_until.clear()
-        self.quality = Quality(self.quality.delay, self.quality.spread)
+        self.quality = Quality(self.quality.delay, min(self.quality.spread, HEALED_SPREAD_SECONDS))
 
     def reset(self, node: int) -> None:
         """The node is gone: whoever waits for it learns so, unless it is cut off."""

@@ -390,3 +390,32 @@ async def test_a_node_that_hangs_is_asked_last_until_it_answers(cluster: InProce
     await reader.flush()
     assert await reader.get("b", "k") == b"value"
     assert hanging in asked
+
+
+async def test_a_shard_that_is_not_staged_any_more_is_not_an_object_that_is_missing(
+    cluster: InProcessCluster,
+) -> None:
+    """Two nodes lost what they had synced, between the upload and the Accept: D is missed, and nothing is said of the
+    object. The next put is as any other."""
+    data = random.Random(3).randbytes(2 * MIB)
+    lost = set[int]()
+
+    async def lose(node: int, request: Traffic) -> None:
+        if not isinstance(request, pb.BatchRequest):
+            return
+        for operation in request.operations:
+            accept = operation.accept
+            if operation.HasField("accept") and accept.staged and (node in lost or len(lost) < 2):
+                lost.add(node)
+                manifest = pb.Manifest.FromString(accept.sealed.manifest)
+                await cluster.stores[node].drop_staged("clinic", manifest.data_id, accept.shard_index)
+
+    cluster.network.before = lose
+    client = cluster.client()
+    with pytest.raises(Unavailable, match="nothing was written: 5 shards"):
+        await client.put("b", "k", data)
+    cluster.network.heal()
+    with pytest.raises(NotFound):
+        await client.get("b", "k")
+    await client.put("b", "k", data)
+    assert await client.get("b", "k") == data

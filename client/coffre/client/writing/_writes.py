@@ -16,6 +16,7 @@ from coffre.client.writing._stamps import Issuer, too_far_ahead
 from coffre.cluster.errors import (
     ClockSkew,
     CoffreError,
+    NotFound,
     OutcomeUnknown,
     PermanentError,
     PolicyViolation,
@@ -287,9 +288,13 @@ class Writer:
         if begun is not None and not begun.may_be_established(holders):
             begun = None  # too few took it for any reader to return it
         view = self._views.current
-        for node in holders - view.electorate(name).everyone:
-            if node in view.peers:
-                view.peers[node].writes.submit_lazily(operation)
+        beyond = [node for node in holders - view.electorate(name).everyone if node in view.peers]
+        for node in beyond if not every else ():
+            view.peers[node].writes.submit_lazily(operation)
+        # Substitutes have no vote, but the next stamp needs what they give back.
+        freed = asyncio.gather(
+            *(view.peers[node].writes.submit(operation) for node in beyond if every), return_exceptions=True
+        )
         deadline = self._clock.monotonic() + self._patience
         while True:
             view = self._views.current
@@ -309,6 +314,7 @@ class Writer:
                 if fate is Fate.DEAD and begun is not None and not electorate.decides_since(begun):
                     fate = Fate.UNKNOWN
                 if fate is not Fate.UNKNOWN and not (every and waiting):
+                    await freed
                     return fate
             if self._clock.monotonic() >= deadline or len(votes) >= len(electorate.everyone):
                 return Fate.UNKNOWN
@@ -395,7 +401,8 @@ def _refusal(round_: Round) -> CoffreError:
     """The error that says best why a round failed."""
     errors = list(round_.errors.values())
     for error in errors:
-        if isinstance(error, PermanentError):
+        # That a shard is not staged there any more is nothing of the caller's: from the start it would be.
+        if isinstance(error, PermanentError) and not isinstance(error, NotFound):
             return error
     if round_.fails_by_clocks:
         return ClockSkew(f"nothing was written: {round_.summary()}", details=round_.details)
