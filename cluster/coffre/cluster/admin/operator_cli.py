@@ -113,6 +113,11 @@ def _shown(
         raise Unavailable("no node answers")
 
 
+def _reason(config: OperatorConfig, number: int, error: CoffreError) -> str:
+    """Why a node gives no answer, for a line that begins with its name."""
+    return str(error).removeprefix(f"node {config.cluster_map.node(number).node_id}: ")
+
+
 def _as_dict(answer: pb.RepairStatusReply | CoffreError, verbose: bool) -> dict[str, object]:
     """A node's answer for machines: of the partitions that it has moved, which may be thousands, the number."""
     if isinstance(answer, CoffreError):
@@ -291,7 +296,9 @@ def doctor(config_path: Path | None, as_json: bool, fail_on: str) -> None:
 
     config, answers = _ask_all(config_path, (), call)
     reports = {
-        number: NodeReport(error=str(answer)) if isinstance(answer, CoffreError) else answer
+        number: NodeReport(error=_reason(config, number, answer))
+        if isinstance(answer, CoffreError)
+        else answer
         for number, answer in answers.items()
     }
     findings = examine(config.cluster_map, reports, clock.unixtime_ms(), own_files(config.tls))

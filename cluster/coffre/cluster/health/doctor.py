@@ -53,7 +53,8 @@ def examine(
         report = reports.get(node.number, NodeReport(error="it was not asked"))
         testimony = said.get(node.number)
         if report.status is None:
-            text = f"does not answer: {report.error}{_of_outage(testimony)}{see_run_book('A node dies')}"
+            text = f"does not answer at {node.address}: {report.error}{_of_outage(testimony)}"
+            text += see_run_book("A node dies")
             findings.append(Finding(Level.ERROR, node.node_id, text))
             continue
         if testimony is not None:

@@ -78,7 +78,7 @@ NEEDS = pb.RepairNeed(spare_shards=0, objects=7)
 @pytest.mark.parametrize(
     ("report", "level", "text"),
     [
-        (NodeReport(error="no route"), Level.ERROR, "does not answer: no route"),
+        (NodeReport(error="no route"), Level.ERROR, "does not answer at 127.0.0.1:7001: no route"),
         (NodeReport(full), Level.ERROR, "full"),
         (NodeReport(failed), Level.ERROR, "takes no writes: its disk burns"),
         (NodeReport(status(index_damaged=True)), Level.ERROR, "replace this node"),
