@@ -88,6 +88,13 @@ def _die_by(signum: signal.Signals) -> NoReturn:
     os._exit(128 + signum)  # it is blocked
 
 
+def _drop_output() -> None:
+    """Let what is left of standard output go nowhere: the interpreter would try once more to write it, and say so."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def main() -> None:
     """Entry point of the `coffre` command."""
     _open_streams()
@@ -103,5 +110,6 @@ def main() -> None:
         status = 128 + signal.SIGINT
     except OSError as error:
         sys.stderr.write(f"coffre: cannot write: {error.strerror}\n")
+        _drop_output()
         status = 1
     sys.exit(status)
