@@ -114,7 +114,9 @@ class Weather:
 
     async def cut(self) -> None:
         """One direction between a client and a node."""
-        member, host = self._rng.choice(self._members()).name, f"node {self._host().number}"
+        if not (members := self._members()):
+            return
+        member, host = self._rng.choice(members).name, f"node {self._host().number}"
         sender, receiver = self._rng.choice([(member, host), (host, member)])
         seconds = self._rng.choice([0.05, 1.0, 8.0]) * self._rng.random()
         self._note(sender, "does not reach", receiver, "for", round(seconds, 3))
@@ -147,7 +149,9 @@ class Weather:
 
     async def death(self) -> None:
         """A client dies with everything that it had under way; another one takes its place."""
-        member = self._rng.choice(self._members())
+        if not (members := self._members()):  # all are dead, and nobody has taken their places yet
+            return
+        member = self._rng.choice(members)
         self._note(member.name, "dies")
         member.kill()
         await self._replace(member)
