@@ -82,7 +82,7 @@ class Troubles:
         its own, and then its lease ends meanwhile."""
         seconds = self._rng.uniform(0.1, 4.0)
         alive = [member.name for member in self._world.members if member.alive]
-        if self._rng.random() < 0.4:
+        if self._rng.random() < 0.4 and alive:
             self._hold(self._rng.choice(alive), seconds)
             return
 
