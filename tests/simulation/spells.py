@@ -121,6 +121,8 @@ class Spells:
             return
         hosts = [host for host in world.hosts.values() if host.up]
         members = [member for member in world.members if member.alive and member.name not in self._still]
+        if not hosts:
+            return  # all are down
         standing: Host | Member = rng.choice(members) if members and rng.random() < 0.7 else rng.choice(hosts)
         name = standing.name if isinstance(standing, Member) else f"node {standing.number}"
         if name in self._still:
