@@ -75,7 +75,7 @@ BANNED = {
 MAKES_ITS_OWN = {
     "cluster/coffre/cluster/clock.py": {"time.time_ns"},  # the real Clock
     "node/coffre/node/disk/opening.py": {"uuid.uuid4"},  # a store's id, drawn once when its directory is made
-    "cluster/coffre/cluster/admin/cli.py": {"secrets.token_hex", "os.urandom"},  # main
+    "cluster/coffre/cluster/admin/pki_cli.py": {"secrets.token_hex", "os.urandom"},  # main
     "client/coffre/cli/_get.py": {"os.urandom"},  # main
     "deploy/coffre/dev": BANNED,  # starts processes, makes its own certificates
     "bench/coffre/bench": BANNED,  # measures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,17 @@ from coffre.client.sealing import Sealer
 from coffre.cluster.admin.operator import load_operator_config
 from coffre.cluster.coordination._values import decode, encode
 from coffre.cluster.errors import CoffreError
-from coffre.cluster.identity import TlsFiles, load_identity
+from coffre.cluster.identity import (
+    REQUEST_BYTES_MAX,
+    CertificateRequest,
+    Identity,
+    NodeAttributes,
+    Role,
+    TlsFiles,
+    load_identity,
+    make_request,
+    parse_request,
+)
 from coffre.cluster.map import ClusterMap, read_map
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
@@ -26,6 +37,10 @@ from coffre.node.repair.messages import row_of_message, unpack_digests
 from coffre.node.store import Accept, QueueRepair
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto import coordination_pb2 as cpb
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from tests.fuzz.mangle import mangled_bytes
@@ -131,6 +146,47 @@ def test_damaged_certificates_and_keys_are_refused(seed: int, cluster: LocalClus
             return load_identity(TlsFiles(**paths))
 
         assert all(found == whole for found in _tries(rng, getattr(files, name).read_bytes(), read))
+
+
+_KEY = ec.generate_private_key(ec.SECP256R1())
+_NODE = Identity("0123456789abcdef", Role.NODE, "a1", NodeAttributes("a1", "alpha", "rennes", "ovh", "FR", 3))
+_ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    length = len(content)
+    return bytes([tag, *([length] if length < 128 else [0x82, length >> 8, length & 255])]) + content
+
+
+def _armoured(der: bytes) -> bytes:
+    lines = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE REQUEST-----\n" + lines + b"-----END CERTIFICATE REQUEST-----\n"
+
+
+def _signed_anew(body: bytes) -> bytes:
+    """Whatever a holder of a key may send: the signature is good, what it is of need not be."""
+    signature = _KEY.sign(body, ec.ECDSA(hashes.SHA256()))
+    return _armoured(_der(0x30, body + _ECDSA_WITH_SHA256 + _der(0x03, b"\0" + signature)))
+
+
+def test_a_damaged_request_for_a_certificate_is_refused(seed: int) -> None:
+    rng, pem = random.Random(seed), make_request(_NODE, _KEY)
+    request = x509.load_pem_x509_csr(pem)
+
+    def found(whole: bytes, finish: Callable[[bytes], bytes]) -> list[object]:
+        return _tries(rng, whole, lambda raw: parse_request(finish(raw), "it"))
+
+    same = parse_request(pem, "it")
+    for one in (*found(pem, bytes), *found(request.public_bytes(Encoding.DER), _armoured)):
+        assert one == same
+    body = request.tbs_certrequest_bytes
+    assert parse_request(_signed_anew(body), "it") == same
+    for one in found(body, _signed_anew):  # the holder of a key may ask for another place
+        assert isinstance(one, CertificateRequest)
+        asked = one.identity
+        assert (asked.cluster_id, asked.role, asked.name) == (_NODE.cluster_id, _NODE.role, _NODE.name)
+        assert one.key == same.key
+    _tries(rng, rng.randbytes(REQUEST_BYTES_MAX), lambda raw: parse_request(raw, "it"))
 
 
 def test_a_damaged_key_ring_is_refused(seed: int, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ async def test_what_doctor_looks_at_beside_the_nodes(tmp_path: Path) -> None:
         told = [(level, about) for level, about, _ in findings if level != "note"]
         assert told == [("warning", "tenant clinic"), ("warning", "tenant lab")]
         texts = {about: text for _, about, text in findings}
-        assert "put it where its application is" in texts["tenant clinic"]
+        assert "renew it where its application is" in texts["tenant clinic"]
         assert "if this tenant is no more" in texts["tenant lab"]
         assert (await doctor(cluster, "--fail-on", "warning"))[0] == 1
 

@@ -55,10 +55,11 @@ class World:
         return text.replace("10.0.", self._net)
 
     def shell(self, script: str, where: Path | None = None) -> str:
-        """What a block prints, on the office's machine unless told otherwise; it must succeed."""
+        """What a block prints, on the office's machine unless told otherwise; it must succeed. Every question is
+        answered with yes."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("COFFRE_")}
         done = subprocess.run(
-            ["bash", "-euc", self.local(script)],
+            ["bash", "-euc", f"exec < <(yes)\n{self.local(script)}"],
             cwd=where or self.office,
             env={**own, **ENVIRONMENT, "HOME": str(where or self.office)},
             stdin=subprocess.DEVNULL,
@@ -70,22 +71,28 @@ class World:
         assert done.returncode == 0, (script, done.stdout, done.stderr)
         return done.stdout
 
-    def set_up(self, node: Node, text: str) -> None:
-        """Step 3: the files of one node, and its node.toml with what step 5 adds to it."""
-        home, disk = (
-            self.root / node.machine / "etc/coffre" / node.name,
-            self.root / node.machine / "srv" / node.disk,
-        )
+    def home(self, node: Node) -> Path:
+        return self.root / node.machine / "etc/coffre" / node.name
+
+    def enrol(self, name: str, home: Path, request: str, sign: str) -> None:
+        """Step 2: the key is made in its home, and only the request goes to the office."""
         home.mkdir(parents=True)
+        shutil.copy(self.office / "pki/ca.crt", home)
+        self.shell(request.replace(f"/etc/coffre/{name}", str(home)), home)
+        shutil.copy(home / f"{name}.csr", self.office)
+        self.shell(sign.replace("a1.csr", f"{name}.csr"))
+        shutil.copy(self.office / f"pki/{name}.crt", home)
+
+    def set_up(self, node: Node, text: str) -> None:
+        """Step 4: the files of one node, and its node.toml with what step 6 adds to it."""
+        home, disk = self.home(node), self.root / node.machine / "srv" / node.disk
         disk.mkdir(parents=True)
-        for name in ("ca.crt", f"{node.name}.crt", f"{node.name}.key"):
-            shutil.copy(self.office / "pki" / name, home)
         shutil.copy(self.office / "cluster.map", disk)
         text = text.replace("10.0.1.1:7400", node.address).replace("a1.", f"{node.name}.")
         (home / "node.toml").write_text(self.local(text.replace("/srv/disk1", str(disk))))
 
     def launch(self, node: Node, command: str) -> None:
-        own = command.replace("/etc/coffre/a1", str(self.root / node.machine / "etc/coffre" / node.name))
+        own = command.replace("/etc/coffre/a1", str(self.home(node)))
         self.processes[node.name] = subprocess.Popen(
             own.split(), env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
@@ -116,17 +123,15 @@ def world(tmp_path: Path) -> Iterator[World]:
     world.end()
 
 
-def for_the_others(issue: str) -> str:
-    """With what a comment leaves to the reader: `... b1 b2 (beta, lille, scaleway), ...` after the line for a2."""
-    pattern = re.search(r"^(.* node a2 .*)\n# \.\.\. (.*)$", issue, re.M)
-    assert pattern is not None
-    line, others = pattern.groups()
-    lines = []
-    for names, machine, site, company in re.findall(r"([\w ]+) \((\w+), (\w+), (\w+)\)", others):
+def requests_of_all(text: str) -> dict[str, str]:
+    """By node. A comment leaves some to the reader: `... b1 b2 (beta, lille, scaleway), ...` after the line for a2."""
+    first, second, comment = text.strip().splitlines()
+    found = {"a1": first, "a2": second}
+    for names, machine, site, company in re.findall(r"([\w ]+) \((\w+), (\w+), (\w+)\)", comment):
         for name in names.split():
-            mine = line.replace(" a2 ", f" {name} ").replace("alpha", machine)
-            lines.append(mine.replace("rennes", site).replace("ovh", company))
-    return issue.replace(f"# ... {others}", "\n".join(lines))
+            mine = re.sub(r"\ba2\b", name, second).replace("alpha", machine)
+            found[name] = mine.replace("rennes", site).replace("ovh", company)
+    return found
 
 
 def nodes_of(init: str) -> list[Node]:
@@ -140,14 +145,23 @@ def nodes_of(init: str) -> list[Node]:
 
 
 def test_three_machines_by_hand(world: World) -> None:
-    authority, first_map, run, keys, publish = SHELL
+    authority, of_nodes, of_people, sign, first_map, run, keys, publish = SHELL
     whole, watch, embedded, etcd, operator = SETTINGS
     assert tomllib.loads(etcd)["coordination"]["kind"] == "etcd"  # tests/integration/test_etcd.py
-    world.shell(for_the_others(authority))
-    world.shell(first_map)
+    world.shell(authority)
     (coordinator,) = re.findall(r"--coordinator (\w+)", first_map)
-    nodes = nodes_of(first_map)
+    nodes, requests = nodes_of(first_map), requests_of_all(of_nodes)
     assert len(nodes) == 6
+    sign_one, others, sign_alice = sign.strip().splitlines()
+    assert others == "# ... a2 b1 b2 g1 g2 clinic"
+    for node in nodes:
+        world.enrol(node.name, world.home(node), requests[node.name], sign_one)
+    clinic, (of_clinic, of_alice) = world.root / "clinic", of_people.strip().splitlines()
+    world.enrol("clinic", clinic, of_clinic, sign_one)
+    world.shell(f"{of_alice}\n{sign_alice}")
+    kept = {path.name for path in (world.office / "pki").iterdir() if b"PRIVATE" in path.read_bytes()}
+    assert kept == {"ca.key", "alice.key"}
+    world.shell(first_map)
     for node in nodes:
         world.set_up(node, whole + watch + (embedded if node.name == coordinator else ""))
     for node in nodes:
@@ -155,10 +169,7 @@ def test_three_machines_by_hand(world: World) -> None:
     for node in nodes:
         world.wait_until_it_serves(node.name)
 
-    clinic = world.root / "clinic"
-    clinic.mkdir()
-    for name in ("pki/ca.crt", "pki/clinic.crt", "pki/clinic.key", "cluster.map"):
-        shutil.copy(world.office / name, clinic)
+    shutil.copy(world.office / "cluster.map", clinic)
     world.shell(keys, clinic)
     (clinic / "client.toml").write_text(CLIENT)
     (clinic / "passphrase").write_text(ENVIRONMENT["COFFRE_KEYRING_PASSPHRASE"])
@@ -168,12 +179,13 @@ def test_three_machines_by_hand(world: World) -> None:
     assert world.shell(there + "coffre get records/first -", clinic) == "by hand"
     assert "marseille" in world.shell(there + "coffre locate records/first", clinic)
 
-    world.shell(publish)
-    assert "b1" in world.shell(publish.replace("publish cluster.map", "nodes"))
-    world.shell(there + "echo x | coffre put --if-absent - records/agreed", clinic)  # what step 5 is for
     alice = world.root / "alice"
     (alice / ".coffre").mkdir(parents=True)
     for name in ("pki/ca.crt", "pki/alice.crt", "pki/alice.key", "cluster.map"):
         shutil.copy(world.office / name, alice / ".coffre")
+    shutil.copy(world.office / "cluster.map", alice)
     (alice / ".coffre/operator.toml").write_text(operator)
+    world.shell(publish, alice)
+    assert "b1" in world.shell(publish.replace("publish cluster.map", "nodes"), alice)
+    world.shell(there + "echo x | coffre put --if-absent - records/agreed", clinic)  # what step 6 is for
     assert world.shell("coffre repair status --json", alice)

@@ -60,13 +60,16 @@ def coffre(*arguments: str) -> None:
 
 
 def issue_again(cluster: LocalCluster) -> Path:
-    """The run-book's first half: set the old files aside, issue the next generation."""
+    """The run-book's first half, in the one folder that all share: a new key, and the next generation."""
     pki, node = cluster.directory / "pki", cluster.map.node(VICTIM)
-    for suffix in ("crt", "key"):
-        (pki / f"{node.node_id}.{suffix}").rename(pki / f"{node.node_id}.old.{suffix}")
+    old, new = pki / f"{node.node_id}.crt", pki / f"{node.node_id}.next.key"
+    shutil.copy(old, pki / f"{node.node_id}.old.crt")
+    coffre("pki", "request", "node", node.node_id, "--renew", "--dir", str(pki))
     places = ("--server", node.server, "--site", node.site, "--operator", node.operator)
-    issue = ("pki", "issue", "node", node.node_id, *places, "--jurisdiction", node.jurisdiction)
-    coffre(*issue, "--generation", "1", "--dir", str(pki))
+    place = (*places, "--jurisdiction", node.jurisdiction, "--generation", "1")
+    told = ("--expect", f"node/{node.node_id}", *place, "--replace", "--yes")
+    coffre("pki", "sign", str(new.with_suffix(".csr")), "--dir", str(pki), *told)
+    new.rename(old.with_suffix(".key"))
     # So that the cluster knows by which name to ask the victim whether it serves.
     later = dataclasses.replace(node, generation=1)
     nodes = tuple(later if one.number == VICTIM else one for one in cluster.map.nodes)

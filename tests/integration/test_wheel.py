@@ -118,9 +118,15 @@ def test_help_works_all_over_without_extras(installed: Path, tmp_path: Path) -> 
     pages = {path: (status, said) for path, status, said in json.loads(walked.stdout)}
     assert {path for path, (status, _) in pages.items() if status} == set()
     assert not [path for path, (_, said) in pages.items() if "Traceback" in said]
-    assert {"put", "node run", "cluster add-node", "pki issue node", "dev run", "bench", "completion"} <= set(
-        pages
-    )
+    assert {
+        "put",
+        "node run",
+        "cluster add-node",
+        "pki request node",
+        "dev run",
+        "bench",
+        "completion",
+    } <= set(pages)
     lacking = {path for path, (_, said) in pages.items() if "Not installed" in said} - {""}
     assert lacking == {"bench"}
     assert "pip install 'coffre[bench]'" in pages["bench"][1]

@@ -122,10 +122,7 @@ class Machines:
         self._found(coordinators, days)
         for name, (host, address, disk) in NODES.items():
             where = root / host / "etc/coffre" / name
-            where.mkdir(parents=True)
             (root / host / "srv" / disk).mkdir(parents=True)
-            for file in ("ca.crt", f"{name}.crt", f"{name}.key"):
-                shutil.copy(self.office / "pki" / file, where)
             shutil.copy(self.office / "cluster.map", root / host / "srv" / disk)
             text = NODE_TOML.format(
                 name=name, address=self.local(address), disk=disk, store=store if name == "a2" else ""
@@ -135,7 +132,7 @@ class Machines:
             (where / "node.toml").write_text(text)
 
     def _found(self, coordinators: Sequence[str], days: int) -> None:
-        """docs/operations.md, "Start a cluster by hand on three machines", steps 1, 2, 4 and 6."""
+        """docs/operations.md, "Start a cluster by hand on three machines", steps 1, 2, 3, 5 and 7."""
         self.office.mkdir(parents=True)
         keys = str(self.office / "pki")
         invoke(pki, "init", "--dir", keys)
@@ -143,9 +140,9 @@ class Machines:
             site = HOSTS[host]
             where = ("--server", host, "--site", site, "--operator", OPERATORS[site], "--jurisdiction", "FR")
             life = ("--days", str(days)) if name == "a2" else ()
-            invoke(pki, "issue", "node", name, *where, *life, "--dir", keys)
-        invoke(pki, "issue", "tenant", "clinic", "--dir", keys)
-        invoke(pki, "issue", "operator", "alice", "--dir", keys)
+            self._enrol("node", name, self.root / host / "etc/coffre" / name, *where, days=life)
+        self._enrol("tenant", "clinic", self.office / "pki")
+        self._enrol("operator", "alice", self.office / "pki")
         offers = [f"--node={keys}/{name}.crt={self.local(at)}=8MB" for name, (_, at, _) in NODES.items()]
         named = [f"--coordinator={name}" for name in coordinators]
         named += ["--coordination", "etcd"] if len(coordinators) > 1 else []
@@ -157,6 +154,18 @@ class Machines:
         (self.office / ".coffre").mkdir()
         (self.office / ".coffre/operator.toml").write_text(OPERATOR_TOML)
         self.shell("coffre keyring create keyring.json")
+
+    def _enrol(self, role: str, name: str, home: Path, *where: str, days: tuple[str, ...] = ()) -> None:
+        """A key in the folder of a member, and a certificate beside it, and with the authority."""
+        office = self.office / "pki"
+        home.mkdir(parents=True, exist_ok=True)
+        if home != office:
+            shutil.copy(office / "ca.crt", home)
+        invoke(pki, "request", role, name, *where, "--dir", str(home))
+        told = ("--dir", str(office), "--expect", f"{role}/{name}", *where, "--yes")
+        invoke(pki, "sign", str(home / f"{name}.csr"), *told, *days)
+        if home != office:
+            shutil.copy(office / f"{name}.crt", home)
 
     # ---------------------------------------------------------------- commands of the document
 

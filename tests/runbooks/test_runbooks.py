@@ -323,7 +323,7 @@ def steal(machines: Machines) -> TlsFiles:
     pki, thief = machines.office / "pki", machines.root / "thief"
     thief.mkdir()
     for suffix in ("crt", "key"):
-        shutil.copy(pki / f"a2.{suffix}", thief)
+        shutil.copy(machines.root / "alpha/etc/coffre/a2" / f"a2.{suffix}", thief)
     return TlsFiles(pki / "ca.crt", thief / "a2.crt", thief / "a2.key")
 
 

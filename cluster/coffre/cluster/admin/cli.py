@@ -1,9 +1,8 @@
-"""`coffre pki` and `coffre cluster`: the authority of a cluster, and its signed map."""
+"""`coffre cluster`: the signed map of a cluster; and `coffre pki`, from beside it."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 
 import click
@@ -11,26 +10,10 @@ from coffre.cluster.admin.cli_errors import one_line_errors
 from coffre.cluster.admin.coordination_cli import COMMANDS as COORDINATION_COMMANDS
 from coffre.cluster.admin.groups import CommandGroup
 from coffre.cluster.admin.membership_cli import COMMANDS as MEMBERSHIP_COMMANDS
+from coffre.cluster.admin.pki_cli import pki
 from coffre.cluster.admin.tables import print_table
 from coffre.cluster.clock import SystemClock
-from coffre.cluster.errors import ConfigurationError, InvalidArgument
-from coffre.cluster.identity import (
-    AUTHORITY_DAYS,
-    GENERATION_MAX,
-    MEMBER_DAYS,
-    IssuedCertificate,
-    NodeAttributes,
-    authority_cluster_id,
-    create_authority,
-    identity_of_certificate,
-    issue_node,
-    issue_operator,
-    issue_tenant,
-    read_authority,
-    read_certificate,
-    write_authority,
-    write_issued,
-)
+from coffre.cluster.errors import InvalidArgument
 from coffre.cluster.map import ClusterMap, Domain, create_map_file, read_map, read_unverified_map
 from coffre.cluster.membership import (
     OFFERED_PARTITIONS,
@@ -50,120 +33,8 @@ _directory = click.option(
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Folder of the authority and the certificates it issued.",
+    help="Folder of ca.crt, the certificates of all nodes, and the signer's certificate and key.",
 )
-_days = click.option(
-    "--days", type=click.IntRange(1), default=MEMBER_DAYS, show_default=True, help="Validity."
-)
-
-
-# ------------------------------------------------------------------ pki
-
-
-@click.group(cls=CommandGroup)
-def pki() -> None:
-    """The cluster's own authority: who is a node, a tenant, an operator."""
-
-
-@pki.command("init")
-@_directory
-@click.option("--days", type=click.IntRange(1), default=AUTHORITY_DAYS, show_default=True, help="Validity.")
-@one_line_errors
-def pki_init(directory: Path, days: int) -> None:
-    """Make a new authority, and with it a new cluster id."""
-    authority = create_authority(secrets.token_hex(8), SystemClock(), days)
-    write_authority(authority, directory)
-    click.echo(f"cluster {authority.cluster_id}: {directory / 'ca.crt'}, {directory / 'ca.key'}")
-    click.echo(f"Keep {directory / 'ca.key'} off line: whoever has it can join as anybody.")
-
-
-@pki.group("issue")
-def pki_issue() -> None:
-    """Issue a certificate, with its key, into the authority's folder."""
-
-
-def _written(issued: IssuedCertificate, directory: Path) -> None:
-    write_issued(issued, directory)
-    name = issued.identity.name
-    click.echo(f"{issued.identity.role.value} {name}: {directory / name}.crt, {directory / name}.key")
-
-
-@pki_issue.command("node")
-@click.argument("name")
-@_directory
-@click.option("--server", required=True, help="The machine that the node runs on.")
-@click.option("--site", required=True, help="The data centre that the machine stands in.")
-@click.option("--operator", required=True, help="The company that runs the machine.")
-@click.option(
-    "--jurisdiction", required=True, help="ISO 3166-1 alpha-2 code of the site's country, such as FR."
-)
-@click.option(
-    "--generation",
-    type=click.IntRange(0, GENERATION_MAX),
-    default=0,
-    show_default=True,
-    help="One more than before, to shut out the certificates before it (coffre cluster renew).",
-)
-@_days
-@one_line_errors
-def issue_node_command(
-    name: str,
-    directory: Path,
-    server: str,
-    site: str,
-    operator: str,
-    jurisdiction: str,
-    generation: int,
-    days: int,
-) -> None:
-    """NAME is the node's id for life."""
-    attributes = NodeAttributes(name, server, site, operator, jurisdiction, generation)
-    _written(issue_node(read_authority(directory), attributes, SystemClock(), days), directory)
-
-
-@pki_issue.command("tenant")
-@click.argument("name")
-@_directory
-@_days
-@one_line_errors
-def issue_tenant_command(name: str, directory: Path, days: int) -> None:
-    """NAME owns its own buckets, and reaches nobody else's."""
-    _written(issue_tenant(read_authority(directory), name, SystemClock(), days), directory)
-
-
-@pki_issue.command("operator")
-@click.argument("name")
-@_directory
-@_days
-@one_line_errors
-def issue_operator_command(name: str, directory: Path, days: int) -> None:
-    """NAME signs cluster maps and looks after nodes; it reaches no records."""
-    _written(issue_operator(read_authority(directory), name, SystemClock(), days), directory)
-
-
-@pki.command("show")
-@click.argument("file", type=_FILE)
-@one_line_errors
-def pki_show(file: Path) -> None:
-    """Say whose certificate FILE is, and how long it is valid."""
-    certificate = read_certificate(file)
-    try:
-        rows = {"cluster": authority_cluster_id(certificate), "role": "authority"}
-    except ConfigurationError:
-        identity = identity_of_certificate(certificate)
-        rows = {"cluster": identity.cluster_id, "role": identity.role.value, "name": identity.name}
-        if identity.attributes is not None:
-            node = identity.attributes
-            rows |= {"server": node.server, "site": node.site, "operator": node.operator}
-            rows |= {"jurisdiction": node.jurisdiction, "generation": str(node.generation)}
-    rows["valid from"] = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
-    rows["valid until"] = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC"
-    rows["serial"] = f"{certificate.serial_number:x}"
-    for name, value in rows.items():
-        click.echo(f"{name:12} {value}")
-
-
-# ------------------------------------------------------------------ cluster
 
 
 @click.group(cls=CommandGroup)

@@ -298,7 +298,10 @@ def _remove(node: str, lost: bool) -> Wish:
 @_change("renew")
 @click.argument("certificate", metavar="CERT", type=click.Path(path_type=Path, dir_okay=False))
 def _renew(certificate: Path) -> Wish:
-    """Shut out every certificate of a node but those of CERT's generation. Then restart the node with CERT."""
+    """Shut out every certificate of a node but those of CERT's generation.
+
+    Then put CERT beside its key, and restart the node.
+    """
 
     async def wish(current: ClusterMap, access: Access) -> ClusterMap:
         attributes = offered_attributes(certificate, access.config.tls.authority, access.clock)

@@ -52,10 +52,10 @@ def of_tenants(
             shown[tenant.name] = min(ends, shown.get(tenant.name, ends))
     findings: list[Finding] = []
     for name, ends in sorted({**files, **shown}.items()):
-        remedy = "issue a new one, and put it where its application is"
+        remedy = "renew it where its application is (coffre pki request tenant NAME --renew)"
         if name in shown and files.get(name, 0) > ends:
-            remedy = "a newer one was issued, and its application does not show it yet"
+            remedy = "a newer one was signed, and its application does not show it yet"
         elif name not in shown:
-            remedy = "issue a new one; or take the file away, if this tenant is no more"
+            remedy = "renew it; or take the file away, if this tenant is no more"
         findings += of_end(f"tenant {name}", "its certificate", ends, now_ms, remedy)
     return findings

@@ -85,7 +85,7 @@ def examine(
     findings += of_coordination(cluster_map, statuses)
     findings += of_tenants(statuses, own.tenants if own is not None else {}, now_ms)
     if own is not None:
-        remedy = "issue a new one (coffre pki issue operator)"
+        remedy = "make a new key and request (coffre pki request operator NAME --renew)"
         mine = f"operator {own.operator}"
         findings += of_end(mine, "the certificate that you use", own.certificate_expires_ms, now_ms, remedy)
         findings += of_authority(own.authority_expires_ms, now_ms)
@@ -135,7 +135,9 @@ def _of_status(node: str, status: pb.StatusReply, epoch: int, now_ms: int) -> li
         text = f"has met damage {status.damaged} times since it started: look at its disk"
         findings.append(Finding(Level.WARNING, node, text))
     if expires_ms := status.certificate_expires_unixtime_ms:
-        findings += of_end(node, "its certificate", expires_ms, now_ms, "issue a new one")
+        findings += of_end(
+            node, "its certificate", expires_ms, now_ms, "renew it (coffre pki request node NAME --renew)"
+        )
     return findings
 
 

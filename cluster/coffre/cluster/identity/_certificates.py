@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from base64 import b32encode
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from coffre.cluster._files import read_file
@@ -12,7 +14,8 @@ from coffre.cluster.errors import ConfigurationError, Unauthenticated
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.utils import CryptographyDeprecationWarning
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "check_validity",
     "datetime_of_ms",
     "end_ms",
+    "key_fingerprint",
     "load_der",
     "load_pem",
     "parse_certificate",
@@ -33,6 +37,7 @@ __all__ = [
 # What the library raises on bytes that are no certificate, or none that it understands.
 UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, CryptographyDeprecationWarning)
 MALFORMED_EXTENSIONS = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_FINGERPRINT_LETTERS = 20  # 100 bits: nobody finds a second key with the same
 _AUTHORITY_URI = re.compile(r"coffre://([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)/authority")
 
 
@@ -44,6 +49,13 @@ def datetime_of_ms(unixtime_ms: int) -> datetime:
 def end_ms(certificate: x509.Certificate) -> int:
     """The last moment at which a certificate is valid, in Unix ms."""
     return int(certificate.not_valid_after_utc.timestamp() * 1000)
+
+
+def key_fingerprint(key: CertificatePublicKeyTypes) -> str:
+    """What people compare to know that it is the same key, such as ``abcd-efgh-ijkl-mnop-qrst``."""
+    encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    letters = b32encode(sha256(b"coffre key v1\0" + encoded).digest()).decode().lower()
+    return "-".join(letters[at : at + 4] for at in range(0, _FINGERPRINT_LETTERS, 4))
 
 
 def load_pem(raw: bytes) -> x509.Certificate:

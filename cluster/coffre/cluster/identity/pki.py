@@ -35,11 +35,14 @@ __all__ = [
     "MEMBER_DAYS",
     "Authority",
     "IssuedCertificate",
+    "certify",
     "create_authority",
     "issue_node",
     "issue_operator",
     "issue_tenant",
+    "key_pem",
     "read_authority",
+    "subject_of",
     "write_authority",
     "write_issued",
 ]
@@ -61,7 +64,7 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class IssuedCertificate:
-    """One member's certificate and private key, PEM."""
+    """One member's certificate and private key, PEM: of a cluster for tests and development (requests.py)."""
 
     identity: Identity
     certificate: bytes
@@ -72,7 +75,7 @@ def create_authority(cluster_id: str, clock: Clock, days: int = AUTHORITY_DAYS) 
     """Make the key and the self-signed certificate of a new cluster. Raises `InvalidArgument`."""
     Identity(cluster_id, Role.OPERATOR, "any")  # checks the cluster id
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _subject("Coffre authority", cluster_id)
+    subject = subject_of("Coffre authority", cluster_id)
     builder = _builder(subject, subject, key.public_key(), clock, days)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
@@ -81,36 +84,54 @@ def create_authority(cluster_id: str, clock: Clock, days: int = AUTHORITY_DAYS) 
         critical=False,
     )
     certificate = builder.sign(key, hashes.SHA256())
-    return Authority(cluster_id, certificate.public_bytes(Encoding.PEM), _key_pem(key))
+    return Authority(cluster_id, certificate.public_bytes(Encoding.PEM), key_pem(key))
 
 
 def issue_node(
     authority: Authority, attributes: NodeAttributes, clock: Clock, days: int = MEMBER_DAYS
 ) -> IssuedCertificate:
-    """Issue a node's certificate, for both ends of TLS. Raises `InvalidArgument`, `ConfigurationError`."""
+    """Key and certificate of a node, both made here. Raises as `certify`."""
     identity = Identity(authority.cluster_id, Role.NODE, attributes.node_id, attributes)
     return _issue(authority, identity, clock, days)
 
 
 def issue_tenant(authority: Authority, name: str, clock: Clock, days: int = MEMBER_DAYS) -> IssuedCertificate:
-    """Issue a tenant's certificate, for the client end of TLS. Raises as `issue_node`."""
+    """Key and certificate of a tenant, both made here. Raises as `certify`."""
     return _issue(authority, Identity(authority.cluster_id, Role.TENANT, name), clock, days)
 
 
 def issue_operator(
     authority: Authority, name: str, clock: Clock, days: int = MEMBER_DAYS
 ) -> IssuedCertificate:
-    """Issue the certificate of somebody who signs maps, for the client end of TLS. Raises as `issue_node`."""
+    """Key and certificate of somebody who signs maps, both made here. Raises as `certify`."""
     return _issue(authority, Identity(authority.cluster_id, Role.OPERATOR, name), clock, days)
 
 
 def _issue(authority: Authority, identity: Identity, clock: Clock, days: int) -> IssuedCertificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = certify(authority, identity, key.public_key(), clock, days)
+    return IssuedCertificate(identity, certificate, key_pem(key))
+
+
+def certify(
+    authority: Authority, identity: Identity, key: ec.EllipticCurvePublicKey, clock: Clock, days: int
+) -> bytes:
+    """The certificate that says `identity` of the holder of `key`, PEM; a node's is for both ends of TLS.
+
+    Raises `InvalidArgument` or `ConfigurationError`.
+    """
     issuer = parse_certificate(authority.certificate, "the authority's certificate")
     issuer_key = parse_key(authority.key, "the authority's key")
     check_validity(issuer, clock.unixtime_ms(), "the authority's certificate")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = _subject(identity.name, identity.cluster_id)
-    builder = _builder(subject, issuer.subject, key.public_key(), clock, days)
+    if identity.cluster_id != authority.cluster_id:
+        raise InvalidArgument(
+            f"{identity.name} asks to be a member of cluster {identity.cluster_id}, and this is the authority of "
+            f"{authority.cluster_id}: the request was made with the certificate of another authority"
+        )
+    if key == issuer_key.public_key():
+        raise InvalidArgument("this is the authority's own key: a member makes one of its own")
+    subject = subject_of(identity.name, identity.cluster_id)
+    builder = _builder(subject, issuer.subject, key, clock, days)
     if datetime_of_ms(clock.unixtime_ms()) + timedelta(days=days) > issuer.not_valid_after_utc:
         until = issuer.not_valid_after_utc
         raise InvalidArgument(
@@ -130,11 +151,11 @@ def _issue(authority: Authority, identity: Identity, clock: Clock, days: int) ->
         (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), False),
     ):
         builder = builder.add_extension(extension, critical=critical)
-    certificate = builder.sign(issuer_key, hashes.SHA256())
-    return IssuedCertificate(identity, certificate.public_bytes(Encoding.PEM), _key_pem(key))
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def _subject(name: str, cluster_id: str) -> x509.Name:
+def subject_of(name: str, cluster_id: str) -> x509.Name:
+    """The subject of a member's certificate, and of its request. Nobody relies on it: the URI counts."""
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, f"Coffre {cluster_id}"[:64]),
@@ -175,7 +196,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as its file has it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

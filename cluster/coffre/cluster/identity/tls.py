@@ -16,6 +16,7 @@ from coffre.cluster.identity._certificates import (
     check_issuer,
     check_validity,
     end_ms,
+    key_fingerprint,
     load_pem,
     parse_certificate,
     parse_key,
@@ -67,8 +68,12 @@ def load_tls(files: TlsFiles, clock: Clock | None = None) -> TlsMaterial:
     )
     parsed_authority = parse_certificate(authority, str(files.authority))
     parsed = parse_certificate(certificate, str(files.certificate))
-    if parse_key(key, str(files.key)).public_key() != parsed.public_key():
-        raise ConfigurationError(f"{files.key} does not belong to {files.certificate}")
+    own = parse_key(key, str(files.key)).public_key()
+    if own != parsed.public_key():
+        raise ConfigurationError(
+            f"{files.key} ({key_fingerprint(own)}) does not belong to {files.certificate}, which is for the key "
+            f"{key_fingerprint(parsed.public_key())}: put the certificate there that was signed for this key's request"
+        )
     try:
         cluster_id = authority_cluster_id(parsed_authority)
     except ConfigurationError:

@@ -73,7 +73,7 @@ def replace_node(
     old = find_node(current, node_id)
     if old.node_id == attributes.node_id:
         raise InvalidArgument(
-            f"{node_id} cannot replace itself: what it voted would be forgotten; issue a certificate with another name"
+            f"{node_id} cannot replace itself: what it voted would be forgotten; take a certificate with another name"
         )
     if lost:
         _check_no_coordinator(current, old)
@@ -249,7 +249,7 @@ def _added(
         return (*nodes, wanted)
     if before.state is NodeState.REMOVED:
         raise InvalidArgument(
-            f"{before.node_id} was removed, and no node comes back under its name; issue another certificate"
+            f"{before.node_id} was removed, and no node comes back under its name; take another name"
         )
     if replace(before, state=NodeState.ACTIVE) != wanted:
         raise InvalidArgument(

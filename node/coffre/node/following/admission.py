@@ -54,7 +54,7 @@ def own_entry(identity: Identity, cluster_map: ClusterMap) -> MapNode:
             if entry.attributes != identity.attributes:
                 raise ConfigurationError(
                     f"the map says another server, site, operator or jurisdiction of {entry.node_id} than its "
-                    "certificate: issue the certificate again or sign a corrected map"
+                    "certificate: ask for a certificate anew or sign a corrected map"
                 )
             if entry.state is NodeState.REMOVED:
                 raise ConfigurationError(f"{entry.node_id} was removed from the cluster; join as a new node")

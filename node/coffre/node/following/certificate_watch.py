@@ -43,7 +43,8 @@ class CertificateWatch:
                 _log.error("a certificate has expired: nobody talks to this node any more", extra=about)
             else:
                 _log.warning(
-                    "a certificate runs out: issue a new one, and restart this node with it", extra=about
+                    "a certificate runs out: renew it (coffre pki request --renew), and restart this node with it",
+                    extra=about,
                 )
 
 

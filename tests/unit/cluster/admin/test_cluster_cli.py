@@ -1,4 +1,4 @@
-"""The pki and cluster commands, as an administrator meets them."""
+"""The cluster commands, as an administrator meets them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,17 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(pki, "init", "--dir", folder).exit_code == 0
     for i in range(6):
         where = ("--server", f"s{i}", "--site", SITES[i % 3], "--operator", "ovh", "--jurisdiction", "FR")
-        assert run(pki, "issue", "node", f"n{i}", "--dir", folder, *where).exit_code == 0
-    assert run(pki, "issue", "tenant", "hospital", "--dir", folder).exit_code == 0
-    assert run(pki, "issue", "operator", "alice", "--dir", folder).exit_code == 0
+        certify(folder, "node", f"n{i}", *where)
+    certify(folder, "tenant", "hospital")
+    certify(folder, "operator", "alice")
     return folder
+
+
+def certify(folder: Path, role: str, name: str, *where: str) -> None:
+    """A member whose key is made in the authority's folder, too."""
+    assert run(pki, "request", role, name, "--dir", folder, *where).exit_code == 0
+    sign = ("sign", folder / f"{name}.csr", "--dir", folder, "--expect", f"{role}/{name}", "--yes")
+    assert run(pki, *sign, *where).exit_code == 0
 
 
 def node_options(count: int = 6) -> list[str]:
@@ -131,7 +138,7 @@ def test_init_refuses(directory: Path, tmp_path: Path, args: list[str], status: 
 def test_a_node_of_a_foreign_authority(directory: Path, tmp_path: Path) -> None:
     assert run(pki, "init", "--dir", tmp_path / "other").exit_code == 0
     where = ("--server", "s9", "--site", "nantes", "--operator", "ovh", "--jurisdiction", "FR")
-    assert run(pki, "issue", "node", "n9", "--dir", tmp_path / "other", *where).exit_code == 0
+    certify(tmp_path / "other", "node", "n9", *where)
     foreign = f"{tmp_path / 'other' / 'n9.crt'}=h:1=1TB"
     refused(
         init(directory, tmp_path / "m", "--policy", "4+2", "--node", foreign), ExitCode.USAGE, "not issued by"
@@ -161,33 +168,6 @@ def test_verify_refuses(directory: Path, tmp_path: Path) -> None:
     refused(run(cluster, "show", out), ExitCode.INTEGRITY, "not a signed cluster map")
     refused(run(cluster, "show", tmp_path / "none"), ExitCode.USAGE, "No such file")
     refused(run(cluster, "verify", out, "--authority", out), ExitCode.USAGE, "not a")
-
-
-def test_pki_show(directory: Path) -> None:
-    shown = run(pki, "show", directory / "n0.crt")
-    assert shown.exit_code == 0
-    for text in ("role         node", "site         paris", "jurisdiction FR", "valid until"):
-        assert text in shown.output
-    assert "authority" in run(pki, "show", directory / "ca.crt").output
-    refused(run(pki, "show", directory / "ca.key"), ExitCode.USAGE, "not a certificate")
-
-
-def test_pki_refuses(directory: Path, tmp_path: Path) -> None:
-    refused(run(pki, "init", "--dir", directory), ExitCode.FAILURE, "not overwritten")
-    refused(run(pki, "issue", "tenant", "hospital", "--dir", directory), ExitCode.FAILURE, "not overwritten")
-    refused(run(pki, "issue", "tenant", "../x", "--dir", directory), ExitCode.USAGE, "tenant name")
-    refused(run(pki, "issue", "tenant", "a\x1b[2Jb", "--dir", directory), ExitCode.USAGE, "\\x1b")
-    refused(run(pki, "issue", "tenant", "t", "--dir", tmp_path), ExitCode.USAGE, "No such file")
-    refused(
-        run(pki, "issue", "tenant", "t", "--dir", directory, "--days", 9999),
-        ExitCode.USAGE,
-        "authority itself",
-    )
-    assert run(pki, "issue", "node", "n9", "--dir", directory).exit_code == ExitCode.USAGE
-
-
-def test_no_key_is_printed(directory: Path) -> None:
-    assert "PRIVATE" not in run(pki, "issue", "tenant", "quiet", "--dir", directory).output
 
 
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if name[0].isupper()])

@@ -203,15 +203,15 @@ def shows(**days: int) -> NodeReport:
             shows(clinic=9),
             shows(clinic=400),
             {},
-            [(Level.WARNING, "tenant clinic", "in 9 days: issue a new one")],
+            [(Level.WARNING, "tenant clinic", "in 9 days: renew it where")],
         ),
         (SOUND, shows(clinic=2), {"clinic": 2}, [(Level.ERROR, "tenant clinic", "in 2 days")]),
-        (SOUND, shows(clinic=2), {"clinic": 400}, [(Level.ERROR, "tenant clinic", "a newer one was issued")]),
+        (SOUND, shows(clinic=2), {"clinic": 400}, [(Level.ERROR, "tenant clinic", "a newer one was signed")]),
         (
             SOUND,
             SOUND,
             {"lab": -5},
-            [(Level.ERROR, "tenant lab", "expired, 5 days ago: issue a new one; or take")],
+            [(Level.ERROR, "tenant lab", "expired, 5 days ago: renew it; or take")],
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_every_tenants_certificate_that_can_be_seen(
     ("own_days", "authority_days", "level", "subject", "text"),
     [
         (20, 3000, Level.WARNING, "operator alice", "the certificate that you use runs out in 20 days"),
-        (1, 3000, Level.ERROR, "operator alice", "pki issue operator"),
+        (1, 3000, Level.ERROR, "operator alice", "pki request operator"),
         (400, 100, Level.WARNING, "authority", "runs out in 100 days, and with it every certificate"),
         (400, 20, Level.ERROR, "authority", "runs out in 20 days"),
     ],

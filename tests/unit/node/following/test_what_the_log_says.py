@@ -44,7 +44,7 @@ def test_a_certificate_that_ends_while_the_node_runs_is_told_before_and_after(
     assert [round(line["days_left"]) for line in lines] == [30, 14, 7, 3, 2, 1, 0, -1, -2]
     assert {line["certificate"] for line in lines} == {"certificate"}
     assert [line["levelname"] for line in lines] == ["WARNING"] * 6 + ["ERROR"] * 3
-    assert "issue a new one" in lines[0]["event"]
+    assert "coffre pki request --renew" in lines[0]["event"]
     assert "has expired" in lines[-1]["event"]
 
 
