@@ -44,6 +44,7 @@ def bucket() -> None:
 def create_bucket(ctx: click.Context, name: str, policy: str) -> None:
     """Enter a bucket; objects can be put into any other, too."""
     run(ctx, lambda client: client.create_bucket(name, policy=policy))
+    click.echo(f"created {name}")
 
 
 @bucket.command("list")
@@ -62,6 +63,7 @@ def list_buckets(ctx: click.Context) -> None:
 def delete_bucket(ctx: click.Context, name: str) -> None:
     """Forget that a bucket was created. One that holds objects is refused."""
     run(ctx, lambda client: client.delete_bucket(name))
+    click.echo(f"deleted {name}")
 
 
 # -------------------------------------------------------------------- coding anew

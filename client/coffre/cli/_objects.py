@@ -47,10 +47,10 @@ def ls(ctx: click.Context, target: str | None, recursive: bool, detailed: bool, 
                 row = {"prefix": entry} if isinstance(entry, str) else dataclasses.asdict(entry)
                 click.echo(json.dumps(row, ensure_ascii=False))
             elif isinstance(entry, str):
-                click.echo(f"{'':54}{printable(entry)}" if detailed else printable(entry))
+                click.echo(f"{'':71}{printable(entry)}" if detailed else printable(entry))
             elif detailed:
                 when = time_text(entry.unixtime_ms)
-                click.echo(f"{entry.size_bytes:>14}  {when}  {entry.version[:16]}  {printable(entry.key)}")
+                click.echo(f"{entry.size_bytes:>14}  {when}  {entry.version}  {printable(entry.key)}")
             else:
                 click.echo(printable(entry.key))
         if count:

@@ -49,9 +49,12 @@ class Stamp:
     def parse(cls, text: str) -> Stamp:
         """Read what `str` wrote: 32 hexadecimal digits."""
         try:
-            return cls.from_bytes(bytes.fromhex(text))
+            raw = bytes.fromhex(text)
         except ValueError:
-            raise InvalidArgument(f"{text!r} is not a version id (32 hexadecimal digits)") from None
+            raw = b""
+        if len(raw) != STAMP_BYTES:
+            raise InvalidArgument(f"{text!r} is not a version: 32 hexadecimal digits")
+        return cls.from_bytes(raw)
 
 
 def unixtime_ms_of(stamp: bytes) -> int:

@@ -472,3 +472,21 @@ def test_nohup_is_respected(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_version_that_a_list_shows_can_be_asked_for(cluster: Cluster) -> None:
+    cluster.store("k", "folder/k")
+    prefix, listed = run("ls", "-l", "b").output.splitlines()
+    version = listed.split()[3]
+    assert run("stat", "--version", version, "b/k").exit_code == 0
+    assert prefix.index("folder/") == listed.index(" k") + 1
+    for no_version in (version[:16], "zz", ""):
+        refused = run("stat", "--version", no_version, "b/k")
+        assert refused.exit_code == 2
+        assert f"'{no_version}' is not a version: 32 hexadecimal digits" in refused.stderr
+
+
+def test_buckets_are_said_to_be_made_and_forgotten(cluster: Cluster) -> None:
+    for verb, said in (("create", "created scans\n"), ("delete", "deleted scans\n")):
+        done = run("bucket", verb, "scans")
+        assert (done.exit_code, done.output) == (0, said)

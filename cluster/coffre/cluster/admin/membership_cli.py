@@ -451,7 +451,8 @@ def _print_status(current: ClusterMap, nodes: list[SurveyedNode], progress: Move
         click.echo(f"nodes with a newer map than this one: {', '.join(newer)}")
     for one in nodes:
         if one.health.is_set_aside:
-            click.echo(f"{one.node_id} is {one.health.value}{': ' if one.error else ''}{one.error}")
+            reason = one.error.removeprefix(f"node {one.node_id}: ")
+            click.echo(f"{one.node_id} is {one.health.value}{': ' if reason else ''}{reason}")
 
 
 for _command in (_apply, _status):

@@ -310,6 +310,6 @@ def doctor(config_path: Path | None, as_json: bool, fail_on: str) -> None:
             table.add_row(finding.level.name.lower(), finding.subject, finding.text)
         if findings:
             print_table(table)
-        click.echo(f"{len(reports)} nodes asked, {len(findings)} findings")
+        click.echo(f"{len(reports)} nodes asked, {len(findings)} finding{'' if len(findings) == 1 else 's'}")
     if any(finding.level >= Level[fail_on.upper()] for finding in findings):
         raise SystemExit(1)

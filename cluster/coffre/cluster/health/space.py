@@ -57,7 +57,7 @@ def _of_refusals(node: str, status: pb.StatusReply) -> list[Finding]:
         f"{_size(refusals.last_bytes)} or more, {minutes} min ago"
     )
     if status.free_bytes - status.reserve_bytes < refusals.last_bytes:
-        return [Finding(Level.ERROR, node, f"{text}. It does not fit now either")]
+        return [Finding(Level.ERROR, node, f"{text}. It does not fit now either{_RUN_BOOK}")]
     return [Finding(Level.NOTE, node, f"{text}. It fits now")]
 
 

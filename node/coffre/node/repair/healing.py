@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import CoffreError, IntegrityError
+from coffre.cluster.errors import CoffreError, IntegrityError, ResourceExhausted
 from coffre.cluster.names import ObjectName
 from coffre.node.repair.asking import Answers, bytes_of
 from coffre.node.repair.decide import (
@@ -369,7 +369,8 @@ class Healer:
                 # One that was overtaken meanwhile is wanted no more.
                 await self._store.drop_staged(task.name.tenant, sealed.manifest.data_id, index)
             except CoffreError as error:
-                outcome.reason = f"a large shard cannot be rebuilt ({type(error).__name__})"
+                why = str(error) if isinstance(error, ResourceExhausted) else type(error).__name__
+                outcome.reason = f"a large shard cannot be rebuilt: {why}"
                 _log.warning("a large shard cannot be rebuilt: %s", error)
 
     async def _apply(self, scene: Scene, planned: Sequence[tuple[Outcome, Sequence[Mutation]]]) -> None:

@@ -270,6 +270,7 @@ def test_no_operator_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         NodeReport(full),
         NodeReport(failed),
         NodeReport(status(disk_bytes=900 * GB)),
+        NodeReport(status(space_refusals=refused(91 * GB))),
         NodeReport(status(index_damaged=True)),
         NodeReport(status(coordination_failure="the disk of it")),
     ],
