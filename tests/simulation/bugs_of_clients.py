@@ -252,4 +252,20 @@ BUGS = (
         0,
         story="a writer was ahead",
     ),
+    Mutant(
+        "votes of nodes that have forgotten count",
+        "coffre.client.writing._writes",
+        "        if fate is Fate.DEAD and self._may_be_forgotten(view.electorate(draft.name), stamp, holders):\n",
+        "        if False:\n",
+        0,
+        unit="tests/unit/client/test_long_sleeps.py::test_what_was_read_and_deleted_while_its_writer_slept_is_not_written_again",
+    ),
+    Mutant(
+        "what was read back long ago is there",
+        "coffre.client.puts._recoding",
+        "        return await self._still_there(opened, shards) if began.is_stale(self._clock) else began\n",
+        "        return Began.now(self._clock)\n",
+        0,
+        unit="tests/unit/client/test_long_sleeps.py::test_what_was_deleted_while_who_codes_it_anew_slept_is_not_there_again",
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from coffre.client._began import Began
 from coffre.client._ground import Ground
 from coffre.client.reading import Lookup, Reader
 from coffre.client.sealing import Draft, OpenManifest
@@ -96,11 +97,11 @@ class ConditionalWriter:
             verified = False
             if verify is not None:
 
-                async def unlocked(stamp: Stamp) -> None:
+                async def unlocked(stamp: Stamp) -> Began:
                     nonlocal verified
                     verified = True
                     await stack.aclose()
-                    await verify(stamp)
+                    return await verify(stamp)
 
             deadline = self._clock.monotonic() + self._patience
             refused = False

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
+from coffre.client._began import Began
 from coffre.client._ground import Ground
 from coffre.client._streams import each
 from coffre.client.model import RecodeReport
@@ -200,10 +201,10 @@ class Recoder:
         digest = sha256()
 
         def verify(shards: Shards) -> Verify:
-            async def read_back(stamp: Stamp) -> None:
+            async def read_back(stamp: Stamp) -> Began:
                 if draft.manifest.size_bytes != opened.manifest.size_bytes:
                     raise IntegrityError("an object was read in another length than its manifest says")
-                await self._read_back(draft, shards, stamp, digest.digest())
+                return await self._read_back(draft, shards, stamp, digest.digest())
 
             return read_back
 
@@ -219,8 +220,10 @@ class Recoder:
 
     # ---------------------------------------------------------------- reading back
 
-    async def _read_back(self, draft: Draft, shards: Shards, stamp: Stamp, digest: bytes) -> None:
-        """Raise `CoffreError` unless D shards are on the nodes as coded, and say what the old version says."""
+    async def _read_back(self, draft: Draft, shards: Shards, stamp: Stamp, digest: bytes) -> Began:
+        """Raise `CoffreError` unless D shards are on the nodes as coded, and say what the old version says. Returns
+        since when it is known that they are there."""
+        began = Began.now(self._clock)
         raw = draft.manifest.SerializeToString()
         opened = OpenManifest(draft.name, pb.Manifest.FromString(raw), draft.data_key, stamp)
         answers = await self._reader.holders(draft.name, stamp, dict.fromkeys(shards.placement))
@@ -240,6 +243,19 @@ class Recoder:
                 said.update(piece)
         if said.digest() != digest:
             raise IntegrityError("what was read back is not what was written")
+        return await self._still_there(opened, shards) if began.is_stale(self._clock) else began
+
+    async def _still_there(self, opened: OpenManifest, shards: Shards) -> Began:
+        """After a while: a large object takes its time, and a process that stood still may have been told long ago that
+        nodes have what is deleted since, and forgotten. Raises `Unavailable` unless D shards are there."""
+        began = Began.now(self._clock)
+        answers = await self._reader.holders(opened.name, opened.stamp, dict.fromkeys(shards.placement))
+        there = {
+            held.shard_index for held in answers.values() if held is not None and held.HasField("shard_index")
+        }
+        if len(there) < opened.manifest.k + 1:
+            raise Unavailable("the shards that were read back are not there any more")
+        return began
 
     async def _whole_shards(self, opened: OpenManifest, held: dict[int, pb.Version]) -> set[int]:
         """The indexes of those shards whose nodes send every cell as it was coded."""

@@ -33,10 +33,12 @@ __all__ = ["Fate", "Shards", "Verify", "Writer"]
 
 ATTEMPTS_MAX = 100
 STALE_SECONDS = 0.1
+FORGOTTEN_MS = 3_000_000  # nodes remember what was deleted, and their votes on it, for an hour, by their clocks
 STAMP_STALE_MS = 600_000  # well below what nodes call old, and above what anybody's patience should be
 
-Verify = Callable[[Stamp], Awaitable[None]]
-"""Reads back what was written under a stamp, or raises `CoffreError`: then it does not stand."""
+Verify = Callable[[Stamp], Awaitable[Began]]
+"""Reads back what was written under a stamp, and returns since when nodes are known to hold it; or raises
+`CoffreError`: then it does not stand."""
 
 
 class Fate(enum.Enum):
@@ -128,6 +130,8 @@ class Writer:
             begun=None if round_.comes_late else view.electorate(draft.name),
             every=staged,
         )
+        if fate is Fate.DEAD and self._may_be_forgotten(view.electorate(draft.name), stamp, holders):
+            fate = Fate.UNKNOWN
         if fate is Fate.ESTABLISHED:
             await self._confirm(draft, shards, stamp, began)
             placement = _placement_of(shards)
@@ -158,17 +162,21 @@ class Writer:
     def _too_far(self, stamp: bytes) -> str:
         return "" if self._issuer.is_believable(stamp) else too_far_ahead(stamp, self._clock)
 
-    def _is_stale(self, stamp: Stamp) -> bool:
+    def _is_stale(self, stamp: Stamp, after_ms: int = STAMP_STALE_MS) -> bool:
         """Whether so much time has passed since a stamp was issued that nodes may call it old."""
-        return self._clock.unixtime_ms() - stamp.unixtime_ms > STAMP_STALE_MS
+        return self._clock.unixtime_ms() - stamp.unixtime_ms > after_ms
+
+    def _may_be_forgotten(self, electorate: Electorate, stamp: Stamp, holders: Collection[int]) -> bool:
+        """Whether a reader may have completed a version, and others deleted it, so long ago that nodes have forgotten
+        both: then their votes against it do not show that it never stood. `holders`: who may have taken it."""
+        return self._is_stale(stamp, FORGOTTEN_MS) and electorate.may_be_established(holders)
 
     async def _verified(
         self, view: View, draft: Draft, shards: Shards | None, stamp: Stamp, verify: Verify
     ) -> Round:
         """Let it be read back, then have it locked. When it is not right, it is given up, and the error is raised."""
-        began = Began.now(self._clock)
         try:
-            await verify(stamp)
+            began = await verify(stamp)
         except CoffreError:
             holders = view.electorate(draft.name).everyone.union(shards.placement if shards else ())
             staged = shards is not None and shards.is_staged
@@ -176,8 +184,6 @@ class Writer:
                 draft.name, stamp, holders, k=draft.manifest.k, elsewhere=holders, every=staged
             )
             raise
-        if began.is_stale(self._clock):  # a large object takes its time
-            began = Began.now(self._clock)
         locking = await self._accept(view, draft, shards, stamp, lock=began)
         if not locking.enough:
             await locking.finish(self._patience)

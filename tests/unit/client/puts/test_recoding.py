@@ -241,10 +241,11 @@ async def before_the_lock(
 
     async def read_back(self: Recoder, draft, *args):  # type: ignore[no-untyped-def]
         nonlocal done
-        await original(self, draft, *args)
+        began = await original(self, draft, *args)
         if draft.name.key == key and not done:
             done = True
             await work()
+        return began
 
     monkeypatch.setattr(Recoder, "_read_back", read_back)
 
@@ -458,7 +459,7 @@ async def test_what_cannot_be_read_back_does_not_replace_anything(
         if draft.name == name:
             for node in shards.placement[:2]:
                 cluster.stores[node].flip_cell(name, draft.manifest.stamp)
-        await original(self, draft, shards, *args)
+        return await original(self, draft, shards, *args)
 
     with pytest.MonkeyPatch.context() as rotting:
         rotting.setattr(Recoder, "_read_back", rotten)
