@@ -14,7 +14,7 @@ from coffre.client.reading._replies import Replies, aborting, holding
 from coffre.client.sealing import rebuild_cells
 from coffre.client.writing import Writer
 from coffre.cluster.clock import Clock
-from coffre.cluster.errors import Conflict, Unavailable
+from coffre.cluster.errors import ClockSkew, Conflict, Unavailable
 from coffre.cluster.names import ObjectName
 from coffre.cluster.versions import Stamp
 from coffre.proto import coffre_pb2 as pb
@@ -43,7 +43,7 @@ class Completer:
     async def complete(
         self, view: View, name: ObjectName, found: Found, replies: Replies, beyond: Replies, began: Began
     ) -> None:
-        """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`.
+        """Lock the version on a majority, with k shards on locked nodes, or raise `Unavailable`, or `ClockSkew`.
 
         Raises `Conflict` when it was overtaken or given up meanwhile, or the answers have grown old.
         """
@@ -85,6 +85,7 @@ class Completer:
 
     def _end(self, name: ObjectName, completion: _Completion) -> None:
         if completion.missed:
+            completion.check_clocks()
             raise Unavailable(
                 "the newest version is not established, and too few nodes answer to complete it"
             )
@@ -151,6 +152,7 @@ class _Completion:
             if version.HasField("shard_index") and not version.damaged
         }
         self._hidden = set[int]()  # nodes that show only with `lock` whether a shard is staged there
+        self._skewed = dict[int, str]()  # what nodes said whose clock differs from this one
         self._locked = set[int]()
         self._shards = set[int]()  # on locked nodes
         sealed = pb.SealedManifest()
@@ -188,8 +190,8 @@ class _Completion:
     async def bring_in(self) -> None:
         """Let nodes adopt what the writer of a larger object staged there.
 
-        Raises `Unavailable` when too few shards can be had: what cannot be read must not be locked. D of them were
-        synced before the first Accept, but some of those nodes may be silent, or have voted against the version.
+        Raises `Unavailable` or `ClockSkew` when too few shards can be had: what cannot be read must not be locked. D of
+        them were synced before the first Accept, but some of those nodes may be silent, or have voted against it.
         """
         waiting = {
             self._send(node, lock=False, staged=True): node for node in self._index if node not in self._holds
@@ -210,7 +212,10 @@ class _Completion:
                     held.add(self._index[node])
                 elif outcome.code == Conflict.code:  # something newer is there, which need not mean anything
                     self._hidden.add(node)
+                elif outcome.code == ClockSkew.code:
+                    self._skewed[node] = outcome.detail
         if len(held) + len(self._hidden) < self._k:
+            self.check_clocks()
             raise Unavailable("the newest version is not established, and too few of its shards answer")
 
     async def lock(self) -> None:
@@ -262,3 +267,12 @@ class _Completion:
             index = self._holds.get(node, self._index.get(node) if self._has_part(node) else None)
             if outcome.has_shard and index is not None:
                 self._shards.add(index)
+        elif outcome.code == ClockSkew.code:
+            self._skewed[node] = outcome.detail
+
+    def check_clocks(self) -> None:
+        """Raise `ClockSkew` when so many nodes say that clocks differ that it cannot be completed for that alone."""
+        others = self._electorate.everyone - self._skewed.keys()
+        if self._skewed and not self._electorate.is_established_by(others):
+            said = self._skewed[min(self._skewed)]
+            raise ClockSkew(f"the newest version is not established, and cannot be completed: {said}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
 from coffre.client.reading._evidence import lawful
-from coffre.cluster.errors import CoffreError, Unavailable
+from coffre.cluster.clock import DriftingClock, SystemClock
+from coffre.cluster.errors import ClockSkew, CoffreError, Unavailable
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Placement, Policy
 from coffre.cluster.names import ObjectName
 from coffre.dev.in_process import InProcessCluster, Network, Traffic
@@ -84,3 +86,26 @@ async def test_what_cannot_be_read_is_not_promised(cluster: InProcessCluster) ->
     cluster.network.down = {5, 6}
     assert await cluster.client().get("b", "k") == data
     assert await states(cluster) == {node: {State.LOCKED} for node in (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("size_bytes", [100, (1 << 20) + 5], ids=["small", "large"])
+@pytest.mark.parametrize("wrong_by", [3600.0, -3600.0])
+async def test_a_wrong_clock_is_named(cluster: InProcessCluster, size_bytes: int, wrong_by: float) -> None:
+    """Not nodes that do not answer: all of them do."""
+    data = random.Random(3).randbytes(size_bytes)
+    network = Network()
+
+    async def accepts_alone(node: int, request: Traffic) -> None:
+        if isinstance(request, pb.BatchRequest) and (
+            node == 6 or not any(operation.HasField("accept") for operation in request.operations)
+        ):
+            raise Unavailable("the writer is gone")
+
+    network.before = accepts_alone
+    await cluster.client(network=network).put("b", "k", data)
+    now = SystemClock().unixtime_ms()
+    clock = DriftingClock(asyncio.get_running_loop().time, unixtime_ms=now)
+    clock.shift_ms(int((wrong_by - clock.monotonic()) * 1000))
+    with pytest.raises(ClockSkew, match=r"set the clocks \(NTP\)"):
+        await cluster.client(clock=clock).get("b", "k")
+    assert await cluster.client().get("b", "k") == data
