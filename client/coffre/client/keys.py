@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from coffre.client._sources import StrPath, path_of
@@ -116,7 +117,8 @@ class KeyRing:
         return KeyRing(self._keys, last)
 
     def save(self, path: StrPath, passphrase: bytes, *, entropy: Entropy = os.urandom) -> None:
-        """Write the ring to a new file, mode 0600. Raises `ConfigurationError` when it cannot, or `path` exists."""
+        """Write the ring to a new file, mode 0600, that is on the disk when this returns. Raises `ConfigurationError`
+        when it cannot, and then there is none, or when `path` exists."""
         salt, nonce = entropy(16), entropy(12)
         secret = json.dumps(
             {"current": self._current, "keys": {i: _text(key) for i, key in self._keys.items()}}
@@ -134,13 +136,9 @@ class KeyRing:
         )
         body = json.dumps({**header, "nonce": _text(nonce), "sealed": _text(sealed)}, indent=1).encode()
         try:
-            descriptor = os.open(path_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            _write_new(path_of(path), body)
         except OSError as error:
             raise ConfigurationError(f"cannot write the key ring {path}: {error.strerror}") from None
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(descriptor)
 
     @classmethod
     def load(cls, path: StrPath, passphrase: bytes) -> KeyRing:
@@ -170,6 +168,25 @@ class KeyRing:
             raise ConfigurationError(f"the passphrase does not open the key ring {path}") from None
         content = json.loads(secret)
         return cls({i: base64.b64decode(key) for i, key in content["keys"].items()}, content["current"])
+
+
+def _write_new(path: Path, body: bytes) -> None:
+    """A file that nobody had, whole, and its name synced as its bytes are: records are soon sealed with what is in it.
+    Raises `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(descriptor)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _text(raw: bytes) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -201,3 +203,36 @@ async def test_the_frozen_ring_opens(tmp_path: Path) -> None:
     assert await ring.unwrap(wrapped, bytes.fromhex(vector["context"])) == bytes.fromhex(vector["data_key"])
     again = await ring.wrap(bytes.fromhex(vector["data_key"]), bytes.fromhex(vector["context"]))
     assert again == wrapped
+
+
+def test_the_name_of_the_file_is_synced_too(
+    ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is gone after a power cut, and with it what was sealed with its new key."""
+    synced: list[os.stat_result] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    ring.save(tmp_path / "ring", PASSPHRASE)
+    assert [
+        os.path.samestat(one, path.stat())
+        for one, path in zip(synced, (tmp_path / "ring", tmp_path), strict=True)
+    ] == [True, True]
+
+
+def test_a_ring_that_cannot_be_written_whole_is_none(
+    ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left"):
+            ring.save(tmp_path / "ring", PASSPHRASE)
+    assert list(tmp_path.iterdir()) == []
+    ring.save(tmp_path / "ring", PASSPHRASE)
