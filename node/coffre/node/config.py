@@ -11,7 +11,7 @@ from coffre.cluster.errors import ConfigurationError, InvalidArgument
 from coffre.cluster.identity import TlsFiles
 from coffre.node.following import WatchOptions
 from coffre.node.listening import check_listen
-from coffre.node.repair import RETENTION_SECONDS_MIN, RepairOptions
+from coffre.node.repair import RETENTION_SECONDS_MIN, UNFINISHED_SECONDS_MIN, RepairOptions
 from coffre.node.store import StoreOptions
 
 __all__ = ["CoordinationConfig", "EmbeddedConfig", "EtcdConfig", "NodeConfig", "load_node_config"]
@@ -96,6 +96,11 @@ def load_node_config(path: Path) -> NodeConfig:
         raise ConfigurationError(
             f"{path}: repair.retention_seconds is at least {RETENTION_SECONDS_MIN}: a deletion is remembered "
             "for longer than any message is under way"
+        )
+    if options.unfinished_seconds < UNFINISHED_SECONDS_MIN:
+        raise ConfigurationError(
+            f"{path}: repair.unfinished_seconds is at least {UNFINISHED_SECONDS_MIN}: until then a client may still be "
+            "told that its write stands"
         )
     missing = [name for name in ("listen", "data", "map") if name not in raw]
     missing += [f"tls.{name}" for name in ("authority", "certificate", "key") if name not in tls]

@@ -5,12 +5,13 @@ May import: store, following.
 """
 
 from coffre.node.repair.messages import RepairSwitch, pack_digests, row_message
-from coffre.node.repair.options import RETENTION_SECONDS_MIN, RepairOptions
+from coffre.node.repair.options import RETENTION_SECONDS_MIN, UNFINISHED_SECONDS_MIN, RepairOptions
 from coffre.node.repair.repairer import Repairer
 from coffre.node.repair.testimony import await_testimony, check_unknown, witness
 
 __all__ = [
     "RETENTION_SECONDS_MIN",
+    "UNFINISHED_SECONDS_MIN",
     "RepairOptions",
     "RepairSwitch",
     "Repairer",

@@ -150,7 +150,14 @@ def test_settings_of_repair(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["paused = 1", "speed = 3", "bytes_per_second = 0", "retention_seconds = 60", "round_seconds = true"],
+    [
+        "paused = 1",
+        "speed = 3",
+        "bytes_per_second = 0",
+        "retention_seconds = 60",
+        "unfinished_seconds = 60",
+        "round_seconds = true",
+    ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, text: str) -> None:
     path = tmp_path / "node.toml"

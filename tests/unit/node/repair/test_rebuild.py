@@ -189,3 +189,7 @@ async def test_a_source_with_other_sizes_or_fewer_cells() -> None:
     nodes = of(cells, 1, 2, 3, 4)
     nodes[1] = cells[1][:3]
     assert (await rebuild(cells, 0, nodes))[0] == cells[0]
+    for liar in (1, 2, 3):
+        nodes = of(cells, 1, 2, 3, 4)
+        nodes[liar] = [*cells[liar][:2], cells[liar][2][:-1], cells[liar][3]]
+        assert (await rebuild(cells, 0, nodes))[0] == cells[0]
