@@ -26,7 +26,14 @@ from coffre.cluster.coordination.seam import (
     check_prefix,
     check_range,
 )
-from coffre.cluster.errors import NotFound, ReadAgain, ResourceExhausted, RetryableError, Unavailable
+from coffre.cluster.errors import (
+    NotFound,
+    OutcomeUnknown,
+    ReadAgain,
+    ResourceExhausted,
+    RetryableError,
+    Unavailable,
+)
 
 __all__ = ["Engine", "LeaseRow", "Row", "Rows", "Write"]
 
@@ -161,7 +168,10 @@ class Engine:
                 rows[put.key] = Row(Entry(put.key, put.value, created, revision), put.lease)
             if not rows:
                 return Commit(True, self._rows.revision)  # only deletes of what was not there
-            await self._write(Write(revision, rows))
+            try:
+                await self._write(Write(revision, rows))
+            except Unavailable as error:  # the disk failed at it, and may have it all the same
+                raise OutcomeUnknown(f"it is not known whether that was agreed: {error}") from None
             return Commit(True, revision)
 
     def _modified(self, key: str) -> int:
@@ -283,7 +293,8 @@ class Engine:
             try:
                 await self._end_leases()
             except RetryableError:
-                continue  # closed or broken, and then it ends; or the disk is full: then later, or by the next reader
+                # Closed or broken, and then it ends; or the disk is full: then later, or by the next reader.
+                await self._clock.sleep(EXPIRY_STEP_SECONDS)
             except Exception as error:  # noqa: BLE001 - who would end leases, if this did not go on?
                 self._break(error)
         self._expiry = None

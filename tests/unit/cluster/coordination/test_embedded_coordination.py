@@ -16,6 +16,7 @@ from coffre.cluster.errors import (
     ConfigurationError,
     IntegrityError,
     NotFound,
+    OutcomeUnknown,
     ReadAgain,
     ResourceExhausted,
     Unavailable,
@@ -300,4 +301,59 @@ async def test_a_full_disk_breaks_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert not store.failure
     assert await store.get("locks/a") is None
+    await store.close()
+
+
+async def test_on_a_full_disk_the_end_of_a_lease_is_tried_once_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again and again, as fast as a processor can."""
+    clock = ManualClock()
+    store = await opened(tmp_path, clock)
+    await store.grant(5)
+    tried = 0
+
+    async def full(write: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise ResourceExhausted("full")
+
+    async def pass_time(seconds: float) -> None:
+        clock.advance(seconds)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(store._lmdb, "write", full)
+    await pass_time(0)
+    for _ in range(5):
+        await pass_time(1)
+    for expected in (1, 2, 3):
+        for _ in range(20):
+            await pass_time(0)
+        assert tried == expected
+        await pass_time(1)
+    await store.close()
+
+
+async def test_what_the_disk_failed_at_may_be_there_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So nobody is told that nothing was changed; of what comes after it, everybody is."""
+    store = await opened(tmp_path)
+    commit = store._lmdb._commit
+
+    def late(write: _engine.Write) -> None:
+        commit(write)
+        raise lmdb.Error("mdb_env_sync: Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(store._lmdb, "_commit", late)
+        with pytest.raises(OutcomeUnknown, match="not known whether that was agreed"):
+            await store.commit([], [Put("test/a", b"")])
+    with pytest.raises(Unavailable) as refused:
+        await store.commit([], [Put("test/b", b"")])
+    assert not isinstance(refused.value, OutcomeUnknown)
+    await store.close()
+    store = await opened(tmp_path)
+    assert [entry.key for entry in (await store.range("test/")).entries] == ["test/a"]
     await store.close()
