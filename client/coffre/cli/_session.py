@@ -86,7 +86,6 @@ def split(target: str, *, key_required: bool = True) -> tuple[str, str]:
 
 def print_json(value: object) -> None:
     """Print `value` as JSON for machines, readable for people."""
-    """Print one value as JSON, for machines."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 

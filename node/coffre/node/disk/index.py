@@ -205,7 +205,7 @@ class Index:
             self.grow()
 
     def grow(self) -> None:
-        """Make LMDB's map larger, when no transaction is open. Raises `ResourceExhausted` at its largest."""
+        """Make LMDB's map larger, when no transaction is open."""
         map_bytes = self.env.info()["map_size"]
         with self.gate.alone():
             self.env.set_mapsize(_round_up(map_bytes * 2))

@@ -280,7 +280,7 @@ class LmdbStore:
         return StoreStatus(
             objects=counters.objects,
             shards=counters.shards,
-            live_bytes=sum(state.live_bytes for state in parts.volumes.table.values())
+            live_bytes=sum(state.live_bytes for state in list(parts.volumes.table.values()))
             + parts.space.large_bytes,
             disk_bytes=parts.space.used_bytes(),
             free_bytes=free_bytes,

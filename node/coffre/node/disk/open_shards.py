@@ -11,7 +11,7 @@ from coffre.node.disk.records import LargeShard
 
 __all__ = ["OpenShards"]
 
-OPEN_MAX = 64  # each takes one descriptor, and 256 KiB of its table at most
+OPEN_MAX = 64  # each takes one descriptor, and 576 KiB of its table and the hashes above it at most
 
 
 class OpenShards:

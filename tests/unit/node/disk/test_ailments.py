@@ -19,6 +19,7 @@ from coffre.cluster.errors import CoffreError, IntegrityError, ResourceExhausted
 from coffre.node.disk import LmdbStore
 from coffre.node.disk.ailments import Ailments
 from coffre.node.disk.transaction import Transaction
+from coffre.node.disk.volumes import VolumeState
 from coffre.node.serving import COORDINATION, SERVICE, VitalSigns
 from coffre.node.store import StoreOptions
 from grpc_health.v1 import health, health_pb2
@@ -294,3 +295,26 @@ async def test_health_serves_no_writes_while_the_disk_takes_none(store: LmdbStor
     assert (await said(SERVICE), await said(COORDINATION)) == (NOT_SERVING, NOT_SERVING)
     with pytest.raises(CoffreError):
         await store.apply([accept(1, "later")])
+
+
+# ------------------------------------------------------------------ what is told while it works
+
+
+async def test_what_is_told_of_a_store_does_not_mind_volumes_that_come(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes begins a volume while another one counts them."""
+    table = store._parts.volumes.table
+
+    class Counted(VolumeState):
+        @property
+        def live_bytes(self) -> int:  # type: ignore[override]  # read, while the store writes
+            table.setdefault(99, VolumeState(0, 0))
+            return 0
+
+        @live_bytes.setter
+        def live_bytes(self, value: int) -> None: ...
+
+    monkeypatch.setitem(table, 98, Counted(0, 0))
+    assert (await store.status()).writable
+    del table[99]
