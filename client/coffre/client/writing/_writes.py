@@ -33,7 +33,7 @@ __all__ = ["Fate", "Shards", "Verify", "Writer"]
 
 ATTEMPTS_MAX = 100
 STALE_SECONDS = 0.1
-FORGOTTEN_MS = 3_000_000  # nodes remember what was deleted, and their votes on it, for an hour, by their clocks
+FORGOTTEN_MS = 3_000_000  # for an hour, by their clocks, nodes remember deletions, and their votes
 STAMP_STALE_MS = 600_000  # well below what nodes call old, and above what anybody's patience should be
 
 Verify = Callable[[Stamp], Awaitable[Began]]
