@@ -308,7 +308,7 @@ async def test_what_is_told_of_a_store_does_not_mind_volumes_that_come(
 
     class Counted(VolumeState):
         @property
-        def live_bytes(self) -> int:  # type: ignore[override]  # read, while the store writes
+        def live_bytes(self) -> int:
             table.setdefault(99, VolumeState(0, 0))
             return 0
 
