@@ -340,6 +340,8 @@ def unknown_in(words: list[str]) -> str | None:
 def test_commands_that_the_text_names_exist() -> None:
     wrong = {}
     for where, command in named():
+        if command.endswith("\\0"):
+            continue  # what a hash begins with
         words = re.sub(r"[\[\]()]|\.\.\.|#.*", " ", command).replace(" | ", "|").split()
         if unknown := unknown_in([word for word in words if not re.fullmatch(r"[A-Z_]+", word)]):
             wrong[f"{where}: {command}"] = unknown
