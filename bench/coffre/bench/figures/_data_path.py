@@ -89,7 +89,7 @@ SMALL = Group((_PUT, _PUT_ONE, _GET), _small)
 
 _PUT_MANY = Figure("put_many_fhir", "records/s", at_least(1.5))
 _GET_MANY = Figure("get_many_fhir", "records/s", at_least(2.0))
-_DISK = Figure("disk_per_fhir_record", "bytes", at_most(2.0))
+_DISK = Figure("disk_per_fhir_record", "bytes", at_most(2.6))
 
 
 def _take(source: Iterator[FhirRecord], session: Session) -> list[FhirRecord]:
