@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from coffre.client import AsyncClient, KeyRing
@@ -26,7 +26,7 @@ from coffre.dev.in_process import QUICK, InProcessCluster, Traffic
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
 from coffre.proto.batches import expanded
-from coffre.proto.shard_stream import ShardChunk, encode_write
+from coffre.proto.shard_stream import ShardChunk, WireCell, encode_write
 
 MIB = 1 << 20
 MakeCluster = Callable[..., InProcessCluster]
@@ -630,3 +630,31 @@ async def test_kept_versions(make_cluster: MakeCluster) -> None:
         await client.get("b", "k", version=infos[4].version)
     await client.put("b", "k", b"again")
     assert len(await client.versions("b", "k")) == 1
+
+
+async def test_nobody_listens_on_behind_the_end_of_a_shard(
+    cluster: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that never ends would keep a reader waiting, and fill its memory."""
+    client = cluster.client()
+    data = random.Random(1).randbytes(2 * MIB + 5)
+    await client.put("b", "k", data)
+    await client.flush()
+    liar, asked = primaries(cluster, "k")[0], 0
+    read_shard = client._transport.read_shard
+
+    async def endless(node: int, request: pb.ReadShardRequest, timeout: float) -> AsyncIterator[ShardChunk]:
+        nonlocal asked
+        end = request.first_segment
+        async for chunk in read_shard(node, request, timeout):
+            end += len(chunk.cells)
+            yield chunk
+        for asked in range(3 if node == liar else 0):
+            yield ShardChunk([WireCell(end + asked, crc32c(b"x"), b"x")])
+
+    monkeypatch.setattr(client._transport, "read_shard", endless)
+    found = await client._parts.lookup.found(ObjectName("clinic", "b", "k"), None)
+    assert not await client._parts.recoder._is_whole(found.opened, liar, 0)
+    assert asked == 0
+    assert await client.get("b", "k") == data
+    assert asked == 0

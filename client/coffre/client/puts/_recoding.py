@@ -276,7 +276,7 @@ class Recoder:
         async with aclosing(chunks) as stream:  # type: ignore[type-var]  # an async generator
             async for chunk in stream:
                 for cell in chunk.cells:
-                    if cell.segment != shard.cell_count:
+                    if cell.segment != shard.cell_count or shard.cell_count == opened.segments:
                         return False
                     shard.add(blake3_128(cell.data))
         whole = shard.cell_count == opened.segments

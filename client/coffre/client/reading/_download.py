@@ -326,7 +326,7 @@ class _Assembly:
         async with aclosing(replies) as stream:  # type: ignore[type-var]  # both twins return async generators
             async for reply in stream:
                 for cell in reply.cells:
-                    if cell.segment != expected or crc32c(cell.data) != cell.crc:
+                    if expected == first + count or cell.segment != expected or crc32c(cell.data) != cell.crc:
                         raise IntegrityError(f"shard {index} is damaged at segment {expected}")
                     take(cell.segment, cell.data)
                     expected += 1

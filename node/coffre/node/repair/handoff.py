@@ -221,7 +221,7 @@ async def _large_is_whole(
                 if not cells:
                     break
                 for cell in cells:
-                    if cell.segment != shard.cell_count:
+                    if cell.segment != shard.cell_count or shard.cell_count == sealed.segments:
                         return False
                     shard.add(blake3_128(cell.data))
     except (CoffreError, TimeoutError) as error:

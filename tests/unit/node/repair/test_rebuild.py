@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -14,8 +15,11 @@ from coffre.cluster.names import ObjectName
 from coffre.codec import blake3_128, codec, crc32c, hash_of_shard
 from coffre.node.memory import MemoryStore
 from coffre.node.repair.asking import Asking
+from coffre.node.repair.handoff import _large_is_whole
+from coffre.node.repair.options import RepairOptions
 from coffre.node.repair.pace import Pace
 from coffre.node.repair.rebuild import Sealed, best_manifest, rebuild_large, small_shard
+from coffre.node.repair.scene import Scene
 from coffre.node.store import Accept, State, StoredCell, StoredVersion
 from coffre.proto import coffre_pb2 as pb
 
@@ -193,3 +197,20 @@ async def test_a_source_with_other_sizes_or_fewer_cells() -> None:
         nodes = of(cells, 1, 2, 3, 4)
         nodes[liar] = [*cells[liar][:2], cells[liar][2][:-1], cells[liar][3]]
         assert (await rebuild(cells, 0, nodes))[0] == cells[0]
+
+
+async def test_nobody_listens_on_behind_the_end_of_a_shard_that_is_read_back() -> None:
+    """A node that never ends would keep this one from handing on what it holds for others."""
+    cells = shards(2)
+    asked = 0
+
+    async def endless(*arguments: object) -> AsyncIterator[list[StoredCell]]:
+        nonlocal asked
+        for segment in range(5):
+            asked = segment
+            data = cells[0][segment % 2]
+            yield [StoredCell(segment, crc32c(data), data)]
+
+    scene = cast(Scene, SimpleNamespace(asking=SimpleNamespace(cells=endless)))
+    assert not await _large_is_whole(scene, RepairOptions(), 1, NAME, sealed_of(cells), 0)
+    assert asked == 2
