@@ -78,10 +78,12 @@ def plan_lines(plan: Plan) -> list[str]:
     if not proposed.prior or proposed.prior == current.prior:
         return [*lines, "nothing moves"]
     shards = sum(course.shards for course in movement.courses)
-    size = "unknown" if plan.moved_bytes is None else f"about {text_of_bytes(plan.moved_bytes)}"
+    size = "of unknown size" if plan.moved_bytes is None else f"about {text_of_bytes(plan.moved_bytes)}"
     lines.append(
         f"moves {movement.moved} of {shards} shards of partitions ({movement.moved / shards:.1%}; at least "
         f"{movement.minimum} have to move), {size}"
+        if movement.moved
+        else "nothing moves"
     )
     lines += [
         f"{course.buckets} bucket(s) go from {course.before} to {course.after}; what was written keeps its coding"

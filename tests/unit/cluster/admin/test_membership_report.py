@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
-from coffre.cluster.admin.membership_report import node_table, reports_as_dicts
+from coffre.cluster.admin.membership_report import Plan, node_table, plan_lines, reports_as_dicts
 from coffre.cluster.health import Health, SurveyedNode
 from coffre.cluster.map import ClusterMap, Domain, MapNode, Policy
+from coffre.cluster.membership import movement_between, set_capacity
 from coffre.proto import coffre_pb2 as pb
 from rich.console import Console
 
@@ -37,3 +39,11 @@ def test_a_node_that_takes_no_writes_is_not_simply_up(status: pb.StatusReply, te
     assert text in table
     assert (row["writable"], row["cannot_write"]) == (status.writable, status.cannot_write)
     assert row["index_damaged"] is status.index_damaged
+
+
+def test_where_every_node_holds_a_shard_of_everything_a_smaller_share_moves_nothing() -> None:
+    entries = tuple(replace(NODE, number=i, node_id=f"a{i}", address=f"127.0.0.1:{i}") for i in (1, 2))
+    pair = replace(MAP, nodes=entries)
+    proposed = set_capacity(pair, "a1", 1 << 30)
+    plan = Plan(pair, proposed, movement_between(pair, proposed), None)
+    assert plan_lines(plan)[-1] == "nothing moves"
