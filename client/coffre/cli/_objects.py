@@ -16,7 +16,7 @@ from coffre.client.config import PASSPHRASE_VARIABLE
 from coffre.client.keys import KeyRing
 from coffre.client.model import ObjectInfo
 from coffre.cluster.admin import CommandGroup, one_line_errors, print_table
-from coffre.cluster.errors import InvalidArgument, NotFound, Unavailable
+from coffre.cluster.errors import InvalidArgument, NotFound, RetryableError
 from rich.table import Table
 
 __all__ = ["keyring", "locate", "ls", "stat", "versions"]
@@ -63,7 +63,7 @@ def ls(ctx: click.Context, target: str | None, recursive: bool, detailed: bool, 
 async def _buckets_in_use(client: AsyncClient) -> list[str]:
     """Those that hold objects, and those that were created, where that can be known."""
     created: list[str] = []
-    with suppress(Unavailable):
+    with suppress(RetryableError):  # not there, or full
         created = await client.list_buckets()
     return sorted({*created, *await client.used_buckets()})
 

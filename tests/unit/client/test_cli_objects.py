@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from coffre.cli import _session
 from coffre.cli._tree import tree
 from coffre.client import AsyncClient, KeyRing
-from coffre.cluster.errors import IntegrityError, Unavailable
+from coffre.cluster.errors import IntegrityError, ResourceExhausted, RetryableError, Unavailable
 from coffre.dev.in_process import InProcessCluster, in_process_cluster
 
 Run = Callable[..., Result]
@@ -490,3 +490,16 @@ def test_buckets_are_said_to_be_made_and_forgotten(cluster: Cluster) -> None:
     for verb, said in (("create", "created scans\n"), ("delete", "deleted scans\n")):
         done = run("bucket", verb, "scans")
         assert (done.exit_code, done.output) == (0, said)
+
+
+@pytest.mark.parametrize("kind", [Unavailable, ResourceExhausted])
+def test_buckets_in_use_are_listed_whatever_is_wrong_with_coordination(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, kind: type[RetryableError]
+) -> None:
+    async def fails(self: AsyncClient) -> list[str]:
+        raise kind("coordination is not at hand, or its disk is full")
+
+    cluster.store("k")
+    monkeypatch.setattr(AsyncClient, "list_buckets", fails)
+    listed = run("ls")
+    assert (listed.exit_code, listed.output) == (0, "b\n")
