@@ -78,6 +78,7 @@ class LmdbStore:
         self._parts = parts
         self._closed = False
         self._threads = ThreadPoolExecutor(_THREADS, "coffre-store")
+        self._comparing = ThreadPoolExecutor(1, "coffre-digests")  # they wait for a commit; others need not
         self._committer = Committer(
             parts.index,
             parts.volumes,
@@ -115,6 +116,7 @@ class LmdbStore:
             return
         self._closed = self._reader.closed = True
         await self._committer.close()
+        await self._loop.run_in_executor(None, self._comparing.shutdown)
         await self._loop.run_in_executor(None, self._threads.shutdown)
         self._parts.volumes.close()
         self._parts.open_shards.clear()
@@ -200,7 +202,7 @@ class LmdbStore:
     async def digests(self, before_ms: int | None = None) -> Mapping[int, PartitionDigest]:
         self._check_open()
         now_ms = self._clock.unixtime_ms()
-        return await self._loop.run_in_executor(self._threads, self._reader.digests, before_ms, now_ms)
+        return await self._loop.run_in_executor(self._comparing, self._reader.digests, before_ms, now_ms)
 
     async def partition_rows(
         self, partition: int, *, slot: int = 0, slots: int = 1

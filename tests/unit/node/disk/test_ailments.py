@@ -24,6 +24,7 @@ from coffre.node.serving import COORDINATION, SERVICE, VitalSigns
 from coffre.node.store import StoreOptions
 from grpc_health.v1 import health, health_pb2
 
+from tests.patience import PATIENCE_SECONDS
 from tests.unit.node.store.store_cases import accept, cells, name, settle
 
 OPTIONS = StoreOptions(reserve_bytes=0, map_bytes=1 << 20, volume_bytes=8 << 10)
@@ -318,3 +319,16 @@ async def test_what_is_told_of_a_store_does_not_mind_volumes_that_come(
     monkeypatch.setitem(table, 98, Counted(0, 0))
     assert (await store.status()).writable
     del table[99]
+
+
+async def test_whoever_compares_while_the_disk_hangs_keeps_nobody_from_reading(store: LmdbStore) -> None:
+    """A commit holds what digests wait for; peers ask for them again and again, and a list needs a thread, too."""
+    with store._parts.index.recent.lock:
+        comparing = [asyncio.create_task(store.digests()) for _ in range(8)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert len((await store.list("tenant", "bucket", "")).entries) == 1
+        for task in comparing[1:]:
+            task.cancel()
+    assert await comparing[0]
+    await asyncio.gather(*comparing, return_exceptions=True)
