@@ -190,8 +190,8 @@ def never_acknowledged(
     locked = {node for node, version in holders.items() if version.state == pb.STATE_LOCKED}
     unlocked = not electorate.may_be_established(silent | locked)
     few = possible + departed < k + 1 and not refused
-    if electorate.is_moving:
-        return unlocked and (possible < k or few)
+    if electorate.is_moving:  # of k shards on locked nodes one may have gone with a node that was taken out
+        return possible + departed < k or (unlocked and (possible < k or few))
     return possible < k or (unlocked and few)
 
 
