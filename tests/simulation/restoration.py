@@ -16,6 +16,7 @@ from tests.simulation.administration import Administration
 from tests.simulation.host import RECLAIM_SECONDS, Host
 from tests.simulation.maps import Change
 from tests.simulation.redundancy import left_staged, shortcomings, uncollected
+from tests.simulation.workload import Worker, keys_of
 from tests.simulation.world import World
 
 __all__ = ["make_known", "make_whole"]
@@ -74,21 +75,32 @@ async def make_whole(world: World, changes: Administration | None) -> None:
     await _collect(world, max(plan.retention_seconds, StoreOptions().staging_expiry) + CLOCKS_APART_SECONDS)
 
 
+async def _write_again(world: World) -> None:
+    """Do what docs/repair.md asks for under "What stays undecided": an object that holds a move up is written again."""
+    member = world.member()
+    name = f"{member.name} (again)"
+    worker = Worker(world, member, name, world.chance(name))
+    for key in keys_of(world):
+        await worker.put(key)
+
+
 async def _moved(world: World, changes: Administration, kinds: Sequence[Change]) -> bool:
     """Let changes end, round after round. False when they do not."""
     plan = world.plan.changes
     assert plan is not None
     moves = len(kinds) * (2 if plan.second_thoughts or Change.RECODE in kinds else 1)
     rounds = MOVE_ROUNDS_MAX * moves
-    for _ in range(rounds):
+    for number in range(2 * rounds):
         if not changes.busy:
             break
+        if number == rounds:
+            await _write_again(world)
         await _compare(world, scrubs=False)
         if not world.cluster_map.prior:
             await _walk(world)  # only now may a node hand over what it holds for others
         await world.sleep(MEMBERS_SECONDS)
     else:
-        world.fail(f"after {rounds} rounds of repair an administrator still waits for this: {changes.at}")
+        world.fail(f"after {2 * rounds} rounds of repair an administrator still waits for this: {changes.at}")
         return False
     if any(host.maps.map.epoch < world.cluster_map.epoch for host in world.hosts.values()):
         await world.sleep(MEMBERS_SECONDS)  # the last map may have been published an instant ago
