@@ -129,6 +129,13 @@ async def test_a_lost_node_may_have_had_the_shard_that_is_missing(
         else:
             with pytest.raises(Unavailable):
                 await reader.get("b", "k")
+            await reader.put("b", "l", b"another")
+            listed = {
+                one.key: bool(one.unreadable) async for one in reader.list("b") if not isinstance(one, str)
+            }
+            assert listed == {"k": True, "l": False}  # it does not take the list of the others with it
+            await reader.put("b", "k", b"again")
+            assert await reader.get("b", "k") == b"again"
 
 
 async def test_a_substitute_of_an_earlier_map_may_hold_a_shard_of_what_was_acknowledged(
