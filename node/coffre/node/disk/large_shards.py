@@ -27,9 +27,8 @@ _HEADER_BYTES = _HEADER.size + 4
 _CELL = struct.Struct(">III")  # segment, bytes, CRC32C of the data; then CRC32C of these
 _CELL_BYTES = _CELL.size + 4
 _TABLE = struct.Struct(">QII16s")  # offset, bytes, CRC32C and hash of the data
-_FOOTER = struct.Struct(
-    ">8sIIQ16s"
-)  # magic, cells, CRC32C of table and groups, bytes of data, hash of the shard
+# magic, cells, CRC32C of table and groups, bytes of data, hash of the shard
+_FOOTER = struct.Struct(">8sIIQ16s")
 _FOOTER_BYTES = _FOOTER.size + 4
 _TABLE_PIECE = GROUP_CELLS  # rows of the table that are read, checked and kept together
 _TABLE_PIECES_MAX = 64  # of one shard in memory: 16,384 cells

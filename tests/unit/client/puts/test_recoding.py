@@ -24,12 +24,15 @@ from coffre.cluster.map import ClusterMap, Policy
 from coffre.cluster.membership import set_policy
 from coffre.cluster.membership.next_map import finish_move
 from coffre.cluster.names import ObjectName, partition_of
-from coffre.dev.in_process import QUICK, InProcessCluster, in_process_cluster
+from coffre.dev.in_process import QUICK, InProcessCluster, Traffic, in_process_cluster
 from coffre.node.following import MapHolder
 from coffre.node.repair import RepairOptions
 from coffre.node.serving import Handler
 from coffre.node.store import Abort, State
 from coffre.proto import coffre_pb2 as pb
+from coffre.proto.shard_stream import ShardChunk
+
+from tests.forging import same_crc
 
 SMALL = {f"small-{number}": os.urandom(100 * number) for number in range(6)}
 LARGE = {f"large-{number}": os.urandom(1_500_000 + number) for number in range(2)}
@@ -472,6 +475,36 @@ async def test_what_cannot_be_read_back_does_not_replace_anything(
     assert await client.get("notes", key) == OBJECTS[key]
     assert (await client.recode("notes")).done_objects == 1
     await check_all(client)
+
+
+async def test_other_bytes_under_their_checksums_do_not_replace_anything(cluster: InProcessCluster) -> None:
+    """Two nodes took a shard of a large object, and send another one of the same checksums."""
+    client = await changed(cluster)
+    name = ObjectName("clinic", "notes", "large-1")
+    original = Recoder._read_back
+
+    async def poisoned(self: Recoder, draft, shards, *args):  # type: ignore[no-untyped-def]
+        if draft.name != name:
+            return await original(self, draft, shards, *args)
+        liars = shards.placement[:2]
+
+        async def lie(node: int, reply: Traffic) -> None:
+            if node in liars and isinstance(reply, ShardChunk):
+                for cell in reply.cells:
+                    cell.data = same_crc(bytes(cell.data))
+
+        cluster.network.after = lie
+        try:
+            return await original(self, draft, shards, *args)
+        finally:
+            cluster.network.heal()
+
+    with pytest.MonkeyPatch.context() as poisoning:
+        poisoning.setattr(Recoder, "_read_back", poisoned)
+        report = await client.recode("notes")
+    assert "read back" in report.failed["large-1"]
+    assert await coding(client, "large-1") == (3, 1)
+    assert await client.get("notes", "large-1") == OBJECTS["large-1"]
 
 
 async def test_content_that_is_not_the_same_does_not_replace_anything(

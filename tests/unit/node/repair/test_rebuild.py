@@ -214,3 +214,18 @@ async def test_nobody_listens_on_behind_the_end_of_a_shard_that_is_read_back() -
     scene = cast(Scene, SimpleNamespace(asking=SimpleNamespace(cells=endless)))
     assert not await _large_is_whole(scene, RepairOptions(), 1, NAME, sealed_of(cells), 0)
     assert asked == 2
+
+
+async def test_a_shard_of_other_bytes_is_not_read_back_whatever_their_checksums() -> None:
+    """What this node holds for others goes once that is whole elsewhere: no liar must have it go for nothing."""
+    cells = shards(2)
+
+    async def sent(data: list[bytes]) -> bool:
+        async def two(*arguments: object) -> AsyncIterator[list[StoredCell]]:
+            yield [StoredCell(segment, crc32c(cell), cell) for segment, cell in enumerate(data)]
+
+        scene = cast(Scene, SimpleNamespace(asking=SimpleNamespace(cells=two)))
+        return await _large_is_whole(scene, RepairOptions(), 1, NAME, sealed_of(cells), 0)
+
+    assert await sent(cells[0])
+    assert not await sent([cells[0][0], same_crc(cells[0][1])])

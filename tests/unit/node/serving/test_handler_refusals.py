@@ -101,6 +101,17 @@ async def test_a_cell_damaged_on_the_way_is_refused(cell: bytes) -> None:
     assert await send(LAWFUL, cell) == (IntegrityError.code, 0)
 
 
+@pytest.mark.parametrize("count", [0, 16, 95, 97, 112])
+async def test_a_manifest_that_does_not_name_every_shard_is_refused(count: int) -> None:
+    asked = request(LAWFUL)
+    manifest = pb.Manifest.FromString(asked.operations[0].accept.sealed.manifest)
+    assert len(manifest.shard_hashes) == 96
+    manifest.shard_hashes = (manifest.shard_hashes * 2)[:count]
+    asked.operations[0].accept.sealed.manifest = manifest.SerializeToString()
+    handler = Handler(1, "n1", MemoryStore(SystemClock()), MapHolder(MAP, b""), SystemClock())
+    assert expanded(await handler.batch(TENANT, asked)).outcomes[0].code == InvalidArgument.code
+
+
 @pytest.mark.parametrize(("recodes", "code"), [(bytes(16), 0), (b"\0", 3), (b"\xff" * 16, 3)])
 async def test_a_version_coded_anew_is_decided_on_an_older_one(recodes: bytes, code: int) -> None:
     asked = request(LAWFUL)
